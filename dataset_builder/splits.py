@@ -1,0 +1,57 @@
+"""Folds by patient: no patient's slices stand on both sides of a split."""
+
+import warnings
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from dataset_builder.kaggle import KaggleDataError, Scan
+from gi_segmentation.schema import ORGANS
+
+
+def organ_presence(scan: Scan) -> list[int]:
+    """Which organs each slice shows, as a number whose bits are the organs.
+
+    Args:
+        scan: A scan with annotations.
+
+    Returns:
+        One number of 0 to 7 per slice; bit k stands for `ORGANS[k]`.
+    """
+    annotations = scan.annotations or {}
+    return [
+        sum(1 << bit for bit, organ in enumerate(ORGANS) if organ in row and row[organ].rle.strip())
+        for row in (annotations[slice_file.id] for slice_file in scan.slices)
+    ]
+
+
+def assign_folds(scans: list[Scan], num_folds: int, seed: int) -> dict[int, int]:
+    """Deal the patients into folds that show each mix of organs about equally often.
+
+    Args:
+        scans: Scans with annotations.
+        num_folds: Number of folds, at least 2 and at most the number of patients.
+        seed: Seed of the shuffle.
+
+    Returns:
+        Fold number by case.
+
+    Raises:
+        KaggleDataError: If there are fewer patients than folds, or fewer than 2 folds.
+
+    Source: scikit-learn's `StratifiedGroupKFold`, patients as groups, `organ_presence` of each slice as strata.
+    """
+    cases = np.array([scan.case for scan in scans for _ in scan.slices])
+    num_patients = len(set(cases.tolist()))
+    if not 2 <= num_folds <= num_patients:
+        raise KaggleDataError(
+            [f"--num_folds: expected 2 up to the number of patients, {num_patients}; got {num_folds}. "
+             f"A fold needs a patient of its own"]
+        )  # fmt: skip
+    presence = np.array([code for scan in scans for code in organ_presence(scan)])
+    splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A mix of organs rarer than the folds are many cannot stand in each of them: no reason to alarm anyone.
+        warnings.filterwarnings("ignore", message="The least populated class in y")
+        parts = list(splitter.split(cases, presence, groups=cases))
+    return {int(case): fold for fold, (_, validation) in enumerate(parts) for case in np.unique(cases[validation])}
