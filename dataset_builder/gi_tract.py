@@ -82,7 +82,7 @@ def encode_annotation(labels: np.ndarray) -> bytes:
 
 def slice_row(slice_file: SliceFile, annotations: dict[str, Annotation] | None) -> dict[str, Any]:
     """One row of the dataset, in the columns of `schema.dataset_features`."""
-    row = {
+    row: dict[str, Any] = {
         "id": slice_file.id,
         "image": {"bytes": read_slice(slice_file), "path": None},
         "annotation": None,

@@ -15,7 +15,6 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, parse_runs
 from gi_segmentation.schema import ORGANS
 
-COLUMNS = ("id", "class", "segmentation")
 ID_PATTERN = re.compile(r"case(\d+)_day(\d+)_slice_(\d{4,})")
 FILE_PATTERN = re.compile(r"slice_(\d{4,})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png")
 SCAN_PATTERN = re.compile(r"case(\d+)_day(\d+)")
@@ -147,11 +146,14 @@ def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
     return sorted(slices.values(), key=lambda item: (item.case, item.day, item.number)), problems
 
 
-def read_annotations(csv_path: Path) -> tuple[dict[str, dict[str, Annotation]], list[str]]:
-    """Read an annotation CSV.
+def read_annotations(
+    csv_path: Path, rle_column: str = "segmentation"
+) -> tuple[dict[str, dict[str, Annotation]], list[str]]:
+    """Read an annotation CSV, or a submission.
 
     Args:
-        csv_path: File with the columns `id`, `class` and `segmentation`; others are ignored.
+        csv_path: File with the columns `id`, `class` and the one of the encodings; others are ignored.
+        rle_column: `segmentation` in Kaggle's `train.csv`, `predicted` in a submission.
 
     Returns:
         Annotations by slice id and organ, and the problems of the rows that were left out. Run-length encodings are
@@ -160,23 +162,24 @@ def read_annotations(csv_path: Path) -> tuple[dict[str, dict[str, Annotation]], 
     Raises:
         KaggleDataError: If the file is missing, is no CSV or lacks a column.
     """
+    columns = ("id", "class", rle_column)
     if not csv_path.is_file():
         raise KaggleDataError(
-            [f"{csv_path}: no such file; expected Kaggle's CSV with the columns {', '.join(COLUMNS)}"]
+            [f"{csv_path}: no such file; expected Kaggle's CSV with the columns {', '.join(columns)}"]
         )
     try:
         table = pd.read_csv(csv_path, dtype=str, keep_default_na=False, na_filter=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise KaggleDataError([f"{csv_path}: not a readable CSV ({error}); download it again"]) from error
-    missing = [column for column in COLUMNS if column not in table.columns]
+    missing = [column for column in columns if column not in table.columns]
     if missing:
         raise KaggleDataError(
-            [f"{csv_path}: expected the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing, "
+            [f"{csv_path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing, "
              f"got {', '.join(map(str, table.columns))}"]
         )  # fmt: skip
     annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
     problems: list[str] = []
-    rows = zip(table["id"], table["class"], table["segmentation"], strict=True)
+    rows = zip(*(table[column] for column in columns), strict=True)
     for row, (slice_id, organ, rle) in enumerate(rows, start=2):  # line 1 is the header
         if not ID_PATTERN.fullmatch(slice_id):
             problems.append(f"{csv_path}, row {row}: expected an id like case123_day20_slice_0001, got {slice_id!r}")

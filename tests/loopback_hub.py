@@ -10,14 +10,15 @@ takes any token except the word "invalid". The unmodified clients (huggingface_h
         HfApi(endpoint=hub.endpoint, token="any").create_repo("ns/name")
 
 The clients read HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1 when they are imported; `LoopbackHub.environment` has
-all three. Xet must be off: this server stores large files by the LFS protocol, which the clients then fall back to.
+all of them. Xet must be off: this server stores large files by the LFS protocol, which the clients then fall back to.
+They cache by repository name, not by server: give a demo its own HF_HOME.
 
 On disk, a folder per repository: `blobs/` (regular files by git blob SHA-1), `lfs/` (large files by SHA-256), `trees/`
 and `commits/` (JSON by SHA-1), `refs.json` (branches and tags) and `repo.json`. Every write is a temporary file and an
 `os.replace`, refs last, so a killed server leaves the last whole commit; a new one on the same root serves it.
 
 Not here: pull requests, Spaces, listings of all repositories, Xet, pages of listings, and `.gitignore` filtering.
-Only the standard library, and PyYAML (which huggingface_hub brings) to check the cards.
+Only the standard library (on a POSIX system), and PyYAML, which huggingface_hub brings, to check the cards.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import secrets
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
@@ -176,6 +178,7 @@ class Repo:
 
     @property
     def exists(self) -> bool:
+        """Whether it has been created (and not deleted)."""
         return (self.folder / "refs.json").is_file()
 
     @property
@@ -188,8 +191,8 @@ class Repo:
         write_json(self.folder / "repo.json", {"type": self.kind, "private": private, "createdAt": now()})
         attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
         tree = {".gitattributes": self.add_blob(attributes.encode())}
-        write_json(self.folder / "refs.json", {"branches": {}, "tags": {}})
-        self.add_commit("main", tree, parent=None, title="initial commit", description="")
+        first = self.add_commit(tree, parent=None, title="initial commit", description="")
+        write_json(self.folder / "refs.json", {"branches": {"main": first}, "tags": {}})
 
     def refs(self) -> dict[str, dict[str, str]]:
         """Branches and tags with the commits they stand for."""
@@ -246,15 +249,14 @@ class Repo:
             raise HubError(422, f"expected an LFS oid of 64 lower-case hex digits, got {sha256!r}")
         return self.content(Entry("", 0, sha256))
 
-    def add_commit(self, branch: str, tree: Tree, *, parent: str | None, title: str, description: str) -> str:
-        """Store tree and commit, then move the branch to it."""
+    def add_commit(self, tree: Tree, *, parent: str | None, title: str, description: str) -> str:
+        """Store tree and commit; no branch moves yet."""
         files = {path: {k: v for k, v in vars(entry).items() if v is not None} for path, entry in tree.items()}
         tree_id = json_id(files)
         commit = {"parent": parent, "tree": tree_id, "title": title, "description": description}
-        commit |= {"date": now(), "author": USER, "nonce": secrets.token_hex(4)}
+        commit |= {"date": now(), "author": USER}
         write_json(self.folder / "trees" / f"{tree_id}.json", files)
         write_json(self.folder / "commits" / f"{json_id(commit)}.json", commit)
-        self.set_ref("branches", branch, json_id(commit))
         return json_id(commit)
 
     def set_ref(self, group: str, name: str, commit_id: str | None) -> None:
@@ -533,6 +535,7 @@ class Call:
 
     @property
     def revision(self) -> str:
+        """The branch, tag or commit in the path."""
         return self.args.get("rev", "main")
 
     def require_user(self) -> None:
@@ -547,9 +550,8 @@ class Call:
         kind, repo_id = self.args.get("kind", "models"), self.args["repo"]
         if access == "write":
             self.require_user()
-        if access == "ticket" and not hmac.compare_digest(
-            self.query.get("ticket", [""])[0], self.hub.ticket(self.path)
-        ):
+        ticket = self.query.get("ticket", [""])[0].encode()
+        if access == "ticket" and not hmac.compare_digest(ticket, self.hub.ticket(self.path).encode()):
             raise HubError(403, "expected an upload URL from the LFS batch API of this run; repeat the upload")
         self.repo = self.hub.storage.repo(kind, repo_id)
         hidden = access == "read" and self.user is None and self.repo.exists and self.repo.settings["private"]
@@ -578,6 +580,7 @@ class Answer:
 
 
 def whoami(call: Call) -> Answer:
+    """Who the token belongs to."""
     call.require_user()
     token = {"type": "access_token", "accessToken": {"displayName": "loopback", "role": "write"}}
     user = {"type": "user", "id": "0" * 24, "name": USER, "fullname": "Loopback Hub's only user", "isPro": False}
@@ -597,6 +600,7 @@ def named_repo(call: Call, payload: Mapping[str, Any]) -> Repo:
 
 
 def create_repo(call: Call) -> Answer:
+    """Create a repository; 409 with its URL where it exists already."""
     call.require_user()
     payload = call.body.json()
     repo = named_repo(call, payload)
@@ -609,6 +613,7 @@ def create_repo(call: Call) -> Answer:
 
 
 def delete_repo(call: Call) -> Answer:
+    """Delete a repository with all its versions."""
     call.require_user()
     repo = named_repo(call, call.body.json())
     with repo.lock:
@@ -620,6 +625,7 @@ def delete_repo(call: Call) -> Answer:
 
 
 def change_settings(call: Call) -> Answer:
+    """Make a repository private or public."""
     payload = call.body.json()
     with call.repo.lock:
         private = payload.get("visibility", "private" if call.repo.settings["private"] else "public") == "private"
@@ -628,10 +634,12 @@ def change_settings(call: Call) -> Answer:
 
 
 def auth_check(call: Call) -> Answer:
+    """Nothing more to check than the router did."""
     return Answer({})
 
 
 def validate_yaml(call: Call) -> Answer:
+    """Check a card before it is pushed."""
     payload = call.body.json()
     errors, warnings = check_card(str(payload.get("content", "")), str(payload.get("repoType") or "model"))
     messages = {"errors": [{"message": m} for m in errors], "warnings": [{"message": m} for m in warnings]}
@@ -642,6 +650,7 @@ def validate_yaml(call: Call) -> Answer:
 
 
 def repo_info(call: Call) -> Answer:
+    """A repository at a revision: commit, files, card and tags."""
     repo, commit = call.repo, call.repo.resolve(call.revision)
     tree, settings = repo.tree(commit), repo.settings
     card, date = repo.card(tree), repo.commit(commit)["date"]
@@ -662,12 +671,13 @@ def repo_info(call: Call) -> Answer:
     if repo.kind == "models":
         info |= {"modelId": repo.repo_id, "model-index": card.get("model-index")}
         info |= {key: card[key] for key in ("pipeline_tag", "library_name") if key in card}
-    if wanted := {"_id", "id", *call.query.get("expand", ()), *call.query.get("expand[]", ())} - {"_id", "id"}:
+    if wanted := {*call.query.get("expand", ()), *call.query.get("expand[]", ())}:
         info = {key: value for key, value in info.items() if key in wanted | {"_id", "id"}}
     return Answer(info)
 
 
 def list_tree(call: Call) -> Answer:
+    """The files and folders under a path."""
     commit = call.repo.resolve(call.revision)
     tree, folder = call.repo.tree(commit), call.args.get("path", "").strip("/")
     items: dict[str, Entry | str] = {**folder_ids(tree), **tree}
@@ -683,6 +693,7 @@ def list_tree(call: Call) -> Answer:
 
 
 def paths_info(call: Call) -> Answer:
+    """What is at the given paths; those where nothing is are left out."""
     raw = b"".join(call.body.pieces()).decode()
     is_json = "json" in call.headers.get("Content-Type", "")
     wanted: dict[str, Any] = json.loads(raw or "{}") if is_json else parse_qs(raw)
@@ -708,6 +719,8 @@ def entry_not_found(call: Call, path: str, commit: str) -> HubError:
 
 
 def list_refs(call: Call) -> Answer:
+    """Branches and tags."""
+
     def shown(group: str, where: str) -> list[dict[str, str]]:
         refs = sorted(call.repo.refs()[group].items())
         return [{"name": name, "ref": f"refs/{where}/{name}", "targetCommit": commit} for name, commit in refs]
@@ -717,6 +730,7 @@ def list_refs(call: Call) -> Answer:
 
 
 def list_commits(call: Call) -> Answer:
+    """The history of a revision, newest first."""
     keys = {"title": "title", "message": "description", "date": "date"}
     return Answer(
         [
@@ -753,18 +767,22 @@ def drop_ref(call: Call, group: str) -> Answer:
 
 
 def create_tag(call: Call) -> Answer:
+    """Tag a revision."""
     return add_ref(call, "tags", str(call.body.json().get("tag")), call.revision)
 
 
 def create_branch(call: Call) -> Answer:
+    """Branch off a revision, or off main."""
     return add_ref(call, "branches", call.revision, str(call.body.json().get("startingPoint") or "main"))
 
 
 def delete_tag(call: Call) -> Answer:
+    """Delete a tag."""
     return drop_ref(call, "tags")
 
 
 def delete_branch(call: Call) -> Answer:
+    """Delete a branch."""
     return drop_ref(call, "branches")
 
 
@@ -788,6 +806,7 @@ def lfs_patterns(repo: Repo, tree: Tree) -> list[str]:
 
 
 def preupload(call: Call) -> Answer:
+    """Which files go as regular ones and which by LFS, and what is stored under their names now."""
     tree = call.repo.tree(branch_head(call))
     patterns = lfs_patterns(call.repo, tree)
     files = []
@@ -840,21 +859,11 @@ def delete_folder(repo: Repo, tree: dict[str, Entry], value: Mapping[str, Any]) 
         del tree[path]
 
 
-def copy_file(repo: Repo, tree: dict[str, Entry], value: Mapping[str, Any]) -> None:
-    """Commit line `copyFile`: the same content under another path."""
-    source, revision = checked_path(value.get("srcPath")), value.get("srcRevision")
-    files = repo.tree(repo.resolve(str(revision))) if revision else tree
-    if source not in files:
-        raise HubError(404, f"Entry not found: no {source!r} to copy in {repo.repo_id}", "EntryNotFound")
-    tree[checked_path(value.get("path"))] = files[source]
-
-
 OPERATIONS: dict[str, Callable[[Repo, dict[str, Entry], Mapping[str, Any]], None]] = {
     "file": put_file,
     "lfsFile": put_lfs_file,
     "deletedFile": delete_file,
     "deletedFolder": delete_folder,
-    "copyFile": copy_file,
 }
 
 
@@ -894,7 +903,8 @@ def check_tree(repo: Repo, tree: Tree, old: Tree) -> None:
             raise HubError(400, "Invalid metadata in README.md: " + "; ".join(errors))
 
 
-def commit(call: Call) -> Answer:
+def make_commit(call: Call) -> Answer:
+    """Apply the operations of an NDJSON body to a branch, all or none."""
     repo = call.repo
     with tempfile.TemporaryFile(dir=call.hub.storage.root) as lines:
         for piece in call.body.pieces():
@@ -908,12 +918,14 @@ def commit(call: Call) -> Answer:
             check_tree(repo, tree, old)
             if tree != old:  # an unchanged tree makes no commit: the head is the answer
                 text = str(header.get("description") or "")
-                head = repo.add_commit(call.revision, tree, parent=head, title=header["summary"], description=text)
+                head = repo.add_commit(tree, parent=head, title=str(header["summary"]), description=text)
+                repo.set_ref("branches", call.revision, head)
     url = f"{call.endpoint}/{repo.url_path}/commit/{head}"
     return Answer({"success": True, "commitOid": head, "commitUrl": url, "hookOutput": ""})
 
 
 def lfs_batch(call: Call) -> Answer:
+    """Where to send or fetch LFS objects."""
     payload = call.body.json()
     upload = payload.get("operation") == "upload"
     if upload:
@@ -938,6 +950,7 @@ def lfs_actions(call: Call, upload: bool, oid: str, size: int) -> dict[str, Any]
 
 
 def lfs_upload(call: Call) -> Answer:
+    """Store an LFS object if it is what its name says."""
     oid, size = call.args["oid"], int(call.args["size"])
     digest, received = hashlib.sha256(), 0
     with replacing(call.repo.lfs_object(oid)) as file:
@@ -954,6 +967,7 @@ def lfs_upload(call: Call) -> Answer:
 
 
 def lfs_verify(call: Call) -> Answer:
+    """Confirm that an LFS object is stored."""
     payload = call.body.json()
     stored = call.repo.lfs_object(str(payload.get("oid")))
     if not stored.is_file() or stored.stat().st_size != payload.get("size"):
@@ -962,6 +976,7 @@ def lfs_verify(call: Call) -> Answer:
 
 
 def lfs_download(call: Call) -> Answer:
+    """Send an LFS object."""
     stored = call.repo.lfs_object(call.args["oid"])
     return Answer(file=stored, length=stored.stat().st_size)
 
@@ -980,6 +995,7 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def resolve_file(call: Call) -> Answer:
+    """Send a file of a revision, or the range asked for."""
     commit_id, path = call.repo.resolve(call.revision), call.args["path"]
     entry = call.repo.tree(commit_id).get(path)
     if entry is None:
@@ -1019,7 +1035,7 @@ ROUTES: list[tuple[str, re.Pattern[str], str, Callable[[Call], Answer]]] = [
         ("POST", f"{API}/branch{REV}", "write", create_branch),
         ("DELETE", f"{API}/branch{REV}", "write", delete_branch),
         ("POST", f"{API}/preupload{REV}", "write", preupload),
-        ("POST", f"{API}/commit{REV}", "write", commit),
+        ("POST", f"{API}/commit{REV}", "write", make_commit),
         ("POST", f"{GIT}\\.git/info/lfs/objects/batch", "read", lfs_batch),
         ("POST", f"{GIT}\\.git/lfs/verify", "write", lfs_verify),
         ("PUT", f"{GIT}\\.git/lfs/(?P<oid>[0-9a-f]{{64}})/(?P<size>\\d+)", "ticket", lfs_upload),
@@ -1052,6 +1068,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def handle_call(self) -> None:
+        """Answer one request, and read its body to the end."""
         parts = urlsplit(self.path)
         body = Body(cast("BinaryIO", self.rfile), self.headers)
         call = Call(self.server.hub, self.command, parts.path, parse_qs(parts.query), self.headers, body)
@@ -1114,6 +1131,9 @@ class Server(ThreadingHTTPServer):
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), Handler)
 
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for our name, which may stall offline
+
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open.add(request)
         super().process_request(request, client_address)
@@ -1148,7 +1168,8 @@ class LoopbackHub:
 
     def environment(self, token: str = "loopback-token") -> dict[str, str]:
         """The variables with which a subprocess's clients talk to this server."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
+        reached = {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        return {**reached, "HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # else load_dataset also calls a counter on the internet
 
     def __enter__(self) -> LoopbackHub:
         root = self.storage.root

@@ -1,0 +1,149 @@
+"""The facts of a run, kept in `run.json`: what was trained on what, with what, and how it scored."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel
+
+from gi_segmentation import __version__
+from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
+from gi_segmentation.errors import InputError
+from gi_segmentation.modeling import count_parameters
+from gi_segmentation.schema import ORGANS, hash_splits
+
+RUN_FILE = "run.json"
+PACKAGES = ("transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "albumentations", "numpy")
+# What must be the same for a run to go on from its checkpoints.
+IDENTITY = ("base_model", "model_type", "architecture", "image_size", "dataset_fingerprint", "split_hash")
+
+
+def git_commit() -> str | None:
+    """Commit of this project's working tree, with `-dirty` where it was changed; None outside of git."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def fingerprint_dataset(slices: DatasetDict) -> str:
+    """SHA-256 over ids and outlines of all slices: the same on any machine, another when an outline changes."""
+    digest = hashlib.sha256()
+    for split in sorted(slices):
+        columns = slices[split].select_columns(["id", "segmentation"])
+        for row in columns:
+            outlines = " ".join(f"{organ}:{row['segmentation'][organ]}" for organ in ORGANS)
+            digest.update(f"{split} {row['id']} {outlines}\n".encode())
+    return digest.hexdigest()
+
+
+def public_name(name: str) -> str:
+    """A Hub id as it is, a local path by its last part: where things lie on somebody's disk is no fact of the run."""
+    path = Path(name)
+    return path.resolve().name if path.is_dir() or path.is_absolute() or name.startswith(".") else name
+
+
+def changed_arguments(*arguments: Any) -> dict[str, Any]:
+    """The arguments that differ from their defaults, without tokens and without paths of the machine."""
+    hidden = {"hub_token", "output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path"}
+    changed = {}
+    for group in arguments:
+        for item in dataclasses.fields(group):
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            value = getattr(group, item.name)
+            value = getattr(value, "value", value)  # enumerations by their value
+            if value != default and item.name not in hidden and isinstance(value, str | int | float | bool | list):
+                changed[item.name] = value
+    return changed
+
+
+def count_split(dataset: Dataset) -> dict[str, int]:
+    """Patients, scans, slices and slices without any organ of a split."""
+    empty = sum(not any(organs.values()) for organs in dataset["segmentation"])
+    return {
+        "patients": len(dataset.unique("case")),
+        "scans": len(dataset.unique("scan")),
+        "slices": len(dataset),
+        "empty": empty,
+    }
+
+
+def describe_run(
+    model: PreTrainedModel,
+    slices: DatasetDict,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    run_args: RunArguments,
+) -> dict[str, Any]:
+    """Collect what is known before training."""
+    return {
+        "project_version": __version__,
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {package: version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "num_processes": run_args.world_size,
+        "architecture": type(model).__name__,
+        "model_type": model.config.model_type,
+        "base_model": None if model_args.model_type else public_name(model_args.model_name_or_path),
+        "num_parameters": count_parameters(model),
+        "image_size": data_args.image_size,
+        "dataset": public_name(data_args.dataset_name),
+        "dataset_fingerprint": fingerprint_dataset(slices),
+        "split_hash": hash_splits({split: slices[split].unique("scan") for split in slices}),
+        "splits": {split: count_split(slices[split]) for split in slices},
+        "seed": run_args.seed,
+        "train_batch_size": run_args.train_batch_size * run_args.gradient_accumulation_steps * run_args.world_size,
+        "learning_rate": run_args.learning_rate,
+        "weight_decay": run_args.weight_decay,
+        "optimizer": str(getattr(run_args.optim, "value", run_args.optim)),
+        "lr_scheduler": str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type)),
+        "augmentation": data_args.augmentation,
+        "arguments": changed_arguments(model_args, data_args, run_args),
+    }
+
+
+def write_facts(output_dir: Path, facts: dict[str, Any]) -> None:
+    """Write `run.json` whole or not at all."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    scratch = output_dir / f".{RUN_FILE}"
+    scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    scratch.replace(output_dir / RUN_FILE)
+
+
+def prepare_output_dir(run_args: RunArguments, facts: dict[str, Any]) -> None:
+    """Make sure that the output folder is new, or that of the very run that is to go on; then note the facts there.
+
+    Raises:
+        InputError: If it holds something else, or a run of another model, dataset or split (going on there could
+            train on patients that are now in validation).
+    """
+    output_dir = Path(run_args.output_dir)
+    with run_args.main_process_first(local=False, desc="checking the output folder"):
+        if not output_dir.exists() or not any(output_dir.iterdir()):
+            write_facts(output_dir, facts)
+            return
+        try:
+            earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--output_dir {output_dir}: exists and holds no run of ours; name another folder or empty it"
+            ) from error
+        for name in IDENTITY:
+            if earlier.get(name) != facts[name]:
+                raise InputError(
+                    f"--output_dir {output_dir}: holds a run with {name} {earlier.get(name)}, but this one has "
+                    f"{facts[name]}; name another folder"
+                )

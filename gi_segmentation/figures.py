@@ -1,0 +1,117 @@
+"""The pictures of a run: outlines on slices, and the learning curve."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, SegformerImageProcessorPil
+
+from gi_segmentation.data import SliceTransform, organ_masks, scale_intensity
+from gi_segmentation.evaluation import one_hot, predict_labels
+from gi_segmentation.metrics import count_pixels, dice_score, nanmean
+from gi_segmentation.schema import COLOURS, ORGANS
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+ORGAN_COLOURS = [(red / 255, green / 255, blue / 255) for red, green, blue in COLOURS[1:]]
+
+
+def draw_outlines(axes: Axes, raw: np.ndarray, masks: np.ndarray, title: str) -> None:
+    """Draw a slice with the outline of each organ.
+
+    Args:
+        axes: Where to draw.
+        raw: Raw intensities, shape `(height, width)`.
+        masks: bool, shape `(organs, height, width)`.
+        title: What stands above.
+    """
+    axes.imshow(scale_intensity(raw) ** 0.6, cmap="gray")  # brightened for the eye; the few brightest pixels dominate
+    for mask, colour in zip(masks, ORGAN_COLOURS, strict=True):
+        if mask.any():
+            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+    axes.set_title(title, fontsize=9)
+    axes.axis("off")
+
+
+def pick_slices(dataset: Dataset, number: int) -> list[int]:
+    """Rows that show most organs and most of them, from as many scans as there are."""
+    rows = dataset.select_columns(["scan", "segmentation"]).with_format(None)
+    ranked = sorted(
+        range(len(rows)),
+        key=lambda index: (
+            -sum(bool(rle) for rle in rows[index]["segmentation"].values()),
+            -sum(len(rle) for rle in rows[index]["segmentation"].values()),
+        ),
+    )
+    first_of_scan = {rows[index]["scan"]: index for index in reversed(ranked)}
+    chosen = sorted(first_of_scan.values(), key=ranked.index)[:number]
+    return chosen + [index for index in ranked if index not in chosen][: number - len(chosen)]
+
+
+def draw_overlay(
+    model: PreTrainedModel, processor: SegformerImageProcessorPil, dataset: Dataset, path: Path, number: int = 4
+) -> None:
+    """Draw truth beside prediction for a few validation slices.
+
+    Args:
+        model: The model to show.
+        processor: Its image processor.
+        dataset: The validation split.
+        path: PNG to write.
+        number: How many slices.
+    """
+    indices = pick_slices(dataset, number)
+    transform = SliceTransform(processor)
+    figure, grid = plt.subplots(2, len(indices), figsize=(3.2 * len(indices), 6.6), squeeze=False)
+    for column, index in enumerate(indices):
+        row = dataset.with_format(None)[index]
+        raw, size = np.array(row["image"]), (row["height"], row["width"])
+        truth = organ_masks(row["segmentation"], *size)
+        with torch.no_grad():
+            logits = model(pixel_values=transform.pixel_values(raw)[None].to(model.device)).logits
+        preds = one_hot(predict_labels(logits, *size))[0, 1:].cpu().numpy()
+        dice = nanmean(dice_score(counts) for counts in np.stack(count_pixels(preds, truth), axis=-1).tolist())
+        draw_outlines(grid[0, column], raw, truth, f"{row['id']}\noutlined by hand")
+        draw_outlines(grid[1, column], raw, preds, f"predicted, Dice {dice:.2f}")
+    handles = [Line2D([], [], color=colour, label=organ) for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True)]
+    figure.legend(handles=handles, loc="lower center", ncols=len(ORGANS), frameon=False)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path: Path) -> None:
+    """Draw loss and Dice against the training step.
+
+    Args:
+        log_history: As the Trainer keeps it.
+        best_step: Step of the best checkpoint, marked.
+        path: PNG to write.
+    """
+    figure, (loss_axes, dice_axes) = plt.subplots(1, 2, figsize=(10, 3.8))
+    for key, label in (("loss", "training"), ("eval_loss", "validation")):
+        entries = [entry for entry in log_history if key in entry]
+        loss_axes.plot([e["step"] for e in entries], [e[key] for e in entries], marker=".", label=label)
+    loss_axes.set(xlabel="step", ylabel="loss (Dice + cross-entropy)")
+    entries = [entry for entry in log_history if "eval_dice" in entry]
+    steps = [entry["step"] for entry in entries]
+    for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True):
+        dice_axes.plot(
+            steps, [entry[f"eval_dice_{organ}"] for entry in entries], color=colour, marker=".", label=organ
+        )
+    dice_axes.plot(steps, [entry["eval_dice"] for entry in entries], color="black", marker=".", label="mean")
+    dice_axes.axvline(best_step, color="gray", linestyle=":", label=f"best, step {best_step}")
+    dice_axes.set(xlabel="step", ylabel="validation Dice", ylim=(0, 1))
+    for axes in (loss_axes, dice_axes):
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

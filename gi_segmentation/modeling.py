@@ -1,0 +1,153 @@
+"""Models and image processors: from the Hub, from a folder, or from random weights."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SegformerImageProcessorPil,
+)
+
+from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.errors import InputError
+from gi_segmentation.schema import ID2LABEL, LABEL2ID, LABELS
+
+logger = logging.getLogger(__name__)
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """Read `--config_overrides`.
+
+    Args:
+        text: `key=value,key=value`, or a JSON object for nested values.
+
+    Raises:
+        InputError: If it is neither.
+
+    Example:
+        >>> parse_overrides("depths=[1,1],drop_path_rate=0.0")
+        {'depths': [1, 1], 'drop_path_rate': 0.0}
+    """
+    mapping = text if text.lstrip().startswith("{") else "{" + text.replace("=", ": ") + "}"
+    try:
+        overrides = yaml.safe_load(mapping)
+    except yaml.YAMLError as error:
+        raise InputError(f"--config_overrides: expected key=value,key=value or JSON, got {text!r}") from error
+    if not isinstance(overrides, dict) or None in overrides.values():
+        raise InputError(f"--config_overrides: expected key=value,key=value or JSON, got {text!r}")
+    return overrides
+
+
+def random_config(model_type: str, overrides: dict[str, Any], image_size: int) -> PreTrainedConfig:
+    """The configuration of a new model of a family.
+
+    Raises:
+        InputError: If the family is unknown or has no semantic segmentation, or a key is not one of its own.
+    """
+    families = sorted(config.model_type for config in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
+    if model_type not in families:
+        raise InputError(f"--model_type: expected one of {', '.join(families)}; got {model_type!r}")
+    defaults = AutoConfig.for_model(model_type)
+    unknown = [key for key in overrides if not hasattr(defaults, key)]
+    if unknown:
+        raise InputError(f"--config_overrides: {model_type} has no {', '.join(unknown)}")
+    sized = {"image_size": image_size} if hasattr(defaults, "image_size") else {}
+    try:
+        return AutoConfig.for_model(model_type, **{**sized, **overrides})
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--config_overrides: {error}") from error
+
+
+def set_labels(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Give a configuration our labels, and no auxiliary head: nothing here would train it."""
+    config.id2label = ID2LABEL
+    config.label2id = LABEL2ID
+    if hasattr(config, "use_auxiliary_head"):
+        config.use_auxiliary_head = False
+    return config
+
+
+def load_model(model_args: ModelArguments, image_size: int) -> tuple[PreTrainedModel, SegformerImageProcessorPil]:
+    """The model to train, with our labels, and the image processor that goes with it.
+
+    The head of a checkpoint with other labels is made anew; the log says which tensors those are.
+
+    Args:
+        model_args: Where the model comes from.
+        image_size: Height and width of its input.
+
+    Raises:
+        InputError: If there is no such model or it is not for semantic segmentation.
+    """
+    if model_args.model_type is not None:
+        overrides = parse_overrides(model_args.config_overrides or "")
+        config = set_labels(random_config(model_args.model_type, overrides, image_size))
+        return AutoModelForSemanticSegmentation.from_config(config), new_processor(image_size)
+    if model_args.config_overrides is not None:
+        raise InputError("--config_overrides needs --model_type: a checkpoint's configuration cannot change")
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    try:
+        config = set_labels(AutoConfig.from_pretrained(name, revision=revision))
+        model = AutoModelForSemanticSegmentation.from_pretrained(
+            name, revision=revision, config=config, ignore_mismatched_sizes=True
+        )
+        base = AutoImageProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model_name_or_path {name}: {error}") from error
+    return model, new_processor(image_size, mean=base.image_mean, std=base.image_std)
+
+
+def new_processor(
+    image_size: int, mean: list[float] | None = None, std: list[float] | None = None
+) -> SegformerImageProcessorPil:
+    """An image processor that stock `transformers` loads, whichever the model's family.
+
+    Args:
+        image_size: Height and width of the model's input.
+        mean: Mean of the three channels; None takes ImageNet's.
+        std: Standard deviation of the three channels; None takes ImageNet's.
+    """
+    processor = SegformerImageProcessorPil(size={"height": image_size, "width": image_size})
+    processor.image_mean, processor.image_std = mean or processor.image_mean, std or processor.image_std
+    return processor
+
+
+def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedModel, SegformerImageProcessorPil]:
+    """Load a checkpoint that this project trained, for prediction.
+
+    Args:
+        name: Folder or Hub id.
+        revision: Branch, tag or commit.
+
+    Raises:
+        InputError: If it is missing, is not for semantic segmentation, or has other labels than ours.
+    """
+    try:
+        model = AutoModelForSemanticSegmentation.from_pretrained(name, revision=revision)
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a checkpoint of this project ({error})") from error
+    labels = tuple(model.config.id2label[index] for index in sorted(model.config.id2label))
+    if labels != LABELS:
+        raise InputError(
+            f"{name}: expected a checkpoint with the labels {', '.join(LABELS)}, got {len(labels)}: "
+            f"{', '.join(map(str, labels[:4]))}{', ...' if len(labels) > 4 else ''}; fine-tune it first"
+        )
+    return model.eval(), processor
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def is_local(name: str) -> bool:
+    """Whether a model is named by a folder rather than by a Hub id."""
+    return Path(name).is_dir()
