@@ -6,8 +6,7 @@ from pathlib import Path
 
 from dataset_builder.build import build, push_dataset
 from dataset_builder.gi_tract import GiTractConfig
-
-# from dataset_builder.phantom import write_phantom
+from dataset_builder.phantom import write_phantom
 from dataset_builder.verify import verify
 from gi_segmentation.errors import InputError, exit_on_input_error
 

@@ -3,21 +3,22 @@
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, parse_runs
 from gi_segmentation.schema import ORGANS
 
-ID_PATTERN = re.compile(r"case(\d+)_day(\d+)_slice_(\d{4,})")
-FILE_PATTERN = re.compile(r"slice_(\d{4,})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png")
-SCAN_PATTERN = re.compile(r"case(\d+)_day(\d+)")
+ID_PATTERN = re.compile(r"case(0|[1-9]\d*)_day(0|[1-9]\d*)_slice_(\d{4}|[1-9]\d{4,})", re.ASCII)
+FILE_PATTERN = re.compile(r"slice_(\d{4,})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png", re.ASCII)
+SCAN_PATTERN = re.compile(r"case(\d+)_day(\d+)", re.ASCII)
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; Pillow does not miss it
 
 # Scans whose images or outlines the competition's hosts call faulty (see the data tab and its discussion).
 FAULTY_SCANS = frozenset(
@@ -54,6 +55,10 @@ class KaggleDataError(InputError):
 
     def __reduce__(self) -> tuple[type["KaggleDataError"], tuple[list[str]]]:
         return KaggleDataError, (self.problems,)  # so that it crosses process borders whole
+
+
+class SliceSizeError(KaggleDataError):
+    """A slice image of another size than its name says."""
 
 
 class SliceFile(NamedTuple):
@@ -95,6 +100,11 @@ class Scan:
     annotations: dict[str, dict[str, Annotation]] | None = field(default=None, repr=False)
 
 
+def scan_folder(path: Path) -> str:
+    """Name of the folder that should name a slice's scan."""
+    return path.parent.parent.name if path.parent.name == "scans" else path.parent.name
+
+
 def parse_slice_path(path: Path) -> SliceFile:
     """Read what a slice's path says.
 
@@ -111,8 +121,7 @@ def parse_slice_path(path: Path) -> SliceFile:
         ('case12_day3_slice_0007', 310, 360, (1.5, 1.5))
     """
     name = FILE_PATTERN.fullmatch(path.name)
-    folder = path.parent.parent.name if path.parent.name == "scans" else path.parent.name
-    scan = SCAN_PATTERN.fullmatch(folder)
+    scan = SCAN_PATTERN.fullmatch(scan_folder(path))
     if not name or not scan:
         raise KaggleDataError(
             [f"{path}: expected caseN_dayN/scans/slice_NUMBER_WIDTH_HEIGHT_SPACING_SPACING.png; rename or remove it"]
@@ -160,37 +169,85 @@ def read_annotations(
         not looked at here: that needs the image's size, see `check_segmentation`.
 
     Raises:
-        KaggleDataError: If the file is missing, is no CSV or lacks a column.
+        KaggleDataError: If the file is missing, is no CSV, lacks a column or has no rows.
     """
     columns = ("id", "class", rle_column)
     if not csv_path.is_file():
         raise KaggleDataError(
             [f"{csv_path}: no such file; expected Kaggle's CSV with the columns {', '.join(columns)}"]
         )
+    table = read_table(csv_path, columns)
+    ids, organs, rles = (table[column].tolist() for column in columns)
+    annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
+    problems: list[str] = []
+    left_out: list[int] = []
+    for index, (slice_id, organ, rle) in enumerate(zip(ids, organs, rles, strict=True)):
+        row = index + 2  # line 1 is the header
+        where = f"{csv_path}, row {row}"
+        if not (slice_id or organ or rle):
+            continue  # a blank line
+        if not ID_PATTERN.fullmatch(slice_id):
+            problems.append(f"{where}: expected an id like case123_day20_slice_0001, got {slice_id!r}; correct it")
+            left_out.append(index)
+        elif organ not in ORGANS:
+            problems.append(f"{where}: expected a class of {', '.join(ORGANS)}; got {organ!r}; correct it")
+            left_out.append(index)
+        elif organ in annotations[slice_id]:
+            first = annotations[slice_id][organ].row
+            problems.append(f"{where}: {slice_id} {organ} stands in row {first} already; remove one")
+        else:
+            annotations[slice_id][organ] = Annotation(rle, row)
+    if not annotations and not problems:
+        raise KaggleDataError([f"{csv_path}: no rows below the header; download it again"])
+    excuse_missing_organs(annotations, ids, organs, left_out)
+    return dict(annotations), problems
+
+
+def read_table(csv_path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a CSV as text, blank lines included, so that a row's number is its line in the file.
+
+    Raises:
+        KaggleDataError: If it is no CSV or lacks a column.
+    """
     try:
-        table = pd.read_csv(csv_path, dtype=str, keep_default_na=False, na_filter=False)
+        table = pd.read_csv(csv_path, dtype=str, keep_default_na=False, na_filter=False, skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise KaggleDataError([f"{csv_path}: not a readable CSV ({error}); download it again"]) from error
+        reason = " ".join(str(error).split())
+        raise KaggleDataError(
+            [f"{csv_path}: expected a CSV in UTF-8, but it is not readable ({reason}); download it again"]
+        ) from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise KaggleDataError(
             [f"{csv_path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing, "
-             f"got {', '.join(map(str, table.columns))}"]
+             f"got {', '.join(map(str, table.columns))}; download it again"]
         )  # fmt: skip
-    annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
-    problems: list[str] = []
-    rows = zip(*(table[column] for column in columns), strict=True)
-    for row, (slice_id, organ, rle) in enumerate(rows, start=2):  # line 1 is the header
-        if not ID_PATTERN.fullmatch(slice_id):
-            problems.append(f"{csv_path}, row {row}: expected an id like case123_day20_slice_0001, got {slice_id!r}")
-        elif organ not in ORGANS:
-            problems.append(f"{csv_path}, row {row}: expected a class of {', '.join(ORGANS)}; got {organ!r}")
-        elif organ in annotations[slice_id]:
-            first = annotations[slice_id][organ].row
-            problems.append(f"{csv_path}, row {row}: {slice_id} {organ} stands in row {first} already; remove one")
-        else:
-            annotations[slice_id][organ] = Annotation(rle, row)
-    return dict(annotations), problems
+    return table
+
+
+def excuse_missing_organs(
+    annotations: dict[str, dict[str, Annotation]], ids: list[str], organs: list[str], left_out: list[int]
+) -> None:
+    """Enter an empty mask for each row left out, where it can be told which organ of which slice the row meant.
+
+    The row is reported already: that its slice lacks an organ would be the same problem a second time.
+
+    Args:
+        annotations: Annotations by slice id and organ, changed in place.
+        ids: Column `id` of all rows. A slice's rows stand together, so a wrong id means a neighbour's slice.
+        organs: Column `class` of all rows.
+        left_out: Indices of the rows whose id or class is wrong.
+    """
+    for index in left_out:
+        neighbours = [
+            ids[near] for near in (index, index - 1, index + 1, index - 2, index + 2) if 0 <= near < len(ids)
+        ]
+        for slice_id in filter(ID_PATTERN.fullmatch, neighbours):
+            lacking = [organ for organ in ORGANS if organ not in annotations.get(slice_id, {})]
+            meant = organs[index] if organs[index] in ORGANS else next(iter(lacking), None)
+            if meant in lacking:
+                annotations.setdefault(slice_id, {})[meant] = Annotation("", index + 2)
+                break
 
 
 def check_segmentation(organs: dict[str, Annotation], slice_file: SliceFile, csv_path: Path) -> Iterator[str]:
@@ -214,18 +271,21 @@ def read_slice(slice_file: SliceFile) -> bytes:
     Raises:
         KaggleDataError: If it is no whole 16-bit grayscale PNG of the named size.
     """
-    data = slice_file.path.read_bytes()
     try:
+        data = slice_file.path.read_bytes()
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise KaggleDataError([f"{slice_file.path}: not a whole PNG ({error}); download it again"]) from error
+        if not data.endswith(PNG_END):
+            raise OSError("its end is missing")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "no PNG header" if isinstance(error, UnidentifiedImageError) else error
+        raise KaggleDataError([f"{slice_file.path}: not a whole PNG ({reason}); download it again"]) from error
     if image.mode not in ("I;16", "I"):
         raise KaggleDataError(
             [f"{slice_file.path}: expected 16-bit grayscale, got mode {image.mode}; use the original file"]
         )
     if image.size != (slice_file.width, slice_file.height):
-        raise KaggleDataError(
+        raise SliceSizeError(
             [f"{slice_file.path}: its name says {slice_file.width}x{slice_file.height}, "
              f"the image has {image.size[0]}x{image.size[1]}; correct the name"]
         )  # fmt: skip
@@ -261,31 +321,77 @@ def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Scan], list
         split: `train`, whose slices need annotations, or `test`, which has none.
 
     Returns:
-        The scans, sorted by case and day, and the problems of CSV and file names. Pixels are not read here.
+        The scans, sorted by case and day, and the problems of CSV and file names. Pixels are not read here. Scans
+        whose CSV cannot be read at all have no annotations.
 
     Raises:
-        KaggleDataError: If the folder, its CSV or its slices are missing altogether.
+        KaggleDataError: If there is no such folder.
     """
     folder = kaggle_dir / split
     if not kaggle_dir.is_dir():
         raise KaggleDataError([f"{kaggle_dir}: no such folder; expected the unpacked Kaggle download"])
     csv_path = kaggle_dir / "train.csv"
-    annotations, problems = read_annotations(csv_path) if split == "train" else (None, [])
+    annotations, problems = None, []
+    if split == "train":
+        try:
+            annotations, problems = read_annotations(csv_path)
+        except KaggleDataError as error:
+            problems = error.problems
     slices, path_problems = find_slices(folder)
-    if not slices and not path_problems:
-        raise KaggleDataError([f"{folder}: no slices; expected caseN/caseN_dayN/scans/slice_*.png below it"])
     problems += path_problems
-    if annotations is not None:
-        found = {slice_file.id for slice_file in slices}
-        problems += [
-            f"{csv_path}, row {min(a.row for a in annotations[i].values())}: no PNG for {i} under {folder}; "
-            f"add the file or remove its rows"
-            for i in annotations
-            if i not in found and annotations[i]
-        ]
-        problems += [
-            f"{s.path}: no rows for {s.id} in {csv_path}; add them or remove the file"
-            for s in slices
-            if s.id not in annotations
-        ]
+    if not slices and not path_problems:
+        problems.append(
+            f"{folder}: no slices; expected caseN/caseN_dayN/scans/slice_*.png below it; unpack them there"
+        )
+    elif annotations is not None:
+        problems += compare_slices(slices, annotations, folder, csv_path)
     return group_scans(slices, annotations), problems
+
+
+def compare_slices(
+    slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]], folder: Path, csv_path: Path
+) -> list[str]:
+    """Problems of slices that have an image but no annotation, or the other way round."""
+    found = {slice_file.id for slice_file in slices}
+    missing = [slice_id for slice_id in annotations if slice_id not in found and annotations[slice_id]]
+    excused = (
+        excuse_missing_images(set(folder.rglob("*.png")) - {s.path for s in slices}, missing) if missing else set()
+    )
+    problems = [
+        f"{csv_path}, row {min(annotation.row for annotation in annotations[slice_id].values())}: "
+        f"no PNG for {slice_id} under {folder}; add the file or remove its rows"
+        for slice_id in missing
+        if slice_id not in excused
+    ]
+    problems += [
+        f"{s.path}: no rows for {s.id} in {csv_path}; add them or remove the file"
+        for s in slices
+        if s.id not in annotations
+    ]
+    return problems
+
+
+def excuse_missing_images(misnamed: Iterable[Path], missing: list[str]) -> set[str]:
+    """Slices without an image whose image is most likely there under a wrong name, which is reported already.
+
+    Args:
+        misnamed: Images whose names could not be read.
+        missing: Ids of the slices without an image.
+
+    Returns:
+        Ids of slices: those of the number in a wrong name, or else the only one missing in its folder.
+    """
+    by_scan: dict[str, set[str]] = defaultdict(set)
+    for slice_id in missing:
+        by_scan[slice_id.split("_slice_")[0]].add(slice_id)
+    excused: set[str] = set()
+    for path in sorted(misnamed):
+        candidates = by_scan[scan_folder(path)]
+        number = re.search(r"\d+", path.name, re.ASCII)
+        meant = f"{scan_folder(path)}_slice_{int(number[0]):04d}" if number else ""
+        if meant not in candidates and len(candidates) == 1:
+            meant = next(iter(candidates))
+        if meant in candidates:
+            candidates.remove(meant)
+            excused.add(meant)
+    return excused

@@ -34,7 +34,7 @@ NUM_DAYS = 40
 
 BODY_LENGTH_MM = 432.0
 PATH_STEP_MM = 2.0
-MIN_ORGAN_MM2 = 150.0
+MIN_ORGAN_MM2 = 250.0
 DAY_SHARE = 0.15  # how much a day differs, of how much a patient differs
 TOUCHING_SHARE = 0.3  # of the slices: where two organs touch, their outlines share a rim
 SUBPIXEL_BITS = 4
@@ -241,7 +241,7 @@ def _draw_anatomy(rngs: Rngs) -> _Anatomy:
             "stomach": _stomach(rngs, place),
         },
         offset_mm=_vary(rngs, [8, 0], 8),
-        fat_intensity=float(_vary(rngs, 3300, 1100)),
+        fat_intensity=float(_vary(rngs, 2800, 900)),
         noise=float(_vary(rngs, 0.022, 0.008)),
     )
 
@@ -259,16 +259,16 @@ def _blob(
 def _inner_blobs(rngs: Rngs, place: Array) -> list[_Blob]:
     """What lies in the cavity, in painting order; the patient's left is at the right of the image."""
     blob = partial(_blob, rngs, place)
-    blobs = [blob([-215, 0.0, side], [125, 72, 56], 0.05, 0.3) for side in (-0.5, 0.5)]  # lungs
+    blobs = [blob([-215, 0.0, side], [125, 72, 56], 0.06, 0.05) for side in (-0.5, 0.5)]  # lungs
     blobs += [blob([-165, -0.35, 0.15], [62, 42, 48], 0.52)]  # heart
     blobs += [blob([-60, -0.05, -0.52], [78, 62, 58], 0.36), blob([-68, -0.35, -0.15], [36, 38, 62], 0.36)]  # liver
     blobs += [blob([-55, 0.3, 0.72], [44, 30, 20], 0.33)]  # spleen
     for side in (-0.46, 0.46):
         kidney = blob([12, 0.52, side], [52, 26, 23], 0.42)
         blobs += [kidney, _Blob(kidney.centre_mm, 0.42 * kidney.radii_mm, (0.6, 0.1))]
-        blobs += [blob([120, 0.55, side * 0.55], [110, 20, 18], 0.24, 0.2)]  # psoas
+        blobs += [blob([120, 0.55, side * 0.55], [110, 20, 18], 0.28, 0.05)]  # psoas
         blobs += [blob([185, 0.3, side * 1.7], [70, 55, 22], 0.5, 0.15)]  # ilium
-        blobs += [blob([215, 0.0, side * 1.1], [60, 30, 34], 0.22, 0.2)]  # pelvic muscle
+        blobs += [blob([215, 0.0, side * 1.1], [60, 30, 34], 0.32, 0.05)]  # pelvic muscle
     blobs += [blob([195, -0.15, 0.0], [45, 36, 44], 0.45, 0.03)]  # bladder
     return blobs
 
@@ -277,7 +277,7 @@ def _spine_blobs(rngs: Rngs, place: Array) -> list[_Blob]:
     """What runs along the back, through all slices."""
     blob = partial(_blob, rngs, place)
     blobs = [blob([0, 0.88, side], [1200, 19, 31], 0.24, 0.35) for side in (-0.3, 0.3)]  # muscles of the back
-    blobs += [blob([0, 0.68, 0.0], [1200, 18, 23], 0.46, 0.12), blob([0, 0.98, 0.0], [1200, 7, 10], 0.8)]  # spine
+    blobs += [blob([0, 0.68, 0.0], [1200, 18, 23], 0.46, 0.12), blob([0, 0.98, 0.0], [1200, 7, 10], 1.8)]  # spine
     vessels = [blob([0, 0.38, side], [1200, 9, 9], 0.3, 0.05) for side in (-0.12, 0.1)]
     return [*vessels, *blobs]
 
@@ -326,7 +326,7 @@ def _stomach(rngs: Rngs, place: Array) -> _Tube:
     points = [[-66, 0.05, 0.42], [-46, -0.12, 0.44], [-24, -0.3, 0.32], [-6, -0.36, 0.1], [2, -0.28, -0.16]]
     points_mm = _vary(rngs, np.array(points) * place, 4.0) + _vary(rngs, [0, 0, 0], [3, 4, 5])
     centres_mm, radii_mm, path_mm = _spline(points_mm, _vary(rngs, [27, 28, 25, 20, 13], 2.5))
-    contents = _folds(path_mm, float(_vary(rngs, 0.92, 0.05)), 0.05, 40.0)
+    contents = _folds(path_mm, float(_vary(rngs, 1.45, 0.08)), 0.05, 40.0)
     return _Tube(centres_mm, radii_mm, 4.0, (float(_vary(rngs, 0.27, 0.03)), 0.1), contents, 0.14)
 
 

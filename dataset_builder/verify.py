@@ -10,9 +10,20 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from dataset_builder.kaggle import KaggleDataError, Scan, check_segmentation, read_scans, read_slice, split_names
+from dataset_builder.kaggle import (
+    KaggleDataError,
+    Scan,
+    SliceFile,
+    SliceSizeError,
+    check_segmentation,
+    read_scans,
+    read_slice,
+    split_names,
+)
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import ORGANS
+
+ENDLESS = 2**30  # pixels: more than any image's side, and its square fits 64 bits
 
 
 @dataclass
@@ -34,19 +45,33 @@ class Inspection:
         self.counts += other.counts
 
 
+def inspect_slice(slice_file: SliceFile) -> tuple[SliceFile, list[str]]:
+    """Read a slice's image.
+
+    Returns:
+        The slice, and its image's problems. If its size is not what its name says, it comes back as endless: against
+        which of the two sizes to check its encodings is not known, and one wrong name is one problem.
+    """
+    try:
+        read_slice(slice_file)
+    except SliceSizeError as error:
+        return slice_file._replace(height=ENDLESS, width=ENDLESS), error.problems
+    except KaggleDataError as error:
+        return slice_file, error.problems
+    return slice_file, []
+
+
 def inspect_scan(scan: Scan, csv_path: Path) -> Inspection:
     """Read every slice of a scan and check image and annotation."""
     found = Inspection(counts=Counter(scans=1, slices=len(scan.slices)))
     for slice_file in scan.slices:
-        try:
-            read_slice(slice_file)
-        except KaggleDataError as error:
-            found.problems += error.problems
         organs = scan.annotations[slice_file.id] if scan.annotations else {}
-        if not organs:
-            continue  # a test split, or a slice whose missing rows are reported with the CSV
-        problems = list(check_segmentation(organs, slice_file, csv_path))
+        slice_file, problems = inspect_slice(slice_file)
+        if organs:  # else a test split, or a slice whose missing rows are reported with the CSV
+            problems += check_segmentation(organs, slice_file, csv_path)
         found.problems += problems
+        if not organs:
+            continue
         shown = [organ for organ in ORGANS if organ in organs and organs[organ].rle.strip()]
         found.counts.update(shown or ["empty"])
         if len(shown) > 1 and not problems:

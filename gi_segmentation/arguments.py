@@ -3,9 +3,10 @@
 import argparse
 import difflib
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -27,6 +28,22 @@ VALUE_ALIASES = {
     ("--optimizer", "AdamW"): ["--optim", "adamw_torch", "--optim_args", "amsgrad=True"],
     ("--scheduler_name", "MultiStepLR"): ["--lr_scheduler_type", "constant", "--lr_drop_at", "0.5"],
 }
+
+
+def check_at_least(arguments: Any, minima: dict[str, float]) -> None:
+    """Check numbers that may not be smaller than something.
+
+    Args:
+        arguments: An object with the values as attributes; None is always allowed.
+        minima: The least allowed value by name.
+
+    Raises:
+        ValueError: If one is smaller.
+    """
+    for name, minimum in minima.items():
+        value = getattr(arguments, name)
+        if value is not None and not value >= minimum:
+            raise ValueError(f"--{name} must be at least {minimum}, but got {value}")
 
 
 @dataclass
@@ -73,6 +90,10 @@ class DataArguments:
         default=None, metadata={"help": "Evaluate on the first slices only, this many; for trials."}
     )
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_at_least(self, {"image_size": 32, "max_train_samples": 1, "max_eval_samples": 1})
+
 
 @dataclass
 class RunArguments(TrainingArguments):
@@ -99,9 +120,6 @@ class RunArguments(TrainingArguments):
         default_factory=lambda: ["tensorboard"], metadata={"help": "Where to log: tensorboard, wandb, none, ..."}
     )
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load slices, per device."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory for the transfer to a GPU."}
-    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Keep True: early stopping counts on where an interrupted run stopped."}
     )
@@ -121,6 +139,10 @@ class RunArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check what `TrainingArguments` cannot know."""
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if several and not torch.cuda.is_available():
+            self.use_cpu = True  # else accelerate would not make a group of the processes
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
         fixed = {
             "load_best_model_at_end": True,
@@ -130,12 +152,29 @@ class RunArguments(TrainingArguments):
             "batch_eval_metrics": True,
             "hub_strategy": "end",
             "save_only_model": False,
+            "restore_callback_states_from_checkpoint": True,
+            "prediction_loss_only": False,
+            "dataloader_drop_last": False,  # it would leave out validation slices too
+            "label_smoothing_factor": 0.0,
+            "do_predict": False,
         }
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"--{name} must be {value} in this pipeline, but got {getattr(self, name)}")
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                "--resume_from_checkpoint: leave it out; the same command goes on from the last checkpoint in its "
+                "--output_dir"
+            )
+        positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "early_stopping_patience")
+        check_at_least(self, {**dict.fromkeys(positive, 1), "learning_rate": 0, "weight_decay": 0, "seed": 0})
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"--num_train_epochs must be greater than 0, but got {self.num_train_epochs}")
         if self.lr_drop_at is not None and not 0 < self.lr_drop_at < 1:
             raise ValueError(f"--lr_drop_at must lie between 0 and 1, but got {self.lr_drop_at}")
+        if self.lr_drop_at is not None and self.lr_scheduler_type != "constant":
+            scheduler = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+            raise ValueError(f"--lr_drop_at needs --lr_scheduler_type constant, but got {scheduler}")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
 
@@ -193,7 +232,7 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
         known: The flags there are, without dashes.
 
     Raises:
-        InputError: If the file is missing, is no mapping or has an unknown key.
+        InputError: If the file is missing, is no mapping, or has an unknown key or one without a value.
     """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -203,11 +242,12 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
         raise InputError(f"--config {path}: expected lines of `flag: value`, got {type(recipe).__name__}")
     words: list[str] = []
     for key, value in recipe.items():
-        if key not in known and f"--{key}" not in ALIASES:
+        if key not in known:
             raise InputError(f"--config {path}: unknown key {key!r}{nearest(str(key), known)}")
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
+        if value is None:
+            raise InputError(f"--config {path}: {key} has no value; give it one or remove the line")
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
     return words
 
 
@@ -220,19 +260,25 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
     Raises:
         InputError: If a flag or key is unknown, or a value is not allowed.
     """
-    recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     recipe_parser.add_argument("--config", type=Path)
-    parser = RunParser()
-    known = [option[2:] for option in parser._option_string_actions if option.startswith("--")]
-    first, words = recipe_parser.parse_known_args(argv)
-    if first.config is not None:
-        words = read_recipe(first.config, known) + words
+    known = [item.name for group in (ModelArguments, DataArguments, RunArguments) for item in fields(group)]
+    known += [alias[2:] for alias in ALIASES]
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(
+        first, words = recipe_parser.parse_known_args(argv)
+        if first.config is not None:
+            words = read_recipe(first.config, known) + words
+        *parsed, unknown = RunParser().parse_args_into_dataclasses(
             expand_aliases(words), return_remaining_strings=True, look_for_args_file=False
         )
-    except (ValueError, ImportError) as error:
-        raise error if isinstance(error, InputError) else InputError(str(error)) from error
+    except InputError:
+        raise
+    except json.JSONDecodeError as error:
+        raise InputError(f"expected JSON, got {error.doc!r} ({error})") from error
+    except (argparse.ArgumentError, ValueError, TypeError, ImportError, OSError) as error:
+        raise InputError(str(error)) from error
+    if unknown and not unknown[0].startswith("-"):
+        raise InputError(f"unexpected word {unknown[0]!r}: it belongs to no flag, or its flag takes one value only")
     if unknown:
         raise InputError(f"unknown argument {unknown[0]}{nearest(unknown[0].lstrip('-'), known)}")
     model_args, data_args, run_args = parsed[:3]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import warnings
 
 import numpy as np
@@ -69,6 +70,7 @@ def augment(
     Returns:
         Image and labels, shapes and types as given.
     """
-    augmentation.set_random_seed(seed)
+    # Not set_random_seed, which seeds every transform alike: then all of them happen, or none.
+    augmentation.set_random_state(np.random.default_rng(seed), random.Random(seed))
     changed = augmentation(image=image[:, :, None], mask=labels)
     return changed["image"][:, :, 0], changed["mask"]

@@ -88,12 +88,13 @@ def describe_run(
     run_args: RunArguments,
 ) -> dict[str, Any]:
     """Collect what is known before training."""
+    device = run_args.device  # the first look at it starts the process group: before that, world_size is 1
     return {
         "project_version": __version__,
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
         | {package: version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "num_processes": run_args.world_size,
         "architecture": type(model).__name__,
         "model_type": model.config.model_type,

@@ -229,9 +229,15 @@ class GiTractDice(evaluate.Metric):
         references: Sequence[Any] | None = None,
         scans: Sequence[Any] | None = None,
     ) -> dict[str, float]:
-        """Score the slices added so far and those given here, then start anew."""
+        """Score the slices added so far and those given here, then start anew.
+
+        Raises:
+            ValueError: As `add_batch`, or if only one of predictions and references is given.
+        """
         if predictions is not None and references is not None:
             self.add_batch(predictions=predictions, references=references, scans=scans)
+        elif (predictions, references, scans) != (None, None, None):
+            raise ValueError("expected predictions and references together, or neither; add the missing one")
         scores = self.counts.scores()
         self.counts = DiceCounts()
         return scores

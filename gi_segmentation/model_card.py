@@ -44,7 +44,7 @@ def card_metadata(facts: dict[str, Any], model_name: str, license_name: str) -> 
             metric_value=round(facts["scores"][key], 4),
         )
         for key, name in SCORE_NAMES.items()
-        if not math.isnan(facts["scores"][key])
+        if facts["scores"][key] is not None
     ]
     data = ModelCardData(
         language="en",
@@ -127,7 +127,10 @@ def write_results(
         "best_step": best_step,
         "steps": trainer.state.global_step,
         "epochs": round(float(trainer.state.epoch or 0), 2),
-        "scores": {key: scores[key] for key in (*SCORE_NAMES, "eval_macro_f1_seed", "eval_loss")},
+        "scores": {
+            key: None if math.isnan(scores[key]) else scores[key]
+            for key in (*SCORE_NAMES, "eval_macro_f1_seed", "eval_loss")
+        },
     }
     write_facts(output_dir, facts)
     draw_overlay(trainer.model, processor, validation, output_dir / OVERLAY)
@@ -165,7 +168,8 @@ def summarize(run_args: RunArguments, facts: dict[str, Any], publication: Public
     """The end of a run as a few lines for a terminal."""
     output_dir = Path(run_args.output_dir)
     lines = [f"best checkpoint: step {facts['best_step']} of {facts['steps']}, scores on unseen patients:"]
-    lines += [f"  {facts['scores'][key]:7.4f}  {name}" for key, name in SCORE_NAMES.items()]
+    scores = {name: facts["scores"][key] for key, name in SCORE_NAMES.items()}
+    lines += [f"  {'   none' if score is None else format(score, '7.4f')}  {name}" for name, score in scores.items()]
     lines += [
         f"{label}: {output_dir / name}" for label, name in (("card", CARD), ("overlay", OVERLAY), ("curve", CURVE))
     ]

@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where there is no NVIDIA GPU, the release whose CPU build suffices; else the newest that setup.cfg allows.
+TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+
+.PHONY: demo test quality benchmark clean
+
+demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub on this machine (about 5 minutes).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+
+test: quality  ## Style, types, doctests and tests.
+	$(BIN)/python -m pytest
+
+quality: $(VENV)/installed  ## Style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
+	$(BIN)/python benchmarks/build_speed.py
+	$(BIN)/python benchmarks/evaluation_memory.py
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[test]
+	touch $@
+
+clean:  ## Remove what make made.
+	rm -rf $(VENV) demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

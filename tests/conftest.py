@@ -1,0 +1,100 @@
+"""What the tests share. Hugging Face libraries read their variables when they are imported: hence the first lines."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from loopback_hub import LoopbackHub
+
+HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")  # never the user's cache: a stale entry would hide a bug
+ENVIRONMENT = {"HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1"}
+os.environ |= {**ENVIRONMENT, "HF_HOME": HF_HOME}
+for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+    os.environ.pop(variable, None)
+
+
+class RunPython(Protocol):
+    """Type of the fixture `run_python`."""
+
+    def __call__(
+        self, args: list[str], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of real data, described in its README; tests that need it skip where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("GI_SEGMENTATION_TEST_DATA", beside))
+    if not (folder / "uwmgi_rle" / "train.csv").is_file():
+        pytest.skip(f"no test data in {folder}: set GI_SEGMENTATION_TEST_DATA, or put it at ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kaggle folder of 4 patients with a scan of 12 slices each; read only."""
+    from dataset_builder.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom") / "kaggle"
+    write_phantom(folder, num_cases=4, days_per_case=1, slices_per_scan=12, num_proc=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(kaggle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset `gi_tract` built from `kaggle_dir`, 2 patients in each split; read only."""
+    from dataset_builder.build import build
+    from dataset_builder.gi_tract import GiTractConfig
+
+    folder = tmp_path_factory.mktemp("built") / "gi_tract"
+    build(kaggle_dir, folder, GiTractConfig(num_folds=2), num_proc=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kaggle folder of 2 patients with a scan of 3 slices each; read only."""
+    from dataset_builder.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("small_phantom") / "kaggle"
+    write_phantom(folder, num_cases=2, days_per_case=1, slices_per_scan=3, num_proc=1)
+    return folder
+
+
+@pytest.fixture
+def kaggle_copy(small_kaggle_dir: Path, tmp_path: Path) -> Path:
+    """A copy of `small_kaggle_dir` of the test's own, to damage."""
+    return Path(shutil.copytree(small_kaggle_dir, tmp_path / "kaggle"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty Hub; `run_python(..., env=hub.environment())` reaches it."""
+    with LoopbackHub(tmp_path / "hub") as running:
+        yield running
+
+
+@pytest.fixture
+def run_python(tmp_path_factory: pytest.TempPathFactory) -> RunPython:
+    """Run `python ARGS` in a process of its own, its HF_HOME shared only by the calls of one test."""
+    hf_home = str(tmp_path_factory.mktemp("hf_home"))
+
+    def run(
+        args: list[str], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HF_HOME": hf_home, **(env or {})}
+        command = [sys.executable, *args]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return run
