@@ -1,18 +1,22 @@
 """The `datasets` builder of the dataset `gi_tract`: one row per slice, splits by patient."""
 
+import functools
+import hashlib
 import inspect
 import io
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.load
 import numpy as np
 from datasets.builder import Key
-from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES, _hash_python_lines
 from PIL import Image
 
+from dataset_builder import kaggle, splits
 from dataset_builder.kaggle import (
     FAULTY_SCANS,
     Annotation,
@@ -25,6 +29,7 @@ from dataset_builder.kaggle import (
     split_names,
 )
 from dataset_builder.splits import assign_folds
+from gi_segmentation import rle, schema
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
 
@@ -142,11 +147,6 @@ class GiTract(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(features=dataset_features())
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        if self.config.data_dir is None:
-            raise KaggleDataError(
-                ['load_dataset("gi_tract") after `import dataset_builder` needs data_dir=KAGGLE_DIR; '
-                 'a folder that `python -m dataset_builder build` wrote loads as load_dataset("./gi_tract")']
-            )  # fmt: skip
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"scans": scans})  # a list, so that num_proc shares it out
             for split, scans in split_scans(Path(self.config.data_dir), self.config).items()
@@ -164,10 +164,48 @@ class GiTract(datasets.GeneratorBasedBuilder):
                 yield Key(scan_index, slice_index), slice_row(slice_file, annotations)
 
 
+def fingerprint(kaggle_dir: Path) -> str:
+    """Fingerprint of a Kaggle folder and of the code that reads it, so that no cached copy outlives an edit of either.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits, of the sources, the CSV's bytes, and path, size and time of every slice.
+    """
+    digest = hashlib.sha256()
+    for module in (kaggle, splits, rle, schema, sys.modules[__name__]):
+        digest.update(inspect.getsource(module).encode())
+    csv_path = kaggle_dir / "train.csv"
+    if csv_path.is_file():
+        digest.update(csv_path.read_bytes())
+    for path in sorted(kaggle_dir.rglob("*.png")):
+        status = path.stat()
+        digest.update(f"{path}\n{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def register() -> None:
     """Make `datasets.load_dataset("gi_tract", data_dir=KAGGLE_DIR)` find this builder.
 
-    `datasets` no longer loads scripts, only modules that it knows by name; this adds ours to those names.
+    `datasets` no longer loads scripts, only builders that it knows by name, and it offers no way to add one. Its own
+    table of packaged builders would do, but takes no notice of `train.csv`, so that an edited file would load as it
+    was, lists the current folder where `data_dir` is missing, and needs 40 s for the files of the whole competition.
+    Without `data_dir` the name means what it means without this package: the folder `./gi_tract`.
     """
-    source = inspect.getsource(inspect.getmodule(register))  # type: ignore[arg-type]
-    _PACKAGED_DATASETS_MODULES["gi_tract"] = (__name__, _hash_python_lines(source.splitlines()))
+    find_module = datasets.load.dataset_module_factory
+
+    @functools.wraps(find_module)
+    def find_gi_tract(
+        path: str, *args: Any, data_dir: str | None = None, **kwargs: Any
+    ) -> datasets.load.DatasetModule:
+        if path != "gi_tract" or (data_dir is None and Path(path).is_dir()):
+            return find_module(path, *args, data_dir=data_dir, **kwargs)
+        if data_dir is None:
+            raise KaggleDataError(
+                ['load_dataset("gi_tract"): no folder ./gi_tract here; pass data_dir=KAGGLE_DIR, or run '
+                 '`python -m dataset_builder build --kaggle_dir KAGGLE_DIR` first']
+            )  # fmt: skip
+        kaggle_dir = Path(data_dir).expanduser().resolve()
+        return datasets.load.DatasetModule(
+            __name__, fingerprint(kaggle_dir), {"data_dir": str(kaggle_dir), "dataset_name": path}
+        )
+
+    datasets.load.dataset_module_factory = find_gi_tract

@@ -331,7 +331,8 @@ def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Scan], list
     if not kaggle_dir.is_dir():
         raise KaggleDataError([f"{kaggle_dir}: no such folder; expected the unpacked Kaggle download"])
     csv_path = kaggle_dir / "train.csv"
-    annotations, problems = None, []
+    annotations: dict[str, dict[str, Annotation]] | None = None
+    problems: list[str] = []
     if split == "train":
         try:
             annotations, problems = read_annotations(csv_path)
@@ -354,9 +355,8 @@ def compare_slices(
     """Problems of slices that have an image but no annotation, or the other way round."""
     found = {slice_file.id for slice_file in slices}
     missing = [slice_id for slice_id in annotations if slice_id not in found and annotations[slice_id]]
-    excused = (
-        excuse_missing_images(set(folder.rglob("*.png")) - {s.path for s in slices}, missing) if missing else set()
-    )
+    unread = set(folder.rglob("*.png")) - {slice_file.path for slice_file in slices} if missing else set()
+    excused = excuse_missing_images([path for path in unread if not FILE_PATTERN.fullmatch(path.name)], missing)
     problems = [
         f"{csv_path}, row {min(annotation.row for annotation in annotations[slice_id].values())}: "
         f"no PNG for {slice_id} under {folder}; add the file or remove its rows"

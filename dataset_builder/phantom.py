@@ -259,7 +259,7 @@ def _blob(
 def _inner_blobs(rngs: Rngs, place: Array) -> list[_Blob]:
     """What lies in the cavity, in painting order; the patient's left is at the right of the image."""
     blob = partial(_blob, rngs, place)
-    blobs = [blob([-215, 0.0, side], [125, 72, 56], 0.06, 0.05) for side in (-0.5, 0.5)]  # lungs
+    blobs = [blob([-240, 0.0, side], [125, 72, 56], 0.05, 0.05) for side in (-0.5, 0.5)]  # lungs
     blobs += [blob([-165, -0.35, 0.15], [62, 42, 48], 0.52)]  # heart
     blobs += [blob([-60, -0.05, -0.52], [78, 62, 58], 0.36), blob([-68, -0.35, -0.15], [36, 38, 62], 0.36)]  # liver
     blobs += [blob([-55, 0.3, 0.72], [44, 30, 20], 0.33)]  # spleen
@@ -317,7 +317,7 @@ def _large_bowel(rngs: Rngs, place: Array) -> _Tube:
     usual_mm = np.array([20, 21, 20, 18, 16, 15, 15, 15, 14, 13, 12, 12, 12, 12])
     centres_mm, radii_mm, path_mm = _spline(_vary(rngs, points, 5.0), _vary(rngs, usual_mm, 2.0))
     pouches = 1 + 0.13 * np.sin(2 * np.pi * path_mm / 28.0)
-    contents = _folds(path_mm, float(_vary(rngs, 0.13, 0.03)), 0.05, 28.0)
+    contents = _folds(path_mm, float(_vary(rngs, 0.15, 0.03)), 0.05, 28.0)
     return _Tube(centres_mm, radii_mm * pouches, 3.2, (float(_vary(rngs, 0.36, 0.03)), 0.1), contents, 0.8)
 
 

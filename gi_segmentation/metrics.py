@@ -236,7 +236,7 @@ class GiTractDice(evaluate.Metric):
         """
         if predictions is not None and references is not None:
             self.add_batch(predictions=predictions, references=references, scans=scans)
-        elif (predictions, references, scans) != (None, None, None):
+        elif any(given is not None for given in (predictions, references, scans)):
             raise ValueError("expected predictions and references together, or neither; add the missing one")
         scores = self.counts.scores()
         self.counts = DiceCounts()

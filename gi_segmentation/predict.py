@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,10 +39,19 @@ class SliceFolder(Dataset):
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        read_slice(self.slices[index])
-        with Image.open(self.slices[index].path) as image:
+    def __getitem__(self, index: int) -> torch.Tensor | KaggleDataError:
+        try:
+            data = read_slice(self.slices[index])
+        except KaggleDataError as error:
+            return error  # raised in a worker process, it would arrive as a traceback inside a message
+        with Image.open(io.BytesIO(data)) as image:
             return self.transform.pixel_values(np.array(image))
+
+
+def stack_slices(items: list[torch.Tensor | KaggleDataError]) -> torch.Tensor | KaggleDataError:
+    """A batch of `SliceFolder`: float32, shape `(B, 3, S, S)`; or the first of its errors."""
+    errors = [item for item in items if isinstance(item, KaggleDataError)]
+    return errors[0] if errors else torch.stack(items)  # type: ignore[arg-type]
 
 
 def predict_slices(
@@ -62,11 +72,17 @@ def predict_slices(
 
     Yields:
         A slice and its organs' masks on the slice's own grid: bool, shape `(organs, height, width)`.
+
+    Raises:
+        KaggleDataError: If a file is not the slice that its name says.
     """
-    loader = DataLoader(SliceFolder(slices, SliceTransform(processor)), batch_size, num_workers=num_workers)
+    dataset = SliceFolder(slices, SliceTransform(processor))
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=stack_slices)
     remaining = iter(slices)
     with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar, torch.inference_mode():
         for pixel_values in loader:
+            if isinstance(pixel_values, KaggleDataError):
+                raise pixel_values
             for logits in model(pixel_values=pixel_values.to(model.device)).logits:
                 slice_file = next(remaining)
                 labels = predict_labels(logits[None], slice_file.height, slice_file.width)

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,14 +80,33 @@ def hausdorff_distance(preds: np.ndarray, target: np.ndarray) -> float:
     return distance / math.sqrt(3)
 
 
-def decode_volume(slices: list[list[str]], image_size: tuple[int, int]) -> np.ndarray:
-    """Masks of a scan: bool, shape `(slices, organs, height, width)`."""
-    return np.array([[decode(rle, *image_size) for rle in organs] for organs in slices])
+def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> np.ndarray:
+    """Masks of a scan.
+
+    Args:
+        pair: The scan.
+        slices: Its `target` or its `preds`.
+        path: The file they come from.
+
+    Returns:
+        bool, shape `(slices, organs, height, width)`.
+
+    Raises:
+        RleError: If an encoding is no mask of the slice; names file, slice and organ.
+    """
+    volume = np.zeros((len(slices), len(ORGANS), *pair.image_size), dtype=bool)
+    for masks, slice_id, organs in zip(volume, pair.slice_ids, slices, strict=True):
+        for index, rle in enumerate(organs):
+            try:
+                masks[index] = decode(rle, *pair.image_size)
+            except RleError as error:
+                raise RleError(f"{path}: {slice_id} {ORGANS[index]}: {error}") from error
+    return volume
 
 
-def score_scan(pair: ScanPair) -> ScanScore:
-    """Score one scan; the Hausdorff distance is taken over all organs together."""
-    preds, target = decode_volume(pair.preds, pair.image_size), decode_volume(pair.target, pair.image_size)
+def score_scan(pair: ScanPair, truth: Path, submission: Path) -> ScanScore:
+    """Score one scan of two files; the Hausdorff distance is taken over all organs together."""
+    preds, target = decode_volume(pair, pair.preds, submission), decode_volume(pair, pair.target, truth)
     counts = np.stack(count_pixels(preds, target), axis=-1).tolist()
     dice = [[dice_score(organ) for organ in organs] for organs in counts]
     return ScanScore(dice, hausdorff_distance(np.any(preds, axis=1), np.any(target, axis=1)))
@@ -96,7 +116,8 @@ def read_table(path: Path, rle_column: str) -> Annotations:
     """Read truth or submission.
 
     Raises:
-        InputError: If any row has a problem, or a slice lacks an organ; names the first and their number.
+        InputError: If any row has a problem, a slice lacks an organ, or there are no rows; names the first problem
+            and their number.
     """
     annotations, problems = read_annotations(path, rle_column)
     problems += [
@@ -105,6 +126,8 @@ def read_table(path: Path, rle_column: str) -> Annotations:
         for organ in ORGANS
         if organ not in organs
     ]
+    if not annotations and not problems:
+        problems = [f"{path}: no rows below the header; expected three a slice"]
     if problems:
         raise InputError(problems[0] + (f" ({len(problems)} problems)" if problems[1:] else ""))
     return annotations
@@ -116,11 +139,17 @@ def read_image_sizes(truth: Path, kaggle_dir: Path | None) -> dict[str, tuple[in
     Args:
         truth: CSV; with the columns `width` and `height` it needs no folder.
         kaggle_dir: Folder with the slices; None looks beside the CSV.
+
+    Raises:
+        InputError: If a column has something else than whole numbers, or a PNG is not named as a slice.
     """
     table = pd.read_csv(truth, dtype=str, na_filter=False)
     if kaggle_dir is None and {"width", "height"} <= set(table.columns):
         rows = zip(table["id"], table["height"], table["width"], strict=True)
-        return {slice_id: (int(height), int(width)) for slice_id, height, width in rows}
+        try:
+            return {slice_id: (int(height), int(width)) for slice_id, height, width in rows}
+        except ValueError as error:
+            raise InputError(f"{truth}: expected pixels in the columns width and height ({error})") from error
     slices, problems = find_slices(kaggle_dir or truth.parent)
     if problems:
         raise KaggleDataError(problems)
@@ -199,11 +228,8 @@ def score_submission(
     )
     workers = max(1, min(num_proc or os.cpu_count() or 1, len(pairs)))
     with ProcessPoolExecutor(workers) as pool:
-        try:
-            scores = list(tqdm(pool.map(score_scan, pairs), total=len(pairs), desc="Scoring", unit="scan"))
-        except RleError as error:
-            raise InputError(f"{submission} or {truth}: {error}") from error
-    return competition_score(scores)
+        results = pool.map(partial(score_scan, truth=truth, submission=submission), pairs)
+        return competition_score(list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan")))
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
