@@ -54,7 +54,7 @@ class BuildReport:
 
 
 def check_output_dir(output_dir: Path) -> None:
-    """Refuse a folder that holds anything but an earlier build.
+    """Refuse a folder that holds anything but an earlier build: it is going to be replaced, with all it holds.
 
     Raises:
         KaggleDataError: If there is something else.
@@ -62,10 +62,11 @@ def check_output_dir(output_dir: Path) -> None:
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
     card = output_dir / "README.md"
-    if not card.is_file() or MARKER not in card.read_text(encoding="utf-8"):
-        raise KaggleDataError(
-            [f"{output_dir}: exists and is no dataset of ours; name another --output_dir or remove it"]
-        )
+    ours = {card, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
+    foreign = sorted(set(output_dir.rglob("*")) - ours) if output_dir.is_dir() else [output_dir]
+    if foreign or not card.is_file() or MARKER not in card.read_text(encoding="utf-8", errors="replace"):
+        what = f"holds {foreign[0].relative_to(output_dir)}" if foreign[:1] != [output_dir] and foreign else "exists"
+        raise KaggleDataError([f"{output_dir}: {what} and is no dataset of ours; name another --output_dir or remove it"])
 
 
 def inspect_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, num_proc: int | None) -> dict[str, Inspection]:

@@ -385,7 +385,7 @@ def excuse_missing_images(misnamed: Iterable[Path], missing: list[str]) -> set[s
     for slice_id in missing:
         by_scan[slice_id.split("_slice_")[0]].add(slice_id)
     excused: set[str] = set()
-    for path in sorted(misnamed):
+    for path in sorted(misnamed, key=lambda path: re.search(r"\d", path.name) is None):  # the certain ones first
         candidates = by_scan[scan_folder(path)]
         number = re.search(r"\d+", path.name, re.ASCII)
         meant = f"{scan_folder(path)}_slice_{int(number[0]):04d}" if number else ""

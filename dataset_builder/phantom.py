@@ -34,7 +34,7 @@ NUM_DAYS = 40
 
 BODY_LENGTH_MM = 432.0
 PATH_STEP_MM = 2.0
-MIN_ORGAN_MM2 = 250.0
+MIN_ORGAN_MM2 = 450.0
 DAY_SHARE = 0.15  # how much a day differs, of how much a patient differs
 TOUCHING_SHARE = 0.3  # of the slices: where two organs touch, their outlines share a rim
 SUBPIXEL_BITS = 4
@@ -327,7 +327,7 @@ def _stomach(rngs: Rngs, place: Array) -> _Tube:
     points_mm = _vary(rngs, np.array(points) * place, 4.0) + _vary(rngs, [0, 0, 0], [3, 4, 5])
     centres_mm, radii_mm, path_mm = _spline(points_mm, _vary(rngs, [27, 28, 25, 20, 13], 2.5))
     contents = _folds(path_mm, float(_vary(rngs, 1.45, 0.08)), 0.05, 40.0)
-    return _Tube(centres_mm, radii_mm, 4.0, (float(_vary(rngs, 0.27, 0.03)), 0.1), contents, 0.14)
+    return _Tube(centres_mm, radii_mm, 3.0, (float(_vary(rngs, 0.27, 0.03)), 0.1), contents, 0.14)
 
 
 class _Painter:
@@ -364,7 +364,7 @@ class _Painter:
                 self._ellipse(canvas, blob.centre_mm[1:], blob.radii_mm[1:] * np.sqrt(inside), blob.look)
 
     def _tube(self, canvas: Array, tube: _Tube, z_mm: float) -> Array:
-        """Paint a tube's cut, first all walls and then all contents, and give its mask."""
+        """Paint a tube's cut, first all walls and then all contents, and give its mask; leave out a tiny one."""
         mask = np.zeros(self.size, dtype=np.uint8)
         squares = tube.radii_mm**2 - (tube.centres_mm[:, 0] - z_mm) ** 2
         cut = np.flatnonzero(squares > 0)
@@ -373,8 +373,10 @@ class _Painter:
         centres = 2**SUBPIXEL_BITS * self.middle + scale * tube.centres_mm[cut, 1:]
         discs = np.rint(np.column_stack([centres[:, ::-1], scale * radii_mm])).astype(int)
         for x, y, radius in discs.tolist():
-            cv2.circle(canvas, (x, y), radius, tube.wall_look, -1, cv2.LINE_8, SUBPIXEL_BITS)
             cv2.circle(mask, (x, y), radius, 1, -1, cv2.LINE_8, SUBPIXEL_BITS)
+        if np.count_nonzero(mask) * self.spacing_mm**2 < MIN_ORGAN_MM2:
+            return np.zeros_like(mask)
+        np.copyto(canvas, np.float32(tube.wall_look), where=mask[..., None] > 0)
         discs[:, 2] -= round(scale * tube.wall_mm)
         for (x, y, radius), level in zip(discs.tolist(), tube.contents[cut].tolist(), strict=True):
             if radius > 0:
@@ -420,9 +422,6 @@ class _Painter:
         maps = self.pixels + bend * np.float32(2.8 / self.spacing_mm)
         canvas = cv2.remap(canvas, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         masks = {organ: cv2.remap(mask, maps[0], maps[1], cv2.INTER_NEAREST) for organ, mask in masks.items()}
-        for mask in masks.values():
-            if mask.sum() * self.spacing_mm**2 < MIN_ORGAN_MM2:
-                mask[:] = 0
         turn = np.array([np.cos(z_mm / 9), np.sin(z_mm / 9)], dtype=np.float32)
         signal = canvas[..., 0] * (1 + canvas[..., 1] * np.tensordot(turn, self.texture, 1)) * self.bias
         signal *= np.float32(1 - 0.5 * (2 * abs(z_mm) / BODY_LENGTH_MM) ** 4)

@@ -37,7 +37,7 @@ def assign_folds(scans: list[Scan], num_folds: int, seed: int) -> dict[int, int]
         Fold number by case.
 
     Raises:
-        KaggleDataError: If there are fewer patients than folds, or fewer than 2 folds.
+        KaggleDataError: If there are fewer patients than folds, fewer than 2 folds, or a fold gets no patient.
 
     Source: scikit-learn's `StratifiedGroupKFold`, patients as groups, `organ_presence` of each slice as strata.
     """
@@ -54,4 +54,9 @@ def assign_folds(scans: list[Scan], num_folds: int, seed: int) -> dict[int, int]
         # A mix of organs rarer than the folds are many cannot stand in each of them: no reason to alarm anyone.
         warnings.filterwarnings("ignore", message="The least populated class in y")
         parts = list(splitter.split(cases, presence, groups=cases))
-    return {int(case): fold for fold, (_, validation) in enumerate(parts) for case in np.unique(cases[validation])}
+    folds = {int(case): fold for fold, (_, validation) in enumerate(parts) for case in np.unique(cases[validation])}
+    if len(set(folds.values())) < num_folds:
+        raise KaggleDataError(
+            [f"--num_folds {num_folds}: the deal left a fold without a patient; take another --seed or fewer folds"]
+        )
+    return folds

@@ -137,7 +137,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1 or arguments.num_workers < 0:
+        raise InputError(
+            f"expected --batch_size of at least 1 and --num_workers of at least 0, "
+            f"but got {arguments.batch_size} and {arguments.num_workers}"
+        )
+    return arguments
+
+
+def move_model(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """Bring a model to a device.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {error}") from error
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -155,10 +173,9 @@ def main(argv: list[str] | None = None) -> Path:
         raise InputError(f"{path}: exists; remove it or name another --output_dir")
     slices = find_input(arguments.input)
     model, processor = load_checkpoint(arguments.model, arguments.revision)
+    model = move_model(model, arguments.device)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    predictions = predict_slices(
-        model.to(arguments.device), processor, slices, arguments.batch_size, arguments.num_workers
-    )
+    predictions = predict_slices(model, processor, slices, arguments.batch_size, arguments.num_workers)
     write_submission(predictions, path)
     print(f"{len(slices)} slices of {len({s.scan for s in slices})} scans: {path}")
     return path

@@ -2,12 +2,14 @@
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from tqdm.auto import tqdm
 
 from gi_segmentation.errors import InputError
@@ -21,6 +23,19 @@ class Publication:
     repo_id: str
     commit: str
     tag: str
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turn what the Hub refuses, or not being able to reach it, into an `InputError` that says what to check."""
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"publishing {repo_id} to {constants.ENDPOINT} failed: {reason}. Nothing local is lost; check HF_TOKEN "
+            f"(write access to {repo_id.split('/')[0]}) and HF_ENDPOINT, then run the command again"
+        ) from error
 
 
 def hash_file(path: Path) -> str:
@@ -79,18 +94,13 @@ def publish_folder(
         InputError: If the Hub refuses or cannot be reached, or what arrived differs from what was sent.
     """
     api = HfApi()
-    try:
+    with hub_errors(repo_id):
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id, repo_type=repo_type, folder_path=folder, commit_message=message, delete_patterns="*"
         ).oid
         name = tag_commit(api, repo_id, repo_type, commit, tag)
         differing = read_back(api, folder, repo_id, repo_type, commit)
-    except (HfHubHTTPError, httpx2.HTTPError, ValueError) as error:
-        raise InputError(
-            f"publishing {folder} as {repo_id} to {constants.ENDPOINT} failed: {error}. Nothing local is lost; "
-            f"check HF_TOKEN (write access to {repo_id.split('/')[0]}) and HF_ENDPOINT, then run the command again"
-        ) from error
     if differing:
         raise InputError(f"{repo_id}: read back differently from what was sent: {', '.join(differing)}; push again")
     kind = "" if repo_type == "model" else f"{repo_type}s/"

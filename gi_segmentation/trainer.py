@@ -27,6 +27,7 @@ from gi_segmentation.data import SliceTransform, collate
 from gi_segmentation.errors import InputError
 from gi_segmentation.evaluation import ComputeMetrics, count_batch
 from gi_segmentation.losses import dice_cross_entropy_loss
+from gi_segmentation.publish import hub_errors
 
 logger = logging.getLogger(__name__)
 
@@ -139,20 +140,25 @@ def build_trainer(
         train_dataset: With a `SliceTransform` attached.
         eval_dataset: With a scoring `SliceTransform` attached.
         run_args: How to train.
+
+    Raises:
+        InputError: If the run is to be published and the Hub refuses that.
     """
     callbacks: list[TrainerCallback] = [EpochCallback(train_dataset.format["format_kwargs"]["transform"])]
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
-    return SegmentationTrainer(
-        model=model,
-        args=run_args,
-        data_collator=collate,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=processor,
-        compute_metrics=ComputeMetrics(),
-        callbacks=callbacks,
-    )
+    # With --push_to_hub the Trainer makes the repository at once: a wrong token is better known before than after.
+    with hub_errors(str(run_args.hub_model_id)):
+        return SegmentationTrainer(
+            model=model,
+            args=run_args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+            compute_metrics=ComputeMetrics(),
+            callbacks=callbacks,
+        )
 
 
 def train(trainer: SegmentationTrainer) -> dict[str, float]:

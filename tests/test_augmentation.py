@@ -77,7 +77,7 @@ def test_brightness_and_contrast_clip_nothing(augmentation: A.Compose) -> None:
     for seed in SEEDS:
         changed, _ = augment(intensity, image, np.zeros(image.shape, dtype=np.uint8), seed)
         assert (np.diff(changed.reshape(-1)) > 0).all()  # what was brighter is brighter still, up to the brightest
-        assert 0 <= changed.min() and changed.max() <= 1
+        assert changed.min() >= 0 and changed.max() <= 1
         changes += not np.array_equal(changed, image)
     assert len(SEEDS) / 4 < changes < len(SEEDS)
 

@@ -10,7 +10,7 @@ from gi_segmentation.losses import dice_cross_entropy_loss, soft_dice_loss
 
 
 def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
-    """Logits whose softmax gives these probabilities: one list per label, pixels in a row; shape `(1, labels, 1, W)`."""
+    """Logits whose softmax gives these probabilities: one list per label; shape `(1, labels, 1, W)`."""
     return torch.tensor(probabilities, dtype=torch.float64).log()[None, :, None]
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from torch.nn import functional as F
+from transformers import EvalPrediction, SegformerImageProcessorPil
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from gi_segmentation import metrics
 from gi_segmentation.data import collate
@@ -255,15 +257,10 @@ class TestCountBatch:
 
 
 def evaluate_prediction(counted: tuple[torch.Tensor, torch.Tensor], scans: torch.Tensor) -> Any:
-    from transformers import EvalPrediction
-
     return EvalPrediction(predictions=tuple(part.numpy() for part in counted), label_ids=scans.numpy())
 
 
 def test_predicted_labels_are_the_stock_processors() -> None:
-    from transformers import SegformerImageProcessorPil
-    from transformers.modeling_outputs import SemanticSegmenterOutput
-
     logits = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     sizes = [(266, 266), (310, 360), (5, 7)]
     stock = SegformerImageProcessorPil().post_process_semantic_segmentation(

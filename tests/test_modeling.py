@@ -1,0 +1,234 @@
+"""Every family starts from random weights or a checkpoint, has our labels, and comes back from disk as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+    SegformerImageProcessorPil,
+)
+
+from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.errors import InputError
+from gi_segmentation.modeling import count_parameters, load_checkpoint, load_model, parse_overrides
+from gi_segmentation.schema import ID2LABEL, LABEL2ID
+
+IMAGE_SIZE = 64
+MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 16}
+CONVNEXT = {
+    "model_type": "convnext",
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [4, 4, 8, 8],
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "segformer": {
+        "num_encoder_blocks": 2,
+        "depths": [1, 1],
+        "sr_ratios": [2, 1],
+        "hidden_sizes": [8, 8],
+        "num_attention_heads": [1, 1],
+        "patch_sizes": [7, 3],
+        "strides": [4, 2],
+        "mlp_ratios": [1, 1],
+        "decoder_hidden_size": 8,
+    },
+    "upernet": {"backbone_config": CONVNEXT, "hidden_size": 8, "pool_scales": [1, 2]},
+    "dpt": {**VIT, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [4, 4, 8, 8], "fusion_hidden_size": 8},
+    "beit": {**VIT, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "use_relative_position_bias": True},
+}
+
+
+def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:
+    text = json.dumps(FAMILIES[family] if overrides is None else overrides)
+    return load_model(ModelArguments(model_type=family, config_overrides=text), IMAGE_SIZE)
+
+
+def write_base(folder: Path, family: str, num_labels: int = 150) -> Path:
+    """A checkpoint as one finds them on the Hub: other labels, an auxiliary head, its own mean and deviation."""
+    size = {} if family in ("segformer", "upernet") else {"image_size": IMAGE_SIZE}
+    config = AutoConfig.for_model(family, **FAMILIES[family], **size, num_labels=num_labels)
+    AutoModelForSemanticSegmentation.from_config(config).save_pretrained(folder)
+    SegformerImageProcessorPil(image_mean=MEAN, image_std=STD).save_pretrained(folder)
+    return folder
+
+
+def same_tensors(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestFamilies:
+    def test_random_weights_give_our_labels_and_no_auxiliary_head(self, family: str) -> None:
+        model, processor = new_model(family)
+        assert (model.config.model_type, model.config.id2label, model.config.label2id) == (family, ID2LABEL, LABEL2ID)
+        with torch.no_grad():
+            logits = model.eval()(pixel_values=torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)).logits
+        assert logits.shape[:2] == (2, 4) and torch.isfinite(logits).all()
+        assert not [name for name, _ in model.named_parameters() if "auxiliary" in name]
+        assert processor.size == {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        assert count_parameters(model) == sum(p.numel() for p in model.parameters()) < 100_000
+
+    def test_saved_and_loaded_it_is_the_same(self, family: str, tmp_path: Path) -> None:
+        model, processor = new_model(family)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        loaded, loaded_processor = load_checkpoint(str(tmp_path))
+        assert same_tensors(model, loaded) and not loaded.training
+        assert type(loaded) is type(model)
+        assert loaded_processor.size == processor.size and loaded_processor.image_mean == processor.image_mean
+        assert not list(tmp_path.glob("*.bin"))
+
+    def test_fine_tuning_replaces_the_head_alone(self, family: str, tmp_path: Path) -> None:
+        base_folder = write_base(tmp_path, family)
+        base = AutoModelForSemanticSegmentation.from_pretrained(base_folder)
+        model, processor = load_model(ModelArguments(model_name_or_path=str(base_folder)), IMAGE_SIZE)
+        old, new = base.state_dict(), model.state_dict()
+        assert new.keys() == {name for name in old if "auxiliary" not in name}
+        changed = [name for name in new if old[name].shape != new[name].shape]
+        assert changed and all(old[name].shape[0] == 150 and new[name].shape[0] == 4 for name in changed)
+        assert all(torch.equal(old[name], new[name]) for name in new if name not in changed)
+        assert model.config.id2label == ID2LABEL
+        assert (list(processor.image_mean), list(processor.image_std)) == (MEAN, STD)
+
+    def test_a_checkpoint_of_ours_goes_on_whole(self, family: str, tmp_path: Path) -> None:
+        model, processor = new_model(family)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        again, _ = load_model(ModelArguments(model_name_or_path=str(tmp_path)), IMAGE_SIZE)
+        assert same_tensors(model, again)
+
+    def test_stock_transformers_reads_processor_and_labels(self, family: str, tmp_path: Path) -> None:
+        model, processor = load_model(
+            ModelArguments(model_name_or_path=str(write_base(tmp_path / "base", family))), IMAGE_SIZE
+        )
+        model.save_pretrained(tmp_path / "ours")
+        processor.save_pretrained(tmp_path / "ours")
+        stock = AutoImageProcessor.from_pretrained(tmp_path / "ours")
+        assert (list(stock.image_mean), list(stock.image_std)) == (MEAN, STD)
+        assert dict(stock.size) == {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        image = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+        pixel_values = stock(image, do_resize=False, do_rescale=False, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixel_values[0, 2], (image[0, 2] - MEAN[2]) / STD[2])
+        config = json.loads((tmp_path / "ours" / "config.json").read_text())
+        assert config["id2label"] == {str(index): name for index, name in ID2LABEL.items()}
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("", {}),
+            ("depths=[1,2],drop_path_rate=0.1", {"depths": [1, 2], "drop_path_rate": 0.1}),
+            ("initializer_range=2e-2, rates=[1e-3]", {"initializer_range": 0.02, "rates": [0.001]}),
+            ('{"a": {"b": 1e-05}, "c": null}', {"a": {"b": 1e-5}, "c": None}),
+            ("use_mean_pooling=false,hidden_act=gelu", {"use_mean_pooling": False, "hidden_act": "gelu"}),
+        ],
+    )
+    def test_values(self, text: str, expected: dict[str, Any]) -> None:
+        assert parse_overrides(text) == expected
+
+    @pytest.mark.parametrize("text", ["depths", "depths=", "depths=[1,1", "a=b=c", "1=2", '{"a": ', "a=1}", "[1, 2]"])
+    def test_malformed(self, text: str) -> None:
+        with pytest.raises(InputError, match="expected key=value,key=value or JSON"):
+            parse_overrides(text)
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            ({"depht": [1, 1]}, "segformer has no depht"),
+            ({"to_dict": 1}, "segformer has no to_dict"),
+            ({"image_size": 32}, "segformer has no image_size"),
+            ({"num_labels": 7}, "num_labels cannot be set"),
+            ({"num_channels": 1}, "num_channels cannot be set"),
+            ({"depths": "many"}, "depths"),
+            ({"hidden_sizes": [8]}, "these values make no segformer"),
+        ],
+    )
+    def test_what_no_segformer_can_have(self, overrides: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=f"--config_overrides: .*{message}"):
+            new_model("segformer", overrides)
+
+    def test_the_image_size_is_stated_once(self) -> None:
+        assert new_model("beit", {**FAMILIES["beit"], "image_size": IMAGE_SIZE})[0].config.image_size == IMAGE_SIZE
+        with pytest.raises(InputError, match="image_size is 32, but --image_size 64"):
+            new_model("beit", {**FAMILIES["beit"], "image_size": 32})
+
+    def test_they_need_a_family(self) -> None:
+        with pytest.raises(InputError, match="needs --model_type"):
+            load_model(ModelArguments(config_overrides="depths=[1,1]"), IMAGE_SIZE)
+
+    @pytest.mark.parametrize("family", ["segfromer", "vit", "bert", ""])
+    def test_an_unknown_family(self, family: str) -> None:
+        with pytest.raises(InputError, match=r"--model_type: expected one of .*segformer.*; got"):
+            load_model(ModelArguments(model_type=family), IMAGE_SIZE)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A small SegFormer of ours, to damage."""
+    model, processor = new_model("segformer")
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+class TestErrors:
+    def test_no_such_folder(self, tmp_path: Path) -> None:
+        name = str(tmp_path / "nowhere")
+        with pytest.raises(InputError, match="nowhere: not a checkpoint"):
+            load_checkpoint(name)
+        with pytest.raises(InputError, match=r"--model_name_or_path .*nowhere"):
+            load_model(ModelArguments(model_name_or_path=name), IMAGE_SIZE)
+
+    def test_a_folder_with_other_files(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("nothing here")
+        with pytest.raises(InputError, match="not a checkpoint of this project"):
+            load_checkpoint(str(tmp_path))
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+    @pytest.mark.parametrize("damage", ["missing", "cut off"])
+    def test_a_damaged_checkpoint(self, name: str, damage: str, checkpoint: Path) -> None:
+        path = checkpoint / name
+        if damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(InputError, match="not a checkpoint of this project"):
+            load_checkpoint(str(checkpoint))
+
+    def test_a_checkpoint_without_some_of_its_tensors(self, checkpoint: Path) -> None:
+        tensors = load_file(checkpoint / "model.safetensors")
+        del tensors["decode_head.classifier.weight"]
+        save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=r"lacks 1 tensors, the first decode_head\.classifier\.weight"):
+            load_checkpoint(str(checkpoint))
+
+    def test_other_labels_than_ours(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"got 150: LABEL_0, .*, \.\.\.; fine-tune it first"):
+            load_checkpoint(str(write_base(tmp_path, "segformer")))
+
+    def test_our_labels_in_another_order(self, checkpoint: Path) -> None:
+        config = json.loads((checkpoint / "config.json").read_text())
+        config["id2label"] = {"0": "background", "1": "stomach", "2": "small_bowel", "3": "large_bowel"}
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="got 4: background, stomach, small_bowel, large_bowel"):
+            load_checkpoint(str(checkpoint))
+
+    @pytest.mark.parametrize("load", [load_checkpoint, lambda name: load_model(ModelArguments(name), IMAGE_SIZE)])
+    def test_a_model_for_classification(self, load: Any, tmp_path: Path) -> None:
+        config = AutoConfig.for_model("convnext", depths=[1, 1], hidden_sizes=[4, 4], num_stages=2, num_labels=4)
+        AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+        SegformerImageProcessorPil().save_pretrained(tmp_path)
+        with pytest.raises(InputError, match=r"convnext|ConvNext"):
+            load(str(tmp_path))

@@ -1,0 +1,148 @@
+"""The pipeline as a user runs it: real commands, a real Hub, new processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RunPython
+from huggingface_hub import HfApi, ModelCard, get_token
+from loopback_hub import LoopbackHub
+from test_accelerate import CONFIGS, LAUNCH, ROOT
+from test_trainer import arguments
+
+RUN = str(ROOT / "run_segmentation.py")
+MODEL_ID, DATASET_ID = "tester/gi-segformer", "tester/gi_tract"
+
+CARD_LINES = """
+import re, sys
+from pathlib import Path
+code = re.search(r"```python\\n(.*?)```", Path(sys.argv[1]).read_text(), re.S)[1]
+assert len([line for line in code.splitlines() if line.strip()]) <= 10
+exec(code.replace("slice_0001_266_266_1.50_1.50.png", sys.argv[2]))
+assert not any(name.split(".")[0] in ("gi_segmentation", "dataset_builder") for name in sys.modules)
+numpy.save(sys.argv[3], mask.numpy())
+"""
+
+
+def run_command(run_python: RunPython, args: list[str], cwd: Path, hub: LoopbackHub) -> str:
+    done = run_python(args, cwd=cwd, env=hub.environment(), timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_from_real_slices_to_a_published_checkpoint_that_predicts(
+    test_data: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    sample = test_data / "uwmgi_sample"
+    build = ["-m", "dataset_builder", "build", "--kaggle_dir", str(sample), "--num_folds", "3"]
+    run_command(run_python, [*build, "--push_to_hub", DATASET_ID], tmp_path, hub)
+    words = arguments(tmp_path / "gi_tract", tmp_path / "run", learning_rate=1e-4, max_steps=3, max_eval_samples=None)
+    words[words.index("--dataset_name") + 1] = DATASET_ID
+    launch = [*LAUNCH, str(CONFIGS / "cpu.yaml"), RUN, *words, "--push_to_hub", "--hub_model_id", MODEL_ID]
+    assert f"published: {hub.endpoint}/{MODEL_ID}" in run_command(run_python, launch, tmp_path, hub)
+
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    published = {path for path in api.list_repo_files(MODEL_ID) if path != ".gitattributes"}
+    assert published == {
+        "README.md", "config.json", "learning_curve.png", "model.safetensors", "overlay.png",
+        "preprocessor_config.json", "run.json",
+    }  # fmt: skip
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tag,) = api.list_repo_refs(MODEL_ID).tags
+    assert tag.name == f"dice-{facts['scores']['eval_dice']:.4f}-step-{facts['best_step']}"
+    assert api.dataset_info(DATASET_ID).private
+
+    for name in ("README.md", "model.safetensors"):  # what the Hub gives is what the run made
+        copy = api.hf_hub_download(MODEL_ID, name, local_dir=tmp_path / "copy", revision=tag.name)
+        assert Path(copy).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+    predict = ["-m", "gi_segmentation.predict", "--model", MODEL_ID, "--input", str(sample), "--output_dir", "out"]
+    run_command(run_python, predict, tmp_path, hub)
+    score = ["-m", "gi_segmentation.score", "--truth", str(sample / "train.csv"), "--submission", "out/submission.csv"]
+    printed = run_command(run_python, score, tmp_path, hub)
+    assert re.search(r"^ +0\.\d{4}  competition_score$", printed, re.M)
+
+    raw = test_data / "uwmgi_originals" / "slice_0021_266_266_1.50_1.50.png"
+    stranger = tmp_path / "stranger.py"
+    stranger.write_text(CARD_LINES)
+    run_command(run_python, [str(stranger), "run/README.md", str(raw), "mask.npy"], tmp_path, hub)
+
+    import numpy as np
+
+    from dataset_builder.kaggle import SliceFile
+    from gi_segmentation.modeling import load_checkpoint
+    from gi_segmentation.predict import predict_slices
+
+    ours = SliceFile(raw, 1, 1, 21, 266, 266, (1.5, 1.5))
+    ((_, masks),) = predict_slices(*load_checkpoint(str(tmp_path / "run")), [ours], batch_size=1, num_workers=0)
+    mask = np.load(tmp_path / "mask.npy")
+    assert mask.shape == (266, 266)
+    assert all(np.array_equal(mask == organ + 1, masks[organ]) for organ in range(3))
+
+
+def test_the_card_passes_the_hubs_own_validation(
+    dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    run_command(run_python, [RUN, *arguments(dataset_dir, tmp_path / "run", max_steps=1)], tmp_path, hub)
+    check = "import sys; from huggingface_hub import ModelCard; ModelCard.load(sys.argv[1]).validate()"
+    run_command(run_python, ["-c", check, "run/README.md"], tmp_path, hub)
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["Dice, mean over slices and organs"] == round(facts["scores"]["eval_dice"], 4)
+    assert card.data.license == "other"
+    for folder in (tmp_path, dataset_dir, Path.home()):
+        assert str(folder) not in card.content + json.dumps(facts), "a path of this machine is no fact of the run"
+
+
+def test_a_killed_run_goes_on_when_the_same_command_is_run_again(dataset_dir: Path, tmp_path: Path) -> None:
+    words = arguments(dataset_dir, tmp_path / "run", max_steps=6, save_total_limit=10)
+    log = (tmp_path / "log").open("w")
+    running = subprocess.Popen([sys.executable, RUN, *words], stdout=log, stderr=log, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint-2").exists():
+        assert running.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    again = subprocess.run([sys.executable, RUN, *words], capture_output=True, text=True, timeout=200, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "Resuming from" in again.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "python -m dataset_builder build"),
+        (["--learning_rat", "0.1"], "did you mean learning_rate?"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+    ],
+    ids=["no dataset", "misspelt flag", "no recipe"],
+)
+def test_a_mistake_is_one_line(words: list[str], expected: str, tmp_path: Path, run_python: RunPython) -> None:
+    done = run_python([RUN, *words], cwd=tmp_path)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_token_loses_nothing(
+    dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    words = arguments(dataset_dir, tmp_path / "run", max_steps=1)
+    push = ["--push_to_hub", "--hub_model_id", MODEL_ID]
+    done = run_python([RUN, *words, *push], cwd=tmp_path, env=hub.environment(token="invalid"))
+    assert done.returncode == 1
+    assert "HF_TOKEN" in done.stderr.splitlines()[-1]
+    assert get_token() is None
+    again = run_python([RUN, *words, *push], cwd=tmp_path, env=hub.environment())
+    assert again.returncode == 0, again.stderr[-3000:]

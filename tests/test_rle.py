@@ -1,0 +1,122 @@
+"""Run-length encodings: the real ones come back as they were, damaged ones are refused with a reason."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gi_segmentation.rle import RleError, decode, encode, parse_runs
+
+NUM_PIXELS = 100
+
+
+def test_every_real_encoding_comes_back(test_data: Path) -> None:
+    with (test_data / "uwmgi_rle" / "train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9504
+    for row in rows:
+        mask = decode(row["segmentation"], height=int(row["height"]), width=int(row["width"]))
+        assert mask.any() == bool(row["segmentation"])
+        assert encode(mask) == row["segmentation"], row["id"]
+
+
+@pytest.mark.parametrize("density", [0, 0.02, 0.5, 0.98, 1])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (17, 1), (31, 23)])
+def test_random_masks_come_back(shape: tuple[int, int], density: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = rng.random(shape) < density
+        restored = decode(encode(mask), *shape)
+        assert restored.dtype == bool
+        np.testing.assert_array_equal(restored, mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "rle"),
+    [
+        ([[0, 0], [0, 0]], ""),
+        ([[1, 1], [1, 1]], "1 4"),
+        ([[1, 0, 0], [0, 0, 0]], "1 1"),
+        ([[0, 0, 0], [0, 0, 1]], "6 1"),
+        ([[0, 0, 1], [1, 0, 0]], "3 2"),  # a run goes on from one row's end to the next row's start
+        ([[1, 0, 1], [1, 0, 1]], "1 1 3 2 6 1"),
+        ([[0, 7], [-2, 0]], "2 2"),
+    ],
+)
+def test_masks_solved_by_hand(mask: list[list[int]], rle: str) -> None:
+    assert encode(np.array(mask)) == rle
+    np.testing.assert_array_equal(decode(rle, *np.shape(mask)), np.array(mask) != 0)
+
+
+@pytest.mark.parametrize("rle", ["5 2 1 2", " 1 2  5 2 ", "1 2\t5 2\n", "1 1 2 1 5 2", "0001 2 5 2"])
+def test_order_blanks_and_touching_runs_do_not_matter(rle: str) -> None:
+    assert encode(decode(rle, height=2, width=5)) == "1 2 5 2"
+
+
+@pytest.mark.parametrize("rle", ["", " ", "\n"])
+def test_nothing_is_an_empty_mask(rle: str) -> None:
+    assert not decode(rle, height=3, width=2).any()
+
+
+@pytest.mark.parametrize(
+    ("rle", "reason"),
+    [
+        ("1", "odd count of 1"),
+        ("1 2 3", "odd count of 3"),
+        ("1 x", "whole positive numbers, got 'x'"),
+        ("1 2.0", "got '2.0'"),
+        ("nan nan", "got 'nan'"),
+        ("1,2 3", "got '1,2'"),
+        ("1_0 2", "got '1_0'"),
+        ("+3 2", r"got '\+3'"),
+        ("-3 2", "got '-3'"),
+        ("3 -2", "got '-2'"),
+        ("0x1 2", "got '0x1'"),
+        ("1 2\x00", "got"),
+        ("٣ 2", "got '٣'"),
+        ("² 2", "got '²'"),
+        ("0 2", "at least 1, got 0"),
+        ("3 0", "at least 1, got 0"),
+        ("1 3 3 1", "runs at 1 and 3 overlap"),
+        ("3 1 1 3", "runs at 1 and 3 overlap"),
+        ("5 1 5 1", "runs at 5 and 5 overlap"),
+        ("1 9 3 1 20 1", "runs at 1 and 3 overlap"),
+        ("100 2", "ends at pixel 101, past the image's 100 pixels"),
+        ("101 1", "ends at pixel 101, past"),
+        ("1 101", "ends at pixel 101, past"),
+        ("1 999999999999999999", "past the image's 100 pixels"),
+        ("9000000000000000000 9000000000000000000", "got '9000000000000000000'"),  # their sum would not fit 64 bits
+        ("1 " + "9" * 5000, "got '9999"),
+    ],
+)
+def test_damaged_encodings_are_refused(rle: str, reason: str) -> None:
+    with pytest.raises(RleError, match=reason) as caught:
+        parse_runs(rle, NUM_PIXELS)
+    assert len(str(caught.value)) < 150
+    with pytest.raises(RleError):
+        decode(rle, height=10, width=10)
+
+
+def test_nothing_but_an_rle_error_ever_escapes() -> None:
+    rng = np.random.default_rng(0)
+    alphabet = list("0123456789" * 3 + "     -+_.,exXnafi\t\n\r\x00\x1c\xa0٣²½é{}\"'/\\\U0001d7d9")
+    outcomes = {True: 0, False: 0}
+    for _ in range(20_000):
+        rle = "".join(rng.choice(alphabet[: rng.integers(30, len(alphabet) + 1)], size=rng.integers(1, 12)))
+        try:
+            starts, lengths = parse_runs(rle, NUM_PIXELS)
+        except RleError:
+            outcomes[False] += 1
+            continue
+        outcomes[True] += 1
+        assert starts.min(initial=0) >= 0 and lengths.min(initial=1) >= 1
+        assert (starts + lengths).max(initial=0) <= NUM_PIXELS
+        assert decode(rle, height=10, width=10).sum() == lengths.sum()
+    assert min(outcomes.values()) > 100, outcomes
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2, 2)])
+def test_only_two_dimensional_masks_have_an_encoding(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \(height, width\)"):
+        encode(np.zeros(shape))
