@@ -50,7 +50,10 @@ def run_build(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         include_faulty_scans=arguments.include_faulty_scans,
     )
-    report = build(arguments.kaggle_dir, arguments.output_dir, config, arguments.num_proc)
+    try:
+        report = build(arguments.kaggle_dir, arguments.output_dir, config, arguments.num_proc)
+    except OSError as error:
+        raise InputError(f"--output_dir {arguments.output_dir}: {error}; free space or name another folder") from error
     print(report.summary())
     if arguments.push_to_hub:
         publication = push_dataset(report, arguments.push_to_hub)

@@ -1,5 +1,6 @@
 """Write the dataset folder `gi_tract`: Parquet shards and a card, whole or not at all."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from dataset_builder.gi_tract import GiTract, GiTractConfig, split_scans
 from dataset_builder.kaggle import FAULTY_SCANS, KaggleDataError, Scan, read_scans
 from dataset_builder.verify import Inspection, inspect_scans
 from gi_segmentation.card import render_card
-from gi_segmentation.publish import Publication, publish_folder
+from gi_segmentation.publish import Publication, hash_file, publish_folder
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, hash_splits
 
 MARKER = "pretty_name: UW-Madison GI Tract"  # the line of the card by which an earlier build is known
@@ -62,11 +63,14 @@ def check_output_dir(output_dir: Path) -> None:
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
     card = output_dir / "README.md"
-    ours = {card, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
-    foreign = sorted(set(output_dir.rglob("*")) - ours) if output_dir.is_dir() else [output_dir]
-    if foreign or not card.is_file() or MARKER not in card.read_text(encoding="utf-8", errors="replace"):
-        what = f"holds {foreign[0].relative_to(output_dir)}" if foreign[:1] != [output_dir] and foreign else "exists"
-        raise KaggleDataError([f"{output_dir}: {what} and is no dataset of ours; name another --output_dir or remove it"])
+    what = "exists and is no dataset of ours"
+    if card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace"):
+        ours = {card, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
+        foreign = sorted(set(output_dir.rglob("*")) - ours)
+        if not foreign:
+            return
+        what = f"{foreign[0].relative_to(output_dir)} is no part of the dataset there, which is to be replaced"
+    raise KaggleDataError([f"{output_dir}: {what}; name another --output_dir or remove it"])
 
 
 def inspect_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, num_proc: int | None) -> dict[str, Inspection]:
@@ -103,7 +107,23 @@ def write_parquet(config: GiTractConfig, kaggle_dir: Path, folder: Path, num_pro
             path.rename(data / f"{split}-{index:05d}-of-{len(paths):05d}.parquet")
 
 
-def dataset_card(report: BuildReport) -> str:
+def hash_content(data: Path) -> str:
+    """Fingerprint of the shards.
+
+    It stands in the card because `load_dataset` caches a local folder by what the card says of its files, and would
+    otherwise go on giving the rows of an earlier build, of another fold say, or of another folder of the same name.
+
+    Args:
+        data: Folder of the shards.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256 of their names and bytes.
+    """
+    lines = [f"{path.name} {hash_file(path)}" for path in sorted(data.iterdir())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def dataset_card(report: BuildReport, content_hash: str) -> str:
     """The card of a built dataset, with its counts."""
     return render_card(
         "dataset_card.md",
@@ -111,6 +131,7 @@ def dataset_card(report: BuildReport) -> str:
         config=report.config,
         excluded=report.excluded,
         split_hash=report.split_hash,
+        content_hash=content_hash,
         organs=ORGANS,
         slice_thickness_mm=SLICE_THICKNESS_MM,
     )
@@ -159,7 +180,8 @@ def build(
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as scratch:
         write_parquet(config, kaggle_dir, Path(scratch), num_proc)
         dataset_dir = Path(scratch) / "dataset"
-        (dataset_dir / "README.md").write_text(dataset_card(report), encoding="utf-8")
+        card = dataset_card(report, hash_content(dataset_dir / "data"))
+        (dataset_dir / "README.md").write_text(card, encoding="utf-8")
         if output_dir.exists():
             shutil.move(output_dir, Path(scratch) / "replaced")
         dataset_dir.rename(output_dir)

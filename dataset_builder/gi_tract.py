@@ -98,7 +98,7 @@ def slice_row(slice_file: SliceFile, annotations: dict[str, Annotation] | None) 
         "scan": slice_file.scan,
         "height": slice_file.height,
         "width": slice_file.width,
-        "pixel_spacing": list(slice_file.pixel_spacing),
+        "pixel_spacing": [float(np.float32(mm)) for mm in slice_file.pixel_spacing],  # so that streaming rounds too
     }
     if annotations is not None:
         organs = {organ: annotations[organ].rle for organ in ORGANS}

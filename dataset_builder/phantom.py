@@ -376,7 +376,7 @@ class _Painter:
             cv2.circle(mask, (x, y), radius, 1, -1, cv2.LINE_8, SUBPIXEL_BITS)
         if np.count_nonzero(mask) * self.spacing_mm**2 < MIN_ORGAN_MM2:
             return np.zeros_like(mask)
-        np.copyto(canvas, np.float32(tube.wall_look), where=mask[..., None] > 0)
+        np.copyto(canvas, np.array(tube.wall_look, dtype=np.float32), where=mask[..., None] > 0)
         discs[:, 2] -= round(scale * tube.wall_mm)
         for (x, y, radius), level in zip(discs.tolist(), tube.contents[cut].tolist(), strict=True):
             if radius > 0:

@@ -153,7 +153,7 @@ def move_model(model: PreTrainedModel, device: str) -> PreTrainedModel:
         InputError: If there is no such device.
     """
     try:
-        return model.to(device)
+        return model.to(device)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: {error}") from error
 

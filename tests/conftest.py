@@ -13,7 +13,12 @@ import pytest
 from loopback_hub import LoopbackHub
 
 HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")  # never the user's cache: a stale entry would hide a bug
-ENVIRONMENT = {"HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 os.environ |= {**ENVIRONMENT, "HF_HOME": HF_HOME}
 for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
     os.environ.pop(variable, None)
