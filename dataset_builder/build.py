@@ -73,6 +73,14 @@ def check_output_dir(output_dir: Path) -> None:
     raise KaggleDataError([f"{output_dir}: {what}; name another --output_dir or remove it"])
 
 
+def clear_leftovers(output_dir: Path) -> None:
+    """Remove what a killed build left beside the folder; if it was killed while replacing one, put that back first."""
+    for leftover in output_dir.parent.glob(f".{output_dir.name}.building-*"):
+        if (leftover / "replaced").is_dir() and not output_dir.exists():
+            (leftover / "replaced").rename(output_dir)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def inspect_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, num_proc: int | None) -> dict[str, Inspection]:
     """Read every file of the splits once.
 
@@ -159,6 +167,8 @@ def build(
     """
     config = config or GiTractConfig()
     num_proc = num_proc or os.cpu_count()
+    output_dir = output_dir.resolve()
+    clear_leftovers(output_dir)
     check_output_dir(output_dir)
     splits = split_scans(kaggle_dir, config)
     found = inspect_splits(splits, kaggle_dir, num_proc)
@@ -175,9 +185,8 @@ def build(
         excluded=[scan.name for scan in all_scans if scan.name in FAULTY_SCANS and scan.name not in kept],
         split_hash=hash_splits(names),
     )
-    output_dir = output_dir.resolve()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as scratch:
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.building-") as scratch:
         write_parquet(config, kaggle_dir, Path(scratch), num_proc)
         dataset_dir = Path(scratch) / "dataset"
         card = dataset_card(report, hash_content(dataset_dir / "data"))

@@ -9,7 +9,7 @@ import albumentations as A
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from torch.nn import functional as F
 from transformers import SegformerImageProcessorPil
 
@@ -36,7 +36,7 @@ def find_dataset(name: str, revision: str | None) -> DatasetDict:
     try:
         # The absolute path, because the bare name may mean the builder that `dataset_builder` registers.
         loaded = load_dataset(str(folder.resolve()) if folder.is_dir() else name, revision=revision)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+    except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise InputError(f"--dataset_name {name}: {error}; `{BUILD_COMMAND}` makes one") from error
     if not isinstance(loaded, DatasetDict):
         raise InputError(f"--dataset_name {name}: expected splits, got {type(loaded).__name__}")

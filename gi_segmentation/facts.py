@@ -110,7 +110,8 @@ def describe_run(
         "learning_rate": run_args.learning_rate,
         "weight_decay": run_args.weight_decay,
         "optimizer": str(getattr(run_args.optim, "value", run_args.optim)),
-        "lr_scheduler": str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type)),
+        "lr_scheduler": str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type))
+        + (f", times 0.1 after {run_args.lr_drop_at:.0%} of the steps" if run_args.lr_drop_at else ""),
         "augmentation": data_args.augmentation,
         "arguments": changed_arguments(model_args, data_args, run_args),
     }

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -179,8 +178,3 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
 def count_parameters(model: PreTrainedModel) -> int:
     """Number of weights."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def is_local(name: str) -> bool:
-    """Whether a model is named by a folder rather than by a Hub id."""
-    return Path(name).is_dir()

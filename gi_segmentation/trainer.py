@@ -4,12 +4,13 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -79,6 +80,19 @@ class SegmentationTrainer(Trainer):
 
     args: RunArguments
     model: PreTrainedModel
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The training batches, without a last one of a single slice.
+
+        Batch normalisation of a map pooled to one pixel (UPerNet, BEiT) has no variance over a single slice and
+        raises. Other slices are left out in other epochs.
+        """
+        num_slices = len(cast(Dataset, self.train_dataset))
+        self.args.dataloader_drop_last = num_slices > 1 and num_slices % self._train_batch_size == 1
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last = False  # the validation batches keep every slice
 
     def compute_loss(
         self,

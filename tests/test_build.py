@@ -332,17 +332,26 @@ def test_a_killed_build_leaves_no_half_of_a_dataset(
     ) as process:
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if next(tmp_path.glob(".gi_tract-*/shards*"), None):
+            if next(tmp_path.glob(".gi_tract.building-*/shards*"), None):
                 break
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert list(tmp_path.glob(".gi_tract-*")), "the build had begun to write"
-    kept = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".gi_tract-")}
+    assert list(tmp_path.glob(".gi_tract.building-*")), "the build had begun to write"
+    kept = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".gi_tract.building-")}
     assert kept == before
     assert target.exists() == earlier
     build(kaggle_dir, target, HALVES, num_proc=1)
     assert load_raw(target) == load_raw(dataset_dir)
+    assert not list(tmp_path.glob(".gi_tract.building-*")), "the next build cleans up"
+
+
+def test_a_dataset_that_was_being_replaced_comes_back(kaggle_dir: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    # killed after the earlier folder was set aside, before the new one took its name
+    shutil.copytree(dataset_dir, tmp_path / ".gi_tract.building-abc" / "replaced")
+    with pytest.raises(KaggleDataError, match="num_folds"):
+        build(kaggle_dir, tmp_path / "gi_tract", GiTractConfig(num_folds=9), num_proc=1)
+    assert load_raw(tmp_path / "gi_tract") == load_raw(dataset_dir)
 
 
 def test_all_ways_of_loading_give_the_same_rows(

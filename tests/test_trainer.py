@@ -200,6 +200,15 @@ def test_the_learning_rate_drops_once(dataset_dir: Path, tmp_path: Path) -> None
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
+@pytest.mark.parametrize("family", ["upernet", "beit"])
+def test_a_last_batch_of_one_slice_is_no_obstacle(family: str, dataset_dir: Path, tmp_path: Path) -> None:
+    flags = {"max_train_samples": 5, "max_steps": 2, "eval_steps": 2, "save_steps": 2, "max_eval_samples": 9}
+    trainer, slices = make_trainer(arguments(dataset_dir, tmp_path, family, **flags))
+    train(trainer)
+    assert trainer.state.epoch == 2  # one batch of four each; the fifth slice takes turns
+    assert len(slices["validation"]) == 9 == trainer.num_examples(trainer.get_eval_dataloader())
+
+
 def test_no_whole_checkpoint_means_starting_anew(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": ')
