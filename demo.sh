@@ -14,13 +14,13 @@ fi
 
 step() { printf '\n\033[1m== %s\033[0m (%d s)\n' "$1" "$SECONDS"; }
 
-step "A phantom of the competition's data: eight patients to learn from, two to be tried on"
-python -m dataset_builder phantom --output_dir demo/kaggle --num_cases 8 --days_per_case 2 --slices_per_scan 24
-python -m dataset_builder phantom --output_dir demo/unseen --num_cases 2 --days_per_case 1 --seed 1
+step "A phantom of the competition's data: sixteen patients to learn from, two to be tried on"
+python -m dataset_builder phantom --output_dir demo/kaggle --num_cases 16 --days_per_case 1 --slices_per_scan 24
+python -m dataset_builder phantom --output_dir demo/unseen --num_cases 2 --days_per_case 1 --slices_per_scan 24 --seed 1
 
 step "Check it, build the dataset, publish that"
 python -m dataset_builder verify --kaggle_dir demo/kaggle
-python -m dataset_builder build --kaggle_dir demo/kaggle --output_dir demo/gi_tract --num_folds 4 \
+python -m dataset_builder build --kaggle_dir demo/kaggle --output_dir demo/gi_tract --num_folds 5 \
     --push_to_hub demo/gi_tract
 
 step "Train a small SegFormer from random weights, score it, write its card, publish it"

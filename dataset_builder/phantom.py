@@ -16,6 +16,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from tqdm.auto import tqdm
 
+from dataset_builder.kaggle import FAULTY_SCANS
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS
 
@@ -24,11 +25,6 @@ Rngs: TypeAlias = tuple[np.random.Generator, np.random.Generator]
 
 # Width and height in pixels, spacing in mm, slices: the four kinds of real scans.
 SCAN_KINDS = ((266, 266, 1.50, 144), (360, 310, 1.50, 144), (276, 276, 1.63, 80), (234, 234, 1.50, 144))
-# Real scans that their hosts list as faulty; a phantom of the same name would be dropped by whoever drops those.
-FAULTY_SCANS = {
-    *((61, 14), (9, 27), (7, 0), (81, 30), (43, 18), (138, 0)),
-    *((34, 20), (43, 26), (124, 19), (144, 15), (83, 11), (13, 0)),
-}
 NUM_REAL_CASES = 156
 NUM_DAYS = 40
 
@@ -172,7 +168,8 @@ def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None,
     scans = []
     for index, case in enumerate(cases):
         width, height, spacing_mm, num_slices = SCAN_KINDS[index % len(SCAN_KINDS)]
-        days = [day for day in range(max(NUM_DAYS, 2 * days_per_case)) if (case, day) not in FAULTY_SCANS]
+        # A name on the faulty list would be left out of the dataset.
+        days = [day for day in range(max(NUM_DAYS, 2 * days_per_case)) if f"case{case}_day{day}" not in FAULTY_SCANS]
         for day in sorted(rng.choice(days, size=days_per_case, replace=False).tolist()):
             scans.append(_Scan(case, day, slices_per_scan or num_slices, width, height, spacing_mm))
     return sorted(scans, key=lambda scan: (scan.case, scan.day))
