@@ -14,13 +14,13 @@ fi
 
 step() { printf '\n\033[1m== %s\033[0m (%d s)\n' "$1" "$SECONDS"; }
 
-step "A phantom of the competition's data: sixteen patients to learn from, two to be tried on"
-python -m dataset_builder phantom --output_dir demo/kaggle --num_cases 16 --days_per_case 1 --slices_per_scan 24
-python -m dataset_builder phantom --output_dir demo/unseen --num_cases 2 --days_per_case 1 --slices_per_scan 24 --seed 1
+step "A phantom of the competition's data: thirty-six patients to learn from, four to be tried on"
+python -m dataset_builder phantom --output_dir demo/kaggle --num_cases 36 --days_per_case 1 --slices_per_scan 16
+python -m dataset_builder phantom --output_dir demo/unseen --num_cases 4 --days_per_case 1 --slices_per_scan 24 --seed 1
 
 step "Check it, build the dataset, publish that"
 python -m dataset_builder verify --kaggle_dir demo/kaggle
-python -m dataset_builder build --kaggle_dir demo/kaggle --output_dir demo/gi_tract --num_folds 5 \
+python -m dataset_builder build --kaggle_dir demo/kaggle --output_dir demo/gi_tract --num_folds 6 --fold 1 \
     --push_to_hub demo/gi_tract
 
 step "Train a small SegFormer from random weights, score it, write its card, publish it"
@@ -38,7 +38,7 @@ print(type(model).__name__, model.config.id2label)
 print({split: len(dataset[split]) for split in dataset}, "slices")
 PYTHON
 
-step "Predict the two unseen patients, score the submission"
+step "Predict the four unseen patients, score the submission"
 python -m gi_segmentation.predict --model demo/segformer-gi-tract --input demo/unseen/train --output_dir demo/predictions
 python -m gi_segmentation.score --truth demo/unseen/train.csv --submission demo/predictions/submission.csv
 
