@@ -1,5 +1,7 @@
 """The pictures of a run: outlines on slices, and the learning curve."""
 
+import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +43,17 @@ def draw_outlines(axes: Axes, raw: np.ndarray, masks: np.ndarray, title: str) ->
 
 
 def pick_slices(dataset: Dataset, number: int) -> list[int]:
-    """Rows that show most organs and most of them, from as many scans as there are."""
-    rows = dataset.select_columns(["scan", "segmentation"]).with_format(None)
-    ranked = sorted(
-        range(len(rows)),
-        key=lambda index: (
-            -sum(bool(rle) for rle in rows[index]["segmentation"].values()),
-            -sum(len(rle) for rle in rows[index]["segmentation"].values()),
-        ),
-    )
-    first_of_scan = {rows[index]["scan"]: index for index in reversed(ranked)}
-    chosen = sorted(first_of_scan.values(), key=ranked.index)[:number]
-    return chosen + [index for index in ranked if index not in chosen][: number - len(chosen)]
+    """Rows to show: from as many scans as possible, evenly spaced among the slices that show an organ."""
+    scans: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(dataset.with_format(None).select_columns(["scan", "segmentation"])):
+        if any(row["segmentation"].values()):
+            scans[row["scan"]].append(index)
+    share = math.ceil(number / len(scans))
+    chosen: list[int] = []
+    for members in sorted(scans.values(), key=len, reverse=True):
+        positions = np.linspace(0, len(members) - 1, share + 2)[1:-1].round()
+        chosen += [members[position] for position in dict.fromkeys(positions.astype(int).tolist())]
+    return chosen[:number]
 
 
 def draw_overlay(
@@ -87,6 +88,12 @@ def draw_overlay(
     plt.close(figure)
 
 
+def logged(log_history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """The entries that have a key, one a step, ascending: the best checkpoint, scored again at the end, counts not."""
+    first = {entry["step"]: entry for entry in reversed(log_history) if key in entry}
+    return [first[step] for step in sorted(first)]
+
+
 def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path: Path) -> None:
     """Draw loss and Dice against the training step.
 
@@ -97,10 +104,10 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
     """
     figure, (loss_axes, dice_axes) = plt.subplots(1, 2, figsize=(10, 3.8))
     for key, label in (("loss", "training"), ("eval_loss", "validation")):
-        entries = [entry for entry in log_history if key in entry]
+        entries = logged(log_history, key)
         loss_axes.plot([e["step"] for e in entries], [e[key] for e in entries], marker=".", label=label)
     loss_axes.set(xlabel="step", ylabel="loss (Dice + cross-entropy)")
-    entries = [entry for entry in log_history if "eval_dice" in entry]
+    entries = logged(log_history, "eval_dice")
     steps = [entry["step"] for entry in entries]
     for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True):
         dice_axes.plot(
