@@ -79,6 +79,9 @@ class DataArguments:
     dataset_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub; None: its main branch."}
     )
+    dataset_title: str = field(
+        default="UW-Madison GI Tract", metadata={"help": "What the model card calls the data; for data of your own."}
+    )
     image_size: int = field(
         default=288, metadata={"help": "Height and width of the model's input. Default: the original project's."}
     )

@@ -102,6 +102,7 @@ def describe_run(
         "num_parameters": count_parameters(model),
         "image_size": data_args.image_size,
         "dataset": public_name(data_args.dataset_name),
+        "dataset_title": data_args.dataset_title,
         "dataset_fingerprint": fingerprint_dataset(slices),
         "split_hash": hash_splits({split: slices[split].unique("scan") for split in slices}),
         "splits": {split: count_split(slices[split]) for split in slices},
