@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import FAMILIES
 from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil
 
 from dataset_builder.kaggle import SliceFile, find_slices
@@ -27,24 +28,15 @@ SIZE = 64
 # Sums of floats depend on how a library blocks them, so on the size of a batch: where two labels tie to the last bits,
 # a pixel may fall to either. Seen: 1 pixel of 4 million.
 MAX_TIES = 1e-5
-OVERRIDES = {
-    "num_encoder_blocks": 2,
-    "depths": [1, 1],
-    "sr_ratios": [2, 1],
-    "hidden_sizes": [8, 8],
-    "num_attention_heads": [1, 1],
-    "patch_sizes": [7, 3],
-    "strides": [4, 2],
-    "mlp_ratios": [1, 1],
-    "decoder_hidden_size": 8,
-}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SegFormer with random weights whose answers are all four labels, in patches."""
     torch.manual_seed(0)
-    model, processor = load_model(ModelArguments(model_type="segformer", config_overrides=json.dumps(OVERRIDES)), SIZE)
+    model, processor = load_model(
+        ModelArguments(model_type="segformer", config_overrides=json.dumps(FAMILIES["segformer"])), SIZE
+    )
     with torch.no_grad():
         torch.nn.init.normal_(model.decode_head.classifier.weight, std=3)
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
@@ -203,7 +195,7 @@ class TestErrors:
         (tmp_path / "bare").mkdir()
         assert "bare: not a checkpoint of this project" in message(tmp_path / "bare", slices, output_dir)
         processor = SegformerImageProcessorPil()
-        config = AutoConfig.for_model("segformer", **OVERRIDES, num_labels=4, id2label=ID2LABEL)
+        config = AutoConfig.for_model("segformer", **FAMILIES["segformer"], num_labels=4, id2label=ID2LABEL)
         AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "classifier")
         processor.save_pretrained(tmp_path / "classifier")
         assert "classifier: lacks" in message(tmp_path / "classifier", slices, output_dir)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 from safetensors.torch import load_file
+from tiny_models import FAMILIES
 from transformers import AutoModelForSemanticSegmentation
 
 import run_segmentation
@@ -18,28 +21,6 @@ from gi_segmentation.data import load_slices, transform_splits
 from gi_segmentation.errors import InputError
 from gi_segmentation.modeling import load_model
 from gi_segmentation.trainer import SegmentationTrainer, build_trainer, find_checkpoint, train
-
-CONVNEXT = {
-    "model_type": "convnext",
-    "depths": [1, 1, 1, 1],
-    "hidden_sizes": [8, 8, 16, 16],
-    "num_stages": 4,
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
-}
-VIT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 64,
-    "patch_size": 16,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "segformer": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "decoder_hidden_size": 16},
-    "upernet": {"backbone_config": CONVNEXT, "hidden_size": 16},
-    "dpt": {**VIT, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8},
-    "beit": {**VIT, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2]},
-}
 
 
 def arguments(dataset_dir: Path, output_dir: Path, family: str = "segformer", **flags: Any) -> list[str]:
@@ -81,17 +62,21 @@ def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Te
     assert not different
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_best_checkpoint_is_what_the_trainer_ends_with(family: str, dataset_dir: Path, tmp_path: Path) -> None:
-    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, family))
-    scores = iter([0.2, 0.9, 0.4, 0.3])
+def give_scores(trainer: SegmentationTrainer, scores: Iterator[float]) -> None:
+    """Let the evaluations during training have these Dice values, so that it is known which is the best."""
     count = trainer.compute_metrics
 
-    def scripted(prediction: Any, compute_result: bool) -> dict[str, float]:  # so that the best is not the last
+    def scripted(prediction: Any, compute_result: bool) -> dict[str, float]:
         counted = count(prediction, compute_result)  # type: ignore[misc, call-arg]
         return {**counted, "dice": next(scores)} if compute_result and trainer.is_in_train else counted
 
     trainer.compute_metrics = scripted  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_best_checkpoint_is_what_the_trainer_ends_with(family: str, dataset_dir: Path, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, family))
+    give_scores(trainer, iter([0.2, 0.9, 0.4, 0.3]))
     trained: dict[str, torch.Tensor] = {}
     save = trainer.save_model
 
@@ -167,12 +152,13 @@ def test_a_run_that_is_over_only_scores_again(dataset_dir: Path, tmp_path: Path)
 
 
 def test_early_stopping_stops_and_stays_stopped(dataset_dir: Path, tmp_path: Path) -> None:
-    settings = {"learning_rate": 0.0, "max_steps": 20, "early_stopping_patience": 2, "eval_steps": 1}
-    settings |= {"model_type": "dpt", "config_overrides": json.dumps(FAMILIES["dpt"])}  # no running statistics
+    settings = {"max_steps": 20, "early_stopping_patience": 2}
     trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, **settings))
+    give_scores(trainer, repeat(0.5))
     train(trainer)
     assert trainer.state.global_step == 3  # the first is the best, two more are no better
     again, _ = make_trainer(arguments(dataset_dir, tmp_path, **settings))
+    give_scores(again, repeat(0.5))
     train(again)
     assert again.state.global_step <= 4
 
