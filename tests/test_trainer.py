@@ -17,7 +17,7 @@ from transformers import AutoModelForSemanticSegmentation
 import run_segmentation
 from gi_segmentation.arguments import parse_arguments
 from gi_segmentation.augmentation import build_augmentation
-from gi_segmentation.data import load_slices, transform_splits
+from gi_segmentation.data import collate, load_slices, transform_splits
 from gi_segmentation.errors import InputError
 from gi_segmentation.modeling import load_model
 from gi_segmentation.trainer import SegmentationTrainer, build_trainer, find_checkpoint, train
@@ -140,6 +140,23 @@ def test_resuming_within_an_epoch_repeats_the_augmentation(dataset_dir: Path, tm
         load_file(whole / "checkpoint-4" / "model.safetensors"),
         load_file(resumed / "checkpoint-4" / "model.safetensors"),
     )
+
+
+def test_every_epoch_augments_the_slices_anew(dataset_dir: Path, tmp_path: Path) -> None:
+    flags = {"max_train_samples": 4, "max_steps": 2, "eval_steps": 2, "save_steps": 2}  # two epochs of one batch
+    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, **flags))
+    seen: list[list[float]] = []
+
+    def collate_and_keep(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        if "organ_masks" not in examples[0]:
+            seen.append(sorted(example["pixel_values"].sum().item() for example in examples))
+        return collate(examples)
+
+    trainer.data_collator = collate_and_keep
+    train(trainer)
+    first, second = seen
+    assert len(first) == 4
+    assert set(first).isdisjoint(second)
 
 
 def test_a_run_that_is_over_only_scores_again(dataset_dir: Path, tmp_path: Path) -> None:
