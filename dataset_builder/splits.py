@@ -40,6 +40,7 @@ def assign_folds(scans: list[Scan], num_folds: int, seed: int) -> dict[int, int]
         KaggleDataError: If there are fewer patients than folds, fewer than 2 folds, or a fold gets no patient.
 
     Source: scikit-learn's `StratifiedGroupKFold`, patients as groups, `organ_presence` of each slice as strata.
+    Releases of scikit-learn may deal differently (1.7 does); the split hash on every card tells.
     """
     cases = np.array([scan.case for scan in scans for _ in scan.slices])
     num_patients = len(set(cases.tolist()))
