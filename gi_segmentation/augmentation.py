@@ -24,8 +24,9 @@ HOLE_SIDE = (1 / 40, 1 / 20)
 def build_augmentation() -> A.Compose:
     """The augmentation of a training slice and its label map.
 
-    Flips both ways; shift, scale and rotation; brightness and contrast, which stop short of clipping; holes in the
-    image but not in the labels. Each with probability 0.5.
+    Flips both ways; shift, scale and rotation; brightness and contrast; holes in the image but not in the labels.
+    Each with probability 0.5. Brightness and contrast stop short of clipping: as a slice's maximum is 1, they can
+    darken it more than brighten it.
 
     Returns:
         A pipeline for `image`, float32 in 0 to 1, shape `(height, width, 1)`, and `mask`, uint8 label ids, shape
