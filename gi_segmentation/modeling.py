@@ -1,7 +1,6 @@
 """Models and image processors: from the Hub, from a folder, or from random weights."""
 
 import json
-import logging
 from typing import Any
 
 import yaml
@@ -20,8 +19,6 @@ from transformers import (
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import ID2LABEL, LABEL2ID, LABELS
-
-logger = logging.getLogger(__name__)
 
 # What this pipeline sets itself; to change it would be without effect, or break the model's input.
 OWN_KEYS = {"num_channels", "num_labels", "id2label", "label2id", "use_auxiliary_head"}

@@ -126,8 +126,6 @@ def read_table(path: Path, rle_column: str) -> Annotations:
         for organ in ORGANS
         if organ not in organs
     ]
-    if not annotations and not problems:
-        problems = [f"{path}: no rows below the header; expected three a slice"]
     if problems:
         raise InputError(problems[0] + (f" ({len(problems)} problems)" if problems[1:] else ""))
     return annotations
