@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         publication = publish_model(run_args, facts) if run_args.push_to_hub else None
         print(summarize(run_args, facts, publication))
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # several processes that just end would now and then abort
 
 
 if __name__ == "__main__":

@@ -11,3 +11,4 @@ if __name__ == "__main__":
     scores = trainer.evaluate()
     if trainer.is_world_process_zero():
         Path(sys.argv[1]).write_text(json.dumps(scores))
+    trainer.accelerator.end_training()
