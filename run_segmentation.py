@@ -6,8 +6,7 @@ accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ..
 from transformers import set_seed
 
 from gi_segmentation.arguments import parse_arguments
-from gi_segmentation.augmentation import build_augmentation
-from gi_segmentation.data import load_slices, transform_splits
+from gi_segmentation.data import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import exit_on_input_error
 from gi_segmentation.facts import describe_run, prepare_output_dir
 from gi_segmentation.model_card import publish_model, summarize, write_results
@@ -26,16 +25,16 @@ def main(argv: list[str] | None = None) -> None:
     """
     model_args, data_args, run_args = parse_arguments(argv)
     set_seed(run_args.seed)
-    slices = load_slices(data_args, run_args.seed)
-    model, processor = load_model(model_args, data_args.image_size)
-    facts = describe_run(model, slices, model_args, data_args, run_args)
+    slices = load_slices(data_args)
+    samples = select_samples(slices, data_args, run_args.seed)
+    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
+    facts = describe_run(model, samples, model_args, data_args, run_args)
+    train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
     prepare_output_dir(run_args, facts)
-    augmentation = build_augmentation() if data_args.augmentation else None
-    train_dataset, eval_dataset = transform_splits(slices, processor, augmentation, run_args.seed)
-    trainer = build_trainer(model, processor, train_dataset, eval_dataset, run_args)
+    trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
     scores = train(trainer)
     if trainer.is_world_process_zero():
-        facts = write_results(trainer, processor, slices["validation"], facts, scores)
+        facts = write_results(trainer, eval_dataset, facts, scores)
         publication = publish_model(run_args, facts) if run_args.push_to_hub else None
         print(summarize(run_args, facts, publication))
     trainer.accelerator.wait_for_everyone()

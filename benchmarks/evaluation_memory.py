@@ -28,7 +28,8 @@ def evaluate_slices(kaggle_dir: str, output_dir: str, number: int) -> None:
     rows = [index % len(slices["validation"]) for index in range(number)]
     repeated = DatasetDict(train=slices["train"], validation=slices["validation"].select(rows))
     model, processor = load_model(model_args, data_args.image_size)
-    trainer = build_trainer(model, processor, *transform_splits(repeated, processor, None, 0), run_args)
+    splits = transform_splits(repeated, repeated, processor, model_args, data_args, run_args.seed)
+    trainer = build_trainer(model, processor, *splits, data_args, run_args)
     trainer.evaluate()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataset_builder.build import build, push_dataset
 from dataset_builder.gi_tract import GiTractConfig
-from dataset_builder.phantom import write_phantom
+from dataset_builder.phantom import DIFFICULTIES, write_phantom
 from dataset_builder.verify import verify
 from gi_segmentation.errors import InputError, exit_on_input_error
 
@@ -21,6 +21,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
             slices_per_scan=arguments.slices_per_scan,
             seed=arguments.seed,
             num_proc=arguments.num_proc,
+            difficulty=arguments.difficulty,
         )
     except (ValueError, FileExistsError) as error:
         raise InputError(str(error)) from error
@@ -73,6 +74,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     phantom.add_argument("--days_per_case", type=int, default=2, help="scans of each patient")
     phantom.add_argument("--slices_per_scan", type=int, help="slices of each scan; None: 144 or 80, as in the data")
     phantom.add_argument("--seed", type=int, default=0, help="another seed gives other patients")
+    phantom.add_argument(
+        "--difficulty",
+        choices=tuple(DIFFICULTIES),
+        default="easy",
+        help="easy: brightness tells the organs apart; hard: as on real scans, place and shape do",
+    )
     phantom.set_defaults(run=run_phantom)
 
     check = commands.add_parser("verify", help="report every problem of a Kaggle folder", formatter_class=formatter)

@@ -2,14 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -21,7 +21,6 @@ from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS
 
 Array: TypeAlias = np.ndarray
-Rngs: TypeAlias = tuple[np.random.Generator, np.random.Generator]
 
 # Width and height in pixels, spacing in mm, slices: the four kinds of real scans.
 SCAN_KINDS = ((266, 266, 1.50, 144), (360, 310, 1.50, 144), (276, 276, 1.63, 80), (234, 234, 1.50, 144))
@@ -37,6 +36,35 @@ SUBPIXEL_BITS = 4
 
 # Intensities relative to subcutaneous fat, each with the strength of its texture.
 FAT, VISCERAL_FAT, MUSCLE, AIR = (1.0, 0.05), (0.50, 0.10), (0.24, 0.25), (0.02, 0.0)
+ORGAN_LEVEL = 0.37  # of all three in the hard phantom
+
+
+@dataclass(frozen=True)
+class _Difficulty:
+    """What a difficulty changes; the defaults are those of the easy phantom, where brightness tells organs apart."""
+
+    spread: float = 1.0  # how much patients and days differ, of how much they do in the easy phantom
+    bend_mm: float = 2.8
+    bias: float = 0.12  # strength of the bias field, in the logarithm
+    noise: float = 1.0  # as a factor
+    hot_scans: float = 0.0  # share of the scans with an arm beside the body that outshines it
+    ghost: float = 0.0  # strongest copy of the slice that breathing leaves along y, as a share of the signal
+    breath_mm: float = 0.0  # how far slices lie off their neighbours, standard deviation; a third of it blurs them
+
+
+# Set beside real slices, by eye, by the contrast of the organs and by the maximum over the body's median.
+DIFFICULTIES = {
+    "easy": _Difficulty(),
+    "hard": _Difficulty(spread=1.5, bend_mm=4.0, bias=0.3, noise=1.5, hot_scans=0.5, ghost=0.12, breath_mm=2.5),
+}
+
+
+class Rngs(NamedTuple):
+    """Where a scan's values come from: the patient's and the day's numbers, and how far they reach."""
+
+    patient: np.random.Generator
+    day: np.random.Generator
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -97,6 +125,10 @@ class _Anatomy:
     offset_mm: Array
     fat_intensity: float
     noise: float
+    arm: Sequence[_Blob] = ()
+    hot_spot: _Blob | None = None  # its look: the gain at the centre, less 1
+    ghost: float = 0.0
+    ghost_mm: float = 0.0
 
 
 def write_phantom(
@@ -106,6 +138,7 @@ def write_phantom(
     slices_per_scan: int | None = None,
     seed: int = 0,
     num_proc: int | None = None,
+    difficulty: str = "easy",
 ) -> PhantomSummary:
     """Write synthetic scans and their masks as the Kaggle folder has them: `train.csv` and `train/`.
 
@@ -119,13 +152,15 @@ def write_phantom(
         seed: Not negative; another one gives other patients.
         num_proc: Processes; None for one per core. More than one needs an importable main module, as
             `multiprocessing` with spawn does.
+        difficulty: "easy", where brightness tells the organs apart, or "hard", as on real scans: organs alike and of
+            low contrast, unlike patients, bias, noise, breathing, and on some scans a hot spot that is the maximum.
 
     Returns:
         Counts of what was written.
 
     Raises:
         FileExistsError: If `output_dir` is a file or a folder that is not empty.
-        ValueError: If a size is below 1 or the seed below 0.
+        ValueError: If a size is below 1, the seed below 0 or the difficulty unknown.
     """
     names = ("num_cases", "days_per_case", "slices_per_scan", "num_proc")
     for name, size in zip(names, (num_cases, days_per_case, slices_per_scan, num_proc), strict=True):
@@ -133,9 +168,11 @@ def write_phantom(
             raise ValueError(f"{name} must be at least 1, got {size}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
+    if difficulty not in DIFFICULTIES:
+        raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
     scans = _plan_scans(num_cases, days_per_case, slices_per_scan, seed)
     with _folder_in_the_making(Path(output_dir)) as folder:
-        results = _write_scans(scans, folder / "train", seed, num_proc or os.cpu_count() or 1)
+        results = _write_scans(scans, folder / "train", seed, num_proc or os.cpu_count() or 1, difficulty)
         rows = [row for scan_rows, _ in results for row in scan_rows]
         (folder / "train.csv").write_text("\n".join(["id,class,segmentation", *rows]) + "\n", newline="\n")
     counts = np.sum([scan_counts for _, scan_counts in results], axis=0).tolist()
@@ -175,8 +212,10 @@ def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None,
     return sorted(scans, key=lambda scan: (scan.case, scan.day))
 
 
-def _write_scans(scans: list[_Scan], train_dir: Path, seed: int, num_proc: int) -> list[tuple[list[str], list[int]]]:
-    write = partial(_write_scan, train_dir=train_dir, seed=seed)
+def _write_scans(
+    scans: list[_Scan], train_dir: Path, seed: int, num_proc: int, difficulty: str
+) -> list[tuple[list[str], list[int]]]:
+    write = partial(_write_scan, train_dir=train_dir, seed=seed, difficulty=DIFFICULTIES[difficulty])
     progress = partial(tqdm, total=len(scans), desc="Writing the phantom", unit="scan")
     if min(num_proc, len(scans)) == 1:
         return list(progress(map(write, scans)))
@@ -187,7 +226,7 @@ def _write_scans(scans: list[_Scan], train_dir: Path, seed: int, num_proc: int) 
         return list(progress(pool.map(write, scans)))
 
 
-def _write_scan(scan: _Scan, train_dir: Path, seed: int) -> tuple[list[str], list[int]]:
+def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: _Difficulty) -> tuple[list[str], list[int]]:
     """Write the slices of a scan.
 
     Returns:
@@ -197,7 +236,8 @@ def _write_scan(scan: _Scan, train_dir: Path, seed: int) -> tuple[list[str], lis
     day = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(scan.case, scan.day)))
     folder = train_dir / f"case{scan.case}" / scan.name / "scans"
     folder.mkdir(parents=True)
-    painter = _Painter(scan, _draw_anatomy((patient, day)), (patient, day))
+    rngs = Rngs(patient, day, difficulty.spread)
+    painter = _Painter(scan, _draw_anatomy(rngs, difficulty), rngs, difficulty)
     rows, counts = [], np.zeros(4, dtype=int)
     for number in range(1, scan.num_slices + 1):
         # The middle slice lies at 0 mm, where every organ is, however few the slices are.
@@ -215,19 +255,19 @@ def _write_scan(scan: _Scan, train_dir: Path, seed: int) -> tuple[list[str], lis
 
 
 def _vary(rngs: Rngs, values: float | list[float] | Array, spread: float | list[float] | Array) -> Array:
-    """Values of this patient on this day: uniform within about `spread` of the usual ones."""
-    patient, day = rngs
+    """Values of this patient on this day: uniform within about `spread` of the usual ones, as far as `rngs` reach."""
+    patient, day, reach = rngs
     usual = np.asarray(values, dtype=float)
     shape = usual.shape
-    return usual + np.asarray(spread) * (patient.uniform(-1, 1, shape) + DAY_SHARE * day.uniform(-1, 1, shape))
+    return usual + reach * np.asarray(spread) * (patient.uniform(-1, 1, shape) + DAY_SHARE * day.uniform(-1, 1, shape))
 
 
-def _draw_anatomy(rngs: Rngs) -> _Anatomy:
+def _draw_anatomy(rngs: Rngs, difficulty: _Difficulty) -> _Anatomy:
     torso_mm = _vary(rngs, [112, 148], [9, 11])
     rim_mm = _vary(rngs, [15, 14], 4)
     cavity_mm = torso_mm - rim_mm - 7
     place = np.array([1.0, *cavity_mm])
-    return _Anatomy(
+    anatomy = _Anatomy(
         torso_mm=torso_mm,
         rim_mm=rim_mm,
         blobs=_inner_blobs(rngs, place),
@@ -239,8 +279,42 @@ def _draw_anatomy(rngs: Rngs) -> _Anatomy:
         },
         offset_mm=_vary(rngs, [8, 0], 8),
         fat_intensity=float(_vary(rngs, 2800, 900)),
-        noise=float(_vary(rngs, 0.022, 0.008)),
+        noise=difficulty.noise * float(_vary(rngs, 0.022, 0.008)),
     )
+    # The easy phantom ends here: a further number drawn would change its bytes.
+    return anatomy if difficulty == DIFFICULTIES["easy"] else _make_hard(rngs, anatomy, difficulty)
+
+
+def _make_hard(rngs: Rngs, anatomy: _Anatomy, difficulty: _Difficulty) -> _Anatomy:
+    """Make the organs alike, and draw what spoils the scan."""
+    level = float(_vary(rngs, ORGAN_LEVEL, 0.03))
+    anatomy = replace(
+        anatomy,
+        tubes={organ: _alike(rngs, tube, level) for organ, tube in anatomy.tubes.items()},
+        ghost=difficulty.ghost * rngs.day.uniform(0.2, 1),
+        ghost_mm=rngs.day.uniform(25, 70),
+    )
+    if rngs.day.random() >= difficulty.hot_scans:
+        return anatomy
+    arm, hot_spot = _arm(rngs.day, anatomy.torso_mm)
+    return replace(anatomy, arm=arm, hot_spot=hot_spot)
+
+
+def _alike(rngs: Rngs, tube: _Tube, level: float) -> _Tube:
+    """Give a tube contents of about the common level, faint folds and a faint wall."""
+    own = float(_vary(rngs, level, 0.04))
+    contents = own + 0.35 * (tube.contents - tube.contents.mean())
+    return replace(tube, wall_look=(0.6 * own, 0.1), contents=contents, contents_texture=0.2)
+
+
+def _arm(day: np.random.Generator, torso_mm: Array) -> tuple[list[_Blob], _Blob]:
+    """Draw an arm beside a flank, and the hot spot of a coil between the two."""
+    side, angle = day.choice([-1, 1]), day.uniform(-0.3, 0.7)  # radians, positive towards the back
+    rim_mm = np.array([0, torso_mm[0] * np.sin(angle), side * torso_mm[1] * np.cos(angle)])
+    centre_mm, radii_mm = rim_mm + np.array([0, 0, 36 * side]), np.array([1200, *day.uniform(26, 34, 2)])
+    arm = [_Blob(centre_mm, radii_mm, FAT), _Blob(centre_mm, radii_mm - 8, MUSCLE)]
+    hot_mm = rim_mm + np.array([day.uniform(-50, 50), 0, 8 * side])
+    return arm, _Blob(hot_mm, np.array([day.uniform(60, 140), 22, 15]), (day.uniform(1.5, 6), 0))
 
 
 def _blob(
@@ -330,9 +404,10 @@ def _stomach(rngs: Rngs, place: Array) -> _Tube:
 class _Painter:
     """Paints the slices of one scan, top to bottom."""
 
-    def __init__(self, scan: _Scan, anatomy: _Anatomy, rngs: Rngs) -> None:
-        patient, self.rng = rngs
+    def __init__(self, scan: _Scan, anatomy: _Anatomy, rngs: Rngs, difficulty: _Difficulty) -> None:
+        patient, self.rng, _ = rngs
         self.anatomy = anatomy
+        self.difficulty = difficulty
         self.spacing_mm = scan.spacing_mm
         self.size = (scan.height, scan.width)
         self.middle = (np.array(self.size) - 1) / 2 + anatomy.offset_mm / scan.spacing_mm
@@ -341,7 +416,7 @@ class _Painter:
         # Two fields each, mixed at a turning angle from slice to slice: smooth along z and never the same.
         self.bends = [self._fields(patient, 60.0), self._fields(patient, 60.0)]
         self.texture = self._fields(self.rng, 4.5)
-        self.bias = np.exp(0.12 * self._fields(self.rng, 140.0)[0])
+        self.bias = np.exp(difficulty.bias * self._fields(self.rng, 140.0)[0])
 
     def _fields(self, rng: np.random.Generator, grain_mm: float) -> Array:
         """Two smooth random fields of about unit strength, float32, shape `(2, height, width)`."""
@@ -354,7 +429,7 @@ class _Painter:
         y, x, radius_y, radius_x = np.rint(2**SUBPIXEL_BITS * np.concatenate([centre, radii])).astype(int).tolist()
         cv2.ellipse(canvas, (x, y), (radius_x, radius_y), 0, 0, 360, look, -1, cv2.LINE_8, SUBPIXEL_BITS)
 
-    def _blobs(self, canvas: Array, blobs: list[_Blob], z_mm: float) -> None:
+    def _blobs(self, canvas: Array, blobs: Sequence[_Blob], z_mm: float) -> None:
         for blob in blobs:
             inside = 1 - ((z_mm - blob.centre_mm[0]) / blob.radii_mm[0]) ** 2
             if inside > 0:
@@ -395,6 +470,7 @@ class _Painter:
         cavity = np.zeros(self.size, dtype=np.uint8)
         cavity_mm = torso_mm - anatomy.rim_mm - 7
         self._ellipse(cavity, np.zeros(2), cavity_mm, (1, 0))
+        self._blobs(canvas, anatomy.arm, z_mm)
         self._ellipse(canvas, np.zeros(2), torso_mm, FAT)
         self._ellipse(canvas, np.zeros(2), torso_mm - anatomy.rim_mm, MUSCLE)
         np.copyto(canvas, inner, where=cavity[..., None] > 0)
@@ -416,13 +492,31 @@ class _Painter:
         """Bend the drawn shapes into irregular ones, and add texture, bias, blur and noise."""
         turn = np.array([np.cos(z_mm / 80), np.sin(z_mm / 80)], dtype=np.float32)
         bend = np.stack([np.tensordot(turn, fields, 1) for fields in self.bends])
-        maps = self.pixels + bend * np.float32(2.8 / self.spacing_mm)
+        maps = self.pixels + bend * np.float32(self.difficulty.bend_mm / self.spacing_mm)
+        if self.difficulty.breath_mm:
+            maps[1] += np.float32(self.difficulty.breath_mm / self.spacing_mm * self.rng.standard_normal())
         canvas = cv2.remap(canvas, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         masks = {organ: cv2.remap(mask, maps[0], maps[1], cv2.INTER_NEAREST) for organ, mask in masks.items()}
         turn = np.array([np.cos(z_mm / 9), np.sin(z_mm / 9)], dtype=np.float32)
         signal = canvas[..., 0] * (1 + canvas[..., 1] * np.tensordot(turn, self.texture, 1)) * self.bias
         signal *= np.float32(1 - 0.5 * (2 * abs(z_mm) / BODY_LENGTH_MM) ** 4)
-        signal = cv2.GaussianBlur(signal, (0, 0), 0.7 * 1.5 / self.spacing_mm)
+        signal = self._artefacts(signal, z_mm)
+        sigma = 0.7 * 1.5 / self.spacing_mm
+        signal = cv2.GaussianBlur(signal, (0, 0), sigma, None, sigma + self.difficulty.breath_mm / 3 / self.spacing_mm)
         noise = np.float32(self.anatomy.noise) * self.rng.standard_normal((2, *self.size), dtype=np.float32)
         magnitude = np.hypot(signal + noise[0], noise[1]) * np.float32(self.anatomy.fat_intensity)
         return np.clip(np.rint(magnitude), 0, 65535).astype(np.uint16), masks
+
+    def _artefacts(self, signal: Array, z_mm: float) -> Array:
+        """Brighten the hot spot, and add ghosts of the slice above and below it, at a phase of its own."""
+        spot = self.anatomy.hot_spot
+        if spot:
+            centre = (self.middle + spot.centre_mm[1:] / self.spacing_mm)[:, None, None]
+            offsets = (self.pixels[::-1] - centre) * self.spacing_mm / spot.radii_mm[1:, None, None]
+            squares = (offsets**2).sum(axis=0) + ((z_mm - spot.centre_mm[0]) / spot.radii_mm[0]) ** 2
+            signal = signal * (1 + spot.look[0] * np.exp(-squares / 2)).astype(np.float32)
+        if self.anatomy.ghost:
+            shift = round(self.anatomy.ghost_mm / self.spacing_mm)
+            share = np.float32(self.anatomy.ghost * np.cos(self.rng.uniform(0, np.pi)))
+            signal = signal + share * (np.roll(signal, shift, axis=0) + np.roll(signal, -shift, axis=0))
+        return signal

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,9 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.schema import LABELS_BY_MODE
+
+MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 
 # The original project's flags, for whoever comes from its command line.
 ALIASES = {
@@ -30,7 +34,7 @@ VALUE_ALIASES = {
 }
 
 
-def check_at_least(arguments: Any, minima: dict[str, float]) -> None:
+def check_at_least(arguments: Any, minima: Mapping[str, float]) -> None:
     """Check numbers that may not be smaller than something.
 
     Args:
@@ -44,6 +48,17 @@ def check_at_least(arguments: Any, minima: dict[str, float]) -> None:
         value = getattr(arguments, name)
         if value is not None and not value >= minimum:
             raise ValueError(f"--{name} must be at least {minimum}, but got {value}")
+
+
+def check_choice(arguments: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Check a value that must be one of a few.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    value = getattr(arguments, name)
+    if value not in choices:
+        raise ValueError(f"--{name} must be {' or '.join(choices)}, but got {value}")
 
 
 @dataclass
@@ -67,6 +82,15 @@ class ModelArguments:
         metadata={"help": "With --model_type: values of its configuration, as depths=[2,2,2,2],drop_path_rate=0 or "
                           "as a JSON object."},
     )  # fmt: skip
+    label_mode: str = field(
+        default="multiclass",
+        metadata={"help": "multiclass: one label per pixel by softmax, works in the stock pipeline; multilabel: each "
+                          "organ on its own by sigmoid, overlaps are learnt and predicted."},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Check the choice."""
+        check_choice(self, "label_mode", tuple(LABELS_BY_MODE))
 
 
 @dataclass
@@ -85,6 +109,15 @@ class DataArguments:
     image_size: int = field(
         default=288, metadata={"help": "Height and width of the model's input. Default: the original project's."}
     )
+    slice_context: int = field(
+        default=0,
+        metadata={"help": "Channels are the slices i-K, i and i+K of the scan, for this K; 0: the slice three times."},
+    )
+    slice_sampling: str = field(
+        default="all",
+        metadata={"help": "all: every slice once an epoch; balanced: as many draws, in which slices without any organ "
+                          "and those of each organ come equally often."},
+    )  # fmt: skip
     augmentation: bool = field(default=True, metadata={"help": "Whether to augment the training slices."})
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on this many slices, drawn at random; for trials."}
@@ -95,7 +128,9 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_at_least(self, {"image_size": 32, "max_train_samples": 1, "max_eval_samples": 1})
+        minima = {"image_size": MIN_IMAGE_SIZE, "slice_context": 0, "max_train_samples": 1, "max_eval_samples": 1}
+        check_at_least(self, minima)
+        check_choice(self, "slice_sampling", ("all", "balanced"))
 
 
 @dataclass
@@ -126,6 +161,9 @@ class RunArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Keep True: early stopping counts on where an interrupted run stopped."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Keep False: a loss that is not finite ends the run."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the transform needs them all."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Keep True: scores are counted batch by batch."})
     hub_strategy: str = field(default="end", metadata={"help": "Only `end`: the best checkpoint is pushed, once."})
@@ -135,6 +173,19 @@ class RunArguments(TrainingArguments):
     lr_drop_at: float | None = field(
         default=None,
         metadata={"help": "Multiply the learning rate by 0.1 after this share of the training, 0 to 1; None: never."},
+    )
+    head_lr_multiplier: float = field(
+        default=1.0,
+        metadata={"help": "Learning rate of everything behind the encoder, as a multiple of --learning_rate."},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Score, keep and publish an exponential moving average of the weights, of this decay a step "
+                          "(less at the beginning); None: the weights themselves."},
+    )  # fmt: skip
+    test_time_flips: bool = field(
+        default=False,
+        metadata={"help": "At the end, score the best checkpoint also with its logits averaged over flipped slices."},
     )
     license: str = field(
         default="other", metadata={"help": "Licence on the model card. `other`: non-commercial, as the data's rules."}
@@ -157,6 +208,7 @@ class RunArguments(TrainingArguments):
             "save_only_model": False,
             "restore_callback_states_from_checkpoint": True,
             "prediction_loss_only": False,
+            "logging_nan_inf_filter": False,
             "dataloader_drop_last": False,  # it would leave out validation slices too
             "label_smoothing_factor": 0.0,
             "do_predict": False,
@@ -170,9 +222,12 @@ class RunArguments(TrainingArguments):
                 "--output_dir"
             )
         positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "early_stopping_patience")
-        check_at_least(self, {**dict.fromkeys(positive, 1), "learning_rate": 0, "weight_decay": 0, "seed": 0})
+        not_negative = ("learning_rate", "head_lr_multiplier", "weight_decay", "seed")
+        check_at_least(self, {**dict.fromkeys(positive, 1), **dict.fromkeys(not_negative, 0)})
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ValueError(f"--num_train_epochs must be greater than 0, but got {self.num_train_epochs}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must lie between 0 and 1, but got {self.ema_decay}")
         if self.lr_drop_at is not None and not 0 < self.lr_drop_at < 1:
             raise ValueError(f"--lr_drop_at must lie between 0 and 1, but got {self.lr_drop_at}")
         if self.lr_drop_at is not None and self.lr_scheduler_type != "constant":

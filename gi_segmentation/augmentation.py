@@ -29,8 +29,8 @@ def build_augmentation() -> A.Compose:
     darken it more than brighten it.
 
     Returns:
-        A pipeline for `image`, float32 in 0 to 1, shape `(height, width, 1)`, and `mask`, uint8 label ids, shape
-        `(height, width)`, which is only ever resampled by nearest neighbour.
+        A pipeline for `image`, float32 in 0 to 1, shape `(height, width, channels)`, and `mask`, uint8, shape
+        `(height, width)` or `(height, width, organs)`, which is only ever resampled by nearest neighbour.
 
     Raises:
         UserWarning: If albumentations does not know an argument (it would otherwise ignore it).
@@ -64,8 +64,8 @@ def augment(
 
     Args:
         augmentation: From `build_augmentation`.
-        image: float32 in 0 to 1, shape `(height, width)`.
-        labels: Label ids, uint8, same shape.
+        image: float32 in 0 to 1, shape `(height, width, channels)`.
+        labels: Label ids or masks, uint8, shape `(height, width)` or `(height, width, organs)`.
         seed: What happens depends on this alone, so that a resumed run repeats an uninterrupted one.
 
     Returns:
@@ -73,5 +73,5 @@ def augment(
     """
     # Not set_random_seed, which seeds every transform alike: then all of them happen, or none.
     augmentation.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    changed = augmentation(image=image[:, :, None], mask=labels)
-    return changed["image"][:, :, 0], changed["mask"]
+    changed = augmentation(image=image, mask=labels)
+    return changed["image"], changed["mask"]

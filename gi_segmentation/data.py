@@ -1,7 +1,8 @@
 """From the dataset `gi_tract` to the tensors that model and scores need."""
 
 import zlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from torch.nn import functional as F
+from torch.utils.data import Sampler
 from transformers import SegformerImageProcessorPil
 
-from gi_segmentation.arguments import DataArguments
-from gi_segmentation.augmentation import augment
+from gi_segmentation.arguments import DataArguments, ModelArguments
+from gi_segmentation.augmentation import augment, build_augmentation
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import ORGANS, dataset_features
@@ -43,19 +45,17 @@ def find_dataset(name: str, revision: str | None) -> DatasetDict:
     return loaded
 
 
-def load_slices(data_args: DataArguments, seed: int) -> DatasetDict:
-    """Load the splits to train and validate on.
+def load_slices(data_args: DataArguments) -> DatasetDict:
+    """Load the splits to train and validate on, whole.
 
     Args:
-        data_args: Which dataset, and how much of it.
-        seed: Draws `max_train_samples`.
+        data_args: Which dataset.
 
     Returns:
         `train` and `validation`.
 
     Raises:
-        InputError: If the dataset, a split or a column is missing, a patient stands in both splits, or validation
-            shows no organ.
+        InputError: If the dataset, a split or a column is missing, or a patient stands in both splits.
     """
     loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision)
     missing = [split for split in ("train", "validation") if split not in loaded]
@@ -73,6 +73,21 @@ def load_slices(data_args: DataArguments, seed: int) -> DatasetDict:
             f"{data_args.dataset_name}: patients {sorted(shared)} stand in train and in validation, so that scores "
             f"would flatter; split by patient"
         )
+    return DatasetDict(train=train, validation=validation)
+
+
+def select_samples(slices: DatasetDict, data_args: DataArguments, seed: int) -> DatasetDict:
+    """The slices to train and score: all, or as many as the arguments say.
+
+    Args:
+        slices: From `load_slices`.
+        data_args: How much of it.
+        seed: Draws `max_train_samples`.
+
+    Raises:
+        InputError: If the validation slices show no organ.
+    """
+    train, validation = slices["train"], slices["validation"]
     if data_args.max_train_samples is not None:
         train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
     if data_args.max_eval_samples is not None:
@@ -80,6 +95,58 @@ def load_slices(data_args: DataArguments, seed: int) -> DatasetDict:
     if not any(rle for organs in validation["segmentation"] for rle in organs.values()):
         raise InputError("the validation slices show no organ, so there is nothing to score; take more of them")
     return DatasetDict(train=train, validation=validation)
+
+
+def find_neighbours(numbers: Sequence[int], number: int, slice_context: int) -> tuple[int, int]:
+    """Which slices stand for those `slice_context` before and after: at an end or a gap the furthest one before it.
+
+    Args:
+        numbers: Slice numbers of the scan.
+        number: One of them.
+        slice_context: How far to look.
+
+    Example:
+        >>> find_neighbours([1, 2, 3, 6], number=2, slice_context=2)
+        (1, 3)
+    """
+    return (
+        min(other for other in numbers if number - slice_context <= other <= number),
+        max(other for other in numbers if number <= other <= number + slice_context),
+    )
+
+
+class SliceNeighbours:
+    """Finds the neighbours of a slice in its own scan, among all slices of a split.
+
+    Args:
+        dataset: The whole split, whichever of its slices are trained on.
+        slice_context: How far the neighbours are.
+
+    Raises:
+        InputError: If no slice has any.
+    """
+
+    def __init__(self, dataset: Dataset, slice_context: int) -> None:
+        self.images = dataset.with_format(None).select_columns(["image"])
+        self.slice_context = slice_context
+        self.rows: dict[str, dict[int, int]] = defaultdict(dict)
+        for row, (scan, number) in enumerate(zip(dataset["scan"], dataset["slice"], strict=True)):
+            self.rows[scan][number] = row
+        if all(
+            find_neighbours(list(numbers), number, slice_context) == (number, number)
+            for numbers in self.rows.values()
+            for number in numbers
+        ):
+            raise InputError(
+                f"--slice_context {slice_context}: none of the {len(dataset)} slices of a split has a neighbour that "
+                f"near in its scan; take 0, or build the dataset from whole scans"
+            )
+
+    def __call__(self, scan: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The raw slices before and after, each `(height, width)`."""
+        numbers = self.rows[scan]
+        before, after = find_neighbours(list(numbers), number, self.slice_context)
+        return np.array(self.images[numbers[before]]["image"]), np.array(self.images[numbers[after]]["image"])
 
 
 def scale_intensity(image: np.ndarray) -> np.ndarray:
@@ -112,9 +179,15 @@ def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def resize_labels(labels: np.ndarray, image_size: int) -> np.ndarray:
-    """Resize a label map to a square by nearest neighbour: a label id is no quantity to interpolate."""
-    tensor = torch.from_numpy(labels)[None, None]
-    return F.interpolate(tensor, size=(image_size, image_size), mode="nearest-exact")[0, 0].numpy()
+    """Resize label maps to a square by nearest neighbour: a label id is no quantity to interpolate.
+
+    Args:
+        labels: uint8, shape `(height, width)` or `(height, width, organs)`.
+        image_size: Height and width of the result.
+    """
+    tensor = torch.from_numpy(labels.reshape(*labels.shape[:2], -1)).permute(2, 0, 1)[None]
+    resized = F.interpolate(tensor, size=(image_size, image_size), mode="nearest-exact")[0].permute(1, 2, 0)
+    return resized.reshape(image_size, image_size, *labels.shape[2:]).numpy()
 
 
 def organ_masks(segmentation: dict[str, str], height: int, width: int) -> np.ndarray:
@@ -127,6 +200,8 @@ class SliceTransform:
 
     Args:
         processor: Its size, mean and standard deviation are used.
+        label_mode: What `labels` are: label ids of `annotation`, or masks of `segmentation`, overlaps kept.
+        neighbours: Where the first and the last channel come from; None takes the slice for all three.
         augmentation: Changes the slices at random; None leaves them as they are.
         seed: Of the augmentation, together with the epoch and the slice's id.
         scoring: Whether to add what scores at native resolution need.
@@ -135,6 +210,8 @@ class SliceTransform:
     def __init__(
         self,
         processor: SegformerImageProcessorPil,
+        label_mode: str = "multiclass",
+        neighbours: SliceNeighbours | None = None,
         augmentation: A.Compose | None = None,
         seed: int = 0,
         scoring: bool = False,
@@ -142,38 +219,55 @@ class SliceTransform:
         self.image_size: int = processor.size["height"]
         self.mean = np.array(processor.image_mean, dtype=np.float32)[:, None, None]
         self.std = np.array(processor.image_std, dtype=np.float32)[:, None, None]
+        self.label_mode = label_mode
+        self.neighbours = neighbours
         self.augmentation = augmentation
         self.seed = seed
         self.scoring = scoring
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by worker processes that live on
 
+    def scale(self, raws: Sequence[np.ndarray]) -> np.ndarray:
+        """From one raw slice, or three, to float32 in 0 to 1, shape `(image_size, image_size, 1 or 3)`."""
+        return np.stack([resize_image(scale_intensity(raw), self.image_size) for raw in raws], axis=-1)
+
     def normalize(self, image: np.ndarray) -> torch.Tensor:
-        """From a scaled slice `(height, width)` to the model's three normalised channels."""
-        return torch.from_numpy((image[None] - self.mean) / self.std)
+        """From scaled slices `(S, S, 1 or 3)` to the model's three normalised channels `(3, S, S)`."""
+        return torch.from_numpy((image.transpose(2, 0, 1) - self.mean) / self.std)
 
-    def pixel_values(self, raw: np.ndarray) -> torch.Tensor:
-        """From a raw slice `(height, width)` to model input: float32, shape `(3, image_size, image_size)`."""
-        return self.normalize(resize_image(scale_intensity(raw), self.image_size))
+    def pixel_values(self, raws: Sequence[np.ndarray]) -> torch.Tensor:
+        """From one raw slice `(height, width)`, or three, to model input: float32, `(3, image_size, image_size)`."""
+        return self.normalize(self.scale(raws))
 
-    def labelled_example(self, row: dict[str, Any], raw: np.ndarray) -> dict[str, Any]:
-        """Model input and labels of a slice, augmented if so asked."""
-        image = resize_image(scale_intensity(raw), self.image_size)
-        labels = resize_labels(np.array(row["annotation"]), self.image_size)
+    def raw_slices(self, row: dict[str, Any]) -> list[np.ndarray]:
+        """The slice of a row, between its neighbours where the model wants them."""
+        raw = np.array(row["image"])
+        if self.neighbours is None:
+            return [raw]
+        before, after = self.neighbours(row["scan"], row["slice"])
+        return [before, raw, after]
+
+    def labelled_example(self, row: dict[str, Any], masks: np.ndarray | None) -> dict[str, torch.Tensor]:
+        """Model input and labels of a slice, augmented if so asked; `masks` are needed for the mode multilabel."""
+        image = self.scale(self.raw_slices(row))
+        native = np.array(row["annotation"]) if masks is None else masks.transpose(1, 2, 0).astype(np.uint8)
+        labels = resize_labels(native, self.image_size)
         if self.augmentation is not None:
             sequence = np.random.SeedSequence([self.seed, int(self.epoch), zlib.crc32(row["id"].encode())])
             image, labels = augment(self.augmentation, image, labels, int(sequence.generate_state(1)[0]))
-        return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(labels.astype(np.int64))}
+        target = labels.astype(np.int64) if masks is None else labels.transpose(2, 0, 1).astype(np.float32)
+        return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(target)}
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Transform a batch of rows, as `datasets` hands them over: lists by column."""
         examples = []
         for values in zip(*rows.values(), strict=True):
             row = dict(zip(rows, values, strict=True))
-            example = self.labelled_example(row, np.array(row["image"]))
+            multilabel, masks = self.label_mode == "multilabel", None
+            if multilabel or self.scoring:
+                masks = organ_masks(row["segmentation"], row["height"], row["width"])
+            example = self.labelled_example(row, masks if multilabel else None)
             if self.scoring:
-                example["organ_masks"] = torch.from_numpy(
-                    organ_masks(row["segmentation"], row["height"], row["width"])
-                )
+                example["organ_masks"] = torch.from_numpy(masks)
                 example["scan"] = torch.tensor(scan_number(row["case"], row["day"]))
             examples.append(example)
         return {key: [example[key] for example in examples] for key in examples[0]}
@@ -193,8 +287,9 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack examples to a batch.
 
     Returns:
-        `pixel_values` `(B, 3, S, S)` and `labels` `(B, S, S)`; of evaluation examples also `organ_masks`, padded at
-        bottom and right to the largest slice `(B, organs, H, W)`, the true `native_size` `(B, 2)` and `scan` `(B,)`.
+        `pixel_values` `(B, 3, S, S)` and `labels` `(B, S, S)` or `(B, organs, S, S)`; of evaluation examples also
+        `organ_masks`, padded at bottom and right to the largest slice `(B, organs, H, W)`, the true `native_size`
+        `(B, 2)` and `scan` `(B,)`.
     """
     batch = {key: torch.stack([example[key] for example in examples]) for key in ("pixel_values", "labels")}
     if "organ_masks" in examples[0]:
@@ -208,10 +303,63 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def transform_splits(
-    slices: DatasetDict, processor: SegformerImageProcessorPil, augmentation: A.Compose | None, seed: int
+    slices: DatasetDict,
+    samples: DatasetDict,
+    processor: SegformerImageProcessorPil,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    seed: int,
 ) -> tuple[Dataset, Dataset]:
-    """Attach the transforms, which run as slices are read: `train` augmented, `validation` ready to be scored."""
-    return (
-        slices["train"].with_transform(SliceTransform(processor, augmentation, seed)),
-        slices["validation"].with_transform(SliceTransform(processor, scoring=True)),
-    )
+    """Attach the transforms, which run as slices are read: `train` augmented, `validation` ready to be scored.
+
+    Args:
+        slices: From `load_slices`; where neighbours are found.
+        samples: From `select_samples`.
+        processor: The model's.
+        model_args: What the labels are.
+        data_args: What the channels are, and whether to augment.
+        seed: Of the augmentation.
+
+    Raises:
+        InputError: If neighbours are wanted and a split has none.
+    """
+    neighbours = dict.fromkeys(slices)
+    if data_args.slice_context:
+        neighbours = {split: SliceNeighbours(slices[split], data_args.slice_context) for split in slices}
+    augmentation = build_augmentation() if data_args.augmentation else None
+    mode = model_args.label_mode
+    train = SliceTransform(processor, mode, neighbours["train"], augmentation, seed)
+    validation = SliceTransform(processor, mode, neighbours["validation"], scoring=True)
+    return samples["train"].with_transform(train), samples["validation"].with_transform(validation)
+
+
+class BalancedSampler(Sampler[int]):
+    """As many draws an epoch as there are slices, in which four groups come equally often.
+
+    The groups are slices without any organ and slices with each of the organs; a slice with two organs is in both
+    groups. Draws depend on seed and epoch alone, so that every process, and a resumed run, makes the same.
+
+    Args:
+        organs: Per slice whether it shows each organ: bool, shape `(slices, organs)`.
+        seed: Of the draws.
+        epoch: The transform's, one int64.
+    """
+
+    def __init__(self, organs: np.ndarray, seed: int, epoch: torch.Tensor) -> None:
+        groups = np.column_stack([~organs.any(axis=1), organs])
+        self.weights = torch.from_numpy((groups / groups.sum(axis=0).clip(min=1)).sum(axis=1))
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __iter__(self) -> Iterator[int]:
+        seed = np.random.SeedSequence([self.seed, int(self.epoch)]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
+
+
+def shown_organs(dataset: Dataset) -> np.ndarray:
+    """Whether each slice shows each organ: bool, shape `(slices, organs)`."""
+    return np.array([[bool(masks[organ]) for organ in ORGANS] for masks in dataset.with_format(None)["segmentation"]])

@@ -1,42 +1,87 @@
 """Score predictions on the slices' native grid while the Trainer evaluates; no logits pile up."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import evaluate
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from gi_segmentation import metrics
-from gi_segmentation.schema import LABELS
+from gi_segmentation.schema import LABELS, ORGANS
+
+# Axes to turn around for a test-time flip: none, left-right, up-down, both.
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
-def predict_labels(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Label ids on a grid of any size, as the image processor's `post_process_semantic_segmentation` gives them.
+def forward_flips(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Logits averaged over the slices as they are and flipped, each turned back.
 
     Args:
-        logits: float, shape `(B, labels, h, w)`.
+        model: A semantic segmentation model.
+        pixel_values: Model input, float, shape `(B, 3, S, S)`.
+
+    Returns:
+        float32, shape `(B, channels, h, w)`.
+    """
+    return torch.stack([model(pixel_values=pixel_values.flip(axes)).logits.float().flip(axes) for axes in FLIPS]).mean(
+        dim=0
+    )
+
+
+def predict_masks(logits: Sequence[torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """Organ masks on a grid of any size, from one model or from several.
+
+    A single model's masks are those of the image processor's `post_process_semantic_segmentation`, or, where it gives
+    each organ a channel of its own, the pixels with a probability above one half. Of several models, probabilities
+    are averaged on that grid.
+
+    Args:
+        logits: Per model float, shape `(B, channels, h, w)`; 4 channels with the background first, or an organ each.
         height: Height of the grid in pixels.
         width: Width of the grid in pixels.
 
     Returns:
-        int64, shape `(B, height, width)`.
+        bool, shape `(B, organs, height, width)`.
+
+    Example:
+        >>> logits = torch.tensor([0.0, 2.0, 1.0, -1.0]).reshape(1, 4, 1, 1)
+        >>> predict_masks([logits], 1, 1).flatten().tolist()
+        [True, False, False]
+        >>> predict_masks([logits[:, 1:]], 1, 1).flatten().tolist()
+        [True, True, False]
     """
-    return F.interpolate(logits.float(), size=(height, width), mode="bilinear", align_corners=False).argmax(dim=1)
+    resized = [
+        F.interpolate(one.float(), size=(height, width), mode="bilinear", align_corners=False) for one in logits
+    ]
+    if resized[0].shape[1] == len(ORGANS):
+        return torch.stack([one.sigmoid() for one in resized]).mean(dim=0) > 0.5
+    scores = torch.stack([one.softmax(dim=1) for one in resized]).mean(dim=0) if len(resized) > 1 else resized[0]
+    return scores.argmax(dim=1, keepdim=True) == torch.arange(1, len(LABELS), device=scores.device)[:, None, None]
 
 
-def one_hot(labels: torch.Tensor) -> torch.Tensor:
-    """One binary mask per label: bool, shape `(B, labels, height, width)`."""
+def label_masks(organ_masks: torch.Tensor) -> torch.Tensor:
+    """One mask per label, background first; where organs overlap the highest label wins, as in `annotation`.
+
+    Args:
+        organ_masks: bool, shape `(B, organs, H, W)`.
+
+    Returns:
+        bool, shape `(B, labels, H, W)`.
+    """
+    labels = (organ_masks * torch.arange(1, len(LABELS), device=organ_masks.device)[:, None, None]).amax(dim=1)
     return labels[:, None] == torch.arange(len(LABELS), device=labels.device)[:, None, None]
 
 
-def count_batch(logits: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def count_batch(logits: Sequence[torch.Tensor], batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Count the pixels that the scores need, slice by slice.
 
     Args:
-        logits: float, shape `(B, labels, h, w)`.
+        logits: As in `predict_masks`.
         batch: From `data.collate`, with `labels`, `organ_masks` and `native_size`.
 
     Returns:
@@ -45,11 +90,17 @@ def count_batch(logits: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tens
     """
     organ_counts = []
     for index, (height, width) in enumerate(batch["native_size"].tolist()):
-        preds = one_hot(predict_labels(logits[index : index + 1], height, width))[0, 1:]
+        preds = predict_masks([one[index : index + 1] for one in logits], height, width)[0]
         target = batch["organ_masks"][index, :, :height, :width]
         organ_counts.append(torch.stack(metrics.count_pixels(preds, target), dim=-1))
-    preds, target = one_hot(predict_labels(logits, *batch["labels"].shape[1:])), one_hot(batch["labels"])
-    return torch.stack(organ_counts), torch.stack(metrics.count_pixels(preds, target), dim=-1)
+    labels = batch["labels"]
+    preds = label_masks(predict_masks(logits, *labels.shape[-2:]))
+    organs = (
+        labels.bool()
+        if labels.ndim == 4
+        else labels[:, None] == torch.arange(1, len(LABELS), device=labels.device)[:, None, None]
+    )
+    return torch.stack(organ_counts), torch.stack(metrics.count_pixels(preds, label_masks(organs)), dim=-1)
 
 
 class ComputeMetrics:

@@ -22,7 +22,10 @@ from gi_segmentation.schema import ORGANS, hash_splits
 RUN_FILE = "run.json"
 PACKAGES = ("transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "albumentations", "numpy")
 # What must be the same for a run to go on from its checkpoints.
-IDENTITY = ("base_model", "model_type", "architecture", "image_size", "dataset_fingerprint", "split_hash")
+IDENTITY = (
+    "base_model", "model_type", "architecture", "image_size", "label_mode", "slice_context", "ema_decay",
+    "dataset_fingerprint", "split_hash",
+)  # fmt: skip
 
 
 def git_commit() -> str | None:
@@ -101,6 +104,9 @@ def describe_run(
         "base_model": None if model_args.model_type else public_name(model_args.model_name_or_path),
         "num_parameters": count_parameters(model),
         "image_size": data_args.image_size,
+        "label_mode": model_args.label_mode,
+        "slice_context": data_args.slice_context,
+        "slice_sampling": data_args.slice_sampling,
         "dataset": public_name(data_args.dataset_name),
         "dataset_title": data_args.dataset_title,
         "dataset_fingerprint": fingerprint_dataset(slices),
@@ -109,6 +115,8 @@ def describe_run(
         "seed": run_args.seed,
         "train_batch_size": run_args.train_batch_size * run_args.gradient_accumulation_steps * run_args.world_size,
         "learning_rate": run_args.learning_rate,
+        "head_lr_multiplier": run_args.head_lr_multiplier,
+        "ema_decay": run_args.ema_decay,
         "weight_decay": run_args.weight_decay,
         "optimizer": str(getattr(run_args.optim, "value", run_args.optim)),
         "lr_scheduler": str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type))

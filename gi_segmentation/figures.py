@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, SegformerImageProcessorPil
+from transformers import PreTrainedModel
 
-from gi_segmentation.data import SliceTransform, organ_masks, scale_intensity
-from gi_segmentation.evaluation import one_hot, predict_labels
+from gi_segmentation.data import organ_masks, scale_intensity
+from gi_segmentation.evaluation import predict_masks
 from gi_segmentation.metrics import count_pixels, dice_score, nanmean
 from gi_segmentation.schema import COLOURS, ORGANS
 
@@ -56,28 +56,25 @@ def pick_slices(dataset: Dataset, number: int) -> list[int]:
     return chosen[:number]
 
 
-def draw_overlay(
-    model: PreTrainedModel, processor: SegformerImageProcessorPil, dataset: Dataset, path: Path, number: int = 4
-) -> None:
-    """Draw truth beside prediction for a few validation slices.
+def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: int = 4) -> None:
+    """Draw outlines by hand above the model's prediction for a few validation slices.
 
     Args:
         model: The model to show.
-        processor: Its image processor.
-        dataset: The validation split.
+        dataset: The validation split, with a `SliceTransform` attached.
         path: PNG to write.
         number: How many slices.
     """
     indices = pick_slices(dataset, number)
-    transform = SliceTransform(processor)
+    transform = dataset.format["format_kwargs"]["transform"]
     figure, grid = plt.subplots(2, len(indices), figsize=(3.2 * len(indices), 6.6), squeeze=False)
     for column, index in enumerate(indices):
         row = dataset.with_format(None)[index]
         raw, size = np.array(row["image"]), (row["height"], row["width"])
         truth = organ_masks(row["segmentation"], *size)
         with torch.no_grad():
-            logits = model(pixel_values=transform.pixel_values(raw)[None].to(model.device)).logits
-        preds = one_hot(predict_labels(logits, *size))[0, 1:].cpu().numpy()
+            pixel_values = transform.pixel_values(transform.raw_slices(row))[None].to(model.device)
+            preds = predict_masks([model(pixel_values=pixel_values).logits], *size)[0].cpu().numpy()
         dice = nanmean(dice_score(counts) for counts in np.stack(count_pixels(preds, truth), axis=-1).tolist())
         draw_outlines(grid[0, column], raw, truth, f"{row['id']}\noutlined by hand")
         draw_outlines(grid[1, column], raw, preds, f"predicted, Dice {dice:.2f}")

@@ -8,7 +8,6 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCardData
-from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import RunArguments
 from gi_segmentation.card import render_card
@@ -28,6 +27,19 @@ SCORE_NAMES = {
     "eval_dice_volume": "Dice over whole scans, mean over scans and organs",
     **{f"eval_dice_volume_{organ}": f"Dice over whole scans, {organ.replace('_', ' ')}" for organ in ORGANS},
 }
+
+# There with --test_time_flips only.
+FLIP_SCORE_NAMES = {"eval_flips_dice": "Dice, mean over slices and organs, averaged over four flips of the slice"}
+
+
+def scored(scores: dict[str, float | None]) -> dict[str, str]:
+    """What the scores of a run are called, in the order of a card; the gain of flips is part of their name."""
+    names = dict(SCORE_NAMES)
+    for key, name in FLIP_SCORE_NAMES.items():
+        if key in scores:
+            gain = (scores[key] or 0) - (scores["eval_dice"] or 0)
+            names[key] = f"{name} ({gain:+.4f})"
+    return names
 
 
 def card_metadata(facts: dict[str, Any], model_name: str, license_name: str) -> str:
@@ -83,7 +95,7 @@ def write_card(output_dir: Path, facts: dict[str, Any], repo_id: str, license_na
         model_name=model_name,
         repo_id=repo_id,
         license_name=license_name,
-        score_names=SCORE_NAMES,
+        score_names=scored(facts["scores"]),
         organs=ORGANS,
         slice_thickness_mm=SLICE_THICKNESS_MM,
         overlay=OVERLAY,
@@ -97,7 +109,6 @@ def write_card(output_dir: Path, facts: dict[str, Any], repo_id: str, license_na
 
 def write_results(
     trainer: SegmentationTrainer,
-    processor: SegformerImageProcessorPil,
     validation: Dataset,
     facts: dict[str, Any],
     scores: dict[str, float],
@@ -108,8 +119,7 @@ def write_results(
 
     Args:
         trainer: After `trainer.train`, holding the best weights.
-        processor: Its image processor.
-        validation: The validation split.
+        validation: The validation split, with its transform.
         facts: From `facts.describe_run`.
         scores: Of the best checkpoint.
 
@@ -130,11 +140,12 @@ def write_results(
         "epochs": round(float(trainer.state.epoch or 0), 2),
         "scores": {
             key: None if math.isnan(scores[key]) else scores[key]
-            for key in (*SCORE_NAMES, "eval_macro_f1_seed", "eval_loss")
+            for key in (*SCORE_NAMES, *FLIP_SCORE_NAMES, "eval_macro_f1_seed", "eval_loss")
+            if key in scores or key not in FLIP_SCORE_NAMES
         },
     }
     write_facts(output_dir, facts)
-    draw_overlay(trainer.model, processor, validation, output_dir / OVERLAY)
+    draw_overlay(trainer.model, validation, output_dir / OVERLAY)
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
     repo_id = trainer.args.hub_model_id or output_dir.resolve().name
     write_card(output_dir, facts, repo_id, trainer.args.license)
@@ -169,7 +180,7 @@ def summarize(run_args: RunArguments, facts: dict[str, Any], publication: Public
     """The end of a run as a few lines for a terminal."""
     output_dir = Path(run_args.output_dir)
     lines = [f"best checkpoint: step {facts['best_step']} of {facts['steps']}, scores on unseen patients:"]
-    scores = {name: facts["scores"][key] for key, name in SCORE_NAMES.items()}
+    scores = {name: facts["scores"][key] for key, name in scored(facts["scores"]).items()}
     lines += [f"  {'   none' if score is None else format(score, '7.4f')}  {name}" for name, score in scores.items()]
     lines += [
         f"{label}: {output_dir / name}" for label, name in (("card", CARD), ("overlay", OVERLAY), ("curve", CURVE))

@@ -3,7 +3,9 @@
 import argparse
 import csv
 import io
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, SegformerImageProcessorPil
+from transformers import PreTrainedModel
 
 from dataset_builder.kaggle import KaggleDataError, SliceFile, find_slices, read_slice
-from gi_segmentation.data import SliceTransform
+from gi_segmentation.data import SliceTransform, find_neighbours
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.evaluation import one_hot, predict_labels
+from gi_segmentation.evaluation import forward_flips, predict_masks
 from gi_segmentation.modeling import load_checkpoint
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS
@@ -24,51 +26,113 @@ from gi_segmentation.schema import ORGANS
 SUBMISSION = "submission.csv"
 
 
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint ready to predict, alone or as one of several."""
+
+    name: str
+    model: PreTrainedModel
+    transform: SliceTransform
+    slice_context: int
+
+    @property
+    def labels(self) -> list[str]:
+        """What its channels mean."""
+        return list((self.model.config.id2label or {}).values())
+
+
+def load_members(names: list[str], revision: str | None, device: str) -> list[Member]:
+    """Load the checkpoints whose probabilities are averaged.
+
+    Args:
+        names: Folders or Hub ids.
+        revision: Branch, tag or commit of all of them.
+        device: Where they run.
+
+    Raises:
+        InputError: If one cannot be used, or they have different labels.
+    """
+    members = []
+    for name in names:
+        model, processor = load_checkpoint(name, revision)
+        context = getattr(model.config, "slice_context", 0)
+        members.append(Member(name, move_model(model, device), SliceTransform(processor), context))
+    if len({len(member.labels) for member in members}) > 1:
+        labels = "; ".join(f"{m.name}: {', '.join(m.labels)}" for m in members)
+        raise InputError(f"--model: expected checkpoints of one label mode, got {labels}")
+    return members
+
+
 class SliceFolder(Dataset):
     """Slice files as model input.
 
     Args:
-        slices: The files.
-        transform: Its `pixel_values` is used.
+        slices: The files; neighbours are found among them.
+        members: What each item is prepared for.
     """
 
-    def __init__(self, slices: list[SliceFile], transform: SliceTransform) -> None:
+    def __init__(self, slices: list[SliceFile], members: list[Member]) -> None:
         self.slices = slices
-        self.transform = transform
+        self.settings = [(member.transform, member.slice_context) for member in members]
+        self.scans: dict[str, dict[int, SliceFile]] = defaultdict(dict)
+        for slice_file in slices:
+            self.scans[slice_file.scan][slice_file.number] = slice_file
 
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, index: int) -> torch.Tensor | KaggleDataError:
+    def __getitem__(self, index: int) -> list[torch.Tensor] | KaggleDataError:
         try:
-            data = read_slice(self.slices[index])
+            return [self.prepare(self.slices[index], *settings) for settings in self.settings]
         except KaggleDataError as error:
             return error  # raised in a worker process, it would arrive as a traceback inside a message
-        with Image.open(io.BytesIO(data)) as image:
-            return self.transform.pixel_values(np.array(image))
+
+    def prepare(self, slice_file: SliceFile, transform: SliceTransform, slice_context: int) -> torch.Tensor:
+        """Model input of one slice: float32, shape `(3, S, S)`."""
+        if not slice_context:
+            return transform.pixel_values([read_pixels(slice_file)])
+        scan, number = self.scans[slice_file.scan], slice_file.number
+        before, after = find_neighbours(list(scan), number, slice_context)
+        return transform.pixel_values([read_pixels(scan[which]) for which in (before, number, after)])
 
 
-def stack_slices(items: list[torch.Tensor | KaggleDataError]) -> torch.Tensor | KaggleDataError:
-    """A batch of `SliceFolder`: float32, shape `(B, 3, S, S)`; or the first of its errors."""
+def read_pixels(slice_file: SliceFile) -> np.ndarray:
+    """Raw intensities of a slice file, shape `(height, width)`.
+
+    Raises:
+        KaggleDataError: If the file is not the slice that its name says.
+    """
+    with Image.open(io.BytesIO(read_slice(slice_file))) as image:
+        return np.array(image)
+
+
+def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torch.Tensor] | KaggleDataError:
+    """A batch of `SliceFolder`: per member float32, shape `(B, 3, S, S)`; or the first of its errors."""
     errors = [item for item in items if isinstance(item, KaggleDataError)]
-    return errors[0] if errors else torch.stack(items)  # type: ignore[arg-type]
+    return errors[0] if errors else [torch.stack(inputs) for inputs in zip(*items, strict=True)]
+
+
+def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
+    """Logits of each member for its own input, averaged over flipped slices if so asked."""
+    return [
+        forward_flips(member.model, pixel_values.to(member.model.device))
+        if flips
+        else member.model(pixel_values=pixel_values.to(member.model.device)).logits
+        for member, pixel_values in zip(members, inputs, strict=True)
+    ]
 
 
 def predict_slices(
-    model: PreTrainedModel,
-    processor: SegformerImageProcessorPil,
-    slices: list[SliceFile],
-    batch_size: int,
-    num_workers: int,
+    members: list[Member], slices: list[SliceFile], batch_size: int, num_workers: int, flips: bool = False
 ) -> Iterator[tuple[SliceFile, np.ndarray]]:
     """Predict slice by slice, with a progress bar.
 
     Args:
-        model: In evaluation mode, on the device to use.
-        processor: Its image processor.
+        members: The checkpoint, or several.
         slices: The files, in the order of the result.
         batch_size: Slices a forward pass.
         num_workers: Processes that read files.
+        flips: Whether to average over flipped slices.
 
     Yields:
         A slice and its organs' masks on the slice's own grid: bool, shape `(organs, height, width)`.
@@ -76,18 +140,17 @@ def predict_slices(
     Raises:
         KaggleDataError: If a file is not the slice that its name says.
     """
-    dataset = SliceFolder(slices, SliceTransform(processor))
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=stack_slices)
+    loader = DataLoader(SliceFolder(slices, members), batch_size, num_workers=num_workers, collate_fn=stack_slices)
     remaining = iter(slices)
-    with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar, torch.inference_mode():
-        for pixel_values in loader:
-            if isinstance(pixel_values, KaggleDataError):
-                raise pixel_values
-            for logits in model(pixel_values=pixel_values.to(model.device)).logits:
+    with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar, torch.no_grad():
+        for inputs in loader:
+            if isinstance(inputs, KaggleDataError):
+                raise inputs
+            for logits in zip(*member_logits(members, inputs, flips), strict=True):
                 slice_file = next(remaining)
-                labels = predict_labels(logits[None], slice_file.height, slice_file.width)
-                yield slice_file, one_hot(labels)[0, 1:].cpu().numpy()
-            bar.update(len(pixel_values))
+                masks = predict_masks([one[None] for one in logits], slice_file.height, slice_file.width)
+                yield slice_file, masks[0].cpu().numpy()
+            bar.update(len(inputs[0]))
 
 
 def write_submission(predictions: Iterator[tuple[SliceFile, np.ndarray]], path: Path) -> None:
@@ -127,7 +190,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint of this project")
+    parser.add_argument(
+        "--model", required=True, nargs="+", help="folder or Hub id of a checkpoint of this project; of several, the "
+        "probabilities are averaged",
+    )  # fmt: skip
+    parser.add_argument("--test_time_flips", action="store_true", help="average over flipped slices: four passes")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; None: its main branch")
     parser.add_argument("--input", type=Path, required=True, help="folder of scans: caseN_dayN/scans/slice_*.png")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
@@ -172,10 +239,10 @@ def main(argv: list[str] | None = None) -> Path:
     if path.exists():
         raise InputError(f"{path}: exists; remove it or name another --output_dir")
     slices = find_input(arguments.input)
-    model, processor = load_checkpoint(arguments.model, arguments.revision)
-    model = move_model(model, arguments.device)
+    members = load_members(arguments.model, arguments.revision, arguments.device)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    predictions = predict_slices(model, processor, slices, arguments.batch_size, arguments.num_workers)
+    flips = arguments.test_time_flips
+    predictions = predict_slices(members, slices, arguments.batch_size, arguments.num_workers, flips)
     write_submission(predictions, path)
     print(f"{len(slices)} slices of {len({s.scan for s in slices})} scans: {path}")
     return path

@@ -9,6 +9,9 @@ LABELS: tuple[str, ...] = ("background", *ORGANS)
 ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
 LABEL2ID: dict[str, int] = {label: index for index, label in ID2LABEL.items()}
 
+# What a model's channels mean: one label per pixel by softmax, or one yes or no per organ by sigmoid.
+LABELS_BY_MODE: dict[str, tuple[str, ...]] = {"multiclass": LABELS, "multilabel": ORGANS}
+
 # RGB per label id; the palette of the `annotation` PNGs and of every overlay picture.
 COLOURS: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (0, 158, 115), (230, 159, 0), (86, 180, 233))
 

@@ -2,15 +2,21 @@
 
 import json
 import logging
+import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -23,14 +29,26 @@ from transformers import (
 )
 from transformers.trainer_utils import sort_checkpoints
 
-from gi_segmentation.arguments import RunArguments
-from gi_segmentation.data import SliceTransform, collate
+from gi_segmentation.arguments import DataArguments, RunArguments
+from gi_segmentation.data import BalancedSampler, SliceTransform, collate, shown_organs
 from gi_segmentation.errors import InputError
-from gi_segmentation.evaluation import ComputeMetrics, count_batch
-from gi_segmentation.losses import dice_cross_entropy_loss
+from gi_segmentation.evaluation import ComputeMetrics, count_batch, forward_flips
+from gi_segmentation.losses import cross_entropy_loss, dice_sums, resize_logits, soft_dice_loss
+from gi_segmentation.modeling import (
+    all_logits,
+    drop_auxiliary_head,
+    enable_gradient_checkpointing,
+    find_encoder,
+    return_auxiliary_logits,
+    without_auxiliary_head,
+)
 from gi_segmentation.publish import hub_errors
+from gi_segmentation.schema import LABELS
 
 logger = logging.getLogger(__name__)
+
+TRAINING_WEIGHTS = "training_weights.safetensors"
+MAX_LOSS = 10 * (1 + math.log(len(LABELS)))  # ten times that of a model that knows nothing
 
 
 class EpochCallback(TrainerCallback):
@@ -57,6 +75,54 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 
+def average_weights(
+    averaged: list[torch.Tensor], current: list[torch.Tensor], step: torch.Tensor, decay: float
+) -> None:
+    """Move averaged weights towards the current ones, in place; for `AveragedModel`.
+
+    In the first steps the average is short, `(1 + step) / (10 + step)`, as it would else be of mostly random weights.
+    """
+    weight = 1 - min(decay, (1 + int(step)) / (10 + int(step)))
+    for average, value in zip(averaged, current, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, weight)
+        else:
+            average.copy_(value)
+
+
+class AverageCallback(TrainerCallback):
+    """Averages the weights after every step."""
+
+    def __init__(self, trainer: "SegmentationTrainer") -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the new weights in."""
+        if self.trainer.average is not None:
+            self.trainer.average.update_parameters(self.trainer.model)
+
+
+@contextmanager
+def exchanged_weights(model: PreTrainedModel, average: AveragedModel | None) -> Iterator[None]:
+    """Let a model hold its averaged weights, and the average the model's."""
+
+    def exchange() -> None:
+        if average is not None:
+            others = average.module.state_dict()
+            for name, tensor in model.state_dict().items():
+                kept = tensor.clone()
+                tensor.copy_(others[name])
+                others[name].copy_(kept)
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
 def find_checkpoint(output_dir: Path) -> Path | None:
     """The last checkpoint that was saved whole; later ones that were cut off are removed.
 
@@ -73,13 +139,52 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
+def last_good_checkpoint(output_dir: Path, log_history: list[dict[str, float]]) -> Path | None:
+    """The last checkpoint whose validation loss was no sign of trouble yet."""
+    good = {entry["step"] for entry in log_history if entry.get("eval_loss", math.inf) < MAX_LOSS}
+    for checkpoint in map(Path, reversed(sort_checkpoints(str(output_dir)))):
+        if int(checkpoint.name.rsplit("-", 1)[-1]) in good:
+            return checkpoint
+    return None
+
+
 class SegmentationTrainer(Trainer):
-    """`Trainer` for semantic segmentation of slices of many sizes."""
+    """`Trainer` for semantic segmentation of slices of many sizes.
+
+    A checkpoint's `model.safetensors` is what is scored and published: weights averaged if so asked, and no auxiliary
+    head. Where training goes on from others, these lie in `training_weights.safetensors` beside it.
+
+    Attributes:
+        average: The averaged weights while training with `--ema_decay`, else None.
+        step_batches: The batches of this process that make up a step.
+        step_sums: Per head what soft Dice needs of all slices of the step, where these come in several batches.
+        flips: Whether evaluation averages over flipped slices.
+    """
 
     loss_is_scaled_for_ga = False  # our loss is the mean of one batch
 
     args: RunArguments
     model: PreTrainedModel
+
+    def __init__(self, *args: Any, balanced: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.balanced = balanced
+        self.average: AveragedModel | None = None
+        self.step_batches: list[dict[str, Any]] = []
+        self.step_sums: list[torch.Tensor] | None = None
+        self.step_slices = 0
+        self.flips = False
+        if self.args.ema_decay is not None:
+            averaging = partial(average_weights, decay=self.args.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True)
+            self.add_callback(AverageCallback(self))
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = cast(Dataset, train_dataset or self.train_dataset)
+        if not self.balanced:
+            return super()._get_train_sampler(dataset)
+        transform = dataset.format["format_kwargs"]["transform"]
+        return BalancedSampler(shown_organs(dataset), self.args.seed, transform.epoch)
 
     def get_train_dataloader(self) -> DataLoader:
         """The training batches, without a last one of a single slice.
@@ -94,6 +199,59 @@ class SegmentationTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = False  # the validation batches keep every slice
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer asked for, with a learning rate of its own for what lies behind the encoder."""
+        existed = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if existed or self.args.head_lr_multiplier == 1:
+            return optimizer
+        encoder = {id(parameter) for parameter in find_encoder(self.model).parameters()}
+        for group in list(optimizer.param_groups):
+            head = [parameter for parameter in group["params"] if id(parameter) not in encoder]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) in encoder]
+            learning_rate = group["lr"] * self.args.head_lr_multiplier
+            optimizer.add_param_group({**group, "params": head, "lr": learning_rate})
+        return optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The batches of one step, also kept to be looked at before the first gradient."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_batches, self.step_sums = batches, None
+        self.step_slices = sum(len(batch["labels"]) for batch in batches)
+        return batches, num_items
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward pass of one batch, before the first of several a look at all of them."""
+        if len(self.step_batches) > 1 and self.step_sums is None:
+            self.step_sums = self.pool_step()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def pool_step(self) -> list[torch.Tensor]:
+        """What soft Dice needs of all batches of this step, per head.
+
+        It costs a forward pass without gradient, which draws the same random numbers as the pass that follows, and
+        leaves no trace in the statistics of batch normalisation.
+        """
+        self.model.train()
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
+            for norm in norms:
+                norm.track_running_stats = False
+            sums = [self.head_sums(self._prepare_inputs(batch)) for batch in self.step_batches]
+            for norm in norms:
+                norm.track_running_stats = True
+        return [self.accelerator.reduce(torch.stack(head).sum(dim=0)) for head in zip(*sums, strict=True)]
+
+    def head_sums(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
+        """What soft Dice needs of a batch, for the head and the auxiliary head if there is one."""
+        outputs, labels = self.model(pixel_values=inputs["pixel_values"]), inputs["labels"]
+        return [dice_sums(resize_logits(logits, labels), labels) for logits in all_logits(outputs)]
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -101,10 +259,50 @@ class SegmentationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Dice plus cross-entropy on the logits brought to input resolution."""
+        """Dice, pooled over all slices of the step, plus cross-entropy on the logits at input resolution.
+
+        The mean over the batches and processes of a step is the loss of all its slices, and so are the gradients.
+        """
         outputs = model(pixel_values=inputs["pixel_values"])
-        loss = dice_cross_entropy_loss(outputs.logits, inputs["labels"])
+        weights = (1.0, getattr(self.model.config, "auxiliary_loss_weight", 0.0))
+        losses = [self.head_loss(index, logits, inputs["labels"]) for index, logits in enumerate(all_logits(outputs))]
+        loss = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=False)]).sum()
+        if model.training:
+            self.check_loss(loss.item())
         return (loss, outputs) if return_outputs else loss
+
+    def head_loss(self, index: int, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of one head: its own share of the gradient, the whole step's value."""
+        logits = resize_logits(logits, labels)
+        sums, entropy = dice_sums(logits, labels), cross_entropy_loss(logits, labels)
+        batches = self.args.world_size * (self.current_gradient_accumulation_steps if self.step_sums else 1)
+        if not self.model.training or batches == 1:
+            return soft_dice_loss(sums) + entropy
+        pooled = self.step_sums[index] if self.step_sums else self.accelerator.reduce(sums.detach().clone())
+        dice = soft_dice_loss(sums + (pooled - sums).detach())
+        share = len(labels) / (self.step_slices * self.args.world_size)
+        return dice.detach() + batches * (dice - dice.detach() + share * entropy)
+
+    def check_loss(self, loss: float) -> None:
+        """Stop a run that learns nothing any more.
+
+        Raises:
+            InputError: If the loss is not finite, or ten times that of a model that knows nothing.
+        """
+        if loss < MAX_LOSS:
+            return
+        good = last_good_checkpoint(Path(self.args.output_dir), self.state.log_history)
+        raise InputError(
+            f"the loss became {loss:.4g} at step {self.state.global_step + 1} (learning rate "
+            f"{self._get_learning_rate():.3g}); the last good checkpoint is {good or 'none'}; start anew in another "
+            f"--output_dir with a lower --learning_rate, or more warm-up"
+            + (f", from --model_name_or_path {good}" if good else "")
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the weights that are published, without the auxiliary head."""
+        with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
+            return super().evaluate(*args, **kwargs)
 
     def prediction_step(
         self,
@@ -117,9 +315,22 @@ class SegmentationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            logits = forward_flips(model, inputs["pixel_values"]) if self.flips else outputs.logits
         if prediction_loss_only:
             return loss.detach(), None, None
-        return loss.detach(), count_batch(outputs.logits.detach(), inputs), inputs["scan"]
+        return loss.detach(), count_batch([logits.detach()], inputs), inputs["scan"]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and self.needs_training_weights():
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, folder / TRAINING_WEIGHTS)
+        with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
+            super()._save(output_dir, state_dict)
+
+    def needs_training_weights(self) -> bool:
+        """Whether training goes on from other weights than those published."""
+        return self.average is not None or getattr(self.model, "auxiliary_head", None) is not None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
         """The scheduler asked for, or the one drop of `--lr_drop_at`."""
@@ -133,9 +344,19 @@ class SegmentationTrainer(Trainer):
         return self.lr_scheduler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.model, Path(resume_from_checkpoint))
+        checkpoint = Path(resume_from_checkpoint)
+        with without_auxiliary_head(self.model):
+            load_weights(self.model, checkpoint)
+        if self.average is not None:
+            self.average.module.load_state_dict(self.model.state_dict())
+            self.average.n_averaged.fill_(int(checkpoint.name.rsplit("-", 1)[-1]))
+        if self.needs_training_weights():
+            self.model.load_state_dict(load_file(checkpoint / TRAINING_WEIGHTS))
 
     def _load_best_model(self) -> None:
+        """Turn the model into what is published: the best checkpoint's weights."""
+        self.average = None
+        drop_auxiliary_head(self.model)
         load_weights(self.model, Path(self.state.best_model_checkpoint or ""))
 
 
@@ -144,6 +365,7 @@ def build_trainer(
     processor: SegformerImageProcessorPil,
     train_dataset: Dataset,
     eval_dataset: Dataset,
+    data_args: DataArguments,
     run_args: RunArguments,
 ) -> SegmentationTrainer:
     """Put model, data, loss and scores together.
@@ -153,11 +375,15 @@ def build_trainer(
         processor: Saved with every checkpoint.
         train_dataset: With a `SliceTransform` attached.
         eval_dataset: With a scoring `SliceTransform` attached.
+        data_args: How slices are drawn.
         run_args: How to train.
 
     Raises:
-        InputError: If the run is to be published and the Hub refuses that.
+        InputError: If the run is to be published and the Hub refuses that, or the model has no layers to checkpoint.
     """
+    return_auxiliary_logits(model)
+    if run_args.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
     callbacks: list[TrainerCallback] = [EpochCallback(train_dataset.format["format_kwargs"]["transform"])]
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
@@ -172,6 +398,7 @@ def build_trainer(
             processing_class=processor,
             compute_metrics=ComputeMetrics(),
             callbacks=callbacks,
+            balanced=data_args.slice_sampling == "balanced",
         )
 
 
@@ -179,7 +406,8 @@ def train(trainer: SegmentationTrainer) -> dict[str, float]:
     """Train to the end, going on where an earlier run of the same command stopped; then score the best checkpoint.
 
     Returns:
-        The scores, `eval_*`, of the weights that the trainer's model holds afterwards.
+        The scores, `eval_*`, of the weights that the trainer's model holds afterwards; with `--test_time_flips` also
+        `eval_flips_*`.
 
     Raises:
         InputError: If no checkpoint was scored.
@@ -190,4 +418,8 @@ def train(trainer: SegmentationTrainer) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.best_model_checkpoint is None:
         raise InputError("no checkpoint was scored: train for at least one evaluation (--eval_strategy, --eval_steps)")
-    return trainer.evaluate()
+    scores = trainer.evaluate()
+    if trainer.args.test_time_flips:
+        trainer.flips = True
+        scores |= trainer.evaluate(metric_key_prefix="eval_flips")
+    return scores

@@ -6,7 +6,8 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from gi_segmentation.augmentation import augment, build_augmentation
+from gi_segmentation import augmentation as module
+from gi_segmentation.augmentation import build_augmentation
 
 SEEDS = range(150)
 
@@ -25,6 +26,14 @@ def labels() -> np.ndarray:
     return labels
 
 
+def augment(
+    augmentation: A.Compose, image: np.ndarray, labels: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Augment a slice of one channel, given and returned without that axis."""
+    changed, changed_labels = module.augment(augmentation, image[:, :, None], labels, seed)
+    return changed[:, :, 0], changed_labels
+
+
 def only(augmentation: A.Compose, *kinds: type) -> A.Compose:
     """The transforms of some kinds, as they are configured."""
     kept = [transform for transform in augmentation.transforms if isinstance(transform, kinds)]
@@ -41,6 +50,18 @@ def test_labels_are_never_interpolated(augmentation: A.Compose, labels: np.ndarr
         assert (changed_image.shape, changed_image.dtype) == (labels.shape, np.float32)
         seen |= set(np.unique(changed).tolist())
     assert seen == {0, 1, 3}
+
+
+def test_channels_and_masks_move_together(augmentation: A.Compose, labels: np.ndarray) -> None:
+    geometric = only(augmentation, A.HorizontalFlip, A.VerticalFlip, A.Affine)
+    masks = np.stack([labels == 1, labels == 2, labels == 3], axis=-1).astype(np.uint8)
+    image = np.stack([labels == 1, labels == 1, labels == 3], axis=-1).astype(np.float32)
+    for seed in SEEDS:
+        changed, moved = module.augment(geometric, image, masks, seed)
+        _, expected = augment(geometric, image[:, :, 0], labels, seed)
+        np.testing.assert_array_equal(moved, expected[:, :, None] == [1, 2, 3])
+        np.testing.assert_array_equal(changed[:, :, 0], changed[:, :, 1])
+        assert ((changed[:, :, 2] > 0.5) == moved[:, :, 2]).mean() > 0.97
 
 
 def test_image_and_labels_move_together(augmentation: A.Compose, labels: np.ndarray) -> None:

@@ -11,16 +11,20 @@ from datasets import Dataset, DatasetDict, load_dataset
 from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessorPil
 
-from gi_segmentation.arguments import DataArguments
+from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.augmentation import build_augmentation
 from gi_segmentation.data import (
+    BalancedSampler,
     SliceTransform,
     collate,
+    find_neighbours,
     load_slices,
     organ_masks,
     resize_image,
     resize_labels,
     scale_intensity,
+    select_samples,
+    shown_organs,
     transform_splits,
 )
 from gi_segmentation.errors import InputError
@@ -33,7 +37,13 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def slices(dataset_dir: Path) -> DatasetDict:
-    return load_slices(DataArguments(dataset_name=str(dataset_dir)), seed=0)
+    return load_slices(DataArguments(dataset_name=str(dataset_dir)))
+
+
+def transformed(slices: DatasetDict, label_mode: str = "multiclass", **settings: Any) -> tuple[Dataset, Dataset]:
+    """The training and the validation slices, ready for a model."""
+    arguments = ModelArguments(label_mode=label_mode), DataArguments(**settings)
+    return transform_splits(slices, slices, new_processor(SIZE), *arguments, seed=0)
 
 
 def pixel_values_by_the_card(raw: np.ndarray, processor: Any, size: int) -> torch.Tensor:
@@ -63,7 +73,7 @@ class TestPixels:
         top = {"bright": 65535, "dark": 300, "black": 0}[kind]
         raw = np.random.default_rng(0).integers(0, top + 1, shape).astype(np.uint16)
         processor = new_processor(SIZE, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
-        values = SliceTransform(processor).pixel_values(raw)
+        values = SliceTransform(processor).pixel_values([raw])
         assert (values.shape, values.dtype) == ((3, SIZE, SIZE), torch.float32)
         torch.testing.assert_close(values, pixel_values_by_the_card(raw, processor, SIZE), atol=2e-6, rtol=0)
 
@@ -94,7 +104,7 @@ class TestOrganMasks:
         assert (decoded.sum(axis=0) == 2).sum() == 5
 
     def test_validation_rows_carry_the_outlines_as_drawn(self, slices: DatasetDict) -> None:
-        _, validation = transform_splits(slices, new_processor(SIZE), None, seed=0)
+        _, validation = transformed(slices)
         overlapping = 0
         for row, example in zip(slices["validation"], validation, strict=True):
             masks = example["organ_masks"].numpy()
@@ -112,7 +122,7 @@ class TestAugmentation:
     """What a slice turns into depends on (seed, epoch, id) and on nothing else."""
 
     def dataset(self, slices: DatasetDict, seed: int = 0) -> tuple[Dataset, SliceTransform]:
-        transform = SliceTransform(new_processor(SIZE), build_augmentation(), seed)
+        transform = SliceTransform(new_processor(SIZE), augmentation=build_augmentation(), seed=seed)
         return slices["train"].select(range(8)).with_transform(transform), transform
 
     def read(self, dataset: Dataset, num_workers: int = 0, batch_size: int = 4) -> torch.Tensor:
@@ -156,17 +166,129 @@ class TestAugmentation:
         assert not torch.equal(expected[0], expected[1])
 
     def test_slices_of_one_epoch_are_augmented_differently(self, slices: DatasetDict) -> None:
-        transform = SliceTransform(new_processor(SIZE), build_augmentation())
+        transform = SliceTransform(new_processor(SIZE), augmentation=build_augmentation())
         row = slices["train"].with_format(None)[0]
-        raw = np.array(row["image"])
-        examples = [transform.labelled_example({**row, "id": f"slice {n}"}, raw)["pixel_values"] for n in range(8)]
+        examples = [transform.labelled_example({**row, "id": f"slice {n}"}, None)["pixel_values"] for n in range(8)]
         assert len({example.numpy().tobytes() for example in examples}) >= 5
 
     def test_validation_is_never_augmented(self, slices: DatasetDict) -> None:
-        _, validation = transform_splits(slices, new_processor(SIZE), build_augmentation(), seed=0)
+        _, validation = transformed(slices, augmentation=True)
         row = slices["validation"][5]
-        expected = SliceTransform(new_processor(SIZE)).pixel_values(np.array(row["image"]))
+        expected = SliceTransform(new_processor(SIZE)).pixel_values([np.array(row["image"])])
         assert torch.equal(validation[5]["pixel_values"], expected)
+
+
+class TestContext:
+    """Channels are slices of one scan, whichever slices are trained on."""
+
+    def channels(self, dataset: Dataset, index: int) -> torch.Tensor:
+        return dataset[index]["pixel_values"]
+
+    @pytest.mark.parametrize("slice_context", [1, 2, 30])
+    def test_every_channel_is_the_slice_that_it_should_be(self, slice_context: int, slices: DatasetDict) -> None:
+        _, validation = transformed(slices, slice_context=slice_context)
+        _, plain = transformed(slices)
+        place = {(row["scan"], row["slice"]): index for index, row in enumerate(slices["validation"])}
+        last = {row["scan"]: row["slice"] for row in slices["validation"]}
+        for index, row in enumerate(slices["validation"]):
+            scan, number = row["scan"], row["slice"]
+            wanted = (max(number - slice_context, 1), number, min(number + slice_context, last[scan]))
+            for channel, other in enumerate(wanted):
+                expected = self.channels(plain, place[scan, other])[channel]
+                assert torch.equal(self.channels(validation, index)[channel], expected)
+
+    def test_slices_left_out_of_training_are_still_neighbours(self, slices: DatasetDict) -> None:
+        arguments = ModelArguments(), DataArguments(slice_context=1, augmentation=False)
+        chosen = DatasetDict(train=slices["train"].select([5]), validation=slices["validation"])
+        few, _ = transform_splits(slices, chosen, new_processor(SIZE), *arguments, seed=0)
+        all_of_them, _ = transform_splits(slices, slices, new_processor(SIZE), *arguments, seed=0)
+        assert torch.equal(self.channels(few, 0), self.channels(all_of_them, 5))
+        assert not torch.equal(self.channels(few, 0)[0], self.channels(few, 0)[1])
+
+    @pytest.mark.parametrize(
+        ("numbers", "number", "expected"),
+        [
+            ([1, 2, 3, 4, 5], 3, (1, 5)),
+            ([1, 2, 3, 4, 5], 1, (1, 3)),
+            ([1, 2, 3, 4, 5], 5, (3, 5)),
+            ([7], 7, (7, 7)),
+            ([1, 4, 7], 4, (4, 4)),
+            ([2, 3, 6], 3, (2, 3)),
+        ],
+    )
+    def test_ends_and_gaps(self, numbers: list[int], number: int, expected: tuple[int, int]) -> None:
+        assert find_neighbours(numbers, number, slice_context=2) == expected
+
+    def test_a_dataset_without_neighbours(self, slices: DatasetDict) -> None:
+        lone = slices["train"].filter(lambda row: row["slice"] % 5 == 0)
+        with pytest.raises(InputError, match=r"--slice_context 2: none of the \d+ slices of a split has a neighbour"):
+            transformed(DatasetDict(train=lone, validation=slices["validation"]), slice_context=2)
+        transformed(DatasetDict(train=lone, validation=slices["validation"]), slice_context=5)
+
+    def test_augmentation_moves_all_channels_alike(self, slices: DatasetDict) -> None:
+        _, validation = transformed(slices, slice_context=1)
+        transform = validation.format["format_kwargs"]["transform"]
+        transform.augmentation = build_augmentation()
+        row = {**slices["validation"][4], "slice": 1, "scan": "twice"}
+        transform.neighbours.rows["twice"] = {1: 4}  # its own neighbour on both sides
+        for epoch in range(6):
+            transform.epoch.fill_(epoch)
+            channels = transform.labelled_example(row, None)["pixel_values"]
+            scaled = channels * torch.from_numpy(transform.std) + torch.from_numpy(transform.mean)
+            torch.testing.assert_close(scaled[0], scaled[1])
+            torch.testing.assert_close(scaled[1], scaled[2])
+
+
+def test_overlaps_are_labels_of_their_own_channel(slices: DatasetDict) -> None:
+    train, validation = transformed(slices, label_mode="multilabel", augmentation=False)
+    overlapping = 0
+    for dataset, split in ((train, "train"), (validation, "validation")):
+        for row, example in zip(slices[split], dataset, strict=True):
+            masks = organ_masks(row["segmentation"], row["height"], row["width"]).astype(np.uint8)
+            expected = np.stack([resize_labels(mask, SIZE) for mask in masks])
+            assert example["labels"].dtype == torch.float32
+            np.testing.assert_array_equal(example["labels"].numpy(), expected)
+            overlapping += bool((expected.sum(axis=0) > 1).any())
+    assert overlapping
+
+
+class TestBalancedSampling:
+    def organs(self) -> np.ndarray:
+        """90 empty slices, 6 with the first organ, 3 with the second, 1 with the second and the third."""
+        rows = [[0, 0, 0]] * 90 + [[1, 0, 0]] * 6 + [[0, 1, 0]] * 3 + [[0, 1, 1]]
+        return np.array(rows, dtype=bool)
+
+    def test_every_group_is_drawn_equally_often(self) -> None:
+        epoch = torch.zeros(1, dtype=torch.int64)
+        sampler, organs, counts = BalancedSampler(self.organs(), 0, epoch), self.organs(), np.zeros(4)
+        for number in range(200):
+            epoch.fill_(number)
+            drawn = organs[list(sampler)]
+            assert len(drawn) == len(sampler) == 100
+            counts += [(~drawn.any(axis=1)).sum(), drawn[:, 0].sum(), drawn[:, 1:2].sum(), drawn[:, 2].sum()]
+        # The one slice with two organs is drawn for either: 1/4 for the third organ, a quarter of 1/4 for the second.
+        np.testing.assert_allclose(counts / counts[0], [1, 1, 2, 1.25], rtol=0.1)
+
+    def test_draws_depend_on_seed_and_epoch_alone(self) -> None:
+        epoch = torch.zeros(1, dtype=torch.int64)
+        one, same, other = (BalancedSampler(self.organs(), seed, epoch) for seed in (0, 0, 1))
+        first = list(one)
+        assert first == list(same) != list(other)
+        epoch.fill_(1)
+        assert list(one) != first
+        epoch.fill_(0)
+        assert list(one) == first
+
+    def test_an_organ_that_nobody_has_is_no_obstacle(self) -> None:
+        organs = self.organs()
+        organs[:, 2] = False
+        assert len(list(BalancedSampler(organs, 0, torch.zeros(1, dtype=torch.int64)))) == 100
+
+    def test_which_organs_a_slice_shows(self, slices: DatasetDict) -> None:
+        shown = shown_organs(slices["train"])
+        for row, organs in zip(slices["train"], shown, strict=True):
+            labels = np.array(row["annotation"])
+            assert organs.any() == labels.any() and organs[labels[labels > 0] - 1].all()
 
 
 def test_collate_pads_to_the_largest_and_tells_the_true_sizes() -> None:
@@ -194,7 +316,8 @@ def test_collate_pads_to_the_largest_and_tells_the_true_sizes() -> None:
 
 class TestLoading:
     def load(self, name: Path | str, **limits: int) -> DatasetDict:
-        return load_slices(DataArguments(dataset_name=str(name), **limits), seed=0)  # type: ignore[arg-type]
+        arguments = DataArguments(dataset_name=str(name), **limits)  # type: ignore[arg-type]
+        return select_samples(load_slices(arguments), arguments, seed=0)
 
     def message(self, name: Path | str, **limits: int) -> str:
         with pytest.raises(InputError) as caught:
@@ -270,5 +393,5 @@ class TestLoading:
 def test_the_processor_on_disk_normalizes_alike(tmp_path: Path) -> None:
     new_processor(SIZE, mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1.0]).save_pretrained(tmp_path)
     transform = SliceTransform(SegformerImageProcessorPil.from_pretrained(tmp_path))
-    values = transform.normalize(np.full((2, 2), 0.75, dtype=np.float32))
+    values = transform.normalize(np.full((2, 2, 1), 0.75, dtype=np.float32))
     assert values[:, 0, 0].tolist() == [1.0, 0.5, 0.25]

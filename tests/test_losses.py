@@ -5,8 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss
 
-from gi_segmentation.losses import dice_cross_entropy_loss, soft_dice_loss
+from gi_segmentation import losses
+from gi_segmentation.losses import dice_cross_entropy_loss, dice_sums
+
+
+def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The Dice part of the loss of one batch."""
+    return losses.soft_dice_loss(dice_sums(logits, labels))
 
 
 def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
@@ -30,26 +37,26 @@ def reference_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float
 
 def test_dice_by_hand() -> None:
     # Two pixels, both organ 1, predicted with 1/2 and 1/4: 2 * 3/4 / (3/4 + 2) = 6/11.
-    logits = logits_of([[0.5, 0.75], [0.5, 0.25]])
+    logits = logits_of([[0.5, 0.75], [0.5, 0.25], [0, 0], [0, 0]])
     assert soft_dice_loss(logits, torch.tensor([[[1, 1]]])).item() == pytest.approx(5 / 11)
 
 
 def test_a_false_alarm_counts_by_hand() -> None:
     # One pixel of organ 1, found for certain; on the next, background, it is predicted with 1/2: 2 / (3/2 + 1).
-    logits = logits_of([[1e-30, 0.5], [1.0, 0.5]])
+    logits = logits_of([[1e-30, 0.5], [1.0, 0.5], [0, 0], [0, 0]])
     assert soft_dice_loss(logits, torch.tensor([[[1, 0]]])).item() == pytest.approx(1 - 2 / 2.5)
 
 
 def test_organs_are_averaged_and_pooled_over_the_batch_by_hand() -> None:
     # Organ 1: slice one has it, predicted 1/2; slice two has it not, predicted 1/2: 2 * 1/2 / (1 + 1) = 1/2.
     # Organ 2: slice two has it, predicted 1/4; slice one 1/4: 2 * 1/4 / (1/2 + 1) = 1/3.
-    logits = torch.cat([logits_of([[0.25], [0.5], [0.25]])] * 2)
+    logits = torch.cat([logits_of([[0.25], [0.5], [0.25], [0]])] * 2)
     labels = torch.tensor([[[1]], [[2]]])
     assert soft_dice_loss(logits, labels).item() == pytest.approx(1 - (1 / 2 + 1 / 3) / 2)
 
 
 def test_dice_and_cross_entropy_add_up_by_hand() -> None:
-    logits = logits_of([[0.5, 0.75], [0.5, 0.25]])
+    logits = logits_of([[0.5, 0.75], [0.5, 0.25], [1e-30, 1e-30], [1e-30, 1e-30]])
     loss = dice_cross_entropy_loss(logits, torch.tensor([[[1, 1]]])).item()
     assert loss == pytest.approx(5 / 11 + (math.log(2) + math.log(4)) / 2)
 
@@ -82,6 +89,33 @@ def test_a_batch_without_organs_has_cross_entropy_alone() -> None:
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
     loss.backward()
     assert logits.grad is not None and torch.isfinite(logits.grad).all() and (logits.grad[:, 1:] > 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_with_every_organ_present_it_is_monais(seed: int, multilabel: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 3 if multilabel else 4, 9, 8, generator=generator)
+    if multilabel:
+        labels = (torch.rand(3, 3, 9, 8, generator=generator) < 0.3).float()
+        peer = DiceLoss(sigmoid=True, batch=True, smooth_nr=0, smooth_dr=0)(logits, labels)
+        entropy = torch.nn.BCEWithLogitsLoss()(logits, labels)
+    else:
+        labels = torch.randint(0, 4, (3, 9, 8), generator=generator)
+        options = {"softmax": True, "to_onehot_y": True, "include_background": False}
+        peer = DiceLoss(**options, batch=True, smooth_nr=0, smooth_dr=0)(logits, labels[:, None])
+        entropy = torch.nn.CrossEntropyLoss()(logits, labels)
+    assert soft_dice_loss(logits, labels).item() == pytest.approx(peer.item(), rel=1e-5)
+    assert dice_cross_entropy_loss(logits, labels).item() == pytest.approx((peer + entropy).item(), rel=1e-5)
+
+
+def test_overlapping_organs_are_two_answers_by_hand() -> None:
+    # One pixel in two organs, each predicted with 3/4: Dice 2 * 3/4 / (3/4 + 1) = 6/7 twice, entropy -ln 3/4 and, for
+    # the absent organ predicted with 1/2, -ln 1/2.
+    logits = torch.tensor([0.75, 0.75, 0.5]).logit().reshape(1, 3, 1, 1)
+    labels = torch.tensor([1.0, 1.0, 0.0]).reshape(1, 3, 1, 1)
+    expected = 1 / 7 + (2 * math.log(4 / 3) + math.log(2)) / 3
+    assert dice_cross_entropy_loss(logits, labels).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("organ", [1, 2, 3])

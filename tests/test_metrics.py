@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from gi_segmentation import metrics
 from gi_segmentation.data import collate
-from gi_segmentation.evaluation import ComputeMetrics, count_batch, one_hot, predict_labels
+from gi_segmentation.evaluation import ComputeMetrics, count_batch, label_masks, predict_masks
 from gi_segmentation.metrics import DiceCounts, GiTractDice, count_pixels, dice_score
 from gi_segmentation.schema import ORGANS
 
@@ -222,7 +222,7 @@ class TestCountBatch:
 
     def test_padding_counts_for_nothing(self) -> None:
         logits, batch = self.batch()
-        organ_counts, label_counts = count_batch(logits, batch)
+        organ_counts, label_counts = count_batch([logits], batch)
         metric, by_counts = GiTractDice(), DiceCounts()
         for index, (height, width) in enumerate(self.SIZES):
             enlarged = F.interpolate(logits[index][None], size=(height, width), mode="bilinear")[0]
@@ -236,7 +236,7 @@ class TestCountBatch:
 
     def test_macro_f1_is_counted_at_the_models_resolution(self) -> None:
         logits, batch = self.batch()
-        _, label_counts = count_batch(logits, batch)
+        _, label_counts = count_batch([logits], batch)
         counts = DiceCounts()
         for one in label_counts:
             counts.add_slice(0, [[0, 0, 0]] * 3, one)
@@ -247,10 +247,10 @@ class TestCountBatch:
     def test_one_batch_or_four_give_the_same_scores(self) -> None:
         logits, batch = self.batch()
         whole, parts = ComputeMetrics(), ComputeMetrics()
-        expected = whole(evaluate_prediction(count_batch(logits, batch), batch["scan"]), compute_result=True)
+        expected = whole(evaluate_prediction(count_batch([logits], batch), batch["scan"]), compute_result=True)
         for index in range(4):
             part = {key: value[index : index + 1] for key, value in batch.items()}
-            counted = count_batch(logits[index : index + 1], part)
+            counted = count_batch([logits[index : index + 1]], part)
             scores = parts(evaluate_prediction(counted, part["scan"]), compute_result=index == 3)
             assert bool(scores) == (index == 3)
         assert scores == expected and 0 < expected["dice"] < 1
@@ -267,14 +267,44 @@ def test_predicted_labels_are_the_stock_processors() -> None:
         SemanticSegmenterOutput(logits=logits), sizes
     )
     for index, (height, width) in enumerate(sizes):
-        assert torch.equal(predict_labels(logits[index][None], height, width)[0], stock[index])
+        masks = predict_masks([logits[index][None]], height, width)[0]
+        assert torch.equal(masks, stock[index] == torch.arange(1, 4)[:, None, None])
 
 
-def test_one_hot_masks_partition_the_pixels() -> None:
-    labels = torch.randint(0, 4, (2, 5, 6))
-    masks = one_hot(labels)
+def test_organs_of_their_own_channel_may_overlap() -> None:
+    logits = torch.tensor([[3.0, -1.0], [0.5, -1.0], [-2.0, 1.0]]).reshape(1, 3, 1, 2)
+    masks = predict_masks([logits], 1, 2)
+    assert masks[0, :, 0].tolist() == [[True, False], [True, False], [False, True]]
+    assert label_masks(masks)[0].int().argmax(dim=0).tolist() == [[2, 3]]  # the highest label wins
+
+
+def test_several_models_are_averaged_by_probability() -> None:
+    # Organ 1 with probability 0.4 and 0.9, background 0.6 and 0.1; by logits the first would count for as much.
+    first, second = (torch.tensor([1 - p, p, 0, 0]).clamp(min=1e-30).log().reshape(1, 4, 1, 1) for p in (0.4, 0.9))
+    assert predict_masks([first, second], 1, 1).flatten().tolist() == [True, False, False]
+    assert predict_masks([first], 1, 1).flatten().tolist() == [False, False, False]
+    unsure = torch.tensor([0.1, 0.1, 0.1]).logit().reshape(1, 3, 1, 1)
+    sure = torch.tensor([0.95, 0.85, 0.1]).logit().reshape(1, 3, 1, 1)
+    assert predict_masks([unsure, sure], 1, 1).flatten().tolist() == [True, False, False]
+
+
+def test_masks_of_labels_partition_the_pixels() -> None:
+    organs = torch.rand(2, 3, 5, 6) < 0.4
+    masks = label_masks(organs)
     assert masks.shape == (2, 4, 5, 6) and (masks.sum(dim=1) == 1).all()
-    assert torch.equal(masks.int().argmax(dim=1), labels)
+    assert torch.equal(masks[:, 0], ~organs.any(dim=1))
+
+
+def test_overlaps_are_scored_as_predicted() -> None:
+    masks = torch.zeros(1, 3, 8, 8, dtype=torch.bool)
+    masks[0, 0, :4] = masks[0, 2, 2:6] = True  # two rows in both
+    example = {
+        "pixel_values": torch.zeros(3, 8, 8), "labels": masks[0].float(), "organ_masks": masks[0],
+        "scan": torch.tensor(1),
+    }  # fmt: skip
+    organ_counts, label_counts = count_batch([masks.float() * 20 - 10], collate([example]))
+    assert organ_counts[0].tolist() == [[32, 32, 32], [0, 0, 0], [32, 32, 32]]
+    assert label_counts[0].tolist() == [[16, 16, 16], [16, 16, 16], [0, 0, 0], [32, 32, 32]]
 
 
 def test_arrays_and_tensors_are_counted_alike() -> None:

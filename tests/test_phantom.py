@@ -26,20 +26,24 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PhantomSumm
 
 
 @pytest.fixture(scope="module")
-def rows(written: tuple[Path, PhantomSummary]) -> list[list[str]]:
-    with (written[0] / "train.csv").open(newline="") as file:
+def hard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom") / "hard"
+    write_phantom(folder, NUM_CASES, DAYS_PER_CASE, SLICES_PER_SCAN, num_proc=1, difficulty="hard")
+    return folder
+
+
+def read_rows(folder: Path) -> list[list[str]]:
+    with (folder / "train.csv").open(newline="") as file:
         return list(csv.reader(file))
 
 
-@pytest.fixture(scope="module")
-def images(written: tuple[Path, PhantomSummary]) -> dict[str, Path]:
+def find_images(folder: Path) -> dict[str, Path]:
     """Image of each slice id."""
-    paths = sorted((written[0] / "train").glob("case*/case*_day*/scans/*.png"))
+    paths = sorted((folder / "train").glob("case*/case*_day*/scans/*.png"))
     return {f"{path.parent.parent.name}_slice_{path.name.split('_')[1]}": path for path in paths}
 
 
-@pytest.fixture(scope="module")
-def volumes(rows: list[list[str]], images: dict[str, Path]) -> dict[str, np.ndarray]:
+def read_masks(rows: list[list[str]], images: dict[str, Path]) -> dict[str, np.ndarray]:
     """Masks of each scan, shape `(organs, slices, height, width)`."""
     masks: dict[str, list[np.ndarray]] = defaultdict(list)
     for slice_id, _, segmentation in rows[1:]:
@@ -51,6 +55,51 @@ def volumes(rows: list[list[str]], images: dict[str, Path]) -> dict[str, np.ndar
     return {
         scan: np.stack(parts).reshape(-1, len(ORGANS), *parts[0].shape).swapaxes(0, 1) for scan, parts in masks.items()
     }
+
+
+@pytest.fixture(scope="module")
+def rows(written: tuple[Path, PhantomSummary]) -> list[list[str]]:
+    return read_rows(written[0])
+
+
+@pytest.fixture(scope="module")
+def images(written: tuple[Path, PhantomSummary]) -> dict[str, Path]:
+    return find_images(written[0])
+
+
+@pytest.fixture(scope="module")
+def volumes(rows: list[list[str]], images: dict[str, Path]) -> dict[str, np.ndarray]:
+    return read_masks(rows, images)
+
+
+@pytest.fixture(scope="module")
+def hard_volumes(hard: Path) -> dict[str, np.ndarray]:
+    return read_masks(read_rows(hard), find_images(hard))
+
+
+def read_scans(folder: Path) -> dict[str, np.ndarray]:
+    """Images of each scan, shape `(slices, height, width)`."""
+    scans: dict[str, list[np.ndarray]] = defaultdict(list)
+    for slice_id, path in find_images(folder).items():
+        scans[slice_id.split("_slice_")[0]].append(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+    return {scan: np.stack(slices) for scan, slices in scans.items()}
+
+
+def contrasts(folder: Path, volumes: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Medians over the slices, in standard deviations of the 20 pixels around the organs.
+
+    Returns:
+        Between the brightest and the darkest organ of a slice; between an organ and what is around it.
+    """
+    among, around = [], []
+    for scan, images in read_scans(folder).items():
+        for image, masks in zip(images, volumes[scan].swapaxes(0, 1), strict=True):
+            organs = masks.any(axis=0)
+            ring = image[(cv2.dilate(organs.astype(np.uint8), np.ones((41, 41))) > 0) & ~organs]
+            means = [image[mask > 0].mean() / ring.std() for mask in masks if mask.any()]
+            around += [abs(mean - ring.mean() / ring.std()) for mean in means]
+            among += [max(means) - min(means)] if len(means) > 1 else []
+    return float(np.median(among)), float(np.median(around))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,8 +138,10 @@ def test_images_are_16_bit_and_of_the_size_in_their_name(images: dict[str, Path]
     }
 
 
-def test_every_scan_has_all_organs_and_about_half_its_slices_empty(volumes: dict[str, np.ndarray]) -> None:
-    for masks in volumes.values():
+def test_every_scan_has_all_organs_and_about_half_its_slices_empty(
+    volumes: dict[str, np.ndarray], hard_volumes: dict[str, np.ndarray]
+) -> None:
+    for masks in [*volumes.values(), *hard_volumes.values()]:
         present = masks.any(axis=(2, 3))
         assert present.any(axis=1).all()
         assert 0.4 <= 1 - present.any(axis=0).mean() <= 0.7
@@ -144,9 +195,49 @@ def test_the_bytes_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other", "two"]
 
 
+def test_the_easy_phantom_is_the_default(tmp_path: Path) -> None:
+    write_phantom(tmp_path / "default", 1, 1, 3, num_proc=1)
+    write_phantom(tmp_path / "easy", 1, 1, 3, num_proc=1, difficulty="easy")
+    assert contents(tmp_path / "default") == contents(tmp_path / "easy")
+
+
+def test_the_bytes_of_the_hard_phantom_do_not_depend_on_num_proc(tmp_path: Path) -> None:
+    for name, num_proc in (("one", 1), ("two", 2)):
+        write_phantom(tmp_path / name, 2, 1, 3, num_proc=num_proc, difficulty="hard")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    write_phantom(tmp_path / "easy", 2, 1, 3, num_proc=1)
+    assert contents(tmp_path / "easy").keys() == contents(tmp_path / "one").keys()
+    assert contents(tmp_path / "easy") != contents(tmp_path / "one")
+
+
+def test_brightness_tells_organs_apart_in_the_easy_phantom_only(
+    written: tuple[Path, PhantomSummary],
+    volumes: dict[str, np.ndarray],
+    hard: Path,
+    hard_volumes: dict[str, np.ndarray],
+) -> None:
+    easy_among, easy_around = contrasts(written[0], volumes)
+    hard_among, hard_around = contrasts(hard, hard_volumes)
+    assert hard_among < 0.2 * easy_among
+    assert 0.1 < hard_around < 0.6 * easy_around
+
+
+def test_a_hot_spot_is_the_maximum_of_some_hard_scans(written: tuple[Path, PhantomSummary], hard: Path) -> None:
+    def outshine(folder: Path) -> list[float]:
+        """Maximum of each scan over the median of its middle, which is body."""
+        middles = [tuple(slice(side // 4, -side // 4) for side in scan.shape) for scan in read_scans(folder).values()]
+        scans = zip(read_scans(folder).values(), middles, strict=True)
+        return [float(scan.max() / np.median(scan[middle])) for scan, middle in scans]
+
+    assert max(outshine(written[0])) < 7
+    hot = np.array(outshine(hard)) > 10
+    assert 0 < hot.sum() < len(hot)
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
 @pytest.mark.parametrize("num_slices", [1, 2, 5])
-def test_few_slices_still_show_every_organ(tmp_path: Path, num_slices: int) -> None:
-    write_phantom(tmp_path / "phantom", 3, 1, num_slices, num_proc=1)
+def test_few_slices_still_show_every_organ(tmp_path: Path, num_slices: int, difficulty: str) -> None:
+    write_phantom(tmp_path / "phantom", 3, 1, num_slices, num_proc=1, difficulty=difficulty)
     with (tmp_path / "phantom" / "train.csv").open(newline="") as file:
         present = {(row["id"].split("_")[0], row["class"]) for row in csv.DictReader(file) if row["segmentation"]}
     assert len(present) == 3 * len(ORGANS)
@@ -188,4 +279,10 @@ def test_sizes_below_one_are_refused(tmp_path: Path, argument: str) -> None:
         write_phantom(tmp_path / "phantom", **{argument: 0})
     with pytest.raises(ValueError, match="seed must not be negative, got -1"):
         write_phantom(tmp_path / "phantom", seed=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_difficulty_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="difficulty must be one of easy, hard, got 'medium'"):
+        write_phantom(tmp_path / "phantom", difficulty="medium")
     assert list(tmp_path.iterdir()) == []

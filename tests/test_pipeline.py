@@ -76,11 +76,11 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     import numpy as np
 
     from dataset_builder.kaggle import SliceFile
-    from gi_segmentation.modeling import load_checkpoint
-    from gi_segmentation.predict import predict_slices
+    from gi_segmentation.predict import load_members, predict_slices
 
     ours = SliceFile(raw, 1, 1, 21, 266, 266, (1.5, 1.5))
-    ((_, masks),) = predict_slices(*load_checkpoint(str(tmp_path / "run")), [ours], batch_size=1, num_workers=0)
+    members = load_members([str(tmp_path / "run")], revision=None, device="cpu")
+    ((_, masks),) = predict_slices(members, [ours], batch_size=1, num_workers=0)
     mask = np.load(tmp_path / "mask.npy")
     assert mask.shape == (266, 266)
     assert all(np.array_equal(mask == organ + 1, masks[organ]) for organ in range(3))

@@ -3,10 +3,12 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,10 @@ from tiny_models import FAMILIES
 from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil
 
 from dataset_builder.kaggle import SliceFile, find_slices
+from dataset_builder.phantom import write_phantom
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
-from gi_segmentation.modeling import load_model
+from gi_segmentation.modeling import load_model, without_auxiliary_head
 from gi_segmentation.predict import main, write_submission
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import ID2LABEL, ORGANS
@@ -67,15 +70,15 @@ def message(model: Path | str, folder: Path, output_dir: Path, *flags: str) -> s
     return str(caught.value)
 
 
-def card_lines(repo_id: str, image: Path) -> str:
-    """The Python lines of the model card, for a checkpoint and a slice."""
+def card_lines(repo_id: str, label_mode: str = "multiclass", slice_context: int = 0) -> str:
+    """The Python lines of the model card of a checkpoint."""
     template = (ROOT / "model_cards" / "model_card.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", template, flags=re.DOTALL)
-    block = re.sub(r"\{\{ *repo_id *\}\}", repo_id, block)
-    block = re.sub(r"\{\{ *image_size *\}\}", str(SIZE), block)
-    block, replaced = re.subn(r"slice_0001_266_266_1\.50_1\.50\.png", str(image), block)
-    assert replaced == 1 and "{{" not in block
-    return block
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    settings = {"label_mode": label_mode, "slice_context": slice_context, "image_size": SIZE}
+    lines = environment.from_string(block).render(repo_id=repo_id, **settings)
+    assert len([line for line in lines.splitlines() if line]) <= 10
+    return lines
 
 
 class TestSubmission:
@@ -98,7 +101,9 @@ class TestSubmission:
         sizes, labels, pixels, differing = set(), set(), 0, 0
         for slice_file in slices[::4]:
             names: dict[str, Any] = {}
-            exec(card_lines(str(checkpoint), slice_file.path), names)
+            lines = card_lines(str(checkpoint))
+            assert "slice_0001_266_266_1.50_1.50.png" in lines
+            exec(lines.replace("slice_0001_266_266_1.50_1.50.png", str(slice_file.path)), names)
             mask = names["mask"].numpy()
             assert mask.shape == (slice_file.height, slice_file.width)
             for label in (1, 2, 3):
@@ -234,3 +239,118 @@ def test_the_command_ends_on_one_line(run_python: Any, checkpoint: Path, tmp_pat
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "error: --input nowhere: no such folder"
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def save_model(folder: Path, family: str, seed: int, label_mode: str = "multiclass", slice_context: int = 0) -> Path:
+    """A tiny random model that finds something of everything."""
+    torch.manual_seed(seed)
+    text = json.dumps(FAMILIES[family])
+    arguments = ModelArguments(model_type=family, config_overrides=text, label_mode=label_mode)
+    model, processor = load_model(arguments, SIZE, slice_context)
+    with torch.no_grad():
+        classifier = model.decode_head.classifier
+        torch.nn.init.normal_(classifier.weight, std=3)
+    with without_auxiliary_head(model):
+        model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scan_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slices of one real size, so that the card's file names fit: one scan of 72 slices, of which some are there."""
+    folder = tmp_path_factory.mktemp("scans") / "kaggle"
+    write_phantom(folder, num_cases=1, days_per_case=1, slices_per_scan=12, num_proc=1)
+    for path in sorted(folder.rglob("slice_*.png"), reverse=True):
+        number = int(path.name.split("_")[1])
+        path.rename(path.with_name(path.name.replace(f"slice_{number:04d}", f"slice_{number + 60:04d}")))
+    return folder / "train"
+
+
+@pytest.mark.parametrize("family", ["segformer", "beit"])
+@pytest.mark.parametrize(("label_mode", "slice_context"), [("multilabel", 0), ("multilabel", 2), ("multiclass", 2)])
+def test_the_cards_lines_fit_mode_and_context(
+    family: str, label_mode: str, slice_context: int, scan_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_model(tmp_path / "model", family, 0, label_mode, slice_context)
+    lines = card_lines(str(model), label_mode, slice_context)
+    path = predict(model, scan_dir, tmp_path / "out")
+    rows = {row["class"]: row["predicted"] for row in read_rows(path) if row["id"].endswith("slice_0070")}
+    slices, _ = find_slices(scan_dir)
+    monkeypatch.chdir(slices[0].path.parent)
+    names: dict[str, Any] = {}
+    exec(lines.replace("slice_0001", "slice_0070"), names)
+    mask = names["mask"].numpy()
+    masks = mask if label_mode == "multilabel" else mask == np.arange(1, 4)[:, None, None]
+    assert masks.shape == (3, slices[0].height, slices[0].width) and masks.any()
+    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in ORGANS])
+    assert np.count_nonzero(predicted != masks) <= MAX_TIES * masks.size
+    if label_mode == "multilabel":
+        assert (masks.sum(axis=0) > 1).any()  # overlaps survive into the file
+
+
+def test_context_comes_from_the_files_of_the_same_scan(scan_dir: Path, tmp_path: Path) -> None:
+    """A slice at the end of a scan is predicted as if that slice came twice, whatever other scans there are."""
+    model = save_model(tmp_path / "model", "segformer", 0, slice_context=1)
+    both = tmp_path / "both"
+    shutil.copytree(scan_dir, both)
+    (first,) = both.glob("case*/case*_day*")
+    shutil.copytree(first, first.with_name(f"{first.name.rsplit('day', 1)[0]}day99"))
+
+    def masks(folder: Path, name: str) -> dict[tuple[str, str], str]:
+        rows = read_rows(predict(model, folder, tmp_path / name, "--num_workers", "0", "--batch_size", "1"))
+        return {(row["id"], row["class"]): row["predicted"] for row in rows if "day99" not in row["id"]}
+
+    alone = masks(scan_dir, "alone")
+    assert masks(both, "together") == alone
+    next(first.rglob("slice_0065*.png")).unlink()
+    changed = masks(both, "changed")
+    assert {key[0][-4:] for key, rle in changed.items() if rle != alone[key]} == {"0064", "0066"}
+
+
+def differing(rows: list[dict[str, str]], others: list[dict[str, str]], folder: Path, mirrored: bool = False) -> float:
+    """Share of pixels in which two predictions differ, the other one turned left to right if so asked."""
+    size = find_slices(folder)[0][0]
+    shape = (size.height, size.width)
+    different = 0
+    for row, other in zip(rows, others, strict=True):
+        mask = decode(other["predicted"], *shape)
+        different += np.count_nonzero(decode(row["predicted"], *shape) != (mask[:, ::-1] if mirrored else mask))
+    return different / (len(rows) * shape[0] * shape[1])
+
+
+def test_an_ensemble_averages_probabilities(scan_dir: Path, tmp_path: Path) -> None:
+    one, other = (save_model(tmp_path / str(seed), "segformer", seed) for seed in (0, 1))
+    words = ["--input", str(scan_dir), "--device", "cpu", "--num_workers", "0", "--output_dir"]
+    alone = read_rows(main(["--model", str(one), *words, str(tmp_path / "alone")]))
+    twice = read_rows(main(["--model", str(one), str(one), *words, str(tmp_path / "twice")]))
+    both = read_rows(main(["--model", str(one), str(other), *words, str(tmp_path / "both")]))
+    reverse = read_rows(main(["--model", str(other), str(one), *words, str(tmp_path / "reverse")]))
+    assert differing(twice, alone, scan_dir) <= MAX_TIES
+    assert differing(reverse, both, scan_dir) <= MAX_TIES < 100 * MAX_TIES < differing(both, alone, scan_dir)
+
+
+def test_flips_at_test_time_make_the_answer_symmetric(scan_dir: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "segformer", 0)
+    mirrored = tmp_path / "mirrored"
+    shutil.copytree(scan_dir, mirrored)
+    for path in mirrored.rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    shares = {}
+    for flags in ((), ("--test_time_flips",)):
+        both = [
+            read_rows(predict(model, folder, tmp_path / f"{folder.name}{len(flags)}", "--num_workers", "0", *flags))
+            for folder in (scan_dir, mirrored)
+        ]
+        shares[len(flags)] = differing(*both, scan_dir, mirrored=True)
+    assert shares[1] < 0.001 < shares[0]
+
+
+def test_checkpoints_of_two_label_modes_are_no_ensemble(scan_dir: Path, tmp_path: Path) -> None:
+    one = save_model(tmp_path / "one", "segformer", 0)
+    other = save_model(tmp_path / "other", "segformer", 0, "multilabel")
+    with pytest.raises(InputError, match=r"expected checkpoints of one label mode, got .*one: background, .*other: l"):
+        main(["--model", str(one), str(other), "--input", str(scan_dir), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Training: the best checkpoint is the best one, and a resumed run is an uninterrupted one."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import repeat
@@ -12,13 +13,13 @@ import torch
 from datasets import DatasetDict
 from safetensors.torch import load_file
 from tiny_models import FAMILIES
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback
 
 import run_segmentation
 from gi_segmentation.arguments import parse_arguments
-from gi_segmentation.augmentation import build_augmentation
-from gi_segmentation.data import collate, load_slices, transform_splits
+from gi_segmentation.data import collate, load_slices, select_samples, transform_splits
 from gi_segmentation.errors import InputError
+from gi_segmentation.losses import dice_cross_entropy_loss
 from gi_segmentation.modeling import load_model
 from gi_segmentation.trainer import SegmentationTrainer, build_trainer, find_checkpoint, train
 
@@ -49,11 +50,12 @@ def arguments(dataset_dir: Path, output_dir: Path, family: str = "segformer", **
 
 def make_trainer(argv: list[str]) -> tuple[SegmentationTrainer, DatasetDict]:
     model_args, data_args, run_args = parse_arguments(argv)
-    slices = load_slices(data_args, run_args.seed)
+    slices = load_slices(data_args)
+    samples = select_samples(slices, data_args, run_args.seed)
     torch.manual_seed(run_args.seed)
-    model, processor = load_model(model_args, data_args.image_size)
-    splits = transform_splits(slices, processor, build_augmentation(), run_args.seed)
-    return build_trainer(model, processor, *splits, run_args), slices
+    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
+    splits = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
+    return build_trainer(model, processor, *splits, data_args, run_args), samples
 
 
 def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -82,7 +84,8 @@ def test_the_best_checkpoint_is_what_the_trainer_ends_with(family: str, dataset_
 
     def keep(output_dir: str | None = None, _internal_call: bool = False) -> None:
         if trainer.state.global_step == 2:
-            trained.update({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+            tensors = trainer.model.state_dict()
+            trained.update({name: tensors[name].clone() for name in tensors if not name.startswith("auxiliary_head")})
         save(output_dir, _internal_call)
 
     trainer.save_model = keep  # type: ignore[method-assign]
@@ -128,18 +131,29 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(dataset_dir: Path, t
     assert losses[0] == losses[1]
 
 
-def test_resuming_within_an_epoch_repeats_the_augmentation(dataset_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"family": "upernet"},
+        {"family": "dpt", "ema_decay": 0.9, "label_mode": "multilabel", "slice_context": 1},
+        {"slice_sampling": "balanced", "head_lr_multiplier": 3},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ],
+    ids=["plain", "auxiliary head", "averaged", "balanced", "accumulated"],
+)
+def test_resuming_within_an_epoch_repeats_what_is_random(
+    flags: dict[str, Any], dataset_dir: Path, tmp_path: Path
+) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    settings = {"max_train_samples": 16, "max_steps": 4, "save_total_limit": 10}  # four steps are one epoch
+    settings = {"max_train_samples": 16, "max_steps": 4, "save_total_limit": 10, **flags}  # four steps an epoch
     run_segmentation.main(arguments(dataset_dir, whole, **settings))
     resumed.mkdir()
     shutil.copy(whole / "run.json", resumed)
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
     run_segmentation.main(arguments(dataset_dir, resumed, **settings))
-    assert_same_tensors(
-        load_file(whole / "checkpoint-4" / "model.safetensors"),
-        load_file(resumed / "checkpoint-4" / "model.safetensors"),
-    )
+    for path in (whole / "checkpoint-4").glob("*.safetensors"):
+        assert_same_tensors(load_file(path), load_file(resumed / "checkpoint-4" / path.name))
 
 
 def test_every_epoch_augments_the_slices_anew(dataset_dir: Path, tmp_path: Path) -> None:
@@ -217,3 +231,149 @@ def test_no_whole_checkpoint_means_starting_anew(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": ')
     assert find_checkpoint(tmp_path) is None
     assert not (tmp_path / "checkpoint-3").exists()
+
+
+def freeze_batch_norm(model: torch.nn.Module) -> None:
+    """Keep batch normalisation at its running statistics: those of a batch depend on how a step is cut up."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            torch.nn.Module.train(module, False)
+
+
+STEADY = {**FAMILIES["segformer"], "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
+
+
+def weights_after(dataset_dir: Path, output_dir: Path, batch_size: int, steps: int, **flags: Any) -> dict[str, Any]:
+    """Weights after a few steps of four slices each, cut into batches."""
+    settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 4 // batch_size, **flags}
+    settings |= {"config_overrides": json.dumps(STEADY), "eval_steps": steps, "save_steps": steps}
+    trainer, _ = make_trainer(arguments(dataset_dir, output_dir, max_steps=steps, **settings))
+    freeze_batch_norm(trainer.model)
+    train(trainer)
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
+def test_accumulation_and_checkpointing_change_memory_alone(
+    label_mode: str, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"label_mode": label_mode, "learning_rate": 0.5, "optim": "sgd"}
+    whole = weights_after(dataset_dir, tmp_path / "4", 4, steps=3, **flags)
+    for name, batch_size, more in (("2", 2, {}), ("1", 1, {}), ("c", 2, {"gradient_checkpointing": True})):
+        other = weights_after(dataset_dir, tmp_path / name, batch_size, steps=3, **flags, **more)
+        for tensor in whole:
+            torch.testing.assert_close(other[tensor], whole[tensor], atol=2e-5, rtol=1e-4)
+    # Were Dice not pooled over the step, it would show.
+    monkeypatch.setattr(SegmentationTrainer, "get_batch_samples", Trainer.get_batch_samples)
+    apart = weights_after(dataset_dir, tmp_path / "apart", 1, steps=3, **flags)
+    assert any((apart[tensor] - whole[tensor]).abs().max() > 1e-4 for tensor in whole)
+
+
+@pytest.mark.parametrize("flags", [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}])
+def test_the_logged_loss_is_that_of_the_steps_slices(flags: dict[str, Any], dataset_dir: Path, tmp_path: Path) -> None:
+    settings = {"config_overrides": json.dumps(STEADY), "learning_rate": 1e-9, "max_train_samples": 4, **flags}
+    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, max_steps=1, augmentation=False, **settings))
+    freeze_batch_norm(trainer.model)
+    train(trainer)
+    batch = collate([trainer.train_dataset[index] for index in range(4)])
+    logits = trainer.model.eval()(pixel_values=batch["pixel_values"]).logits
+    expected = dice_cross_entropy_loss(logits, batch["labels"]).item()
+    (loss,) = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_averaged_weights_are_scored_saved_and_kept(dataset_dir: Path, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, ema_decay=0.25, save_total_limit=10))
+    raw: list[dict[str, torch.Tensor]] = []
+    scored: list[dict[str, torch.Tensor]] = []
+    evaluation_loop = trainer.evaluation_loop
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        scored.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+        return evaluation_loop(*args, **kwargs)
+
+    class KeepRaw(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            raw.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+
+    trainer.evaluation_loop = keep  # type: ignore[method-assign]
+    trainer.add_callback(KeepRaw())
+    train(trainer)
+    name = "decode_head.classifier.weight"
+    average = raw[0][name]
+    for step, tensors in enumerate(raw[1:], start=1):
+        decay = min(0.25, (1 + step) / (10 + step))  # 2/11, then 3/12 and on
+        average = decay * average + (1 - decay) * tensors[name]
+        torch.testing.assert_close(scored[step][name], average)
+        saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / f"checkpoint-{step + 1}").state_dict()
+        assert_same_tensors(saved, scored[step])
+        kept = load_file(tmp_path / f"checkpoint-{step + 1}" / "training_weights.safetensors")
+        assert torch.equal(kept[name], tensors[name]) and not torch.equal(kept[name], average)
+    best = trainer.state.best_global_step
+    assert_same_tensors(trainer.model.state_dict(), scored[best - 1])
+    assert_same_tensors(scored[-1], scored[best - 1])  # the last scoring is of the best
+
+
+def test_an_auxiliary_head_is_trained_and_not_published(dataset_dir: Path, tmp_path: Path) -> None:
+    run_segmentation.main(arguments(dataset_dir, tmp_path, "upernet", save_total_limit=10))
+    first, last = (load_file(tmp_path / f"checkpoint-{step}" / "training_weights.safetensors") for step in (1, 4))
+    moved = [name for name in first if "auxiliary_head" in name and not torch.equal(first[name], last[name])]
+    assert "auxiliary_head.classifier.weight" in moved and "auxiliary_head.convs.0.conv.weight" in moved
+    published = load_file(tmp_path / "model.safetensors")
+    assert set(published) == {name for name in first if not name.startswith("auxiliary_head")}
+    assert json.loads((tmp_path / "config.json").read_text())["use_auxiliary_head"] is False
+
+
+def test_the_head_learns_faster(dataset_dir: Path, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, head_lr_multiplier=10, weight_decay=0.5))
+    optimizer = trainer.create_optimizer()
+    settings = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in trainer.model.named_parameters():
+        rate, decay = settings[id(parameter)]
+        assert rate == pytest.approx(0.01 if name.startswith("segformer.") else 0.1), name
+        assert decay == (0.0 if name.endswith("bias") or "norm" in name else 0.5), name
+
+
+def test_warm_up_and_polynomial_decay(dataset_dir: Path, tmp_path: Path) -> None:
+    kwargs = json.dumps({"power": 1.0, "lr_end": 0.0})
+    flags = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": kwargs, "warmup_steps": 0.4, "max_steps": 5}
+    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, head_lr_multiplier=2, **flags))
+    train(trainer)
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0.0, 0.005, 0.01, 0.01 * 2 / 3, 0.01 / 3])
+
+
+@pytest.mark.parametrize("learning_rate", [1e4, 1e30])
+def test_an_exploding_loss_stops_the_run(learning_rate: float, dataset_dir: Path, tmp_path: Path) -> None:
+    run_segmentation.main(arguments(dataset_dir, tmp_path, max_steps=2, save_total_limit=10))
+    flags = {"learning_rate": learning_rate, "max_steps": 6, "save_total_limit": 10}
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    state = tmp_path / "checkpoint-1" / "optimizer.pt"
+    optimizer = torch.load(state)
+    for group in optimizer["param_groups"]:
+        group["lr"] = group["initial_lr"] = learning_rate
+    torch.save(optimizer, state)
+    scheduler = torch.load(tmp_path / "checkpoint-1" / "scheduler.pt")
+    scheduler["base_lrs"] = [learning_rate] * len(scheduler["base_lrs"])
+    torch.save(scheduler, tmp_path / "checkpoint-1" / "scheduler.pt")
+    with pytest.raises(InputError) as caught:
+        run_segmentation.main(arguments(dataset_dir, tmp_path, **flags))
+    message = str(caught.value)
+    assert re.search(r"the loss became (nan|inf|[\d.e+]+) at step [3-6] \(learning rate ", message), message
+    assert f"the last good checkpoint is {tmp_path / 'checkpoint-1'};" in message
+    assert "lower --learning_rate" in message
+
+
+def test_flips_at_test_time_are_reported_with_their_gain(
+    dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_segmentation.main(arguments(dataset_dir, tmp_path, test_time_flips=True, max_steps=2, learning_rate=1e-4))
+    scores = json.loads((tmp_path / "run.json").read_text())["scores"]
+    assert 0 < scores["eval_flips_dice"] != scores["eval_dice"]
+    gain = f"averaged over four flips of the slice ({scores['eval_flips_dice'] - scores['eval_dice']:+.4f})"
+    assert gain in capsys.readouterr().out and gain in (tmp_path / "README.md").read_text()

@@ -1,0 +1,114 @@
+"""Two optimizer steps of every recipe at full size, each in a new process: seconds of the second, and peak memory."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from architectures import ARCHITECTURES  # noqa: E402 - it stands with the tests that check it
+
+BATCH = 2
+FLAGS = {
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 2,
+    "max_eval_samples": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "logging_steps": 1,
+    "report_to": "tensorboard",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_num_workers": 0,
+}
+
+
+class Measured(NamedTuple):
+    """Millions of weights, seconds of the second step, and the most memory the process held."""
+
+    millions: float
+    step_seconds: float
+    peak_gb: float
+
+
+def write_dataset(folder: Path) -> Path:
+    """A dataset of two slices a patient, the second of which shows the organs; three patients in each split."""
+    from dataset_builder.build import build
+    from dataset_builder.gi_tract import GiTractConfig
+    from dataset_builder.phantom import write_phantom
+
+    write_phantom(folder / "kaggle", num_cases=6, days_per_case=1, slices_per_scan=2, num_proc=1)
+    build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=2), num_proc=1)
+    return folder / "gi_tract"
+
+
+def run_and_measure_memory(command: list[str], log: Path) -> float:
+    """Run a command in a process of its own.
+
+    Returns:
+        Its largest resident memory in GB, as the kernel counts it.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    with log.open("w") as output:
+        running = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        _, status, usage = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {running.returncode}\n{log.read_text()[-2000:]}")
+    return usage.ru_maxrss * 1024 / 1e9
+
+
+def second_step_seconds(output_dir: Path) -> float:
+    """Time between the log entries of the two steps: reading the slices, forward, backward, optimizer."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = min(output_dir.rglob("events.out.tfevents.*"))  # the evaluation after the training writes another
+    losses = EventAccumulator(str(events)).Reload().Scalars("train/loss")
+    first, second = (loss.wall_time for loss in losses)
+    return second - first
+
+
+def measure(recipe: str, dataset_dir: Path, scratch: Path) -> Measured:
+    """Run a recipe's model from random weights, with the recipe's own values but for batch and steps."""
+    model_type, overrides, _ = ARCHITECTURES[recipe]
+    of_the_run = {"image_size", "use_auxiliary_head"}
+    overrides = {key: value for key, value in overrides.items() if key not in of_the_run}
+    output_dir = scratch / recipe
+    flags = FLAGS | {
+        "config": ROOT / "recipes" / f"{recipe}.yaml",
+        "model_type": model_type,
+        "config_overrides": json.dumps(overrides),
+        "dataset_name": dataset_dir,
+        "output_dir": output_dir,
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    peak_gb = run_and_measure_memory([sys.executable, "run_segmentation.py", *words], scratch / f"{recipe}.log")
+    facts = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
+    return Measured(facts["num_parameters"] / 1e6, second_step_seconds(output_dir), peak_gb)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipes", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    recipes = parser.parse_args().recipes
+    print(f"| recipe | weights, millions | seconds a step of {BATCH} slices | peak memory, GB |\n|---|---|---|---|")
+    for recipe in recipes:
+        with tempfile.TemporaryDirectory() as scratch:
+            measured = measure(recipe, write_dataset(Path(scratch)), Path(scratch))
+        millions, step_seconds, peak_gb = measured
+        print(f"| {recipe} | {millions:.1f} | {step_seconds:.1f} | {peak_gb:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
