@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where there is no NVIDIA GPU, the release whose CPU build suffices; else the newest that setup.cfg allows.
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test quality benchmark clean
+.PHONY: demo test quality benchmark table clean
 
 demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub on this machine (about 5 minutes).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
@@ -21,6 +21,10 @@ quality: $(VENV)/installed  ## Style and types.
 benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
 	$(BIN)/python benchmarks/build_speed.py
 	$(BIN)/python benchmarks/evaluation_memory.py
+
+table: $(VENV)/installed  ## Train the recipes on DATASET and write the results table; RECIPES and FLAGS narrow it down.
+	$(BIN)/python benchmarks/table.py --dataset_name $(or $(DATASET),gi_tract) \
+		$(if $(RECIPES),--recipes $(RECIPES)) $(if $(FLAGS),-- $(FLAGS))
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

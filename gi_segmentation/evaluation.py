@@ -18,19 +18,17 @@ from gi_segmentation.schema import LABELS, ORGANS
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
-def forward_flips(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Logits averaged over the slices as they are and flipped, each turned back.
+def flip_logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Logits of the slices as they are and flipped, each turned back; their mean is the answer with test-time flips.
 
     Args:
         model: A semantic segmentation model.
         pixel_values: Model input, float, shape `(B, 3, S, S)`.
 
     Returns:
-        float32, shape `(B, channels, h, w)`.
+        float32, shape `(flips, B, channels, h, w)`, unflipped first.
     """
-    return torch.stack([model(pixel_values=pixel_values.flip(axes)).logits.float().flip(axes) for axes in FLIPS]).mean(
-        dim=0
-    )
+    return torch.stack([model(pixel_values=pixel_values.flip(axes)).logits.float().flip(axes) for axes in FLIPS])
 
 
 def predict_masks(logits: Sequence[torch.Tensor], height: int, width: int) -> torch.Tensor:

@@ -42,9 +42,9 @@ def scored(scores: dict[str, float | None]) -> dict[str, str]:
     return names
 
 
-def card_metadata(facts: dict[str, Any], model_name: str, license_name: str) -> str:
-    """The card's YAML front matter, with the scores as `model-index`."""
-    results = [
+def eval_results(facts: dict[str, Any]) -> list[EvalResult]:
+    """The scores of a run as entries of a `model-index`."""
+    return [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic segmentation, patients apart",
@@ -58,6 +58,10 @@ def card_metadata(facts: dict[str, Any], model_name: str, license_name: str) -> 
         for key, name in SCORE_NAMES.items()
         if facts["scores"][key] is not None
     ]
+
+
+def card_metadata(facts: dict[str, Any], model_name: str, license_name: str) -> str:
+    """The card's YAML front matter, with the scores as `model-index`."""
     data = ModelCardData(
         language="en",
         license=license_name,
@@ -67,7 +71,7 @@ def card_metadata(facts: dict[str, Any], model_name: str, license_name: str) -> 
         datasets=facts["dataset"] if "/" in facts["dataset"] else None,
         tags=["medical", "mri", "radiotherapy", "semantic-segmentation"],
         model_name=model_name,
-        eval_results=results,
+        eval_results=eval_results(facts),
         license_name="non-commercial-competition-data" if license_name == "other" else None,
     )
     return data.to_yaml()

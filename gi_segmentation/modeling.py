@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
 
 from gi_segmentation.arguments import MIN_IMAGE_SIZE, ModelArguments
@@ -316,6 +318,13 @@ def drop_auxiliary_head(model: PreTrainedModel) -> None:
         model.config.use_auxiliary_head = False
 
 
+@dataclass
+class OutputInTraining(SemanticSegmenterOutput):
+    """What a model with an auxiliary head gives in training."""
+
+    auxiliary_logits: torch.Tensor | None = None
+
+
 def return_auxiliary_logits(model: PreTrainedModel) -> None:
     """Make a model's output in training hold `auxiliary_logits`, which it computes but keeps to itself.
 
@@ -333,7 +342,7 @@ def return_auxiliary_logits(model: PreTrainedModel) -> None:
     def add(module: nn.Module, inputs: Any, output: Any) -> Any:
         logits = [latest.pop() for _ in range(len(latest))]
         if module.training and logits:
-            output["auxiliary_logits"] = logits[0]
+            return OutputInTraining(**output, auxiliary_logits=logits[0])
         return output
 
     head.register_forward_hook(keep)
@@ -342,7 +351,7 @@ def return_auxiliary_logits(model: PreTrainedModel) -> None:
 
 def all_logits(output: Any) -> list[torch.Tensor]:
     """The logits of a model's head, and in training those of its auxiliary head if it has one."""
-    return [output.logits, *([output["auxiliary_logits"]] if "auxiliary_logits" in output else [])]
+    return [output.logits, *([output.auxiliary_logits] if isinstance(output, OutputInTraining) else [])]
 
 
 def find_encoder(model: PreTrainedModel) -> nn.Module:

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from dataset_builder.kaggle import KaggleDataError, SliceFile, find_slices, read_slice
 from gi_segmentation.data import SliceTransform, find_neighbours
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.evaluation import forward_flips, predict_masks
+from gi_segmentation.evaluation import flip_logits, predict_masks
 from gi_segmentation.modeling import load_checkpoint
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS
@@ -32,7 +32,7 @@ class Member:
 
     name: str
     model: PreTrainedModel
-    transform: SliceTransform
+    processor: SegformerImageProcessorPil
     slice_context: int
 
     @property
@@ -56,7 +56,7 @@ def load_members(names: list[str], revision: str | None, device: str) -> list[Me
     for name in names:
         model, processor = load_checkpoint(name, revision)
         context = getattr(model.config, "slice_context", 0)
-        members.append(Member(name, move_model(model, device), SliceTransform(processor), context))
+        members.append(Member(name, move_model(model, device), processor, context))
     if len({len(member.labels) for member in members}) > 1:
         labels = "; ".join(f"{m.name}: {', '.join(m.labels)}" for m in members)
         raise InputError(f"--model: expected checkpoints of one label mode, got {labels}")
@@ -73,7 +73,7 @@ class SliceFolder(Dataset):
 
     def __init__(self, slices: list[SliceFile], members: list[Member]) -> None:
         self.slices = slices
-        self.settings = [(member.transform, member.slice_context) for member in members]
+        self.settings = [(SliceTransform(member.processor), member.slice_context) for member in members]
         self.scans: dict[str, dict[int, SliceFile]] = defaultdict(dict)
         for slice_file in slices:
             self.scans[slice_file.scan][slice_file.number] = slice_file
@@ -115,7 +115,7 @@ def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torc
 def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
     """Logits of each member for its own input, averaged over flipped slices if so asked."""
     return [
-        forward_flips(member.model, pixel_values.to(member.model.device))
+        flip_logits(member.model, pixel_values.to(member.model.device)).mean(dim=0)
         if flips
         else member.model(pixel_values=pixel_values.to(member.model.device)).logits
         for member, pixel_values in zip(members, inputs, strict=True)
@@ -183,6 +183,34 @@ def find_input(folder: Path) -> list[SliceFile]:
     return slices
 
 
+def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of all commands that predict: which checkpoints, where, and how many slices at once."""
+    parser.add_argument(
+        "--model", required=True, nargs="+", help="folder or Hub id of a checkpoint of this project; of several, the "
+        "probabilities are averaged",
+    )  # fmt: skip
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub; None: its main branch")
+    parser.add_argument("--batch_size", type=int, default=16, help="slices a forward pass")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that read slices")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs"
+    )
+
+
+def check_prediction_flags(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Check the numbers among the flags of `add_prediction_flags`.
+
+    Raises:
+        InputError: If one is too small.
+    """
+    if arguments.batch_size < 1 or arguments.num_workers < 0:
+        raise InputError(
+            f"expected --batch_size of at least 1 and --num_workers of at least 0, "
+            f"but got {arguments.batch_size} and {arguments.num_workers}"
+        )
+    return arguments
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -190,27 +218,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--model", required=True, nargs="+", help="folder or Hub id of a checkpoint of this project; of several, the "
-        "probabilities are averaged",
-    )  # fmt: skip
+    add_prediction_flags(parser)
     parser.add_argument("--test_time_flips", action="store_true", help="average over flipped slices: four passes")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub; None: its main branch")
     parser.add_argument("--input", type=Path, required=True, help="folder of scans: caseN_dayN/scans/slice_*.png")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
     parser.add_argument("--format", choices=["kaggle"], default="kaggle", help=f"kaggle: {SUBMISSION}")
-    parser.add_argument("--batch_size", type=int, default=16, help="slices a forward pass")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that read slices")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.batch_size < 1 or arguments.num_workers < 0:
-        raise InputError(
-            f"expected --batch_size of at least 1 and --num_workers of at least 0, "
-            f"but got {arguments.batch_size} and {arguments.num_workers}"
-        )
-    return arguments
+    return check_prediction_flags(parser.parse_args(argv))
 
 
 def move_model(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -16,6 +16,7 @@ LABELS_BY_MODE: dict[str, tuple[str, ...]] = {"multiclass": LABELS, "multilabel"
 COLOURS: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (0, 158, 115), (230, 159, 0), (86, 180, 233))
 
 SLICE_THICKNESS_MM = 3.0
+SCAN_SLICES = 144  # of most scans
 
 
 def dataset_features() -> Any:

@@ -195,13 +195,23 @@ def competition_score(scans: list[ScanScore]) -> dict[str, float]:
     """
     per_organ = list(zip(*(organs for scan in scans for organs in scan.dice), strict=True))
     dice = nanmean(value for organ in per_organ for value in organ)
-    hausdorff_score = 1 - nanmean(scan.hausdorff for scan in scans)
     return {
         "dice": dice,
         **{f"dice_{organ}": nanmean(values) for organ, values in zip(ORGANS, per_organ, strict=True)},
-        "hausdorff_score": hausdorff_score,
-        "competition_score": DICE_WEIGHT * dice + HAUSDORFF_WEIGHT * hausdorff_score,
+        **combine_scores(dice, [scan.hausdorff for scan in scans]),
     }
+
+
+def combine_scores(dice: float, hausdorff: list[float]) -> dict[str, float]:
+    """The competition's score from the mean Dice and the distance of each scan.
+
+    Example:
+        >>> combine_scores(0.8, [0.1, 0.3])
+        {'hausdorff_score': 0.8, 'competition_score': 0.8}
+    """
+    hausdorff_score = 1 - nanmean(hausdorff)
+    score = DICE_WEIGHT * dice + HAUSDORFF_WEIGHT * hausdorff_score
+    return {"hausdorff_score": hausdorff_score, "competition_score": score}
 
 
 def score_submission(

@@ -32,7 +32,7 @@ from transformers.trainer_utils import sort_checkpoints
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.data import BalancedSampler, SliceTransform, collate, shown_organs
 from gi_segmentation.errors import InputError
-from gi_segmentation.evaluation import ComputeMetrics, count_batch, forward_flips
+from gi_segmentation.evaluation import ComputeMetrics, count_batch, flip_logits
 from gi_segmentation.losses import cross_entropy_loss, dice_sums, resize_logits, soft_dice_loss
 from gi_segmentation.modeling import (
     all_logits,
@@ -315,7 +315,7 @@ class SegmentationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            logits = forward_flips(model, inputs["pixel_values"]) if self.flips else outputs.logits
+            logits = flip_logits(model, inputs["pixel_values"]).mean(dim=0) if self.flips else outputs.logits
         if prediction_loss_only:
             return loss.detach(), None, None
         return loss.detach(), count_batch([logits.detach()], inputs), inputs["scan"]

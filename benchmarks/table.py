@@ -1,0 +1,143 @@
+"""Train the recipes on one dataset and write the results table, as Markdown and as `model-index`.
+
+Finished runs are only scored again, interrupted ones go on: the same command may be repeated.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from gi_segmentation.facts import RUN_FILE
+from gi_segmentation.model_card import eval_results
+from gi_segmentation.schema import ORGANS, SCAN_SLICES
+
+ROOT = Path(__file__).resolve().parents[1]
+# What the original project reports: its "Dice" is macro F1 with background, over a split that is not by patient.
+ORIGINAL_DICE = {
+    "segformer-b0": 0.8813,
+    "segformer-b4": 0.9196,
+    "segformer-b5": 0.9297,
+    "upernet-convnext-small": 0.9459,
+    "upernet-convnext-base": 0.9470,
+    "upernet-convnext-large": 0.9494,
+    "dpt-large": 0.9420,
+    "beit-base": None,
+}
+
+
+def run(words: list[str], log: Path) -> str | None:
+    """Run a command with its output in a file; the last line of it where it fails."""
+    with log.open("w") as file:
+        done = subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=False)
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    return None if done.returncode == 0 else lines[-1]
+
+
+def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train a recipe and score its best checkpoint.
+
+    Returns:
+        `facts` of the run, `scores` of `gi_segmentation.compare` and `seconds_per_scan`; or why it `failed`.
+    """
+    folder, log = arguments.output_dir / recipe, arguments.output_dir / f"{recipe}.log"
+    launch = ["-m", "accelerate.commands.launch", "--quiet"]
+    launch += ["--config_file", str(arguments.config_file)] if arguments.config_file else []
+    flags = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), "--dataset_name", str(arguments.dataset_name)]
+    script = str(ROOT / "run_segmentation.py")
+    failed = run([*launch, script, *flags, "--output_dir", str(folder), *arguments.flags], log)
+    if failed is None:
+        compared = folder / "compared.json"
+        words = [
+            "-m",
+            "gi_segmentation.compare",
+            "--model",
+            str(folder),
+            "--dataset_name",
+            str(arguments.dataset_name),
+        ]
+        failed = run([*words, "--output", str(compared)], log.with_suffix(".compare.log"))
+    if failed is not None:
+        return {"failed": failed}
+    facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    return {"facts": facts, **json.loads(compared.read_text(encoding="utf-8"))}
+
+
+def table_row(recipe: str, result: dict[str, Any]) -> str:
+    """One line of the Markdown table."""
+    original = ORIGINAL_DICE[recipe]
+    theirs = "–" if original is None else f"{original:.4f}"
+    if "failed" in result:
+        return f"| {recipe} | failed: {result['failed']} |{' |' * (len(ORGANS) + 4)} {theirs} | |"
+    alone, flips = result["scores"].values()
+    dice = [alone["dice"], *(alone[f"dice_{organ}"] for organ in ORGANS), flips["dice"], alone["competition_score"]]
+    cells = [f"{score:.4f}" for score in (*dice, alone["macro_f1_seed"])]
+    millions = f"{result['facts']['num_parameters'] / 1e6:.1f}M"
+    return f"| {recipe} | {millions} | {' | '.join(cells)} | {theirs} | {result['seconds_per_scan']:.2f} |"
+
+
+def format_table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown, with what the columns mean."""
+    columns = ["recipe", "parameters", "Dice", *(organ.replace("_", " ") for organ in ORGANS), "with flips"]
+    columns += ["competition score", "macro F1", "its macro F1", "s a scan"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [table_row(*item) for item in results.items()]
+    done = [result["facts"] for result in results.values() if "facts" in result]
+    if done:
+        counts = done[0]["splits"]["validation"]
+        lines += [
+            "",
+            f"Validation: {counts['patients']} patients apart from the training ones, {counts['slices']} slices, "
+            f"split `{done[0]['split_hash'][:12]}`. Dice: mean over slices and organs at native resolution, slices "
+            f"without the organ in both skipped. Competition score: as mle-bench computes it. Macro F1: over four "
+            f"labels with background, pooled, which the original project calls Dice; its figures are of another "
+            f"split, most likely with slices of a patient on both sides. Seconds: model and masks of {SCAN_SLICES} "
+            f"slices on {done[0]['device']}, reading aside.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def model_index(results: dict[str, dict[str, Any]]) -> str:
+    """The results as YAML of the form that the Hub reads from model cards, a model each."""
+    index = []
+    for recipe, result in results.items():
+        if "failed" not in result:
+            entries = eval_results(result["facts"])
+            score = next(iter(result["scores"].values()))["competition_score"]
+            first = {name: getattr(entries[0], name) for name in ("task_type", "task_name", "dataset_type")}
+            first |= {name: getattr(entries[0], name) for name in ("dataset_name", "dataset_split")}
+            name = "Competition score (mle_bench)"
+            entries.append(EvalResult(**first, metric_type="dice", metric_name=name, metric_value=round(score, 4)))
+            index += eval_results_to_model_index(recipe, entries)
+    return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
+    parser.add_argument("--recipes", nargs="+", choices=ORIGINAL_DICE, default=list(ORIGINAL_DICE), help="which ones")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/table"), help="where runs and table go")
+    parser.add_argument("--config_file", type=Path, help="accelerate's; None: its default")
+    parser.add_argument("flags", nargs="*", help="after --: flags for every run, as --num_train_epochs 2")
+    arguments = parser.parse_args()
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, Any]] = {}
+    for recipe in arguments.recipes:
+        print(f"{recipe}: output in {arguments.output_dir / recipe}.log", file=sys.stderr, flush=True)
+        results[recipe] = run_recipe(recipe, arguments)
+        # Written after each, so that a long evening's work is not lost.
+        (arguments.output_dir / "table.md").write_text(format_table(results), encoding="utf-8")
+        (arguments.output_dir / "model-index.yml").write_text(model_index(results), encoding="utf-8")
+    print(format_table(results))
+    print(f"{arguments.output_dir / 'table.md'}, {arguments.output_dir / 'model-index.yml'}")
+    sys.exit(any("failed" in result for result in results.values()))
+
+
+if __name__ == "__main__":
+    main()
