@@ -236,6 +236,10 @@ class RunArguments(TrainingArguments):
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
 
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of warm-up; at least one is left for what follows, which some schedules divide by."""
+        return min(super().get_warmup_steps(num_training_steps), num_training_steps - 1)
+
 
 class RunParser(HfArgumentParser):
     """A parser that raises `InputError` where argparse would print a page of usage."""

@@ -331,21 +331,21 @@ def return_auxiliary_logits(model: PreTrainedModel) -> None:
     They are part of the output, not fetched behind its back, because DistributedDataParallel looks there for the
     parameters that will have a gradient.
     """
-    head = getattr(model, "auxiliary_head", None)
-    if head is None:
+    auxiliary_head = getattr(model, "auxiliary_head", None)
+    if auxiliary_head is None:
         return
-    latest: list[torch.Tensor] = []
 
-    def keep(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
-        latest.append(logits)
+    def keep(head: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
+        head.latest_logits = logits
 
     def add(module: nn.Module, inputs: Any, output: Any) -> Any:
-        logits = [latest.pop() for _ in range(len(latest))]
-        if module.training and logits:
-            return OutputInTraining(**output, auxiliary_logits=logits[0])
+        head = module.auxiliary_head
+        logits = None if head is None else head.__dict__.pop("latest_logits", None)
+        if module.training and logits is not None:
+            return OutputInTraining(**output, auxiliary_logits=logits)
         return output
 
-    head.register_forward_hook(keep)
+    auxiliary_head.register_forward_hook(keep)
     model.register_forward_hook(add)
 
 

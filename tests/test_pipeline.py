@@ -10,11 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import RunPython
 from huggingface_hub import HfApi, ModelCard, get_token
 from loopback_hub import LoopbackHub
+from safetensors.torch import load_file
 from test_accelerate import CONFIGS, LAUNCH, ROOT
+from test_modeling import write_base
 from test_trainer import arguments
+
+import run_segmentation
 
 RUN = str(ROOT / "run_segmentation.py")
 MODEL_ID, DATASET_ID = "tester/gi-segformer", "tester/gi_tract"
@@ -84,6 +89,52 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     mask = np.load(tmp_path / "mask.npy")
     assert mask.shape == (266, 266)
     assert all(np.array_equal(mask == organ + 1, masks[organ]) for organ in range(3))
+
+
+@pytest.mark.parametrize("recipe", ["segformer-b0", "upernet-convnext-small", "dpt-large", "beit-base"])
+def test_a_recipe_goes_the_whole_way_with_a_tiny_model_of_its_family(
+    recipe: str, dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    family = recipe.split("-")[0]
+    changed = arguments(dataset_dir, tmp_path / "run", family, learning_rate=1e-4, max_steps=1, save_total_limit=5)
+    words = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), *changed, "--gradient_accumulation_steps", "2"]
+    run_segmentation.main(words)
+    words[words.index("--max_steps") + 1] = "3"
+    again = run_python([RUN, *words, "--push_to_hub", "--hub_model_id", MODEL_ID], tmp_path, env=hub.environment())
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert f"Resuming from {tmp_path / 'run' / 'checkpoint-1'}" in again.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["steps"], facts["slice_context"], facts["ema_decay"]) == (3, 2, 0.999)
+    best = load_file(tmp_path / "run" / f"checkpoint-{facts['best_step']}" / "model.safetensors")
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    pushed = load_file(api.hf_hub_download(MODEL_ID, "model.safetensors", local_dir=tmp_path / "pushed"))
+    assert pushed.keys() == best.keys() and all(torch.equal(pushed[name], best[name]) for name in best)
+    # Loads by the Hub's name, and refuses a checkpoint that lacks a tensor.
+    predict = ["-m", "gi_segmentation.predict", "--model", MODEL_ID, "--input", str(kaggle_dir), "--output_dir", "out"]
+    run_command(run_python, [*predict, "--test_time_flips"], tmp_path, hub)
+    assert len((tmp_path / "out" / "submission.csv").read_text().splitlines()) == 1 + 48 * 3
+
+
+def test_the_original_projects_command_runs_as_it_stands(
+    dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    name = "openmmlab/upernet-convnext-small"
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    api.create_repo(name)
+    api.upload_folder(repo_id=name, folder_path=write_base(tmp_path / "base", "upernet"))
+    (tmp_path / "gi_tract").symlink_to(dataset_dir)
+    command = (
+        "--base_model openmmlab/upernet-convnext-small --train_batch_size 32 --weight_decay 1e-4 --optimizer AdamW "
+        "--scheduler_name MultiStepLR --epochs 6 --lr 2e-4"
+    )
+    done = run_python([RUN, *command.split()], cwd=tmp_path, env=hub.environment(), timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((tmp_path / "runs" / "gi_tract" / "run.json").read_text())
+    assert (facts["base_model"], facts["epochs"], facts["train_batch_size"]) == (name, 6, 32)
+    assert facts["arguments"]["optim_args"] == "amsgrad=True"
+    state = json.loads((tmp_path / "runs" / "gi_tract" / "trainer_state.json").read_text())
+    assert state["max_steps"] == 6
+    assert "newly made: decode_head.classifier.weight" in done.stderr
 
 
 def test_the_card_passes_the_hubs_own_validation(
