@@ -7,11 +7,15 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
-from transformers import EvalPrediction
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import EvalPrediction, PreTrainedModel
 
 from gi_segmentation import metrics
+from gi_segmentation.data import collate
 from gi_segmentation.schema import LABELS, ORGANS
 
 # Axes to turn around for a test-time flip: none, left-right, up-down, both.
@@ -99,6 +103,26 @@ def count_batch(logits: Sequence[torch.Tensor], batch: dict[str, Any]) -> tuple[
         else labels[:, None] == torch.arange(1, len(LABELS), device=labels.device)[:, None, None]
     )
     return torch.stack(organ_counts), torch.stack(metrics.count_pixels(preds, label_masks(organs)), dim=-1)
+
+
+def score_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16) -> np.ndarray:
+    """Count the pixels of every slice of a split, with a progress bar; for a look at single slices.
+
+    Args:
+        model: Predicts.
+        dataset: A split whose `SliceTransform` is scoring.
+        batch_size: Slices a forward pass.
+
+    Returns:
+        Pixels in both, predicted and true, on the native grid: int64, shape `(slices, organs, 3)`.
+    """
+    counts = []
+    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="Scoring", unit="batch"):
+        batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
+        with torch.no_grad():
+            logits = model(pixel_values=batch["pixel_values"]).logits
+        counts.append(count_batch([logits], batch)[0].cpu().numpy())
+    return np.concatenate(counts)
 
 
 class ComputeMetrics:

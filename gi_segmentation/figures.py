@@ -2,13 +2,16 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from datasets import Dataset
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
 from gi_segmentation.data import organ_masks, scale_intensity
@@ -16,30 +19,58 @@ from gi_segmentation.evaluation import predict_masks
 from gi_segmentation.metrics import count_pixels, dice_score, nanmean
 from gi_segmentation.schema import COLOURS, ORGANS
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-
 ORGAN_COLOURS = [(red / 255, green / 255, blue / 255) for red, green, blue in COLOURS[1:]]
 
 
-def draw_outlines(axes: Axes, raw: np.ndarray, masks: np.ndarray, title: str) -> None:
-    """Draw a slice with the outline of each organ.
+class Panel(NamedTuple):
+    """A slice to draw.
 
-    Args:
-        axes: Where to draw.
-        raw: Raw intensities, shape `(height, width)`.
+    Attributes:
+        image: Intensities in 0 to 1, shape `(height, width)`.
         masks: bool, shape `(organs, height, width)`.
         title: What stands above.
     """
-    axes.imshow(scale_intensity(raw) ** 0.6, cmap="gray")  # brightened for the eye; the few brightest pixels dominate
-    for mask, colour in zip(masks, ORGAN_COLOURS, strict=True):
+
+    image: np.ndarray
+    masks: np.ndarray
+    title: str
+
+
+def outlined_by_hand(row: dict[str, Any], title: str) -> Panel:
+    """A row of the dataset with the outlines drawn by hand."""
+    masks = organ_masks(row["segmentation"], row["height"], row["width"])
+    return Panel(scale_intensity(np.array(row["image"])), masks, title)
+
+
+def draw_outlines(axes: Axes, panel: Panel) -> None:
+    """Draw a slice with the outline of each organ."""
+    # Brightened for the eye, as the few brightest pixels dominate; fixed ends, so that dark slices look dark.
+    axes.imshow(panel.image**0.6, cmap="gray", vmin=0, vmax=1)
+    for mask, colour in zip(panel.masks, ORGAN_COLOURS, strict=True):
         if mask.any():
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
-    axes.set_title(title, fontsize=9)
-    axes.axis("off")
+    axes.set_title(panel.title, fontsize=9)
+
+
+def draw_panels(panels: Sequence[Panel], columns: int, width: float = 3.2) -> Figure:
+    """Draw slices row by row, with a legend below.
+
+    Args:
+        panels: What to draw; at least one.
+        columns: Slices a row.
+        width: Inches a slice.
+    """
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(width * columns, (width + 0.1) * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        draw_outlines(axes, panel)
+    handles = [Line2D([], [], color=colour, label=organ) for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(ORGANS), frameon=False)
+    return figure
 
 
 def pick_slices(dataset: Dataset, number: int) -> list[int]:
@@ -56,6 +87,23 @@ def pick_slices(dataset: Dataset, number: int) -> list[int]:
     return chosen[:number]
 
 
+def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple[Panel, Panel]:
+    """A slice as outlined by hand and as the model outlines it, with the mean Dice of its organs.
+
+    Args:
+        model: Predicts.
+        dataset: A split with a `SliceTransform` attached.
+        index: Row of the slice.
+    """
+    row, transform = dataset.with_format(None)[index], dataset.format["format_kwargs"]["transform"]
+    truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
+    with torch.no_grad():
+        pixel_values = transform.pixel_values(transform.raw_slices(row))[None].to(model.device)
+        preds = predict_masks([model(pixel_values=pixel_values).logits], row["height"], row["width"])[0].cpu().numpy()
+    dice = nanmean(dice_score(counts) for counts in np.stack(count_pixels(preds, truth.masks), axis=-1).tolist())
+    return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
+
+
 def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: int = 4) -> None:
     """Draw outlines by hand above the model's prediction for a few validation slices.
 
@@ -65,24 +113,8 @@ def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: i
         path: PNG to write.
         number: How many slices.
     """
-    indices = pick_slices(dataset, number)
-    transform = dataset.format["format_kwargs"]["transform"]
-    figure, grid = plt.subplots(2, len(indices), figsize=(3.2 * len(indices), 6.6), squeeze=False)
-    for column, index in enumerate(indices):
-        row = dataset.with_format(None)[index]
-        raw, size = np.array(row["image"]), (row["height"], row["width"])
-        truth = organ_masks(row["segmentation"], *size)
-        with torch.no_grad():
-            pixel_values = transform.pixel_values(transform.raw_slices(row))[None].to(model.device)
-            preds = predict_masks([model(pixel_values=pixel_values).logits], *size)[0].cpu().numpy()
-        dice = nanmean(dice_score(counts) for counts in np.stack(count_pixels(preds, truth), axis=-1).tolist())
-        draw_outlines(grid[0, column], raw, truth, f"{row['id']}\noutlined by hand")
-        draw_outlines(grid[1, column], raw, preds, f"predicted, Dice {dice:.2f}")
-    handles = [Line2D([], [], color=colour, label=organ) for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True)]
-    figure.legend(handles=handles, loc="lower center", ncols=len(ORGANS), frameon=False)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    by_hand, predicted = zip(*[compare_slice(model, dataset, i) for i in pick_slices(dataset, number)], strict=True)
+    draw_panels([*by_hand, *predicted], columns=len(by_hand)).savefig(path, dpi=110)
 
 
 def logged(log_history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -99,7 +131,8 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
         best_step: Step of the best checkpoint, marked.
         path: PNG to write.
     """
-    figure, (loss_axes, dice_axes) = plt.subplots(1, 2, figsize=(10, 3.8))
+    figure = Figure(figsize=(10, 3.8), layout="tight")
+    loss_axes, dice_axes = figure.subplots(1, 2)
     for key, label in (("loss", "training"), ("eval_loss", "validation")):
         entries = logged(log_history, key)
         loss_axes.plot([e["step"] for e in entries], [e[key] for e in entries], marker=".", label=label)
@@ -116,6 +149,4 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
     for axes in (loss_axes, dice_axes):
         axes.legend(frameon=False, fontsize=8)
         axes.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -263,7 +263,9 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
         )
         processor = AutoImageProcessor.from_pretrained(name, revision=revision)
     except LOAD_ERRORS as error:
-        raise InputError(f"{name}: not a checkpoint of this project ({error})") from error
+        raise InputError(
+            f"{name}: not a checkpoint of this project ({error}); name the --output_dir of a run, or a Hub id"
+        ) from error
     labels = tuple(model.config.id2label[index] for index in sorted(model.config.id2label))
     if labels not in LABELS_BY_MODE.values():
         raise InputError(
