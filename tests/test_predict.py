@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import FAMILIES
-from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil
+from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil, pipeline
 
 from dataset_builder.kaggle import SliceFile, find_slices
 from dataset_builder.phantom import write_phantom
@@ -287,6 +287,17 @@ def test_the_cards_lines_fit_mode_and_context(
     assert np.count_nonzero(predicted != masks) <= MAX_TIES * masks.size
     if label_mode == "multilabel":
         assert (masks.sum(axis=0) > 1).any()  # overlaps survive into the file
+
+
+def test_the_stock_pipeline_takes_a_multiclass_checkpoint(scan_dir: Path, tmp_path: Path) -> None:
+    slices, _ = find_slices(scan_dir)
+    with Image.open(slices[5].path) as image:
+        raw = np.array(image)
+    picture = Image.fromarray((255 * (raw / raw.max())).astype(np.uint8)).convert("RGB")
+    segment = pipeline("image-segmentation", model=str(save_model(tmp_path / "model", "segformer", 0)), device="cpu")
+    answer = {segmented["label"]: np.array(segmented["mask"]) > 0 for segmented in segment(picture)}
+    assert answer.keys() <= set(ID2LABEL.values()) and len(answer) > 1
+    assert np.array_equal(sum(mask.astype(int) for mask in answer.values()), np.ones(raw.shape))
 
 
 def test_context_comes_from_the_files_of_the_same_scan(scan_dir: Path, tmp_path: Path) -> None:
