@@ -204,13 +204,13 @@ def load_model(
     name, revision = model_args.model_name_or_path, model_args.model_revision
     try:
         config = set_task(AutoConfig.from_pretrained(name, revision=revision), model_args.label_mode, slice_context)
-        check_image_size(config, image_size)
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
             name, revision=revision, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
         base = AutoImageProcessor.from_pretrained(name, revision=revision)
     except LOAD_ERRORS as error:
         raise InputError(f"--model_name_or_path {name}: {error}") from error
+    check_image_size(config, image_size)
     log_loading(model, info)
     if getattr(config, "image_size", image_size) != image_size:
         model = resize_positions(model, image_size)

@@ -248,6 +248,12 @@ def test_a_size_that_a_family_cannot_take(family: str, image_size: int, nearest:
         load_model(ModelArguments(model_type=family, config_overrides=text), image_size)
 
 
+def test_a_checkpoint_is_refused_a_size_by_name(tmp_path: Path) -> None:
+    base = str(write_base(tmp_path, "beit"))
+    with pytest.raises(InputError, match="^--image_size 100: beit cuts patches of 16 pixels"):
+        load_model(ModelArguments(model_name_or_path=base), 100)
+
+
 class TestPositionTables:
     def test_embeddings_by_hand(self) -> None:
         # A class token, then 1 x 1 positions: on a grid of 3 x 3 they are that one everywhere.
