@@ -213,6 +213,18 @@ class SegmentationTrainer(Trainer):
             optimizer.add_param_group({**group, "params": head, "lr": learning_rate})
         return optimizer
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """One epoch; none where a resumed run is over, for which `Trainer` would take a step more."""
+        stopped = any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+        if stopped or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:

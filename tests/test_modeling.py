@@ -250,7 +250,7 @@ def test_a_size_that_a_family_cannot_take(family: str, image_size: int, nearest:
 
 def test_a_checkpoint_is_refused_a_size_by_name(tmp_path: Path) -> None:
     base = str(write_base(tmp_path, "beit"))
-    with pytest.raises(InputError, match="^--image_size 100: beit cuts patches of 16 pixels"):
+    with pytest.raises(InputError, match=r"^--image_size 100: beit cuts patches of 16 pixels"):
         load_model(ModelArguments(model_name_or_path=base), 100)
 
 
