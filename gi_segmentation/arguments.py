@@ -114,9 +114,9 @@ class DataArguments:
         metadata={"help": "Channels are the slices i-K, i and i+K of the scan, for this K; 0: the slice three times."},
     )
     slice_sampling: str = field(
-        default="all",
+        default="balanced",
         metadata={"help": "all: every slice once an epoch; balanced: as many draws, in which slices without any organ "
-                          "and those of each organ come equally often."},
+                          "and those of each organ come equally often. Default: by trial, benchmarks/README.md."},
     )  # fmt: skip
     augmentation: bool = field(default=True, metadata={"help": "Whether to augment the training slices."})
     max_train_samples: int | None = field(
@@ -137,14 +137,19 @@ class DataArguments:
 class RunArguments(TrainingArguments):
     """How to train: `TrainingArguments` with this task's defaults, and a few of our own.
 
-    Batch size, learning rate, weight decay and epochs are the original project's (see README); the best checkpoint
-    is kept by `eval_dice`.
+    Batch size, learning rate, weight decay and epochs are the original project's (see README); what differs was found
+    by trial (benchmarks/README.md). The best checkpoint is kept by `eval_dice`.
     """
 
     output_dir: str = field(default="runs/gi_tract", metadata={"help": "Where checkpoints and results go."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch size per device for training."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Batch size per device for evaluation."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "The highest learning rate, of the encoder."})
+    warmup_steps: float = field(
+        default=0.05,
+        metadata={"help": "Steps in which the learning rate rises to its highest; below 1 a share of all. Default: as "
+                          "the recipes."},
+    )  # fmt: skip
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of the optimizer."})
     num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs to train, if --max_steps is not given."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch or steps."})
@@ -175,13 +180,15 @@ class RunArguments(TrainingArguments):
         metadata={"help": "Multiply the learning rate by 0.1 after this share of the training, 0 to 1; None: never."},
     )
     head_lr_multiplier: float = field(
-        default=1.0,
-        metadata={"help": "Learning rate of everything behind the encoder, as a multiple of --learning_rate."},
-    )
-    ema_decay: float | None = field(
-        default=None,
+        default=10.0,
+        metadata={"help": "Learning rate of everything behind the encoder, as a multiple of --learning_rate. Default: "
+                          "SegFormer's (arXiv 2105.15203); by trial, benchmarks/README.md."},
+    )  # fmt: skip
+    ema_decay: float = field(
+        default=0.999,
         metadata={"help": "Score, keep and publish an exponential moving average of the weights, of this decay a step "
-                          "(less at the beginning); None: the weights themselves."},
+                          "(less at the beginning); 0: the weights themselves. Default: as the competition's "
+                          "winners; benchmarks/README.md."},
     )  # fmt: skip
     test_time_flips: bool = field(
         default=False,
@@ -226,8 +233,8 @@ class RunArguments(TrainingArguments):
         check_at_least(self, {**dict.fromkeys(positive, 1), **dict.fromkeys(not_negative, 0)})
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ValueError(f"--num_train_epochs must be greater than 0, but got {self.num_train_epochs}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"--ema_decay must lie between 0 and 1, but got {self.ema_decay}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must be at least 0 and below 1, but got {self.ema_decay}")
         if self.lr_drop_at is not None and not 0 < self.lr_drop_at < 1:
             raise ValueError(f"--lr_drop_at must lie between 0 and 1, but got {self.lr_drop_at}")
         if self.lr_drop_at is not None and self.lr_scheduler_type != "constant":

@@ -25,8 +25,7 @@ def build_augmentation() -> A.Compose:
     """The augmentation of a training slice and its label map.
 
     Flips both ways; shift, scale and rotation; brightness and contrast; holes in the image but not in the labels.
-    Each with probability 0.5. Brightness and contrast stop short of clipping: as a slice's maximum is 1, they can
-    darken it more than brighten it.
+    Each with probability 0.5. Brightness and contrast stop short of clipping.
 
     Returns:
         A pipeline for `image`, float32 in 0 to 1, shape `(height, width, channels)`, and `mask`, uint8, shape

@@ -150,21 +150,23 @@ class SliceNeighbours:
 
 
 def scale_intensity(image: np.ndarray) -> np.ndarray:
-    """Scale a raw slice to 0 to 1 by its own maximum, so that nothing is clipped.
+    """Scale a raw slice x to 0 to 1 by its own mean, as x / (x + mean), so that nothing is clipped.
 
-    MR intensities have no unit; what is bright differs from scan to scan.
+    MR intensities have no unit; what is bright differs from scan to scan. A bright arm or coil would leave the organs
+    dark if the maximum were to scale them; the mean it changes little.
 
     Args:
         image: Raw intensities, shape `(height, width)`.
 
     Returns:
-        float32, same shape; all 0 where the slice is black.
+        float32, same shape, below 1; all 0 where the slice is black.
 
     Example:
-        >>> scale_intensity(np.array([[0, 500, 2000]], dtype=np.uint16))
-        array([[0.  , 0.25, 1.  ]], dtype=float32)
+        >>> scale_intensity(np.array([[0, 500, 1500, 0]], dtype=np.uint16))
+        array([[0.  , 0.5 , 0.75, 0.  ]], dtype=float32)
     """
-    return image.astype(np.float32) / np.float32(max(image.max(), 1))
+    scaled = image.astype(np.float32)
+    return scaled / (scaled + np.float32(max(image.mean(), 1)))
 
 
 def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:

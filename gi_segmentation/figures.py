@@ -44,8 +44,7 @@ def outlined_by_hand(row: dict[str, Any], title: str) -> Panel:
 
 def draw_outlines(axes: Axes, panel: Panel) -> None:
     """Draw a slice with the outline of each organ."""
-    # Brightened for the eye, as the few brightest pixels dominate; fixed ends, so that dark slices look dark.
-    axes.imshow(panel.image**0.6, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1)  # fixed ends, so that dark slices look dark
     for mask, colour in zip(panel.masks, ORGAN_COLOURS, strict=True):
         if mask.any():
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)

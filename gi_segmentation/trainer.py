@@ -174,7 +174,7 @@ class SegmentationTrainer(Trainer):
         self.step_sums: list[torch.Tensor] | None = None
         self.step_slices = 0
         self.flips = False
-        if self.args.ema_decay is not None:
+        if self.args.ema_decay:
             averaging = partial(average_weights, decay=self.args.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True)
             self.add_callback(AverageCallback(self))

@@ -31,12 +31,14 @@ def write_recipe(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_defaults_are_the_original_projects() -> None:
+def test_defaults_are_the_original_projects_but_for_what_trials_changed() -> None:
     model_args, data_args, run_args = parse_arguments([])
     assert model_args.model_name_or_path == "nvidia/segformer-b0-finetuned-ade-512-512"
     assert (data_args.dataset_name, data_args.image_size, data_args.augmentation) == ("gi_tract", 288, True)
     assert (run_args.per_device_train_batch_size, run_args.learning_rate, run_args.weight_decay) == (32, 2e-4, 1e-4)
     assert (run_args.num_train_epochs, run_args.metric_for_best_model) == (6, "eval_dice")
+    assert (run_args.head_lr_multiplier, run_args.ema_decay, run_args.warmup_steps) == (10, 0.999, 0.05)
+    assert (data_args.slice_context, data_args.slice_sampling) == (0, "balanced")
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["--flag value", "--flag=value"])
@@ -171,6 +173,7 @@ def test_a_wrong_word_ends_in_one_sentence(words: str, message: str) -> None:
         ("--early_stopping_patience 0", "--early_stopping_patience must be at least 1"),
         ("--lr -1", "--learning_rate must be at least 0"),
         ("--lr nan", "--learning_rate must be at least 0, but got nan"),
+        ("--ema_decay 1", "--ema_decay must be at least 0 and below 1, but got 1.0"),
         ("--seed -1", "--seed must be at least 0"),
         ("--epochs 0", "--num_train_epochs must be greater than 0"),
     ],

@@ -1,0 +1,298 @@
+"""Our default recipe against the original project's: same slices, model, minutes and seeds, patients apart.
+
+Each training is a process of its own. A recipe plans as many steps as fit into the minutes, which a few steps tell
+before, and ends when the minutes are over; evaluations and checkpoints do not count. All recipes keep their best
+checkpoint by `eval_dice`.
+
+With a GPU and the real slices: SegFormer-B0 and UPerNet on ConvNeXt-Small from random weights, two patients to train
+on and four to validate on. Otherwise a small SegFormer on the hard phantom, eighteen patients and six.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import DatasetDict, concatenate_datasets, load_dataset
+from torch.nn import functional as F
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.data import load_slices, transform_splits
+from gi_segmentation.losses import cross_entropy_loss, resize_logits
+from gi_segmentation.modeling import load_model
+from gi_segmentation.schema import LABELS, ORGANS
+from gi_segmentation.trainer import SegmentationTrainer, build_trainer, train
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from architectures import ARCHITECTURES, Architecture  # noqa: E402 - it stands with the tests that check it
+
+CALIBRATION_STEPS, SLOW_STEPS = 24, 4  # the first ones are slow
+NUM_EVALUATIONS = 4
+REAL_TRAIN_CASES = (16, 6)  # those with a whole scan
+SMALL_SEGFORMER = Architecture(
+    "segformer",
+    {
+        "depths": [2, 2, 2, 2],
+        "hidden_sizes": [16, 32, 80, 128],
+        "num_attention_heads": [1, 2, 4, 4],
+        "decoder_hidden_size": 96,
+    },
+    0.9,
+)
+MODELS = {"small-segformer": SMALL_SEGFORMER, **ARCHITECTURES}
+# A recipe is its flags. What is trained on, model, sizes and steps are the benchmark's and win over the recipe's.
+RECIPES: dict[str, dict[str, Any]] = {"default": {}, "seed": {"config": ROOT / "recipes" / "seed.yaml"}}
+SCORES = ("eval_dice", *(f"eval_dice_{organ}" for organ in ORGANS), "eval_macro_f1_seed")
+
+
+class Task(NamedTuple):
+    """What all recipes share: a dataset, every how many validation slices one is scored, and flags."""
+
+    dataset: Path
+    score_every: int
+    flags: dict[str, Any]
+
+
+class Trained(NamedTuple):
+    """What a training gave: scores of its best checkpoint, and seconds of each step."""
+
+    scores: dict[str, float]
+    seconds: list[float]
+
+
+class OriginalTrainer(SegmentationTrainer):
+    """The original project's loss: soft Dice of all four labels, background included, plus cross-entropy."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Pooled over the batch, on the logits at input resolution; an auxiliary head has no part in it."""
+        outputs, labels = model(pixel_values=inputs["pixel_values"]), inputs["labels"]
+        logits = resize_logits(outputs.logits, labels).float()
+        probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)
+        overlap, total = (both.sum(dim=(0, 2, 3)) for both in (probabilities * target, probabilities + target))
+        loss = 1 - (2 * overlap / total).mean() + cross_entropy_loss(logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Stopwatch(TrainerCallback):
+    """Measures each step from the end of the one before: with reading slices, without evaluating and saving.
+
+    Args:
+        limit: Seconds after which training ends, with a last evaluation.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.seconds: list[float] = []
+        self.start = 0.0
+
+    def restart(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave out the time since the last step."""
+        self.start = time.perf_counter()
+
+    on_train_begin = on_evaluate = on_save = restart
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note how long the step took, and end when time is over: a busy machine gives no recipe more of it."""
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self.start)
+        self.start = now
+        if sum(self.seconds) >= self.limit:
+            control.should_evaluate = control.should_save = control.should_training_stop = True
+
+
+def find_real_slices() -> Path | None:
+    """The Kaggle folder of real slices, if there is one."""
+    folder = Path(os.environ.get("GI_SEGMENTATION_TEST_DATA", ROOT.parent / "shared" / "data")) / "uwmgi_sample"
+    return folder if folder.is_dir() else None
+
+
+def write_real_dataset(folder: Path, kaggle_dir: Path) -> Path:
+    """Two patients' whole scans to train on; loose slices of the others to validate on."""
+    import dataset_builder  # noqa: F401 - registers the name
+
+    built = load_dataset("gi_tract", data_dir=str(kaggle_dir), num_folds=2)
+    slices = concatenate_datasets(list(built.values()))
+    (folder / "gi_tract").mkdir()
+    for split, wanted in (("train", True), ("validation", False)):
+        rows = [row for row, case in enumerate(slices["case"]) if (case in REAL_TRAIN_CASES) == wanted]
+        slices.select(rows).to_parquet(folder / "gi_tract" / f"{split}.parquet")
+    return folder / "gi_tract"
+
+
+def write_phantom_dataset(folder: Path) -> Path:
+    """A whole scan of each of 24 patients of the hard phantom, six of them to validate on."""
+    from dataset_builder.build import build
+    from dataset_builder.gi_tract import GiTractConfig
+    from dataset_builder.phantom import write_phantom
+
+    write_phantom(folder / "kaggle", 24, days_per_case=1, slices_per_scan=144, num_proc=1, difficulty="hard")
+    build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=4), num_proc=1)
+    return folder / "gi_tract"
+
+
+def make_task(dataset: Path | None, real: bool, folder: Path) -> Task:
+    """Make what the recipes are compared on.
+
+    Args:
+        dataset: A dataset that is there already; None makes one.
+        real: Whether to take real slices at full size, which wants a GPU.
+        folder: Where the dataset is made.
+
+    Raises:
+        FileNotFoundError: If real slices are wanted and there are none.
+    """
+    if not real:
+        flags = {"image_size": 96, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}
+        return Task(dataset or write_phantom_dataset(folder), 6, flags)
+    kaggle_dir = find_real_slices()
+    if kaggle_dir is None:
+        raise FileNotFoundError("no real slices: set GI_SEGMENTATION_TEST_DATA to the folder with uwmgi_sample")
+    workers = min(8, os.cpu_count() or 1)
+    # The loose slices have no neighbours.
+    flags = {"image_size": 288, "per_device_train_batch_size": 32, "dataloader_num_workers": workers}
+    return Task(dataset or write_real_dataset(folder, kaggle_dir), 1, {**flags, "slice_context": 0})
+
+
+def run_flags(task: Task, model: str, recipe: str, seed: int, steps: int) -> dict[str, Any]:
+    """The flags of one training but for its output."""
+    model_type, overrides, _ = MODELS[model]
+    of_the_run = {"image_size", "use_auxiliary_head"}
+    evaluate_every = -(-steps // NUM_EVALUATIONS)
+    return {
+        **RECIPES[recipe],
+        "model_type": model_type,
+        "config_overrides": json.dumps({key: value for key, value in overrides.items() if key not in of_the_run}),
+        "dataset_name": task.dataset,
+        "seed": seed,
+        "max_steps": steps,
+        "eval_strategy": "steps",
+        "eval_steps": evaluate_every,
+        "save_strategy": "steps",
+        "save_steps": evaluate_every,
+        "test_time_flips": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **task.flags,
+    }
+
+
+def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: float) -> Trained:
+    """Train in this process, for `limit` seconds at most."""
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    model_args, data_args, run_args = parse_arguments(words)
+    slices = load_slices(data_args)
+    scored = slices["validation"].select(range(0, len(slices["validation"]), score_every))
+    samples = DatasetDict(train=slices["train"], validation=scored)
+    set_seed(run_args.seed)
+    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
+    splits = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
+    trainer = build_trainer(model, processor, *splits, data_args, run_args)
+    if original_loss:
+        trainer.__class__ = OriginalTrainer
+    stopwatch = Stopwatch(limit)
+    trainer.add_callback(stopwatch)
+    scores = train(trainer)
+    return Trained(scores, stopwatch.seconds)
+
+
+def run_apart(task: Task, model: str, recipe: str, seed: int, steps: int, minutes: float) -> Trained:
+    """Train in a process of its own, for so many steps if the minutes suffice.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        flags = {**run_flags(task, model, recipe, seed, steps), "output_dir": Path(scratch) / "run"}
+        job = {"flags": flags, "original_loss": recipe == "seed", "score_every": task.score_every}
+        job |= {"limit": 60 * minutes}
+        job_file, result_file = Path(scratch) / "job.json", Path(scratch) / "result.json"
+        job_file.write_text(json.dumps(job, default=str), encoding="utf-8")
+        command = [sys.executable, __file__, "--job", str(job_file), str(result_file)]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if ended.returncode:
+            raise RuntimeError(f"{recipe}, seed {seed}: ended with {ended.returncode}\n{ended.stdout[-3000:]}")
+        return Trained(*json.loads(result_file.read_text(encoding="utf-8")))
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """A cell of the table.
+
+    Example:
+        >>> mean_and_spread([0.5, 0.7])
+        '0.600 ± 0.141'
+    """
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ± {spread:.3f}"
+
+
+def count_steps(task: Task, model: str, recipes: list[str], minutes: float) -> dict[str, int]:
+    """How many steps of each recipe fit, by two short tries each, in turn."""
+    tries: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+    for recipe in recipes * 2:
+        seconds = run_apart(task, model, recipe, 0, CALIBRATION_STEPS, minutes=10).seconds[SLOW_STEPS:]
+        tries[recipe].append(statistics.mean(seconds))
+    return {recipe: max(NUM_EVALUATIONS, round(60 * minutes / statistics.mean(tries[recipe]))) for recipe in recipes}
+
+
+def compare(task: Task, model: str, recipes: list[str], seeds: list[int], minutes: float) -> None:
+    """Train every recipe with every seed, the recipes in turn, so that what else the machine does meets all alike."""
+    steps = count_steps(task, model, recipes, minutes)
+    print(f"\n{model}, {minutes:g} minutes, seeds {', '.join(map(str, seeds))}; mean ± standard deviation\n")
+    names = ["recipe", *(name.removeprefix("eval_") for name in SCORES), "steps", "seconds"]
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}", flush=True)
+    trained_by: dict[str, list[Trained]] = {recipe: [] for recipe in recipes}
+    for seed in seeds:
+        for recipe in recipes:
+            trained_by[recipe].append(run_apart(task, model, recipe, seed, steps[recipe], minutes))
+    for recipe, runs in trained_by.items():
+        cells = [mean_and_spread([trained.scores[name] for trained in runs]) for name in SCORES]
+        used = ", ".join(f"{sum(trained.seconds):.0f}" for trained in runs)
+        made = ", ".join(str(len(trained.seconds)) for trained in runs)
+        print(f"| {recipe} | {' | '.join(cells)} | {made} of {steps[recipe]} | {used} |", flush=True)
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available() and find_real_slices() is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="what to compare")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, order and augmentation")
+    parser.add_argument("--minutes", type=float, default=2.0, help="time to train, each")
+    models = ["segformer-b0", "upernet-convnext-small"] if on_gpu else ["small-segformer"]
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=models, help="from random weights")
+    real_help = "real slices at full size, or the phantom"
+    parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=on_gpu, help=real_help)
+    parser.add_argument("--dataset_name", type=Path, help="a dataset folder to take instead of making one")
+    parser.add_argument("--job", nargs=2, type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        job_file, result_file = arguments.job
+        result_file.write_text(json.dumps(run(**json.loads(job_file.read_text(encoding="utf-8")))), encoding="utf-8")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        task = make_task(arguments.dataset_name, arguments.real, Path(scratch))
+        for model in arguments.models:
+            compare(task, model, arguments.recipes, arguments.seeds, arguments.minutes)
+
+
+if __name__ == "__main__":
+    main()
