@@ -10,6 +10,7 @@ import yaml
 from conftest import RunPython
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from test_accelerate import ROOT
+from test_predict import save_model
 from test_trainer import arguments
 
 import run_segmentation
@@ -18,7 +19,7 @@ from gi_segmentation.compare import main
 from gi_segmentation.errors import InputError
 from gi_segmentation.score import score_submission
 
-FLAGS = {"learning_rate": 1e-4, "max_steps": 2, "max_eval_samples": None, "test_time_flips": True}
+FLAGS = {"learning_rate": 1e-6, "max_steps": 2, "max_eval_samples": None, "test_time_flips": True}
 
 
 @pytest.fixture(scope="module", params=["multiclass", "multilabel"])
@@ -27,8 +28,10 @@ def runs(request: Any, dataset_dir: Path, tmp_path_factory: pytest.TempPathFacto
     found = {}
     for family, context in (("segformer", 1), ("upernet", 0)):
         folder = tmp_path_factory.mktemp(request.param) / family
-        flags = {**FLAGS, "label_mode": request.param, "slice_context": context}
-        run_segmentation.main(arguments(dataset_dir, folder, family, **flags))
+        base = save_model(folder.with_name(f"{family}-base"), family, 0, request.param, context)
+        flags = {"model_type": None, "config_overrides": None, "model_name_or_path": base, **FLAGS}
+        flags |= {"label_mode": request.param, "slice_context": context}
+        run_segmentation.main(arguments(dataset_dir, folder, **flags))
         found[str(folder)] = json.loads((folder / "run.json").read_text())["scores"]
     return found
 
@@ -45,6 +48,7 @@ def test_each_way_scores_as_the_trainer_and_the_competition_do(
     ways = [way for folder in runs for way in (folder, f"{folder}, flips")]
     assert list(scores) == [*ways, "all together", "all together, flips"]
     for folder, expected in runs.items():
+        assert expected["eval_dice"] > 0.001
         for name, value in scores[folder].items():
             if f"eval_{name}" in expected:
                 assert value == pytest.approx(expected[f"eval_{name}"], rel=1e-4), name
@@ -75,7 +79,7 @@ def find_validation(dataset_dir: Path) -> Any:
 def test_a_checkpoint_with_itself_is_itself(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
     folder, *_ = runs  # but for ties between labels, which averaging probabilities may break otherwise
     scores = compare([folder, folder], dataset_dir)
-    assert scores["all together"] == pytest.approx(scores[folder], rel=1e-2)
+    assert scores["all together"] == pytest.approx(scores[folder], abs=1e-3)
 
 
 def test_a_split_that_is_not_there(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
@@ -83,28 +87,24 @@ def test_a_split_that_is_not_there(runs: dict[str, dict[str, Any]], dataset_dir:
         compare(list(runs), dataset_dir, "--split", "test")
 
 
-def test_the_results_table_holds_what_the_runs_scored(
-    dataset_dir: Path, tmp_path: Path, run_python: RunPython
-) -> None:
+def test_the_results_table_holds_what_a_run_scored(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
     words = arguments(dataset_dir, tmp_path / "unused", **FLAGS)
     flags = [*words[: words.index("--dataset_name")], *words[words.index("--output_dir") + 2 :]]
-    command = [str(ROOT / "benchmarks" / "table.py"), "--dataset_name", str(dataset_dir), "--recipes", "segformer-b0"]
+    command = [str(ROOT / "benchmarks" / "table.py"), "--dataset_name", str(dataset_dir), "--recipes", "dpt-large"]
     output = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--output_dir", str(tmp_path / "table")]
-    done = run_python([*command, "dpt-large", *output, "--", *flags, "--gradient_accumulation_steps", "1"], tmp_path)
+    done = run_python([*command, *output, "--", *flags, "--gradient_accumulation_steps", "1"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    index = yaml.safe_load((tmp_path / "table" / "model-index.yml").read_text())["model-index"]
-    rows = (tmp_path / "table" / "table.md").read_text().splitlines()[2:4]
-    for recipe, row, entry in zip(("segformer-b0", "dpt-large"), rows, index, strict=True):
-        facts = json.loads((tmp_path / "table" / recipe / "run.json").read_text())
-        cells = [cell.strip() for cell in row.split("|")[1:-1]]
-        assert cells[0] == recipe and cells[1] == f"{facts['num_parameters'] / 1e6:.1f}M"
-        assert float(cells[2]) == pytest.approx(facts["scores"]["eval_dice"], abs=2e-4)
-        name, results = model_index_to_eval_results([entry])
-        assert name == recipe
-        values = {result.metric_name: result.metric_value for result in results}
-        assert values["Dice, mean over slices and organs"] == round(facts["scores"]["eval_dice"], 4)
-        assert values["Competition score (mle_bench)"] == pytest.approx(float(cells[7]), abs=1e-4)
-    assert (rows[0].split("|")[10].strip(), rows[1].split("|")[10].strip()) == ("0.8813", "0.9420")
+    facts = json.loads((tmp_path / "table" / "dpt-large" / "run.json").read_text())
+    row = (tmp_path / "table" / "table.md").read_text().splitlines()[2]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:2] == ["dpt-large", f"{facts['num_parameters'] / 1e6:.1f}M"] and cells[9] == "0.9420"
+    assert float(cells[2]) == pytest.approx(facts["scores"]["eval_dice"], abs=2e-4)
+    (entry,) = yaml.safe_load((tmp_path / "table" / "model-index.yml").read_text())["model-index"]
+    name, results = model_index_to_eval_results([entry])
+    assert name == "dpt-large"
+    values = {result.metric_name: result.metric_value for result in results}
+    assert values["Dice, mean over slices and organs"] == round(facts["scores"]["eval_dice"], 4)
+    assert values["Competition score (mle_bench)"] == pytest.approx(float(cells[7]), abs=1e-4)
 
 
 def test_a_recipe_that_cannot_run_is_a_row_of_its_own(

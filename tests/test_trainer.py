@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 from safetensors.torch import load_file
+from test_predict import save_model
 from tiny_models import FAMILIES
 from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback
 
@@ -378,8 +379,11 @@ def test_an_exploding_loss_stops_the_run(learning_rate: float, dataset_dir: Path
 def test_flips_at_test_time_are_reported_with_their_gain(
     dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_segmentation.main(arguments(dataset_dir, tmp_path, test_time_flips=True, max_steps=2, learning_rate=1e-4))
-    scores = json.loads((tmp_path / "run.json").read_text())["scores"]
+    base = save_model(tmp_path / "base", "segformer", seed=0)
+    flags = {"model_type": None, "config_overrides": None, "model_name_or_path": base, "max_steps": 1}
+    words = arguments(dataset_dir, tmp_path / "run", test_time_flips=True, learning_rate=1e-6, **flags)
+    run_segmentation.main([*words, "--max_eval_samples", "24"])
+    scores = json.loads((tmp_path / "run" / "run.json").read_text())["scores"]
     assert 0 < scores["eval_flips_dice"] != scores["eval_dice"]
     gain = f"averaged over four flips of the slice ({scores['eval_flips_dice'] - scores['eval_dice']:+.4f})"
-    assert gain in capsys.readouterr().out and gain in (tmp_path / "README.md").read_text()
+    assert gain in capsys.readouterr().out and gain in (tmp_path / "run" / "README.md").read_text()
