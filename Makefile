@@ -22,6 +22,7 @@ benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
 	$(BIN)/python benchmarks/build_speed.py
 	$(BIN)/python benchmarks/evaluation_memory.py
 	$(BIN)/python benchmarks/learning.py
+	$(BIN)/python benchmarks/scoring_speed.py
 
 table: $(VENV)/installed  ## Train the recipes on DATASET and write the results table; RECIPES and FLAGS narrow it down.
 	$(BIN)/python benchmarks/table.py --dataset_name $(or $(DATASET),gi_tract) \

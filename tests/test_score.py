@@ -1,21 +1,25 @@
 """The competition's score: Hausdorff as mle-bench defines it, Dice per slice and organ, errors that name the row."""
 
 import csv
+import itertools
 import math
 import random
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from monai.metrics.utils import get_mask_edges, get_surface_distance
 from scipy.ndimage import binary_erosion, shift
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import directed_hausdorff
 
+from gi_segmentation.clinical import score_organ
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import ORGANS
-from gi_segmentation.score import hausdorff_distance, main, score_submission
+from gi_segmentation.score import PRESETS, CompetitionRules, hausdorff_distance, main, score_submission
 
 HEIGHT, WIDTH = 4, 5
 Masks = dict[str, np.ndarray]  # by slice id: bool, shape (organs, height, width)
@@ -118,6 +122,101 @@ class TestHausdorff:
         assert hausdorff_distance(target, preds) < 1  # the other way round it is no reason
 
 
+def distance_by_definition(preds: np.ndarray, target: np.ndarray, rules: CompetitionRules) -> float:
+    """Distance of two masks, neither empty, from the definition."""
+    if rules.oversized == "worst" and preds.sum() > 10 * target.sum():
+        return 1.0
+    shape = np.array(preds.shape)
+    diagonal = np.linalg.norm(shape)
+    if rules.points == "surface":
+        preds, target = (mask & ~binary_erosion(mask) for mask in (preds, target))
+    unit = shape if rules.normaliser == "unit_cube" else np.ones(3)
+    points = [np.argwhere(mask) / unit for mask in (preds, target)]
+    distance = directed_hausdorff(*points)[0]
+    if rules.direction == "symmetric":
+        distance = max(distance, directed_hausdorff(*points[::-1])[0])
+    return distance / (math.sqrt(3) if rules.normaliser == "unit_cube" else diagonal)
+
+
+class TestRules:
+    @pytest.mark.parametrize("seed", range(40))
+    def test_every_choice_agrees_with_the_definition(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        shape = tuple(rng.integers(1, 12, 3))
+        target, preds = (rng.random(shape) < rng.choice([0.03, 0.2, 0.8]) for _ in range(2))
+        preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
+        for choice in itertools.product(
+            ("symmetric", "preds_to_target"),
+            ("voxels", "surface"),
+            ("unit_cube", "volume_diagonal"),
+            ("worst", "measured"),
+        ):
+            names = ("direction", "points", "normaliser", "oversized")
+            rules = CompetitionRules(**dict(zip(names, choice, strict=True)))
+            expected = distance_by_definition(preds, target, rules)
+            assert hausdorff_distance(preds, target, rules) == pytest.approx(expected, abs=1e-12), choice
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_first_place_agrees_with_the_functions_its_code_calls(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        shape = tuple(rng.integers(1, 12, 3))
+        target, preds = (rng.random(shape) < rng.choice([0.03, 0.2, 0.8]) for _ in range(2))
+        preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
+        edges = get_mask_edges(preds, target)
+        expected = get_surface_distance(*edges).max() / math.sqrt(sum(size**2 for size in shape))
+        assert hausdorff_distance(preds, target, PRESETS["first_place"]) == pytest.approx(expected, rel=1e-6)
+
+    def test_empty_volumes(self) -> None:
+        empty, full = np.zeros((2, 3, 4), dtype=bool), np.ones((2, 3, 4), dtype=bool)
+        for rules, both, one in (
+            (PRESETS["mle_bench"], math.nan, 1.0),
+            (PRESETS["first_place"], 0.0, 1.0),
+            (CompetitionRules(one_empty="skipped"), math.nan, math.nan),
+        ):
+            distances = [hausdorff_distance(*pair, rules) for pair in ((empty, empty), (empty, full), (full, empty))]
+            assert distances == pytest.approx([both, one, one], nan_ok=True)
+
+    def test_a_hole_counts_by_surfaces_alone(self) -> None:
+        target = np.ones((9, 9, 9), dtype=bool)
+        preds = target.copy()
+        preds[4, 4, 4] = False
+        for points, distance in (("voxels", 1), ("surface", 3)):  # of the voxels around the hole to the outermost
+            rules = CompetitionRules(points=points, normaliser="volume_diagonal")  # type: ignore[arg-type]
+            assert hausdorff_distance(preds, target, rules) == pytest.approx(distance / math.sqrt(3 * 81))
+
+    def test_one_direction_does_not_see_what_is_missed(self) -> None:
+        target = np.zeros((1, 1, 10), dtype=bool)
+        target[..., [0, 9]] = True
+        preds = target.copy()
+        preds[..., 9] = False
+        assert hausdorff_distance(preds, target, PRESETS["first_place"]) == 0
+        assert hausdorff_distance(preds, target) == pytest.approx(0.9 / math.sqrt(3))
+
+    def test_presets_by_hand(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        # One slice of 3x4 pixels: large bowel 1 of 2 pixels, no small bowel, the stomach only predicted.
+        masks, others = np.zeros((3, 3, 4), dtype=bool), np.zeros((3, 3, 4), dtype=bool)
+        masks[0, 0, 0] = others[0, 0, 0] = others[0, 0, 1] = others[2, 2, 3] = True
+        truth = write_table(tmp_path / "train.csv", {"case1_day0_slice_0001": masks}, "segmentation", sizes=True)
+        submission = write_table(tmp_path / "submission.csv", {"case1_day0_slice_0001": others}, "predicted")
+        command = ["--truth", str(truth), "--submission", str(submission), "--num_proc", "1"]
+        ours = main(command)
+        assert ours["dice"] == pytest.approx((2 / 3 + 0) / 2)  # the small bowel is skipped
+        assert ours["hausdorff_score"] == pytest.approx(1 - math.hypot(2 / 3, 3 / 4) / math.sqrt(3))  # of the union
+        assert "preset mle_bench: both_empty skipped, hausdorff_over union" in capsys.readouterr().out
+        theirs = main([*command, "--preset", "first_place"])
+        assert theirs["dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+        assert theirs["hausdorff_score"] == pytest.approx(1 - (1 / math.sqrt(1 + 9 + 16) + 0 + 1) / 3)
+        assert "preset first_place: both_empty perfect, hausdorff_over organ" in capsys.readouterr().out
+
+    def test_a_choice_that_is_none(self) -> None:
+        with pytest.raises(ValueError, match="both_empty: expected one of skipped, perfect; got 'perfct'"):
+            CompetitionRules(both_empty="perfct")  # type: ignore[arg-type]
+
+    def test_volumes_of_two_shapes(self) -> None:
+        with pytest.raises(ValueError, match=r"one shape, but got \(1, 2, 3\) and \(1, 3, 2\)"):
+            hausdorff_distance(np.ones((1, 2, 3), dtype=bool), np.ones((1, 3, 2), dtype=bool))
+
+
 class TestScores:
     def test_a_perfect_submission(self, tmp_path: Path) -> None:
         truth = write_table(tmp_path / "train.csv", random_masks(), "segmentation", sizes=True)
@@ -171,6 +270,106 @@ class TestScores:
         elsewhere = tmp_path / "truth.csv"
         elsewhere.write_text((kaggle_dir / "train.csv").read_text())
         assert score_submission(elsewhere, submission, kaggle_dir, num_proc=1) == scores
+
+
+class TestClinical:
+    """The command with `--clinical`; the scores themselves are tested in test_clinical.py."""
+
+    @pytest.fixture
+    def masks(self) -> Masks:
+        """Scans without gaps: two of one patient, one of another."""
+        rng = np.random.default_rng(0)
+        ids = [f"{scan}_slice_{n:04d}" for scan in ("case2_day1", "case2_day4", "case10_day0") for n in (3, 4, 5)]
+        return {slice_id: rng.random((3, HEIGHT, WIDTH)) < 0.3 for slice_id in ids}
+
+    @pytest.fixture
+    def truth(self, masks: Masks, tmp_path: Path) -> Path:
+        path = write_table(tmp_path / "train.csv", masks, "segmentation", sizes=True)
+        table = pd.read_csv(path, dtype=str, na_filter=False)
+        table["spacing_x"] = np.where(table["id"].str.startswith("case10_"), "1.50", "2.00")
+        table["spacing_y"] = "1.00"
+        table.to_csv(path, index=False)
+        return path
+
+    @pytest.fixture
+    def submission(self, masks: Masks, tmp_path: Path) -> Path:
+        others = {slice_id: np.roll(organs, 1, axis=2) for slice_id, organs in masks.items()}
+        return write_table(tmp_path / "submission.csv", others, "predicted")
+
+    def command(self, truth: Path, submission: Path, *more: str) -> list[str]:
+        return ["--truth", str(truth), "--submission", str(submission), "--num_proc", "1", "--clinical", *more]
+
+    def test_a_row_per_scan_and_organ_in_millimetres(
+        self, masks: Masks, truth: Path, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        scores = main(self.command(truth, submission, "--output", str(tmp_path / "scans.csv")))
+        assert scores == score_submission(truth, submission, num_proc=1)
+        rows = pd.read_csv(tmp_path / "scans.csv").set_index(["scan", "organ"])
+        assert list(rows.index) == [
+            (scan, organ) for scan in ("case2_day1", "case2_day4", "case10_day0") for organ in ORGANS
+        ]
+        assert rows["case"].tolist() == [2] * 6 + [10] * 3
+        for (scan, organ), found in rows.iterrows():
+            target = np.stack([masks[f"{scan}_slice_{n:04d}"][ORGANS.index(organ)] for n in (3, 4, 5)])
+            spacing = (3.0, 1.0, 1.5 if scan == "case10_day0" else 2.0)
+            expected = score_organ(np.roll(target, 1, axis=2), target, spacing)
+            assert found.drop("case").to_dict() == pytest.approx(expected, nan_ok=True)
+        out = capsys.readouterr().out
+        assert "| mean ± SD over patients | large bowel | small bowel | stomach |" in out
+        assert "| patients | 2 | 2 | 2 |" in out
+        by_patient = rows.groupby(["organ", "case"])["hausdorff_mm"].mean()["stomach"]
+        assert f"| {by_patient.mean():.3f} ± {by_patient.std():.3f} |" in out
+
+    def test_spacing_comes_from_the_file_names(self, kaggle_dir: Path, tmp_path: Path) -> None:
+        submission = tmp_path / "submission.csv"
+        submission.write_text((kaggle_dir / "train.csv").read_text().replace("segmentation", "predicted", 1))
+        main(self.command(kaggle_dir / "train.csv", submission, "--output", str(tmp_path / "scans.csv")))
+        rows = pd.read_csv(tmp_path / "scans.csv")
+        assert len(rows) == 4 * len(ORGANS) and rows["hausdorff_mm"].eq(0).all()
+        assert rows["volume_target_ml"].sum() > 0
+
+    def message(self, truth: Path, submission: Path, *more: str) -> str:
+        with pytest.raises(InputError) as caught:
+            main(self.command(truth, submission, *more))
+        return str(caught.value)
+
+    def test_pixels_of_no_size(self, truth: Path, submission: Path) -> None:
+        truth.write_text(truth.read_text().replace("1.50", "0.00"))
+        assert "3 slices have pixels without a size in millimetres, the first case10_day0_slice_0003" in self.message(
+            truth, submission
+        )
+        truth.write_text(truth.read_text().replace("0.00", "wide"))
+        assert "expected millimetres in spacing_x and spacing_y" in self.message(truth, submission)
+
+    def test_a_table_without_spacing(self, masks: Masks, submission: Path, tmp_path: Path) -> None:
+        bare = write_table(tmp_path / "bare.csv", masks, "segmentation", sizes=True)
+        assert "no image for 9 slices" in self.message(bare, submission)
+
+    def test_slices_of_two_spacings(self, truth: Path, submission: Path) -> None:
+        lines = truth.read_text().splitlines()
+        for scan in ("case2_day1", "case2_day4"):
+            start = next(i for i, line in enumerate(lines) if line.startswith(f"{scan}_slice_0004"))
+            lines[start : start + 3] = [line.replace("2.00", "2.50") for line in lines[start : start + 3]]
+        truth.write_text("\n".join(lines))
+        message = self.message(truth, submission)
+        assert "case2_day1: slices of several sizes" in message and "(2 such scans)" in message
+        score_submission(truth, submission, num_proc=1)  # the competition does not ask for millimetres
+        truth.write_text(truth.read_text().replace("2.50", "2.00", 1))
+        assert "rows of 1 slices disagree on their size, first case2_day1_slice_0004" in self.message(
+            truth, submission
+        )
+
+    def test_a_gap(self, truth: Path, submission: Path) -> None:
+        for path in (truth, submission):
+            text = path.read_text()
+            path.write_text("\n".join(line for line in text.splitlines() if "case2_day4_slice_0004" not in line))
+        assert "case2_day4: slices between its first and last are missing" in self.message(truth, submission)
+
+    def test_an_output_that_cannot_be(self, truth: Path, submission: Path, tmp_path: Path) -> None:
+        nowhere = str(tmp_path / "nowhere" / "scans.csv")
+        assert "a folder that exists" in self.message(truth, submission, "--output", nowhere)
+        with pytest.raises(InputError, match="expected --clinical beside it"):
+            main(["--truth", str(truth), "--submission", str(submission), "--output", str(tmp_path / "scans.csv")])
 
 
 def row(masks: Masks, slice_id: str, organ: str) -> str:
