@@ -96,7 +96,9 @@ def test_a_recipe_goes_the_whole_way_with_a_tiny_model_of_its_family(
     recipe: str, dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     family = recipe.split("-")[0]
-    changed = arguments(dataset_dir, tmp_path / "run", family, learning_rate=1e-4, max_steps=1, save_total_limit=5)
+    of_the_recipe = dict.fromkeys(("warmup_steps", "head_lr_multiplier", "ema_decay", "slice_sampling"))
+    flags = {"learning_rate": 1e-4, "max_steps": 1, "save_total_limit": 5, **of_the_recipe}
+    changed = arguments(dataset_dir, tmp_path / "run", family, **flags)
     words = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), *changed, "--gradient_accumulation_steps", "2"]
     run_segmentation.main(words)
     words[words.index("--max_steps") + 1] = "3"
