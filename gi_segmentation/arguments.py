@@ -192,7 +192,10 @@ class RunArguments(TrainingArguments):
     )  # fmt: skip
     test_time_flips: bool = field(
         default=False,
-        metadata={"help": "At the end, score the best checkpoint also with its logits averaged over flipped slices."},
+        metadata={
+            "help": "At the end, score the best checkpoint also with its logits averaged over flipped slices; for "
+            "a model trained with flips."
+        },
     )
     license: str = field(
         default="other", metadata={"help": "Licence on the model card. `other`: non-commercial, as the data's rules."}

@@ -219,7 +219,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_prediction_flags(parser)
-    parser.add_argument("--test_time_flips", action="store_true", help="average over flipped slices: four passes")
+    parser.add_argument(
+        "--test_time_flips",
+        action="store_true",
+        help="average over flipped slices, four passes; for a model trained with flips",
+    )
     parser.add_argument("--input", type=Path, required=True, help="folder of scans: caseN_dayN/scans/slice_*.png")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
     parser.add_argument("--format", choices=["kaggle"], default="kaggle", help=f"kaggle: {SUBMISSION}")
