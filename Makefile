@@ -11,7 +11,7 @@ demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
 
 test: quality  ## Style, types, doctests and tests.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 quality: $(VENV)/installed  ## Style and types.
 	$(BIN)/ruff check .
