@@ -42,17 +42,20 @@ def draw_scan(seed: int) -> Scan:
 
 
 def score_here(scan: Scan) -> list[list[float]]:
+    """Dice, Hausdorff and HD95 of each organ, of all the scores that come with them."""
     scores = [score_organ(*masks, SPACING_MM) for masks in zip(*scan, strict=True)]
     return [[organ[name] for organ in scores] for name in ("volume_dice", "hausdorff_mm", "hausdorff95_mm")]
 
 
 def score_with_monai(scan: Scan) -> list[list[float]]:
+    """The same from MONAI."""
     preds, target = (torch.from_numpy(volume[None]) for volume in scan)
     measure = partial(compute_hausdorff_distance, preds, target, include_background=True, spacing=list(SPACING_MM))
     return [scores[0].tolist() for scores in (compute_dice(preds, target), measure(), measure(percentile=95))]
 
 
 def union_here(scan: Scan) -> float:
+    """The competition's distance of all organs together."""
     return hausdorff_distance(np.any(scan[0], axis=0), np.any(scan[1], axis=0))
 
 
@@ -66,11 +69,13 @@ def union_by_transform(scan: Scan) -> float:
 
 
 def keep(scans: list[Scan]) -> None:
+    """Give a worker process its scans, and one thread."""
     torch.set_num_threads(1)
     kept.extend(scans)
 
 
 def score_kept(score: Callable[[Scan], Any], index: int) -> Any:
+    """Score a scan that the process holds."""
     return score(kept[index])
 
 

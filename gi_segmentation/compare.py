@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from gi_segmentation.data import SliceNeighbours, SliceTransform, collate, find_dataset
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.evaluation import count_batch, flip_logits, predict_masks
-from gi_segmentation.metrics import DiceCounts
+from gi_segmentation.evaluation import count_labels, flip_logits, predict_masks
+from gi_segmentation.metrics import DiceCounts, count_pixels
 from gi_segmentation.predict import Member, add_prediction_flags, check_prediction_flags, load_members
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.score import combine_scores, hausdorff_distance
@@ -108,19 +108,19 @@ def compare_members(
             inputs = [b["pixel_values"].to(m.model.device) for m, b in zip(members, batches, strict=True)]
             logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
             ways, batch = ways_to_predict(members, logits), batches[0]
-            counted = {way: count_batch(chosen, batch) for way, chosen in ways.items()}
+            label_counts = {way: count_labels(chosen, batch["labels"]) for way, chosen in ways.items()}
             for index, (height, width) in enumerate(batch["native_size"].tolist()):
                 if scan not in (None, int(batch["scan"][index])):
                     for tally in tallies.values():
                         tally.end_scan()
                 scan = int(batch["scan"][index])
-                target = batch["organ_masks"][index, :, :height, :width].any(dim=0).numpy()
+                target = batch["organ_masks"][index, :, :height, :width]
                 for way, chosen in ways.items():
                     tally = tallies.setdefault(way, Tally())
-                    organ_counts, label_counts = (counts[index] for counts in counted[way])
-                    tally.counts.add_slice(scan, organ_counts.tolist(), label_counts)
-                    preds = predict_masks([one[index : index + 1] for one in chosen], height, width)[0].any(dim=0)
-                    tally.scan.append((preds.numpy(), target))
+                    preds = predict_masks([one[index : index + 1] for one in chosen], height, width)[0]
+                    organ_counts = torch.stack(count_pixels(preds, target), dim=-1)
+                    tally.counts.add_slice(scan, organ_counts.tolist(), label_counts[way][index])
+                    tally.scan.append((preds.any(dim=0).numpy(), target.any(dim=0).numpy()))
             seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
             number += len(inputs[0]) if number < SCAN_SLICES else 0
             progress.update(len(inputs[0]))

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def select_samples(slices: DatasetDict, data_args: DataArguments, seed: int) -> 
     return DatasetDict(train=train, validation=validation)
 
 
-def find_neighbours(numbers: Sequence[int], number: int, slice_context: int) -> tuple[int, int]:
+def find_neighbours(numbers: Collection[int], number: int, slice_context: int) -> tuple[int, int]:
     """Which slices stand for those `slice_context` before and after: at an end or a gap the furthest one before it.
 
     Args:
@@ -133,7 +133,7 @@ class SliceNeighbours:
         for row, (scan, number) in enumerate(zip(dataset["scan"], dataset["slice"], strict=True)):
             self.rows[scan][number] = row
         if all(
-            find_neighbours(list(numbers), number, slice_context) == (number, number)
+            find_neighbours(numbers, number, slice_context) == (number, number)
             for numbers in self.rows.values()
             for number in numbers
         ):
@@ -145,7 +145,7 @@ class SliceNeighbours:
     def __call__(self, scan: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The raw slices before and after, each `(height, width)`."""
         numbers = self.rows[scan]
-        before, after = find_neighbours(list(numbers), number, self.slice_context)
+        before, after = find_neighbours(numbers, number, self.slice_context)
         return np.array(self.images[numbers[before]]["image"]), np.array(self.images[numbers[after]]["image"])
 
 
@@ -333,6 +333,11 @@ def transform_splits(
     train = SliceTransform(processor, mode, neighbours["train"], augmentation, seed)
     validation = SliceTransform(processor, mode, neighbours["validation"], scoring=True)
     return samples["train"].with_transform(train), samples["validation"].with_transform(validation)
+
+
+def attached_transform(dataset: Dataset) -> SliceTransform:
+    """The transform that `transform_splits` attached to a split."""
+    return dataset.format["format_kwargs"]["transform"]
 
 
 class BalancedSampler(Sampler[int]):

@@ -95,14 +95,23 @@ def count_batch(logits: Sequence[torch.Tensor], batch: dict[str, Any]) -> tuple[
         preds = predict_masks([one[index : index + 1] for one in logits], height, width)[0]
         target = batch["organ_masks"][index, :, :height, :width]
         organ_counts.append(torch.stack(metrics.count_pixels(preds, target), dim=-1))
-    labels = batch["labels"]
+    return torch.stack(organ_counts), count_labels(logits, batch["labels"])
+
+
+def count_labels(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Count the pixels of every label, background first, at the resolution of the model's input.
+
+    Args:
+        logits: As in `predict_masks`.
+        labels: Label ids `(B, S, S)`, or masks `(B, organs, S, S)`.
+
+    Returns:
+        int64, shape `(B, labels, 3)`.
+    """
     preds = label_masks(predict_masks(logits, *labels.shape[-2:]))
-    organs = (
-        labels.bool()
-        if labels.ndim == 4
-        else labels[:, None] == torch.arange(1, len(LABELS), device=labels.device)[:, None, None]
-    )
-    return torch.stack(organ_counts), torch.stack(metrics.count_pixels(preds, label_masks(organs)), dim=-1)
+    ids = torch.arange(1, len(LABELS), device=labels.device)[:, None, None]
+    organs = labels.bool() if labels.ndim == 4 else labels[:, None] == ids
+    return torch.stack(metrics.count_pixels(preds, label_masks(organs)), dim=-1)
 
 
 def score_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16) -> np.ndarray:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
-from gi_segmentation.data import organ_masks, scale_intensity
+from gi_segmentation.data import attached_transform, organ_masks, scale_intensity
 from gi_segmentation.evaluation import predict_masks
 from gi_segmentation.metrics import count_pixels, dice_score, nanmean
 from gi_segmentation.schema import COLOURS, ORGANS
@@ -94,7 +94,7 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
         dataset: A split with a `SliceTransform` attached.
         index: Row of the slice.
     """
-    row, transform = dataset.with_format(None)[index], dataset.format["format_kwargs"]["transform"]
+    row, transform = dataset.with_format(None)[index], attached_transform(dataset)
     truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
     with torch.no_grad():
         pixel_values = transform.pixel_values(transform.raw_slices(row))[None].to(model.device)

@@ -303,14 +303,12 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 def without_auxiliary_head(model: PreTrainedModel) -> Iterator[None]:
     """The model as it is published and scored: its auxiliary head, if it has one, only helps in training."""
     head = getattr(model, "auxiliary_head", None)
-    if head is None:
-        yield
-        return
     drop_auxiliary_head(model)
     try:
         yield
     finally:
-        model.auxiliary_head, model.config.use_auxiliary_head = head, True
+        if head is not None:
+            model.auxiliary_head, model.config.use_auxiliary_head = head, True
 
 
 def drop_auxiliary_head(model: PreTrainedModel) -> None:

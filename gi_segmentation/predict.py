@@ -92,7 +92,7 @@ class SliceFolder(Dataset):
         if not slice_context:
             return transform.pixel_values([read_pixels(slice_file)])
         scan, number = self.scans[slice_file.scan], slice_file.number
-        before, after = find_neighbours(list(scan), number, slice_context)
+        before, after = find_neighbours(scan, number, slice_context)
         return transform.pixel_values([read_pixels(scan[which]) for which in (before, number, after)])
 
 

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.trainer_utils import sort_checkpoints
 
 from gi_segmentation.arguments import DataArguments, RunArguments
-from gi_segmentation.data import BalancedSampler, SliceTransform, collate, shown_organs
+from gi_segmentation.data import BalancedSampler, SliceTransform, attached_transform, collate, shown_organs
 from gi_segmentation.errors import InputError
 from gi_segmentation.evaluation import ComputeMetrics, count_batch, flip_logits
 from gi_segmentation.losses import cross_entropy_loss, dice_sums, resize_logits, soft_dice_loss
@@ -183,8 +183,7 @@ class SegmentationTrainer(Trainer):
         dataset = cast(Dataset, train_dataset or self.train_dataset)
         if not self.balanced:
             return super()._get_train_sampler(dataset)
-        transform = dataset.format["format_kwargs"]["transform"]
-        return BalancedSampler(shown_organs(dataset), self.args.seed, transform.epoch)
+        return BalancedSampler(shown_organs(dataset), self.args.seed, attached_transform(dataset).epoch)
 
     def get_train_dataloader(self) -> DataLoader:
         """The training batches, without a last one of a single slice.
@@ -396,7 +395,7 @@ def build_trainer(
     return_auxiliary_logits(model)
     if run_args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    callbacks: list[TrainerCallback] = [EpochCallback(train_dataset.format["format_kwargs"]["transform"])]
+    callbacks: list[TrainerCallback] = [EpochCallback(attached_transform(train_dataset))]
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
     # With --push_to_hub the Trainer makes the repository at once: a wrong token is better known before than after.

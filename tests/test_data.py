@@ -16,6 +16,7 @@ from gi_segmentation.augmentation import build_augmentation
 from gi_segmentation.data import (
     BalancedSampler,
     SliceTransform,
+    attached_transform,
     collate,
     find_neighbours,
     load_slices,
@@ -233,7 +234,7 @@ class TestContext:
 
     def test_augmentation_moves_all_channels_alike(self, slices: DatasetDict) -> None:
         _, validation = transformed(slices, slice_context=1)
-        transform = validation.format["format_kwargs"]["transform"]
+        transform = attached_transform(validation)
         transform.augmentation = build_augmentation()
         row = {**slices["validation"][4], "slice": 1, "scan": "twice"}
         transform.neighbours.rows["twice"] = {1: 4}  # its own neighbour on both sides
