@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
     prepare_output_dir(run_args, facts)
     trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
-    scores = train(trainer)
+    evaluation = train(trainer)
     if trainer.is_world_process_zero():
-        facts = write_results(trainer, eval_dataset, facts, scores)
+        facts = write_results(trainer, eval_dataset, facts, evaluation)
         publication = publish_model(run_args, facts) if run_args.push_to_hub else None
         print(summarize(run_args, facts, publication))
     trainer.accelerator.wait_for_everyone()

@@ -212,7 +212,7 @@ def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: flo
         trainer.__class__ = OriginalTrainer
     stopwatch = Stopwatch(limit)
     trainer.add_callback(stopwatch)
-    scores = train(trainer)
+    scores = train(trainer).scores
     return Trained(scores, stopwatch.seconds)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from gi_segmentation.facts import RUN_FILE
@@ -108,13 +107,7 @@ def model_index(results: dict[str, dict[str, Any]]) -> str:
     index = []
     for recipe, result in results.items():
         if "failed" not in result:
-            entries = eval_results(result["facts"])
-            score = next(iter(result["scores"].values()))["competition_score"]
-            first = {name: getattr(entries[0], name) for name in ("task_type", "task_name", "dataset_type")}
-            first |= {name: getattr(entries[0], name) for name in ("dataset_name", "dataset_split")}
-            name = "Competition score (mle_bench)"
-            entries.append(EvalResult(**first, metric_type="dice", metric_name=name, metric_value=round(score, 4)))
-            index += eval_results_to_model_index(recipe, entries)
+            index += eval_results_to_model_index(recipe, eval_results(result["facts"]))
     return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
 
 

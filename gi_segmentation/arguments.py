@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from gi_segmentation.competition import PRESETS
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import LABELS_BY_MODE
 
@@ -197,6 +198,11 @@ class RunArguments(TrainingArguments):
             "a model trained with flips."
         },
     )
+    competition_preset: str = field(
+        default="mle_bench",
+        metadata={"help": "Whose reading of the competition's metric eval_competition_score follows: "
+                          f"{' or '.join(PRESETS)}. Default: the public grader's."},
+    )  # fmt: skip
     license: str = field(
         default="other", metadata={"help": "Licence on the model card. `other`: non-commercial, as the data's rules."}
     )
@@ -231,6 +237,7 @@ class RunArguments(TrainingArguments):
                 "--resume_from_checkpoint: leave it out; the same command goes on from the last checkpoint in its "
                 "--output_dir"
             )
+        check_choice(self, "competition_preset", tuple(PRESETS))
         positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "early_stopping_patience")
         not_negative = ("learning_rate", "head_lr_multiplier", "weight_decay", "seed")
         check_at_least(self, {**dict.fromkeys(positive, 1), **dict.fromkeys(not_negative, 0)})

@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 
-from gi_segmentation.metrics import dice_score
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.dice import dice_score
 from gi_segmentation.surface import crop_to_both, distances_to, find_surface, surface_distances
 
 SurfaceDistances: TypeAlias = tuple[np.ndarray, np.ndarray]  # prediction to target, target to prediction
@@ -337,43 +335,3 @@ def _path_length(preds: np.ndarray, target: np.ndarray, spacing: Sequence[float]
 
 def _millilitres(mask: np.ndarray, spacing: Sequence[float]) -> float:
     return int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
-
-
-def average_patients(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean scores of each patient, each of whose scans counts alike.
-
-    Args:
-        rows: A row per scan and organ with the columns `case`, `scan`, `organ` and those of `score_organ`.
-
-    Returns:
-        The scores by organ and case. A scan with the organ in neither mask is left out, since nothing was asked; so is
-        an undefined score.
-    """
-    asked = rows[rows["volume_dice"].notna()]
-    return asked.drop(columns="scan").groupby(["organ", "case"]).mean()
-
-
-def _format_spread(values: pd.Series) -> str:
-    mean, deviation = values.mean(), values.std()
-    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
-
-
-def format_clinical(rows: pd.DataFrame) -> str:
-    """A Markdown table: mean ± standard deviation (n − 1) over the patients, a column per organ.
-
-    Its last row counts the scans with the organ in exactly one mask: those have no distances.
-
-    Args:
-        rows: As `average_patients` takes them.
-    """
-    patients = average_patients(rows)
-    organs = [organ for organ in ORGANS if organ in patients.index]
-    lines = ["| mean ± SD over patients | " + " | ".join(organ.replace("_", " ") for organ in organs) + " |"]
-    lines.append("|---" * (len(organs) + 1) + "|")
-    for score in patients.columns:
-        values = [patients.loc[organ, score] for organ in organs]
-        lines.append(f"| {score} | " + " | ".join(map(_format_spread, values)) + " |")
-    lines.append("| patients | " + " | ".join(str(len(patients.loc[organ])) for organ in organs) + " |")
-    one_sided = rows["hausdorff_mm"].isna().groupby(rows["organ"]).sum()
-    lines.append("| scans with it in one mask only | " + " | ".join(str(one_sided[organ]) for organ in organs) + " |")
-    return "\n".join(lines)

@@ -4,23 +4,21 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from gi_segmentation.competition import PRESETS, CompetitionRules
 from gi_segmentation.data import SliceNeighbours, SliceTransform, collate, find_dataset
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.evaluation import count_labels, flip_logits, predict_masks
-from gi_segmentation.metrics import DiceCounts, count_pixels
+from gi_segmentation.evaluation import ScanScorer, count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.predict import Member, add_prediction_flags, check_prediction_flags, load_members
+from gi_segmentation.scans import Interval, ScanScore, find_intervals, format_interval, score_scans
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
-from gi_segmentation.score import combine_scores, hausdorff_distance
 
 COLUMNS = {
     "dice": "Dice",
@@ -28,27 +26,6 @@ COLUMNS = {
     "dice_volume": "whole scans",
     "competition_score": "competition score",
 }
-
-
-@dataclass
-class Tally:
-    """What is known of one way to predict after some slices."""
-
-    counts: DiceCounts = field(default_factory=DiceCounts)
-    hausdorff: list[float] = field(default_factory=list)
-    scan: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # union of the organs, slice by slice
-
-    def end_scan(self) -> None:
-        """Measure the scan whose slices were added."""
-        if self.scan:
-            preds, target = (np.stack(masks) for masks in zip(*self.scan, strict=True))
-            self.hausdorff.append(hausdorff_distance(preds, target))
-        self.scan = []
-
-    def scores(self) -> dict[str, float]:
-        """Dice as in training, and the competition's score."""
-        scores = self.counts.scores()
-        return {**scores, **combine_scores(scores["dice"], self.hausdorff)}
 
 
 def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
@@ -86,8 +63,8 @@ def read_batches(
 
 
 def compare_members(
-    members: list[Member], dataset: Dataset, batch_size: int, num_workers: int
-) -> tuple[dict[str, dict[str, float]], float]:
+    members: list[Member], dataset: Dataset, batch_size: int, num_workers: int, rules: CompetitionRules
+) -> tuple[dict[str, list[ScanScore]], float]:
     """Score every way to predict in one pass over the slices.
 
     Args:
@@ -95,61 +72,78 @@ def compare_members(
         dataset: The slices, scan after scan.
         batch_size: Slices a forward pass.
         num_workers: Processes that read slices.
+        rules: The competition's, where there is a choice.
 
     Returns:
-        Scores by way: those of `metrics.GiTractDice` and of `score.competition_score`; and the seconds that the first
-        checkpoint alone needed for `SCAN_SLICES` slices, reading them aside.
+        What each scan scores, by way; and the seconds that the first checkpoint alone needed for `SCAN_SLICES` slices,
+        reading them aside.
     """
-    tallies: dict[str, Tally] = {}
-    seconds, number, scan = 0.0, 0, None
+    scorers: dict[str, ScanScorer] = {}
+    seconds, number = 0.0, 0
     progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
     with progress, torch.no_grad():
         for batches in read_batches(members, dataset, batch_size, num_workers):
             inputs = [b["pixel_values"].to(m.model.device) for m, b in zip(members, batches, strict=True)]
             logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
-            ways, batch = ways_to_predict(members, logits), batches[0]
-            label_counts = {way: count_labels(chosen, batch["labels"]) for way, chosen in ways.items()}
-            for index, (height, width) in enumerate(batch["native_size"].tolist()):
-                if scan not in (None, int(batch["scan"][index])):
-                    for tally in tallies.values():
-                        tally.end_scan()
-                scan = int(batch["scan"][index])
-                target = batch["organ_masks"][index, :, :height, :width]
-                for way, chosen in ways.items():
-                    tally = tallies.setdefault(way, Tally())
-                    preds = predict_masks([one[index : index + 1] for one in chosen], height, width)[0]
-                    organ_counts = torch.stack(count_pixels(preds, target), dim=-1)
-                    tally.counts.add_slice(scan, organ_counts.tolist(), label_counts[way][index])
-                    tally.scan.append((preds.any(dim=0).numpy(), target.any(dim=0).numpy()))
+            batch = batches[0]
+            for way, chosen in ways_to_predict(members, logits).items():
+                packed = pack_masks(predict_batch(chosen, batch["native_size"])).numpy()
+                label_counts = count_labels(chosen, batch["labels"]).numpy()
+                scorer = scorers.setdefault(way, ScanScorer(dataset, rules))
+                for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
+                    scorer.add(*one)
             seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
             number += len(inputs[0]) if number < SCAN_SLICES else 0
             progress.update(len(inputs[0]))
-    for tally in tallies.values():
-        tally.end_scan()
-    return {way: tally.scores() for way, tally in tallies.items()}, seconds / max(number, 1) * SCAN_SLICES
+    return {way: scorer.take() for way, scorer in scorers.items()}, seconds / max(number, 1) * SCAN_SLICES
 
 
 def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]) -> float:
     """Seconds from model input to masks on the native grid."""
     start = time.perf_counter()
     logits = member.model(pixel_values=pixel_values).logits
-    for one, (height, width) in zip(logits, batch["native_size"].tolist(), strict=True):
-        predict_masks([one[None]], height, width).cpu()
+    for mask in predict_batch([logits], batch["native_size"]):
+        mask.cpu()
     return time.perf_counter() - start
 
 
-def format_comparison(scores: dict[str, dict[str, float]]) -> str:
-    """A Markdown table, each way with its gain in Dice over the best single checkpoint without flips."""
-    single = [values["dice"] for way, values in scores.items() if ", flips" not in way and way != "all together"]
+def gains(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, tuple[str, float, Interval | None]]:
+    """What each way gains in Dice over the best single checkpoint without flips.
+
+    Args:
+        scans: From `compare_members`.
+        rules: The competition's.
+
+    Returns:
+        By way, the way it is compared with, the gain and its interval over the same patients.
+    """
+    single = [way for way in scans if ", flips" not in way and way != "all together"]
+    dice = {way: score_scans(scored, rules)["dice"] for way, scored in scans.items()}
+    best = max(single, key=lambda way: dice[way])
+    return {
+        way: (best, dice[way] - dice[best], find_intervals(scored, rules, baseline=scans[best])["dice"])
+        for way, scored in scans.items()
+    }
+
+
+def format_comparison(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> str:
+    """A Markdown table, each way with its gain in Dice over the best single checkpoint without flips.
+
+    In brackets are intervals over patients: a gain whose interval holds 0 may be chance.
+    """
     lines = ["| | " + " | ".join(COLUMNS.values()) + " | gain in Dice |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for way, values in scores.items():
-        cells = [f"{values[name]:.4f}" for name in COLUMNS]
-        lines.append(f"| {way} | {' | '.join(cells)} | {values['dice'] - max(single):+.4f} |")
+    for way, (_, gain, around) in gains(scans, rules).items():
+        scores, intervals = score_scans(scans[way], rules), find_intervals(scans[way], rules)
+        cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in COLUMNS]
+        lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.3f')} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Compare checkpoints on a split and print a table.
+
+    Returns:
+        The scores by way.
 
     Raises:
         InputError: If a checkpoint or the dataset cannot be used.
@@ -162,17 +156,27 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     add_prediction_flags(parser)
     parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
     parser.add_argument("--split", default="validation", help="the slices to score; patients never trained on")
+    parser.add_argument("--preset", choices=PRESETS, default="mle_bench", help="whose reading of the competition")
     parser.add_argument("--output", type=Path, help="a JSON file for the scores; None: only print them")
     arguments = check_prediction_flags(parser.parse_args(argv))
+    rules = PRESETS[arguments.preset]
     slices = find_dataset(arguments.dataset_name, None)
     if arguments.split not in slices:
         raise InputError(f"--split {arguments.split}: expected one of {', '.join(slices)}")
     members = load_members(arguments.model, arguments.revision, arguments.device)
-    scores, seconds = compare_members(members, slices[arguments.split], arguments.batch_size, arguments.num_workers)
-    print(format_comparison(scores))
+    dataset = slices[arguments.split]
+    scans, seconds = compare_members(members, dataset, arguments.batch_size, arguments.num_workers, rules)
+    scores = {way: score_scans(scored, rules) for way, scored in scans.items()}
+    print(format_comparison(scans, rules))
+    print(
+        f"preset {arguments.preset}; in brackets 95 % intervals over {len(dataset.unique('case'))} patients, those of "
+        f"gains over the same patients: a gain whose interval holds 0 may be chance"
+    )
     print(f"{members[0].name} alone, without reading files: {seconds:.2f} s for a scan of {SCAN_SLICES} slices")
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps({"scores": scores, "seconds_per_scan": seconds}, indent=2) + "\n")
+        intervals = {way: find_intervals(scored, rules) for way, scored in scans.items()}
+        found = {"preset": arguments.preset, "scores": scores, "intervals": intervals, "gains": gains(scans, rules)}
+        arguments.output.write_text(json.dumps({**found, "seconds_per_scan": seconds}, indent=2) + "\n")
     return scores
 
 

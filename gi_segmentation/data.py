@@ -206,7 +206,7 @@ class SliceTransform:
         neighbours: Where the first and the last channel come from; None takes the slice for all three.
         augmentation: Changes the slices at random; None leaves them as they are.
         seed: Of the augmentation, together with the epoch and the slice's id.
-        scoring: Whether to add what scores at native resolution need.
+        scoring: Whether to add which slice it is and its own size, which scores at native resolution need.
     """
 
     def __init__(
@@ -264,44 +264,25 @@ class SliceTransform:
         examples = []
         for values in zip(*rows.values(), strict=True):
             row = dict(zip(rows, values, strict=True))
-            multilabel, masks = self.label_mode == "multilabel", None
-            if multilabel or self.scoring:
+            masks = None
+            if self.label_mode == "multilabel":
                 masks = organ_masks(row["segmentation"], row["height"], row["width"])
-            example = self.labelled_example(row, masks if multilabel else None)
+            example = self.labelled_example(row, masks)
             if self.scoring:
-                example["organ_masks"] = torch.from_numpy(masks)
-                example["scan"] = torch.tensor(scan_number(row["case"], row["day"]))
+                example["slice_id"] = torch.tensor([row["case"], row["day"], row["slice"]])
+                example["native_size"] = torch.tensor([row["height"], row["width"]])
             examples.append(example)
         return {key: [example[key] for example in examples] for key in examples[0]}
 
 
-def scan_number(case: int, day: int) -> int:
-    """A scan as one number, as tensors carry no names.
-
-    Example:
-        >>> scan_number(case=123, day=20)
-        12300020
-    """
-    return case * 100_000 + day
-
-
-def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stack examples to a batch.
 
     Returns:
         `pixel_values` `(B, 3, S, S)` and `labels` `(B, S, S)` or `(B, organs, S, S)`; of evaluation examples also
-        `organ_masks`, padded at bottom and right to the largest slice `(B, organs, H, W)`, the true `native_size`
-        `(B, 2)` and `scan` `(B,)`.
+        `slice_id`, case, day and number of the slice `(B, 3)`, and `native_size` `(B, 2)`.
     """
-    batch = {key: torch.stack([example[key] for example in examples]) for key in ("pixel_values", "labels")}
-    if "organ_masks" in examples[0]:
-        masks = [example["organ_masks"] for example in examples]
-        sizes = torch.tensor([mask.shape[1:] for mask in masks])
-        height, width = sizes.amax(dim=0).tolist()
-        batch["organ_masks"] = torch.stack([F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks])
-        batch["native_size"] = sizes
-        batch["scan"] = torch.stack([example["scan"] for example in examples])
-    return batch
+    return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 def transform_splits(

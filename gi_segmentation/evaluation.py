@@ -1,12 +1,13 @@
-"""Score predictions on the slices' native grid while the Trainer evaluates; no logits pile up."""
+"""From logits to scores on the slices' native grid while the Trainer evaluates; neither logits nor masks pile up."""
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import evaluate
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
@@ -14,9 +15,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import EvalPrediction, PreTrainedModel
 
-from gi_segmentation import metrics
-from gi_segmentation.data import collate
-from gi_segmentation.schema import LABELS, ORGANS
+from gi_segmentation.clinical import score_organ
+from gi_segmentation.competition import PRESETS, CompetitionRules
+from gi_segmentation.data import collate, organ_masks
+from gi_segmentation.dice import count_pixels
+from gi_segmentation.errors import InputError
+from gi_segmentation.scans import ScanScore, score_scan, score_scans
+from gi_segmentation.schema import LABELS, ORGANS, SLICE_THICKNESS_MM
 
 # Axes to turn around for a test-time flip: none, left-right, up-down, both.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -79,23 +84,39 @@ def label_masks(organ_masks: torch.Tensor) -> torch.Tensor:
     return labels[:, None] == torch.arange(len(LABELS), device=labels.device)[:, None, None]
 
 
-def count_batch(logits: Sequence[torch.Tensor], batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Count the pixels that the scores need, slice by slice.
+def predict_batch(logits: Sequence[torch.Tensor], native_sizes: torch.Tensor) -> list[torch.Tensor]:
+    """Organ masks of the slices of a batch, each on its own grid.
 
     Args:
         logits: As in `predict_masks`.
-        batch: From `data.collate`, with `labels`, `organ_masks` and `native_size`.
+        native_sizes: Height and width of each slice, shape `(B, 2)`.
 
     Returns:
-        Counts per organ on the native grid `(B, organs, 3)` and per label at the resolution of the model's input
-        `(B, labels, 3)`; int64, on the device of the logits.
+        Per slice bool, shape `(organs, height, width)`.
     """
-    organ_counts = []
-    for index, (height, width) in enumerate(batch["native_size"].tolist()):
-        preds = predict_masks([one[index : index + 1] for one in logits], height, width)[0]
-        target = batch["organ_masks"][index, :, :height, :width]
-        organ_counts.append(torch.stack(metrics.count_pixels(preds, target), dim=-1))
-    return torch.stack(organ_counts), count_labels(logits, batch["labels"])
+    return [
+        predict_masks([one[index : index + 1] for one in logits], height, width)[0]
+        for index, (height, width) in enumerate(native_sizes.tolist())
+    ]
+
+
+def pack_masks(masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Masks as bits, eight pixels a byte, so that many can be kept and sent to other processes.
+
+    Args:
+        masks: bool, of any shapes.
+
+    Returns:
+        uint8, shape `(masks, bytes of the largest)`, for `numpy.unpackbits`.
+
+    Example:
+        >>> pack_masks([torch.tensor([[True, False, False], [False, True, True]])]).tolist()
+        [[140]]
+    """
+    num_bytes = max(-(-mask.numel() // 8) for mask in masks)
+    bits = torch.stack([F.pad(mask.flatten().to(torch.uint8), (0, 8 * num_bytes - mask.numel())) for mask in masks])
+    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
+    return (bits.reshape(len(masks), num_bytes, 8) * places).sum(dim=-1, dtype=torch.uint8)
 
 
 def count_labels(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -111,7 +132,7 @@ def count_labels(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.
     preds = label_masks(predict_masks(logits, *labels.shape[-2:]))
     ids = torch.arange(1, len(LABELS), device=labels.device)[:, None, None]
     organs = labels.bool() if labels.ndim == 4 else labels[:, None] == ids
-    return torch.stack(metrics.count_pixels(preds, label_masks(organs)), dim=-1)
+    return torch.stack(count_pixels(preds, label_masks(organs)), dim=-1)
 
 
 def score_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16) -> np.ndarray:
@@ -126,22 +147,166 @@ def score_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16)
         Pixels in both, predicted and true, on the native grid: int64, shape `(slices, organs, 3)`.
     """
     counts = []
+    outlines = iter(dataset.with_format(None)["segmentation"])
     for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="Scoring", unit="batch"):
-        batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
         with torch.no_grad():
-            logits = model(pixel_values=batch["pixel_values"]).logits
-        counts.append(count_batch([logits], batch)[0].cpu().numpy())
-    return np.concatenate(counts)
+            logits = model(pixel_values=batch["pixel_values"].to(model.device)).logits
+        for preds in predict_batch([logits], batch["native_size"]):
+            target = organ_masks(next(outlines), *preds.shape[1:])
+            counts.append(np.stack(count_pixels(preds.cpu().numpy(), target), axis=-1))
+    return np.stack(counts)
+
+
+class ScanPlan(NamedTuple):
+    """What a scan is made of.
+
+    Attributes:
+        rows: Row of each slice in the dataset, by its number.
+        size: Height and width of its slices.
+        spacing_mm: Voxel size (z, y, x); None where slices are missing between the first and the last.
+    """
+
+    rows: dict[int, int]
+    size: tuple[int, int]
+    spacing_mm: tuple[float, float, float] | None
+
+
+def plan_scans(dataset: Dataset) -> dict[tuple[int, int], ScanPlan]:
+    """The scans of a split by case and day.
+
+    Raises:
+        InputError: If a scan has slices of several sizes, or a slice twice; names the first and how many there are.
+    """
+    columns = ["case", "day", "slice", "height", "width", "pixel_spacing"]
+    table = dataset.with_format(None).select_columns(columns).to_pandas()
+    table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
+    plans: dict[tuple[int, int], ScanPlan] = {}
+    problems = []
+    for (case, day), slices in table.groupby(["case", "day"]):
+        rows = dict(zip(slices["slice"].tolist(), slices.index.tolist(), strict=True))
+        grids = set(zip(slices["height"], slices["width"], slices["pixel_spacing"], strict=True))
+        if len(grids) > 1:
+            problems.append(f"case{case}_day{day}: expected slices of one size and spacing, but got {len(grids)}")
+        elif len(rows) < len(slices):
+            problems.append(f"case{case}_day{day}: expected each slice once, but {len(slices) - len(rows)} come again")
+        height, width, (row_mm, column_mm) = min(grids)
+        whole = max(rows) - min(rows) < len(rows)
+        plans[case, day] = ScanPlan(rows, (height, width), (SLICE_THICKNESS_MM, row_mm, column_mm) if whole else None)
+    if problems:
+        raise InputError(f"{problems[0]} ({len(problems)} such scans of {len(plans)}); correct the dataset")
+    return plans
+
+
+class ScanScorer:
+    """Scores the scans of a split while their slices are predicted, each as soon as it is whole.
+
+    Slices may come in any order. Of the scans that are not yet whole the masks are kept, eight pixels a byte.
+
+    Args:
+        dataset: The split; its `segmentation` is the truth.
+        rules: Of the competition's distance.
+        share: Which process this is, and of how many: each scores scans of its own.
+
+    Attributes:
+        clinical: Whether to add the scores in millimetres. A scan with a gap between its slices gets none.
+
+    Raises:
+        InputError: As `plan_scans`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, rules: CompetitionRules = PRESETS["mle_bench"], share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.outlines = dataset.with_format(None).select_columns(["segmentation"])
+        self.plans = plan_scans(dataset)
+        index, number = share
+        self.own = set(list(self.plans)[index::number])
+        self.rules = rules
+        self.clinical = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what came."""
+        self.scored: dict[tuple[int, int], ScanScore] = {}
+        self.preds: dict[tuple[int, int], dict[int, np.ndarray]] = defaultdict(dict)
+        self.label_counts: dict[tuple[int, int], np.ndarray] = {}
+
+    def add(self, slice_id: Sequence[int], packed: np.ndarray, label_counts: np.ndarray) -> None:
+        """Add a slice.
+
+        Args:
+            slice_id: Case, day and number.
+            packed: Its predicted masks, from `pack_masks`.
+            label_counts: From `count_labels`, shape `(labels, 3)`.
+
+        Raises:
+            ValueError: If the split has no such slice, or it came before.
+        """
+        case, day, number = (int(part) for part in slice_id)
+        scan = case, day
+        if scan not in self.plans or number not in self.plans[scan].rows:
+            raise ValueError(f"expected slices of the split, but got case{case}_day{day} slice {number}")
+        if scan not in self.own:
+            return
+        if scan in self.scored or number in self.preds[scan]:
+            raise ValueError(f"expected each slice once, but case{case}_day{day} slice {number} came again")
+        self.preds[scan][number] = packed
+        self.label_counts[scan] = self.label_counts.get(scan, 0) + label_counts
+        if len(self.preds[scan]) == len(self.plans[scan].rows):
+            self.scored[scan] = self.score(scan)
+            del self.preds[scan]
+
+    def score(self, scan: tuple[int, int]) -> ScanScore:
+        """Score a scan whose slices are all there."""
+        rows, (height, width), spacing_mm = self.plans[scan]
+        shape = (len(ORGANS), height, width)
+        bits = [np.unpackbits(self.preds[scan][number], count=math.prod(shape)) for number in sorted(rows)]
+        preds = np.stack([slice_bits.reshape(shape) for slice_bits in bits], axis=1).astype(bool)
+        outlines = self.outlines[[rows[number] for number in sorted(rows)]]["segmentation"]
+        target = np.stack([organ_masks(one, height, width) for one in outlines], axis=1)
+        clinical = []
+        if self.clinical and spacing_mm is not None:
+            clinical = [score_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
+        case, day = scan
+        return score_scan(case, f"case{case}_day{day}", preds, target, self.rules, self.label_counts[scan], clinical)
+
+    def take(self) -> list[ScanScore]:
+        """This process's scans; then start anew.
+
+        Raises:
+            ValueError: If slices are missing.
+        """
+        scored, missing = list(self.scored.values()), self.own - self.scored.keys()
+        self.restart()
+        if missing:
+            case, day = min(missing)
+            raise ValueError(f"slices of {len(missing)} scans have not come, the first case{case}_day{day}")
+        return scored
 
 
 class ComputeMetrics:
-    """The Trainer's `compute_metrics` with `batch_eval_metrics`: adds counts batch by batch, scores at the last."""
+    """The Trainer's `compute_metrics` with `batch_eval_metrics`: adds slices batch by batch, scores at the last.
 
-    def __init__(self) -> None:
-        self.metric = evaluate.load(str(Path(metrics.__file__)))
+    Args:
+        dataset: The validation split.
+        preset: How to read the competition's metric.
+        share: As in `ScanScorer`.
+
+    Attributes:
+        scorer: Takes the slices in.
+        scans: Of all processes, after the last batch.
+    """
+
+    def __init__(self, dataset: Dataset, preset: str = "mle_bench", share: tuple[int, int] = (0, 1)) -> None:
+        self.scorer = ScanScorer(dataset, PRESETS[preset], share)
+        self.scans: list[ScanScore] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch of what `count_batch` counted; the scores after the last one, nothing before."""
-        organ_counts, label_counts = (counts.tolist() for counts in prediction.predictions)
-        self.metric.add_counts(np.asarray(prediction.label_ids).tolist(), organ_counts, label_counts)
-        return self.metric.compute() if compute_result else {}
+        """Add a batch: of `label_ids` the slices, of `predictions` their packed masks and counts of labels."""
+        columns = [np.asarray(column) for column in (prediction.label_ids, *prediction.predictions)]
+        for slice_id, packed, label_counts in zip(*columns, strict=True):
+            self.scorer.add(slice_id, packed, label_counts)
+        if not compute_result:
+            return {}
+        self.scans = gather_object(self.scorer.take())
+        return score_scans(self.scans, self.scorer.rules)

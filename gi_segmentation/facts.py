@@ -5,6 +5,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,19 @@ def changed_arguments(*arguments: Any) -> dict[str, Any]:
 
 def count_split(dataset: Dataset) -> dict[str, int]:
     """Patients, scans, slices and slices without any organ of a split."""
-    empty = sum(not any(organs.values()) for organs in dataset["segmentation"])
     return {
         "patients": len(dataset.unique("case")),
         "scans": len(dataset.unique("scan")),
         "slices": len(dataset),
-        "empty": empty,
+        "empty": sum(not any(organs.values()) for organs in dataset["segmentation"]),
     }
+
+
+def count_sizes(dataset: Dataset) -> dict[str, int]:
+    """Slices of each size, the most frequent first."""
+    columns = zip(dataset["height"], dataset["width"], dataset["pixel_spacing"], strict=True)
+    sizes = Counter(f"{h}×{w} pixels of {spacing[0]:.2f}×{spacing[1]:.2f} mm" for h, w, spacing in columns)
+    return dict(sizes.most_common())
 
 
 def describe_run(
@@ -112,6 +119,7 @@ def describe_run(
         "dataset_fingerprint": fingerprint_dataset(slices),
         "split_hash": hash_splits({split: slices[split].unique("scan") for split in slices}),
         "splits": {split: count_split(slices[split]) for split in slices},
+        "sizes": {split: count_sizes(slices[split]) for split in slices},
         "seed": run_args.seed,
         "train_batch_size": run_args.train_batch_size * run_args.gradient_accumulation_steps * run_args.world_size,
         "learning_rate": run_args.learning_rate,
@@ -122,16 +130,26 @@ def describe_run(
         "lr_scheduler": str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type))
         + (f", times 0.1 after {run_args.lr_drop_at:.0%} of the steps" if run_args.lr_drop_at else ""),
         "augmentation": data_args.augmentation,
+        "competition_preset": run_args.competition_preset,
         "arguments": changed_arguments(model_args, data_args, run_args),
     }
 
 
 def write_facts(output_dir: Path, facts: dict[str, Any]) -> None:
-    """Write `run.json` whole or not at all."""
+    """Write `run.json` whole or not at all.
+
+    Raises:
+        ValueError: If a number is none; what is not known is null.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     scratch = output_dir / f".{RUN_FILE}"
-    scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    scratch.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     scratch.replace(output_dir / RUN_FILE)
+
+
+def read_facts(output_dir: Path) -> dict[str, Any]:
+    """Read `run.json`."""
+    return json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
 
 
 def prepare_output_dir(run_args: RunArguments, facts: dict[str, Any]) -> None:
@@ -147,7 +165,7 @@ def prepare_output_dir(run_args: RunArguments, facts: dict[str, Any]) -> None:
             write_facts(output_dir, facts)
             return
         try:
-            earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+            earlier = read_facts(output_dir)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--output_dir {output_dir}: exists and holds no run of ours; name another folder or empty it"

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
 from gi_segmentation.data import attached_transform, organ_masks, scale_intensity
+from gi_segmentation.dice import count_pixels, dice_score, nanmean
 from gi_segmentation.evaluation import predict_masks
-from gi_segmentation.metrics import count_pixels, dice_score, nanmean
 from gi_segmentation.schema import COLOURS, ORGANS
 
 ORGAN_COLOURS = [(red / 255, green / 255, blue / 255) for red, green, blue in COLOURS[1:]]
@@ -114,6 +114,31 @@ def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: i
     """
     by_hand, predicted = zip(*[compare_slice(model, dataset, i) for i in pick_slices(dataset, number)], strict=True)
     draw_panels([*by_hand, *predicted], columns=len(by_hand)).savefig(path, dpi=110)
+
+
+def fullest_slice(dataset: Dataset, scan: str) -> int:
+    """Row of the slice with the most organ outlined by hand, of those of a scan."""
+    rows = [row for row, name in enumerate(dataset.with_format(None)["scan"]) if name == scan]
+    slices = dataset.with_format(None).select(rows).select_columns(["segmentation", "height", "width"])
+    areas = [int(organ_masks(one["segmentation"], one["height"], one["width"]).sum()) for one in slices]
+    return rows[int(np.argmax(areas))]
+
+
+def draw_cases(model: PreTrainedModel, dataset: Dataset, cases: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw outlines by hand above the model's for single scans, on the slice that shows most of the organs.
+
+    Args:
+        model: The model to show.
+        dataset: The validation split, with a `SliceTransform` attached.
+        cases: By what it is called, as best or worst, a case's `scan` and `dice`.
+        path: PNG to write.
+    """
+    by_hand, predicted = [], []
+    for name, case in cases.items():
+        truth, preds = compare_slice(model, dataset, fullest_slice(dataset, case["scan"]))
+        by_hand.append(truth._replace(title=f"{name} case, Dice {case['dice']:.2f}\n{truth.title}"))
+        predicted.append(preds._replace(title=f"{preds.title} on this slice"))
+    draw_panels([*by_hand, *predicted], columns=len(by_hand), width=3.6).savefig(path, dpi=110)
 
 
 def logged(log_history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:

@@ -1,23 +1,33 @@
-"""The scores, from counts: exact whatever the batch size, the order or the number of processes.
+"""The scores as an `evaluate` metric: `evaluate.load("gi_segmentation/metrics.py")`, from anywhere.
 
-This file is an `evaluate` metric too: `evaluate.load("gi_segmentation/metrics.py")`.
+Its card is model_cards/metric_card.md. The Trainer scores by the same functions.
+
+evaluate.load copies this file, and the modules beside it that it names, to a place of its own. It reads one import a
+line and does not look into those modules: so each that they import is named here too, whether used or not.
 """
 
 import math
-from collections.abc import Iterable
-from collections.abc import Sequence  # one import per line: evaluate.load parses no more
+from collections.abc import Hashable
+from collections.abc import Sequence
 from typing import Any
+from typing import TypeAlias
 
 import datasets
 import evaluate
 import numpy as np
 
+from .competition import PRESETS
+from .dice import nanmean
+from .scans import score_scan
+from .scans import score_scans
 from .schema import LABELS
 from .schema import ORGANS
+from .surface import crop_to_both
 
 DESCRIPTION = """\
-Dice of large bowel, small bowel and stomach: the mean over (slice, organ) pairs on the grid of the masks given, pairs
-without the organ in both skipped; the same over whole scans; and macro F1 over all labels with background, pooled.
+Scores of large bowel, small bowel and stomach as this task has them: Dice, the mean over (slice, organ) pairs on the
+grid of the masks given, pairs without the organ in both skipped; the same over whole scans; and the competition's
+score with its 3D Hausdorff distance, each of whose ambiguities is settled by a preset.
 """
 
 INPUTS = """\
@@ -26,10 +36,12 @@ Args:
         `(organs, height, width)` in the order large_bowel, small_bowel, stomach.
     references: The truth, likewise; sizes as the predictions', slice by slice.
     scans: Which scan each slice belongs to, any hashable; None takes every slice for a scan of its own.
+    slices: Number of each slice in its scan, by which slices are stacked; None stacks them as they come.
+    preset: How to read the competition's metric, `mle_bench` or `first_place`; an option of `compute`.
 
 Returns:
-    `dice`, `dice_{organ}`, `dice_volume`, `dice_volume_{organ}`, `macro_f1_seed`: floats in 0 to 1, NaN where there
-    is nothing to score.
+    `dice`, `dice_{organ}`, `dice_volume`, `dice_volume_{organ}`, `hausdorff_score`, `competition_dice`,
+    `competition_score`: floats in 0 to 1, NaN where there is nothing to score.
 
 Example:
     >>> metric = evaluate.load("gi_segmentation/metrics.py")  # doctest: +SKIP
@@ -37,106 +49,10 @@ Example:
     0.6666666666666666
 """
 
-INTERSECTION, PREDICTED, TRUE = range(3)  # the last axis of all counts
-DICE_UNIT = 2**60  # Dice values are summed as whole multiples of 1/DICE_UNIT: no order of summation can change them
-
-
-def count_pixels(preds: Any, target: Any) -> tuple[Any, Any, Any]:
-    """Count what overlap measures need.
-
-    Args:
-        preds: Predicted masks, bool, shape `(..., classes, height, width)`; NumPy array or torch tensor.
-        target: True masks, same shape and kind.
-
-    Returns:
-        Pixels in both, pixels predicted, pixels true; each of shape `(..., classes)`.
-
-    Example:
-        >>> count_pixels(np.array([[[True, True, False]]]), np.array([[[True, False, False]]]))
-        (array([1]), array([2]), array([1]))
-    """
-    return (preds & target).sum(axis=(-2, -1)), preds.sum(axis=(-2, -1)), target.sum(axis=(-2, -1))
-
-
-def dice_score(counts: Sequence[int]) -> float:
-    """Dice of one organ: twice the common pixels over the pixels of both.
-
-    Args:
-        counts: Pixels in both, predicted and true.
-
-    Returns:
-        0 to 1; NaN where neither mask has a pixel, since nothing was asked.
-
-    Example:
-        >>> dice_score([1, 2, 1]), dice_score([0, 0, 0])
-        (0.6666666666666666, nan)
-    """
-    total = counts[PREDICTED] + counts[TRUE]
-    return 2 * counts[INTERSECTION] / total if total else math.nan
-
-
-def nanmean(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN, the same in any order; NaN where there are none.
-
-    Example:
-        >>> nanmean([1.0, math.nan, 0.5])
-        0.75
-    """
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
-
-
-class DiceCounts:
-    """What is known after some slices; its size depends on the number of scans, not of slices.
-
-    Attributes:
-        dice_sums: Per organ the sum of slice Dice in multiples of 1/`DICE_UNIT`.
-        dice_numbers: Per organ the number of slices with a Dice.
-        scan_counts: Per scan and organ the pixels in both, predicted and true.
-        label_counts: Per label the same, pooled over all slices.
-    """
-
-    def __init__(self) -> None:
-        self.dice_sums = [0] * len(ORGANS)
-        self.dice_numbers = [0] * len(ORGANS)
-        self.scan_counts: dict[Any, np.ndarray] = {}
-        self.label_counts = np.zeros((len(LABELS), 3), dtype=np.int64)
-
-    def add_slice(self, scan: Any, organ_counts: Sequence[Sequence[int]], label_counts: Any) -> None:
-        """Add a slice.
-
-        Args:
-            scan: The scan it belongs to.
-            organ_counts: Per organ, pixels in both, predicted and true; at native resolution.
-            label_counts: Per label, background first, the same; at the resolution of the model.
-        """
-        for organ, counts in enumerate(organ_counts):
-            dice = dice_score(counts)
-            if not math.isnan(dice):
-                self.dice_sums[organ] += round(dice * DICE_UNIT)
-                self.dice_numbers[organ] += 1
-        empty = np.zeros((len(ORGANS), 3), dtype=np.int64)
-        self.scan_counts[scan] = self.scan_counts.get(scan, empty) + np.asarray(organ_counts, dtype=np.int64)
-        self.label_counts += np.asarray(label_counts, dtype=np.int64)
-
-    def scores(self) -> dict[str, float]:
-        """The scores of all slices added; see `DESCRIPTION`."""
-
-        def mean_dice(organs: Sequence[int]) -> float:
-            number = sum(self.dice_numbers[organ] for organ in organs)
-            return sum(self.dice_sums[organ] for organ in organs) / (number * DICE_UNIT) if number else math.nan
-
-        every_organ = range(len(ORGANS))
-        volume_dice = [
-            [dice_score(counts[organ].tolist()) for counts in self.scan_counts.values()] for organ in every_organ
-        ]
-        return {
-            "dice": mean_dice(every_organ),
-            **{f"dice_{name}": mean_dice([organ]) for organ, name in enumerate(ORGANS)},
-            "dice_volume": nanmean(dice for organ in volume_dice for dice in organ),
-            **{f"dice_volume_{name}": nanmean(volume_dice[organ]) for organ, name in enumerate(ORGANS)},
-            "macro_f1_seed": nanmean(dice_score(counts) for counts in self.label_counts.tolist()),
-        }
+CITATION = """\
+Dice, L. R. (1945). Measures of the amount of ecologic association between species. Ecology 26, 297-302.
+The data: Data in Brief 57 (2024) 111159, doi 10.1016/j.dib.2024.111159.
+"""
 
 
 def to_organ_masks(mask: Any) -> np.ndarray:
@@ -162,82 +78,102 @@ def to_organ_masks(mask: Any) -> np.ndarray:
     return array == np.arange(1, len(LABELS))[:, None, None]
 
 
-def to_label_masks(organ_masks: np.ndarray) -> np.ndarray:
-    """One binary mask per label, background first, where the highest organ wins: bool, `(labels, height, width)`."""
-    labels = np.max(organ_masks * np.arange(1, len(LABELS))[:, None, None], axis=0)
-    return labels == np.arange(len(LABELS))[:, None, None]
+PackedPair: TypeAlias = tuple[tuple[int, ...], np.ndarray]  # shape of prediction and truth, bits of both
 
 
-class GiTractDice(evaluate.Metric):
-    """Dice of the three organs as an `evaluate` metric whose state is counts, not masks."""
+class GiTractScores(evaluate.Metric):
+    """The scores as an `evaluate` metric, which keeps the masks, eight pixels a byte, until it computes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.counts = DiceCounts()
+        self.slices: dict[Hashable, dict[Any, PackedPair]] = {}
+        self.number = 0
 
     def _info(self) -> evaluate.MetricInfo:
         mask = datasets.Sequence(datasets.Sequence(datasets.Value("uint8")))
         return evaluate.MetricInfo(
             description=DESCRIPTION,
-            citation="",
+            citation=CITATION,
             inputs_description=INPUTS,
             features=datasets.Features({"predictions": mask, "references": mask}),
+            reference_urls=["https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation"],
         )
 
     def add_batch(
-        self, *, predictions: Sequence[Any], references: Sequence[Any], scans: Sequence[Any] | None = None
+        self,
+        *,
+        predictions: Sequence[Any],
+        references: Sequence[Any],
+        scans: Sequence[Hashable] | None = None,
+        slices: Sequence[int] | None = None,
     ) -> None:
-        """Add slices by their masks; see `INPUTS`.
+        """Add slices by their masks; see `INPUTS`. Either all are added or, where one is wrong, none.
 
         Raises:
-            ValueError: If the numbers of masks or the shapes of a pair differ.
+            ValueError: If the numbers of masks or the shapes of a pair differ, a mask is none, a slice comes twice, or
+                slices of a scan differ in size; names the first such slice.
         """
-        first = len(self.counts.scan_counts)
+        first = self.number
         names = [("slice", first + index) for index in range(len(predictions))] if scans is None else scans
-        if not len(predictions) == len(references) == len(names):
+        numbers = range(first, first + len(predictions)) if slices is None else slices
+        if not len(predictions) == len(references) == len(names) == len(numbers):
             raise ValueError(
-                f"expected as many predictions as references and scans, "
-                f"but got {len(predictions)}, {len(references)} and {len(names)}"
+                f"expected as many predictions as references, scans and slices, "
+                f"but got {len(predictions)}, {len(references)}, {len(names)} and {len(numbers)}"
             )
-        for index, (scan, prediction, reference) in enumerate(zip(names, predictions, references, strict=True)):
-            preds, target = to_organ_masks(prediction), to_organ_masks(reference)
-            if preds.shape != target.shape:
-                raise ValueError(f"slice {index}: expected masks of one shape, but got {preds.shape}, {target.shape}")
-            organ_counts = np.stack(count_pixels(preds, target), axis=-1)
-            label_counts = np.stack(count_pixels(to_label_masks(preds), to_label_masks(target)), axis=-1)
-            self.counts.add_slice(scan, organ_counts.tolist(), label_counts)
+        added: dict[Hashable, dict[Any, PackedPair]] = {}
+        for index, (scan, number) in enumerate(zip(names, numbers, strict=True)):
+            try:
+                pair = to_organ_masks(predictions[index]), to_organ_masks(references[index])
+            except ValueError as error:
+                raise ValueError(f"slice {index}: {error}") from error
+            earlier = self.slices.get(scan, {}), added.setdefault(scan, {})
+            shapes = {pair[0].shape, pair[1].shape, *(shape for some in earlier for shape, _ in some.values())}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"slice {index}: expected masks of one shape, as all of scan {scan!r}, but got "
+                    f"{', '.join(str(shape[1:]) for shape in sorted(shapes))}"
+                )
+            if any(number in some for some in earlier):
+                raise ValueError(f"slice {index}: number {number} of scan {scan!r} came before; give each slice once")
+            added[scan][number] = pair[0].shape, np.packbits(np.stack(pair))
+        for scan, members in added.items():
+            self.slices.setdefault(scan, {}).update(members)
+        self.number += len(predictions)
 
-    def add(self, *, prediction: Any, reference: Any, scan: Any = None) -> None:
+    def add(self, *, prediction: Any, reference: Any, scan: Hashable = None, slice: int | None = None) -> None:
         """Add one slice by its masks."""
-        self.add_batch(predictions=[prediction], references=[reference], scans=None if scan is None else [scan])
-
-    def add_counts(self, scans: Any, organ_counts: Any, label_counts: Any) -> None:
-        """Add slices counted elsewhere.
-
-        Args:
-            scans: The scan of each slice, length B.
-            organ_counts: Pixels in both, predicted and true, shape `(B, organs, 3)`.
-            label_counts: The same per label, background first, shape `(B, labels, 3)`.
-        """
-        for scan, organs, labels in zip(scans, organ_counts, label_counts, strict=True):
-            self.counts.add_slice(scan, organs, labels)
+        scans, slices = ([value] if value is not None else None for value in (scan, slice))
+        self.add_batch(predictions=[prediction], references=[reference], scans=scans, slices=slices)  # type: ignore[arg-type]
 
     def compute(
         self,
         *,
         predictions: Sequence[Any] | None = None,
         references: Sequence[Any] | None = None,
-        scans: Sequence[Any] | None = None,
+        scans: Sequence[Hashable] | None = None,
+        slices: Sequence[int] | None = None,
+        preset: str = "mle_bench",
     ) -> dict[str, float]:
         """Score the slices added so far and those given here, then start anew.
 
         Raises:
-            ValueError: As `add_batch`, or if only one of predictions and references is given.
+            ValueError: As `add_batch`, or if only one of predictions and references is given, or no such preset is
+                known.
         """
+        if preset not in PRESETS:
+            raise ValueError(f"expected a preset of {', '.join(PRESETS)}, but got {preset!r}")
         if predictions is not None and references is not None:
-            self.add_batch(predictions=predictions, references=references, scans=scans)
-        elif any(given is not None for given in (predictions, references, scans)):
+            self.add_batch(predictions=predictions, references=references, scans=scans, slices=slices)
+        elif any(given is not None for given in (predictions, references, scans, slices)):
             raise ValueError("expected predictions and references together, or neither; add the missing one")
-        scores = self.counts.scores()
-        self.counts = DiceCounts()
-        return scores
+        scored = []
+        for scan, members in self.slices.items():
+            pairs = [
+                np.unpackbits(bits, count=2 * math.prod(shape)).reshape(2, *shape).astype(bool)
+                for _, (shape, bits) in sorted(members.items())
+            ]
+            preds, target = np.stack(pairs, axis=2)
+            scored.append(score_scan(scan, scan, preds, target, PRESETS[preset]))
+        self.slices, self.number = {}, 0
+        return score_scans(scored, PRESETS[preset])

@@ -8,79 +8,38 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from dataset_builder.kaggle import ID_PATTERN, Annotation, KaggleDataError, find_slices, read_annotations
-from gi_segmentation.clinical import format_clinical, score_organ
+from gi_segmentation.clinical import score_organ
+from gi_segmentation.competition import PRESETS, CompetitionRules
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.metrics import PREDICTED, TRUE, dice_score, nanmean
 from gi_segmentation.rle import RleError, decode
+from gi_segmentation.scans import (
+    ScanScore,
+    describe_clinical,
+    find_intervals,
+    format_clinical,
+    format_interval,
+    score_scan,
+    score_scans,
+    tabulate_scans,
+)
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
-from gi_segmentation.surface import crop_to_both, find_surface, greatest_distance
 
-DICE_WEIGHT, HAUSDORFF_WEIGHT = 0.4, 0.6
-MAX_SIZE_RATIO = 10
+COMPETITION_SCORES = (
+    "dice",
+    *(f"dice_{organ}" for organ in ORGANS),
+    "hausdorff_score",
+    "competition_dice",
+    "competition_score",
+)
 
 Annotations = dict[str, dict[str, Annotation]]
-
-
-@dataclass(frozen=True)
-class CompetitionRules:
-    """The competition's metric where its description leaves a choice; the host's code is not public.
-
-    The defaults are mle-bench's, `grade.py` of uw-madison-gi-tract-image-segmentation. The preset first_place is the
-    winner's validation code (CarnoZhao/Kaggle-UWMGIT, `monai/metric.py`): its distance is 1 where exactly one mask is
-    empty, 0 where both are, and whatever is measured where the prediction is too large. Its training script hands it
-    single slices and takes MONAI's Dice, which skips slices without the organ in the truth; the preset measures whole
-    scans, as the competition does, and counts slices as perfect that are empty in both.
-
-    Attributes:
-        both_empty: A slice's organ, or a scan, that neither mask has: `skipped` in the mean, or counts as `perfect`.
-        hausdorff_over: One distance a scan, of the `union` of its organs, or one of each `organ`.
-        direction: `symmetric`, the greater of both ways, or only `preds_to_target`.
-        points: Distances between all `voxels` of the masks, or between the voxels of their `surface` alone, by which a
-            hole far inside the other mask counts.
-        normaliser: Coordinates over the volume's shape and the distance over √3, the diagonal of the `unit_cube`; or
-            voxels over the `volume_diagonal`. A slice is as thick as a pixel is wide.
-        one_empty: The distance where exactly one mask is empty: 1, the `worst`, or `skipped`.
-        oversized: The distance where the prediction has over ten times the target's pixels: `worst`, or `measured` as
-            any other.
-
-    Raises:
-        ValueError: If a value is none of those.
-    """
-
-    both_empty: Literal["skipped", "perfect"] = "skipped"
-    hausdorff_over: Literal["union", "organ"] = "union"
-    direction: Literal["symmetric", "preds_to_target"] = "symmetric"
-    points: Literal["voxels", "surface"] = "voxels"
-    normaliser: Literal["unit_cube", "volume_diagonal"] = "unit_cube"
-    one_empty: Literal["worst", "skipped"] = "worst"
-    oversized: Literal["worst", "measured"] = "worst"
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(CompetitionRules).items():
-            value, known = getattr(self, name), get_args(hint)
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
-
-
-PRESETS = {
-    "mle_bench": CompetitionRules(),
-    "first_place": CompetitionRules(
-        both_empty="perfect",
-        hausdorff_over="organ",
-        direction="preds_to_target",
-        points="surface",
-        normaliser="volume_diagonal",
-        one_empty="worst",
-        oversized="measured",
-    ),
-}
 
 
 class SliceGrid(NamedTuple):
@@ -103,65 +62,7 @@ class ScanPair:
     preds: list[list[str]]
 
 
-@dataclass(frozen=True)
-class ScanScore:
-    """What is known of a scan.
-
-    Attributes:
-        dice: Of each slice and organ, shape `(slices, organs)`, NaN where both are empty and that is skipped.
-        hausdorff: One distance, or one of each organ.
-        clinical: A row per organ, as `clinical.average_patients` takes them; none unless asked for.
-    """
-
-    dice: list[list[float]]
-    hausdorff: list[float]
-    clinical: list[dict[str, float | str]]
-
-
-def hausdorff_distance(preds: np.ndarray, target: np.ndarray, rules: CompetitionRules = PRESETS["mle_bench"]) -> float:
-    """Normalised Hausdorff distance of two volumes.
-
-    Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
-        target: True mask, same shape.
-        rules: What to measure.
-
-    Returns:
-        0 to 1; NaN where the rules skip.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Source: mle-bench, `grade.py` of uw-madison-gi-tract-image-segmentation.
-
-    Example:
-        >>> target, preds = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
-        >>> target[0, 0, 0] = preds[0, 0, 2] = True
-        >>> round(hausdorff_distance(preds, target) * math.sqrt(3), 6)  # two of four pixels apart
-        0.5
-    """
-    if preds.shape != target.shape:
-        raise ValueError(f"expected volumes of one shape, but got {preds.shape} and {target.shape}")
-    shape = np.array(preds.shape)
-    preds, target = crop_to_both(preds, target)
-    num_preds, num_target = np.count_nonzero(preds), np.count_nonzero(target)
-    if not num_preds and not num_target:
-        return 0.0 if rules.both_empty == "perfect" else math.nan
-    if not num_preds or not num_target:
-        return 1.0 if rules.one_empty == "worst" else math.nan
-    if rules.oversized == "worst" and num_preds > MAX_SIZE_RATIO * num_target:
-        return 1.0
-    if rules.normaliser == "unit_cube":
-        spacing, diagonal = tuple(1 / shape), math.sqrt(3)
-    else:
-        spacing, diagonal = (1.0, 1.0, 1.0), math.sqrt((shape**2).sum())
-    if rules.points == "surface":
-        preds, target = find_surface(preds), find_surface(target)
-    ways = [(preds, target), (target, preds)] if rules.direction == "symmetric" else [(preds, target)]
-    return max(greatest_distance(*way, spacing) for way in ways) / diagonal
-
-
-def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> np.ndarray:
+def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[np.ndarray, list[str]]:
     """Masks of a scan.
 
     Args:
@@ -170,55 +71,32 @@ def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> np.nda
         path: The file they come from.
 
     Returns:
-        bool, shape `(organs, slices, height, width)`.
-
-    Raises:
-        RleError: If an encoding is no mask of the slice; names file, slice and organ.
+        bool, shape `(organs, slices, height, width)`; and each encoding that is no mask of its slice, as a sentence.
     """
     height, width = pair.grid.height, pair.grid.width
     volume = np.zeros((len(ORGANS), len(slices), height, width), dtype=bool)
+    problems = []
     for number, (slice_id, organs) in enumerate(zip(pair.slice_ids, slices, strict=True)):
         for index, rle in enumerate(organs):
             try:
                 if rle:
                     volume[index, number] = decode(rle, height, width)
             except RleError as error:
-                raise RleError(f"{path}: {slice_id} {ORGANS[index]}: {error}") from error
-    return volume
+                problems.append(f"{path}: {slice_id} {ORGANS[index]}: {error}")
+    return volume, problems
 
 
-def score_slices(preds: np.ndarray, target: np.ndarray, rules: CompetitionRules) -> list[float]:
-    """Dice of each slice of a volume.
-
-    Example:
-        >>> empty = np.zeros((1, 2, 2), dtype=bool)
-        >>> [score_slices(empty, empty, PRESETS[preset]) for preset in ("mle_bench", "first_place")]
-        [[nan], [1.0]]
-    """
-    dice = []
-    for pair in zip(preds, target, strict=True):
-        counts = [int(np.count_nonzero(mask)) for mask in (pair[0] & pair[1], *pair)]
-        perfect = rules.both_empty == "perfect" and not (counts[PREDICTED] or counts[TRUE])
-        dice.append(1.0 if perfect else dice_score(counts))
-    return dice
-
-
-def score_scan(pair: ScanPair, truth: Path, submission: Path, rules: CompetitionRules) -> ScanScore:
-    """Score one scan of two files, with clinical scores if the size of its pixels is known."""
-    preds, target = decode_volume(pair, pair.preds, submission), decode_volume(pair, pair.target, truth)
-    dice = [score_slices(*organ, rules) for organ in zip(preds, target, strict=True)]
-    if rules.hausdorff_over == "union":
-        hausdorff = [hausdorff_distance(np.any(preds, axis=0), np.any(target, axis=0), rules)]
-    else:
-        hausdorff = [hausdorff_distance(*organ, rules) for organ in zip(preds, target, strict=True)]
-    clinical: list[dict[str, float | str]] = []
+def score_pair(pair: ScanPair, truth: Path, submission: Path, rules: CompetitionRules) -> ScanScore | list[str]:
+    """Score one scan of two files, with clinical scores if the size of its pixels is known; or say what is wrong."""
+    target, problems = decode_volume(pair, pair.target, truth)
+    preds, more = decode_volume(pair, pair.preds, submission)
+    if problems or more:
+        return problems + more
+    clinical = []
     if pair.grid.pixel_spacing is not None:
         spacing_mm = (SLICE_THICKNESS_MM, *pair.grid.pixel_spacing)
-        clinical = [
-            {"case": pair.case, "scan": pair.name, "organ": organ, **score_organ(*masks, spacing_mm)}
-            for organ, masks in zip(ORGANS, zip(preds, target, strict=True), strict=True)
-        ]
-    return ScanScore([list(organs) for organs in zip(*dice, strict=True)], hausdorff, clinical)
+        clinical = [score_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
+    return score_scan(pair.case, pair.name, preds, target, rules, clinical=clinical)
 
 
 def read_table(path: Path, rle_column: str) -> Annotations:
@@ -235,8 +113,7 @@ def read_table(path: Path, rle_column: str) -> Annotations:
         for organ in ORGANS
         if organ not in organs
     ]
-    if problems:
-        raise InputError(problems[0] + (f" ({len(problems)} problems)" if problems[1:] else ""))
+    raise_first(problems)
     return annotations
 
 
@@ -323,35 +200,7 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
     return pairs
 
 
-def competition_score(scans: list[ScanScore]) -> dict[str, float]:
-    """Combine the scans' scores.
-
-    Returns:
-        `dice` (mean over slices and organs, but for those skipped), `dice_{organ}`, `hausdorff_score` (one
-        minus the mean of the distances) and `competition_score`, 0.4 of the first plus 0.6 of the last.
-    """
-    per_organ = list(zip(*(organs for scan in scans for organs in scan.dice), strict=True))
-    dice = nanmean(value for organ in per_organ for value in organ)
-    return {
-        "dice": dice,
-        **{f"dice_{organ}": nanmean(values) for organ, values in zip(ORGANS, per_organ, strict=True)},
-        **combine_scores(dice, [distance for scan in scans for distance in scan.hausdorff]),
-    }
-
-
-def combine_scores(dice: float, hausdorff: list[float]) -> dict[str, float]:
-    """The competition's score from the mean Dice and the distances.
-
-    Example:
-        >>> combine_scores(0.8, [0.1, 0.3])
-        {'hausdorff_score': 0.8, 'competition_score': 0.8}
-    """
-    hausdorff_score = 1 - nanmean(hausdorff)
-    score = DICE_WEIGHT * dice + HAUSDORFF_WEIGHT * hausdorff_score
-    return {"hausdorff_score": hausdorff_score, "competition_score": score}
-
-
-def score_scans(
+def score_files(
     truth: Path,
     submission: Path,
     kaggle_dir: Path | None = None,
@@ -370,14 +219,26 @@ def score_scans(
         clinical: Whether to add the scores in millimetres.
 
     Raises:
-        InputError: If either file has problems or they do not fit together.
+        InputError: If either file has problems or they do not fit together; names the first and how many there are.
     """
     annotations = read_table(truth, "segmentation"), read_table(submission, "predicted")
     pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical))
     workers = max(1, min(num_proc or os.cpu_count() or 1, len(pairs)))
     with ProcessPoolExecutor(workers) as pool:
-        results = pool.map(partial(score_scan, truth=truth, submission=submission, rules=rules), pairs)
-        return list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
+        results = pool.map(partial(score_pair, truth=truth, submission=submission, rules=rules), pairs)
+        scored = list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
+    raise_first([problem for result in scored if isinstance(result, list) for problem in result])
+    return [result for result in scored if isinstance(result, ScanScore)]
+
+
+def raise_first(problems: list[str]) -> None:
+    """Raise the first problem, if there is any, and say how many there are.
+
+    Raises:
+        InputError: If there are problems.
+    """
+    if problems:
+        raise InputError(problems[0] + (f" ({len(problems)} problems)" if problems[1:] else ""))
 
 
 def score_submission(
@@ -390,19 +251,30 @@ def score_submission(
     """Score a submission as the competition does.
 
     Args:
-        truth: As `score_scans` takes it, and likewise the others.
+        truth: As `score_files` takes it, and likewise the others.
         submission: Likewise.
         kaggle_dir: Likewise.
         num_proc: Likewise.
         rules: Likewise.
 
     Returns:
-        As `competition_score`.
+        As `scans.scores_of`.
 
     Raises:
-        InputError: If either file has problems or they do not fit together.
+        InputError: As `score_files`.
     """
-    return competition_score(score_scans(truth, submission, kaggle_dir, num_proc, rules))
+    return score_scans(score_files(truth, submission, kaggle_dir, num_proc, rules), rules)
+
+
+def format_scores(scans: list[ScanScore], rules: CompetitionRules, preset: str) -> str:
+    """The scores as lines, each with the interval in which chance may have moved it, under the rules' names."""
+    scores, intervals = score_scans(scans, rules), find_intervals(scans, rules)
+    lines = [f"preset {preset}: " + ", ".join(f"{name} {value}" for name, value in asdict(rules).items())]
+    if any(intervals.values()):
+        lines.append(f"in brackets 95 % intervals over {len({scan.patient for scan in scans})} patients")
+    for name in COMPETITION_SCORES:
+        lines.append(f"{scores[name]:8.4f}  {name}{format_interval(intervals[name], '.4f')}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -416,23 +288,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "--preset", choices=PRESETS, default="mle_bench", help="whose reading of the metric (default: %(default)s)"
     )
     parser.add_argument("--clinical", action="store_true", help="print scores in millimetres too, per organ")
-    parser.add_argument("--output", type=Path, help="CSV for them, a row per scan and organ; with --clinical")
+    parser.add_argument("--output", type=Path, help="CSV for the scores of each scan and organ")
     arguments = parser.parse_args(argv)
-    if arguments.output is not None and not (arguments.clinical and arguments.output.parent.is_dir()):
-        raise InputError(f"--output {arguments.output}: expected --clinical beside it, and a folder that exists")
+    if arguments.output is not None and not arguments.output.parent.is_dir():
+        raise InputError(f"--output {arguments.output}: expected a file in a folder that exists")
     rules = PRESETS[arguments.preset]
     files = arguments.truth, arguments.submission, arguments.kaggle_dir
-    scans = score_scans(*files, arguments.num_proc, rules, arguments.clinical)
-    scores = competition_score(scans)
-    print(f"preset {arguments.preset}: " + ", ".join(f"{name} {value}" for name, value in asdict(rules).items()))
-    for name, value in scores.items():
-        print(f"{value:8.4f}  {name}")
+    scans = score_files(*files, arguments.num_proc, rules, arguments.clinical)
+    print(format_scores(scans, rules, arguments.preset))
     if arguments.clinical:
-        rows = pd.DataFrame([row for scan in scans for row in scan.clinical])
-        print(format_clinical(rows))
-        if arguments.output is not None:
-            rows.to_csv(arguments.output, index=False)
-    return scores
+        print(format_clinical(describe_clinical(scans)))
+    if arguments.output is not None:
+        tabulate_scans(scans).to_csv(arguments.output, index=False)
+    return score_scans(scans, rules)
 
 
 if __name__ == "__main__":

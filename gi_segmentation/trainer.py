@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
@@ -32,7 +32,7 @@ from transformers.trainer_utils import sort_checkpoints
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.data import BalancedSampler, SliceTransform, attached_transform, collate, shown_organs
 from gi_segmentation.errors import InputError
-from gi_segmentation.evaluation import ComputeMetrics, count_batch, flip_logits
+from gi_segmentation.evaluation import ComputeMetrics, count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.losses import cross_entropy_loss, dice_sums, resize_logits, soft_dice_loss
 from gi_segmentation.modeling import (
     all_logits,
@@ -43,6 +43,7 @@ from gi_segmentation.modeling import (
     without_auxiliary_head,
 )
 from gi_segmentation.publish import hub_errors
+from gi_segmentation.scans import ScanScore
 from gi_segmentation.schema import LABELS
 
 logger = logging.getLogger(__name__)
@@ -322,14 +323,15 @@ class SegmentationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Loss, and in place of logits the few counts per slice from which the scores follow."""
+        """Loss, and in place of logits the organs' masks, packed, and counts of labels; which slices they are."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
             logits = flip_logits(model, inputs["pixel_values"]).mean(dim=0) if self.flips else outputs.logits
         if prediction_loss_only:
             return loss.detach(), None, None
-        return loss.detach(), count_batch([logits.detach()], inputs), inputs["scan"]
+        masks = predict_batch([logits], inputs["native_size"])
+        return loss.detach(), (pack_masks(masks), count_labels([logits], inputs["labels"])), inputs["slice_id"]
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -398,6 +400,7 @@ def build_trainer(
     callbacks: list[TrainerCallback] = [EpochCallback(attached_transform(train_dataset))]
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
+    share = run_args.process_index, run_args.world_size
     # With --push_to_hub the Trainer makes the repository at once: a wrong token is better known before than after.
     with hub_errors(str(run_args.hub_model_id)):
         return SegmentationTrainer(
@@ -407,18 +410,29 @@ def build_trainer(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
-            compute_metrics=ComputeMetrics(),
+            compute_metrics=ComputeMetrics(eval_dataset, run_args.competition_preset, share),
             callbacks=callbacks,
             balanced=data_args.slice_sampling == "balanced",
         )
 
 
-def train(trainer: SegmentationTrainer) -> dict[str, float]:
+class Evaluation(NamedTuple):
+    """How the best checkpoint scored.
+
+    Attributes:
+        scores: By name, `eval_*` and, with `--test_time_flips`, `eval_flips_*`.
+        scans: What they follow from, by prefix.
+    """
+
+    scores: dict[str, float]
+    scans: dict[str, list[ScanScore]]
+
+
+def train(trainer: SegmentationTrainer) -> Evaluation:
     """Train to the end, going on where an earlier run of the same command stopped; then score the best checkpoint.
 
     Returns:
-        The scores, `eval_*`, of the weights that the trainer's model holds afterwards; with `--test_time_flips` also
-        `eval_flips_*`.
+        The scores of the weights that the trainer's model holds afterwards, those in millimetres too.
 
     Raises:
         InputError: If no checkpoint was scored.
@@ -429,8 +443,11 @@ def train(trainer: SegmentationTrainer) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.best_model_checkpoint is None:
         raise InputError("no checkpoint was scored: train for at least one evaluation (--eval_strategy, --eval_steps)")
-    scores = trainer.evaluate()
+    metrics = cast(ComputeMetrics, trainer.compute_metrics)
+    metrics.scorer.clinical = True
+    scores, scans = trainer.evaluate(), {"eval": metrics.scans}
     if trainer.args.test_time_flips:
         trainer.flips = True
         scores |= trainer.evaluate(metric_key_prefix="eval_flips")
-    return scores
+        scans["eval_flips"] = metrics.scans
+    return Evaluation(scores, scans)

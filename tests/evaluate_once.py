@@ -8,6 +8,7 @@ from test_trainer import make_trainer
 
 if __name__ == "__main__":
     trainer, _ = make_trainer(sys.argv[2:])
+    trainer.compute_metrics.scorer.clinical = True
     scores = trainer.evaluate()
     if trainer.is_world_process_zero():
         Path(sys.argv[1]).write_text(json.dumps(scores))

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import pytest
 import surface_distance
 import torch
@@ -20,8 +19,6 @@ from scipy.spatial.distance import cdist
 
 from gi_segmentation.clinical import (
     added_path_length,
-    average_patients,
-    format_clinical,
     hausdorff_distance,
     mean_surface_distance,
     normalised_surface_dice,
@@ -296,36 +293,3 @@ class TestErrors:
     def test_percentile(self, percentile: float) -> None:
         with pytest.raises(ValueError, match="expected a percentile of 0 to 100"):
             hausdorff_distance(pixels(), pixels(), (1, 1, 1), percentile)
-
-
-def rows_of(*values: tuple[int, str, str, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(values, columns=["case", "scan", "organ", "volume_dice", "hausdorff_mm"])
-
-
-class TestPatients:
-    def test_a_patient_counts_once_however_many_scans(self) -> None:
-        rows = rows_of(
-            (1, "case1_day0", "stomach", 0.9, 2.0),
-            (1, "case1_day1", "stomach", 0.7, 4.0),
-            (2, "case2_day0", "stomach", 0.4, 9.0),
-        )
-        patients = average_patients(rows)
-        assert patients.loc["stomach", "volume_dice"].tolist() == pytest.approx([0.8, 0.4])
-        lines = format_clinical(rows).splitlines()
-        assert lines[0] == "| mean ± SD over patients | stomach |"
-        assert "| volume_dice | 0.600 ± 0.283 |" in lines and "| hausdorff_mm | 6.000 ± 4.243 |" in lines
-        assert "| patients | 2 |" in lines
-
-    def test_what_nobody_asked_is_no_score_and_what_has_none_is_counted(self) -> None:
-        rows = rows_of(
-            (1, "case1_day0", "stomach", math.nan, 0.0),  # in neither mask
-            (1, "case1_day1", "stomach", 0.0, math.nan),  # missed
-            (1, "case1_day2", "stomach", 1.0, 3.0),
-            (1, "case1_day0", "large_bowel", 1.0, 5.0),
-        )
-        patients = average_patients(rows)
-        assert patients.loc[("stomach", 1)].tolist() == [0.5, 3.0]
-        lines = format_clinical(rows).splitlines()
-        assert lines[0] == "| mean ± SD over patients | large bowel | stomach |"
-        assert "| hausdorff_mm | 5.000 | 3.000 |" in lines  # of one patient there is no deviation
-        assert "| scans with it in one mask only | 0 | 1 |" in lines

@@ -56,7 +56,14 @@ def test_each_way_scores_as_the_trainer_and_the_competition_do(
     assert json.loads((tmp_path / "scores.json").read_text())["scores"] == scores
     printed = capsys.readouterr().out
     gain = scores["all together"]["dice"] - max(scores[folder]["dice"] for folder in runs)
-    assert re.search(rf"^\| all together \| .*\| {re.escape(f'{gain:+.4f}')} \|$", printed, re.M)
+    line = re.search(rf"^\| all together \| .*\| {re.escape(f'{gain:+.4f}')} \[(.*), (.*)\] \|$", printed, re.M)
+    assert line is not None
+    (low, high), found = line.groups(), json.loads((tmp_path / "scores.json").read_text())
+    baseline, _, interval = found["gains"]["all together"]
+    assert baseline in runs and [f"{end:+.3f}" for end in interval] == [low, high]
+    assert float(low) <= round(gain, 3) <= float(high) and "intervals over 2 patients" in printed
+    around = found["intervals"]["all together"]["competition_score"]
+    assert around[0] <= scores["all together"]["competition_score"] <= around[1]
 
     words = ["--input", str(kaggle_dir), "--output_dir", str(tmp_path), "--device", "cpu", "--num_workers", "0"]
     submission = predict.main(["--model", *runs, *words, "--test_time_flips"])
@@ -104,7 +111,9 @@ def test_the_results_table_holds_what_a_run_scored(dataset_dir: Path, tmp_path: 
     assert name == "dpt-large"
     values = {result.metric_name: result.metric_value for result in results}
     assert values["Dice, mean over slices and organs"] == round(facts["scores"]["eval_dice"], 4)
-    assert values["Competition score (mle_bench)"] == pytest.approx(float(cells[7]), abs=1e-4)
+    assert values["Competition score, 0.4 Dice + 0.6 of the line above (preset mle_bench)"] == pytest.approx(
+        float(cells[7]), abs=1e-4
+    )
 
 
 def test_a_recipe_that_cannot_run_is_a_row_of_its_own(

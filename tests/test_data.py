@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
-from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
-from gi_segmentation.augmentation import build_augmentation
 from gi_segmentation.data import (
-    BalancedSampler,
     SliceTransform,
-    attached_transform,
     collate,
-    find_neighbours,
     load_slices,
     organ_masks,
     resize_image,
@@ -110,215 +105,29 @@ class TestOrganMasks:
         np.testing.assert_array_equal(decoded, masks)
         assert (decoded.sum(axis=0) == 2).sum() == 5
 
-    def test_validation_rows_carry_the_outlines_as_drawn(self, slices: DatasetDict) -> None:
+    def test_validation_rows_tell_which_slice_they_are(self, slices: DatasetDict) -> None:
         _, validation = transformed(slices)
         overlapping = 0
         for row, example in zip(slices["validation"], validation, strict=True):
-            masks = example["organ_masks"].numpy()
-            assert masks.shape == (3, row["height"], row["width"])
-            assert [encode(mask) for mask in masks] == [row["segmentation"][organ] for organ in ORGANS]
-            assert int(example["scan"]) == row["case"] * 100_000 + row["day"]
+            assert example["slice_id"].tolist() == [row["case"], row["day"], row["slice"]]
+            assert example["native_size"].tolist() == [row["height"], row["width"]]
             labels = np.array(row["annotation"])
             np.testing.assert_array_equal(example["labels"].numpy(), resize_labels(labels, SIZE))
+            masks = organ_masks(row["segmentation"], row["height"], row["width"])
             np.testing.assert_array_equal(masks.any(axis=0), labels > 0)
             overlapping += (masks.sum(axis=0) > 1).any()
         assert overlapping, "the test data has no overlap to keep"
-
-
-class TestAugmentation:
-    """What a slice turns into depends on (seed, epoch, id) and on nothing else."""
-
-    def dataset(self, slices: DatasetDict, seed: int = 0) -> tuple[Dataset, SliceTransform]:
-        transform = SliceTransform(new_processor(SIZE), augmentation=build_augmentation(), seed=seed)
-        return slices["train"].select(range(8)).with_transform(transform), transform
-
-    def read(self, dataset: Dataset, num_workers: int = 0, batch_size: int = 4) -> torch.Tensor:
-        loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
-        return torch.cat([batch["pixel_values"] for batch in loader])
-
-    def test_workers_and_batches_change_nothing(self, slices: DatasetDict) -> None:
-        dataset, _ = self.dataset(slices)
-        expected = self.read(dataset)
-        assert torch.equal(self.read(dataset, num_workers=2), expected)
-        assert torch.equal(self.read(dataset, batch_size=3), expected)
-        plain = slices["train"].select(range(8)).with_transform(SliceTransform(new_processor(SIZE)))
-        assert not torch.equal(self.read(plain), expected)
-
-    def test_order_changes_nothing(self, slices: DatasetDict) -> None:
-        dataset, _ = self.dataset(slices)
-        expected = self.read(dataset)
-        assert torch.equal(self.read(dataset.select(range(7, -1, -1))).flip(0), expected)
-
-    def test_another_seed_or_epoch_changes_most_slices(self, slices: DatasetDict) -> None:
-        dataset, transform = self.dataset(slices)
-        first = self.read(dataset)
-        transform.epoch.fill_(1)
-        second = self.read(dataset)
-        third = self.read(self.dataset(slices, seed=1)[0])
-        for one, other in ((first, second), (first, third), (second, third)):
-            assert sum(not torch.equal(a, b) for a, b in zip(one, other, strict=True)) >= 6
-        transform.epoch.fill_(0)
-        assert torch.equal(self.read(dataset), first)
-
-    def test_workers_that_live_on_see_the_next_epoch(self, slices: DatasetDict) -> None:
-        dataset, transform = self.dataset(slices)
-        expected = []
-        for epoch in range(3):
-            transform.epoch.fill_(epoch)
-            expected.append(self.read(dataset))
-        loader = DataLoader(dataset, 4, num_workers=2, persistent_workers=True, collate_fn=collate)
-        for epoch in range(3):
-            transform.epoch.fill_(epoch)
-            assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), expected[epoch])
-        assert not torch.equal(expected[0], expected[1])
-
-    def test_slices_of_one_epoch_are_augmented_differently(self, slices: DatasetDict) -> None:
-        transform = SliceTransform(new_processor(SIZE), augmentation=build_augmentation())
-        row = slices["train"].with_format(None)[0]
-        examples = [transform.labelled_example({**row, "id": f"slice {n}"}, None)["pixel_values"] for n in range(8)]
-        assert len({example.numpy().tobytes() for example in examples}) >= 5
-
-    def test_validation_is_never_augmented(self, slices: DatasetDict) -> None:
-        _, validation = transformed(slices, augmentation=True)
-        row = slices["validation"][5]
-        expected = SliceTransform(new_processor(SIZE)).pixel_values([np.array(row["image"])])
-        assert torch.equal(validation[5]["pixel_values"], expected)
-
-
-class TestContext:
-    """Channels are slices of one scan, whichever slices are trained on."""
-
-    def channels(self, dataset: Dataset, index: int) -> torch.Tensor:
-        return dataset[index]["pixel_values"]
-
-    @pytest.mark.parametrize("slice_context", [1, 2, 30])
-    def test_every_channel_is_the_slice_that_it_should_be(self, slice_context: int, slices: DatasetDict) -> None:
-        _, validation = transformed(slices, slice_context=slice_context)
-        _, plain = transformed(slices)
-        place = {(row["scan"], row["slice"]): index for index, row in enumerate(slices["validation"])}
-        last = {row["scan"]: row["slice"] for row in slices["validation"]}
-        for index, row in enumerate(slices["validation"]):
-            scan, number = row["scan"], row["slice"]
-            wanted = (max(number - slice_context, 1), number, min(number + slice_context, last[scan]))
-            for channel, other in enumerate(wanted):
-                expected = self.channels(plain, place[scan, other])[channel]
-                assert torch.equal(self.channels(validation, index)[channel], expected)
-
-    def test_slices_left_out_of_training_are_still_neighbours(self, slices: DatasetDict) -> None:
-        arguments = ModelArguments(), DataArguments(slice_context=1, augmentation=False)
-        chosen = DatasetDict(train=slices["train"].select([5]), validation=slices["validation"])
-        few, _ = transform_splits(slices, chosen, new_processor(SIZE), *arguments, seed=0)
-        all_of_them, _ = transform_splits(slices, slices, new_processor(SIZE), *arguments, seed=0)
-        assert torch.equal(self.channels(few, 0), self.channels(all_of_them, 5))
-        assert not torch.equal(self.channels(few, 0)[0], self.channels(few, 0)[1])
-
-    @pytest.mark.parametrize(
-        ("numbers", "number", "expected"),
-        [
-            ([1, 2, 3, 4, 5], 3, (1, 5)),
-            ([1, 2, 3, 4, 5], 1, (1, 3)),
-            ([1, 2, 3, 4, 5], 5, (3, 5)),
-            ([7], 7, (7, 7)),
-            ([1, 4, 7], 4, (4, 4)),
-            ([2, 3, 6], 3, (2, 3)),
-        ],
-    )
-    def test_ends_and_gaps(self, numbers: list[int], number: int, expected: tuple[int, int]) -> None:
-        assert find_neighbours(numbers, number, slice_context=2) == expected
-
-    def test_a_dataset_without_neighbours(self, slices: DatasetDict) -> None:
-        lone = slices["train"].filter(lambda row: row["slice"] % 5 == 0)
-        with pytest.raises(InputError, match=r"--slice_context 2: none of the \d+ slices of a split has a neighbour"):
-            transformed(DatasetDict(train=lone, validation=slices["validation"]), slice_context=2)
-        transformed(DatasetDict(train=lone, validation=slices["validation"]), slice_context=5)
-
-    def test_augmentation_moves_all_channels_alike(self, slices: DatasetDict) -> None:
-        _, validation = transformed(slices, slice_context=1)
-        transform = attached_transform(validation)
-        transform.augmentation = build_augmentation()
-        row = {**slices["validation"][4], "slice": 1, "scan": "twice"}
-        transform.neighbours.rows["twice"] = {1: 4}  # its own neighbour on both sides
-        for epoch in range(6):
-            transform.epoch.fill_(epoch)
-            channels = transform.labelled_example(row, None)["pixel_values"]
-            scaled = channels * torch.from_numpy(transform.std) + torch.from_numpy(transform.mean)
-            torch.testing.assert_close(scaled[0], scaled[1])
-            torch.testing.assert_close(scaled[1], scaled[2])
-
-
-def test_overlaps_are_labels_of_their_own_channel(slices: DatasetDict) -> None:
-    train, validation = transformed(slices, label_mode="multilabel", augmentation=False)
-    overlapping = 0
-    for dataset, split in ((train, "train"), (validation, "validation")):
-        for row, example in zip(slices[split], dataset, strict=True):
-            masks = organ_masks(row["segmentation"], row["height"], row["width"]).astype(np.uint8)
-            expected = np.stack([resize_labels(mask, SIZE) for mask in masks])
-            assert example["labels"].dtype == torch.float32
-            np.testing.assert_array_equal(example["labels"].numpy(), expected)
-            overlapping += bool((expected.sum(axis=0) > 1).any())
-    assert overlapping
-
-
-class TestBalancedSampling:
-    def organs(self) -> np.ndarray:
-        """90 empty slices, 6 with the first organ, 3 with the second, 1 with the second and the third."""
-        rows = [[0, 0, 0]] * 90 + [[1, 0, 0]] * 6 + [[0, 1, 0]] * 3 + [[0, 1, 1]]
-        return np.array(rows, dtype=bool)
-
-    def test_every_group_is_drawn_equally_often(self) -> None:
-        epoch = torch.zeros(1, dtype=torch.int64)
-        sampler, organs, counts = BalancedSampler(self.organs(), 0, epoch), self.organs(), np.zeros(4)
-        for number in range(200):
-            epoch.fill_(number)
-            drawn = organs[list(sampler)]
-            assert len(drawn) == len(sampler) == 100
-            counts += [(~drawn.any(axis=1)).sum(), drawn[:, 0].sum(), drawn[:, 1:2].sum(), drawn[:, 2].sum()]
-        # The one slice with two organs is drawn for either: 1/4 for the third organ, a quarter of 1/4 for the second.
-        np.testing.assert_allclose(counts / counts[0], [1, 1, 2, 1.25], rtol=0.1)
-
-    def test_draws_depend_on_seed_and_epoch_alone(self) -> None:
-        epoch = torch.zeros(1, dtype=torch.int64)
-        one, same, other = (BalancedSampler(self.organs(), seed, epoch) for seed in (0, 0, 1))
-        first = list(one)
-        assert first == list(same) != list(other)
-        epoch.fill_(1)
-        assert list(one) != first
-        epoch.fill_(0)
-        assert list(one) == first
-
-    def test_an_organ_that_nobody_has_is_no_obstacle(self) -> None:
-        organs = self.organs()
-        organs[:, 2] = False
-        assert len(list(BalancedSampler(organs, 0, torch.zeros(1, dtype=torch.int64)))) == 100
-
-    def test_which_organs_a_slice_shows(self, slices: DatasetDict) -> None:
         shown = shown_organs(slices["train"])
         for row, organs in zip(slices["train"], shown, strict=True):
             labels = np.array(row["annotation"])
             assert organs.any() == labels.any() and organs[labels[labels > 0] - 1].all()
 
 
-def test_collate_pads_to_the_largest_and_tells_the_true_sizes() -> None:
-    sizes = [(3, 7), (6, 2), (4, 4)]
-    examples = [
-        {
-            "pixel_values": torch.full((3, 8, 8), float(index)),
-            "labels": torch.full((8, 8), index),
-            "organ_masks": torch.ones((3, *size), dtype=torch.bool),
-            "scan": torch.tensor(index),
-        }
-        for index, size in enumerate(sizes)
-    ]
+def test_collate_stacks_what_the_examples_have() -> None:
+    examples = [{"pixel_values": torch.full((3, 8, 8), float(n)), "slice_id": torch.tensor([1, 0, n])} for n in (4, 5)]
     batch = collate(examples)
-    assert batch["organ_masks"].shape == (3, 3, 6, 7) and batch["organ_masks"].dtype == torch.bool
-    assert batch["native_size"].tolist() == [list(size) for size in sizes]
-    for masks, (height, width) in zip(batch["organ_masks"], sizes, strict=True):
-        assert masks[:, :height, :width].all() and masks.sum() == 3 * height * width
-    assert batch["scan"].tolist() == [0, 1, 2] and batch["labels"][:, 0, 0].tolist() == [0, 1, 2]
-    assert set(collate([{key: e[key] for key in ("pixel_values", "labels")} for e in examples])) == {
-        "pixel_values",
-        "labels",
-    }
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [4, 5]
+    assert batch["slice_id"].tolist() == [[1, 0, 4], [1, 0, 5]] and len(batch) == 2
 
 
 class TestLoading:

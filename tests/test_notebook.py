@@ -17,9 +17,9 @@ from PIL import Image
 from test_predict import MAX_TIES, save_model
 from test_trainer import arguments, make_trainer
 
+from gi_segmentation.dice import count_pixels
 from gi_segmentation.evaluation import score_slices
 from gi_segmentation.figures import Panel, compare_slice
-from gi_segmentation.metrics import count_pixels
 from gi_segmentation.schema import ORGANS
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "visualisation.ipynb"

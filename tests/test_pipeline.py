@@ -55,8 +55,8 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     api = HfApi(endpoint=hub.endpoint, token="any")
     published = {path for path in api.list_repo_files(MODEL_ID) if path != ".gitattributes"}
     assert published == {
-        "README.md", "config.json", "learning_curve.png", "model.safetensors", "overlay.png",
-        "preprocessor_config.json", "run.json",
+        "README.md", "cases.png", "config.json", "learning_curve.png", "model.safetensors", "overlay.png",
+        "preprocessor_config.json", "run.json", "scan_scores.csv",
     }  # fmt: skip
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     (tag,) = api.list_repo_refs(MODEL_ID).tags
@@ -71,7 +71,7 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     run_command(run_python, predict, tmp_path, hub)
     score = ["-m", "gi_segmentation.score", "--truth", str(sample / "train.csv"), "--submission", "out/submission.csv"]
     printed = run_command(run_python, score, tmp_path, hub)
-    assert re.search(r"^ +0\.\d{4}  competition_score$", printed, re.M)
+    assert re.search(r"^ +0\.\d{4}  competition_score \[0\.\d{4}, 0\.\d{4}\]$", printed, re.M)
 
     raw = test_data / "uwmgi_originals" / "slice_0021_266_266_1.50_1.50.png"
     stranger = tmp_path / "stranger.py"

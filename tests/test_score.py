@@ -16,10 +16,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import directed_hausdorff
 
 from gi_segmentation.clinical import score_organ
+from gi_segmentation.competition import PRESETS, CompetitionRules, hausdorff_distance
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import ORGANS
-from gi_segmentation.score import PRESETS, CompetitionRules, hausdorff_distance, main, score_submission
+from gi_segmentation.score import main, score_submission
 
 HEIGHT, WIDTH = 4, 5
 Masks = dict[str, np.ndarray]  # by slice id: bool, shape (organs, height, width)
@@ -204,7 +205,11 @@ class TestRules:
         assert ours["hausdorff_score"] == pytest.approx(1 - math.hypot(2 / 3, 3 / 4) / math.sqrt(3))  # of the union
         assert "preset mle_bench: both_empty skipped, hausdorff_over union" in capsys.readouterr().out
         theirs = main([*command, "--preset", "first_place"])
-        assert theirs["dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+        assert theirs["dice"] == ours["dice"], "what the rest of the project calls Dice follows no preset"
+        assert theirs["competition_dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+        assert theirs["competition_score"] == pytest.approx(
+            0.4 * theirs["competition_dice"] + 0.6 * theirs["hausdorff_score"]
+        )
         assert theirs["hausdorff_score"] == pytest.approx(1 - (1 / math.sqrt(1 + 9 + 16) + 0 + 1) / 3)
         assert "preset first_place: both_empty perfect, hausdorff_over organ" in capsys.readouterr().out
 
@@ -222,9 +227,7 @@ class TestScores:
         truth = write_table(tmp_path / "train.csv", random_masks(), "segmentation", sizes=True)
         submission = write_table(tmp_path / "submission.csv", random_masks(), "predicted")
         scores = score_submission(truth, submission, num_proc=1)
-        assert set(scores) == {
-            *("dice", "dice_large_bowel", "dice_small_bowel", "dice_stomach", "hausdorff_score", "competition_score")
-        }
+        assert {"dice", "dice_stomach", "hausdorff_score", "competition_score"} < set(scores)
         assert set(scores.values()) == {1.0}
 
     @pytest.mark.parametrize("seed", range(5))
@@ -303,7 +306,7 @@ class TestClinical:
         self, masks: Masks, truth: Path, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         scores = main(self.command(truth, submission, "--output", str(tmp_path / "scans.csv")))
-        assert scores == score_submission(truth, submission, num_proc=1)
+        assert scores.items() > score_submission(truth, submission, num_proc=1).items()
         rows = pd.read_csv(tmp_path / "scans.csv").set_index(["scan", "organ"])
         assert list(rows.index) == [
             (scan, organ) for scan in ("case2_day1", "case2_day4", "case10_day0") for organ in ORGANS
@@ -313,12 +316,13 @@ class TestClinical:
             target = np.stack([masks[f"{scan}_slice_{n:04d}"][ORGANS.index(organ)] for n in (3, 4, 5)])
             spacing = (3.0, 1.0, 1.5 if scan == "case10_day0" else 2.0)
             expected = score_organ(np.roll(target, 1, axis=2), target, spacing)
-            assert found.drop("case").to_dict() == pytest.approx(expected, nan_ok=True)
+            assert found[list(expected)].to_dict() == pytest.approx(expected, nan_ok=True)
         out = capsys.readouterr().out
-        assert "| mean ± SD over patients | large bowel | small bowel | stomach |" in out
+        assert "| mean ± SD over patients [95 % interval of the mean] | large bowel | small bowel | stomach |" in out
         assert "| patients | 2 | 2 | 2 |" in out
         by_patient = rows.groupby(["organ", "case"])["hausdorff_mm"].mean()["stomach"]
-        assert f"| {by_patient.mean():.3f} ± {by_patient.std():.3f} |" in out
+        assert f"| {by_patient.mean():.1f} ± {by_patient.std():.1f} [" in out
+        assert scores["hausdorff_mm_stomach"] == pytest.approx(by_patient.mean())
 
     def test_spacing_comes_from_the_file_names(self, kaggle_dir: Path, tmp_path: Path) -> None:
         submission = tmp_path / "submission.csv"
@@ -368,8 +372,6 @@ class TestClinical:
     def test_an_output_that_cannot_be(self, truth: Path, submission: Path, tmp_path: Path) -> None:
         nowhere = str(tmp_path / "nowhere" / "scans.csv")
         assert "a folder that exists" in self.message(truth, submission, "--output", nowhere)
-        with pytest.raises(InputError, match="expected --clinical beside it"):
-            main(["--truth", str(truth), "--submission", str(submission), "--output", str(tmp_path / "scans.csv")])
 
 
 def row(masks: Masks, slice_id: str, organ: str) -> str:
@@ -443,6 +445,16 @@ class TestErrors:
         self.replace(tmp_path / wrong_file, line, f"case10_day0_slice_0005,stomach,{rle}")
         message = self.message(truth, submission)
         assert f"{wrong_file}: case10_day0_slice_0005 stomach: " in message and complaint in message
+        assert "problems)" not in message
+
+    def test_encodings_that_are_no_masks_are_counted(
+        self, masks: Masks, truth: Path, submission: Path, tmp_path: Path
+    ) -> None:
+        for slice_id, organ in (("case2_day1_slice_0003", "stomach"), ("case10_day0_slice_0005", "large_bowel")):
+            self.replace(submission, row(masks, slice_id, organ), f"{slice_id},{organ},20 2")
+        self.replace(truth, row(masks, "case10_day0_slice_0003", "stomach"), "case10_day0_slice_0003,stomach,21 1")
+        message = self.message(truth, submission)
+        assert "submission.csv: case2_day1_slice_0003 stomach: " in message and message.endswith("(3 problems)")
 
     def test_sizes_that_nobody_knows(self, masks: Masks, submission: Path, tmp_path: Path) -> None:
         truth = write_table(tmp_path / "train.csv", masks, "segmentation")
