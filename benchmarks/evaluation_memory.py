@@ -25,7 +25,7 @@ def write_dataset(folder: Path) -> Path:
 
 def evaluate_slices(dataset_dir: str, output_dir: str, number: int) -> None:
     """Score a tiny random model on `number` slices: the same scan over and over, each time of another patient."""
-    from datasets import DatasetDict
+    from datasets import DatasetDict, concatenate_datasets
 
     from gi_segmentation.arguments import parse_arguments
     from gi_segmentation.data import load_slices, transform_splits
@@ -38,10 +38,10 @@ def evaluate_slices(dataset_dir: str, output_dir: str, number: int) -> None:
     flags += ["--dataset_name", dataset_dir]
     model_args, data_args, run_args = parse_arguments([*flags, "--output_dir", output_dir])
     slices = load_slices(data_args)
-    rows = [index % SCAN for index in range(number)]
-    cases = [1 + index // SCAN for index in range(number)]
-    repeated = slices["validation"].select(rows).remove_columns("case").add_column("case", cases)
-    samples = DatasetDict(train=slices["train"], validation=repeated)
+    scan = slices["validation"].remove_columns("case")
+    patients = [scan.add_column("case", [case] * SCAN) for case in range(1, 2 + number // SCAN)]
+    # All share the pages of one file: the system's cache of a large dataset would else count as memory.
+    samples = DatasetDict(train=slices["train"], validation=concatenate_datasets(patients).take(number))
     model, processor = load_model(model_args, data_args.image_size)
     splits = transform_splits(samples, samples, processor, model_args, data_args, run_args.seed)
     trainer = build_trainer(model, processor, *splits, data_args, run_args)

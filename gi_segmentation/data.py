@@ -4,7 +4,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import albumentations as A
 import numpy as np
@@ -19,7 +19,7 @@ from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.augmentation import augment, build_augmentation
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import decode
-from gi_segmentation.schema import ORGANS, dataset_features
+from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features
 
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
 
@@ -55,7 +55,8 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
         `train` and `validation`.
 
     Raises:
-        InputError: If the dataset, a split or a column is missing, or a patient stands in both splits.
+        InputError: If the dataset, a split or a column is missing, a patient stands in both splits, or validation
+            slices make no volume.
     """
     loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision)
     missing = [split for split in ("train", "validation") if split not in loaded]
@@ -73,7 +74,48 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"{data_args.dataset_name}: patients {sorted(shared)} stand in train and in validation, so that scores "
             f"would flatter; split by patient"
         )
+    plan_scans(validation)  # better known now than after the first epoch
     return DatasetDict(train=train, validation=validation)
+
+
+class ScanPlan(NamedTuple):
+    """What a scan is made of.
+
+    Attributes:
+        rows: Row of each slice in the dataset, by its number.
+        size: Height and width of its slices.
+        spacing_mm: Voxel size (z, y, x); None where slices are missing between the first and the last.
+    """
+
+    rows: dict[int, int]
+    size: tuple[int, int]
+    spacing_mm: tuple[float, float, float] | None
+
+
+def plan_scans(dataset: Dataset) -> dict[tuple[int, int], ScanPlan]:
+    """The scans of a split by case and day.
+
+    Raises:
+        InputError: If a scan has slices of several sizes, or a slice twice; names the first and how many there are.
+    """
+    columns = ["case", "day", "slice", "height", "width", "pixel_spacing"]
+    table = dataset.with_format(None).select_columns(columns).to_pandas()
+    table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
+    plans: dict[tuple[int, int], ScanPlan] = {}
+    problems = []
+    for (case, day), slices in table.groupby(["case", "day"]):
+        rows = dict(zip(slices["slice"].tolist(), slices.index.tolist(), strict=True))
+        grids = set(zip(slices["height"], slices["width"], slices["pixel_spacing"], strict=True))
+        if len(grids) > 1:
+            problems.append(f"case{case}_day{day}: expected slices of one size and spacing, but got {len(grids)}")
+        elif len(rows) < len(slices):
+            problems.append(f"case{case}_day{day}: expected each slice once, but {len(slices) - len(rows)} come again")
+        height, width, (row_mm, column_mm) = min(grids)
+        whole = max(rows) - min(rows) < len(rows)
+        plans[case, day] = ScanPlan(rows, (height, width), (SLICE_THICKNESS_MM, row_mm, column_mm) if whole else None)
+    if problems:
+        raise InputError(f"{problems[0]} ({len(problems)} such scans of {len(plans)}); correct the dataset")
+    return plans
 
 
 def select_samples(slices: DatasetDict, data_args: DataArguments, seed: int) -> DatasetDict:

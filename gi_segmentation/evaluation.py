@@ -1,9 +1,10 @@
 """From logits to scores on the slices' native grid while the Trainer evaluates; neither logits nor masks pile up."""
 
+import ctypes
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +18,10 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from gi_segmentation.clinical import score_organ
 from gi_segmentation.competition import PRESETS, CompetitionRules
-from gi_segmentation.data import collate, organ_masks
+from gi_segmentation.data import collate, organ_masks, plan_scans
 from gi_segmentation.dice import count_pixels
-from gi_segmentation.errors import InputError
 from gi_segmentation.scans import ScanScore, score_scan, score_scans
-from gi_segmentation.schema import LABELS, ORGANS, SLICE_THICKNESS_MM
+from gi_segmentation.schema import LABELS, ORGANS
 
 # Axes to turn around for a test-time flip: none, left-right, up-down, both.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -157,44 +157,12 @@ def score_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16)
     return np.stack(counts)
 
 
-class ScanPlan(NamedTuple):
-    """What a scan is made of.
-
-    Attributes:
-        rows: Row of each slice in the dataset, by its number.
-        size: Height and width of its slices.
-        spacing_mm: Voxel size (z, y, x); None where slices are missing between the first and the last.
-    """
-
-    rows: dict[int, int]
-    size: tuple[int, int]
-    spacing_mm: tuple[float, float, float] | None
-
-
-def plan_scans(dataset: Dataset) -> dict[tuple[int, int], ScanPlan]:
-    """The scans of a split by case and day.
-
-    Raises:
-        InputError: If a scan has slices of several sizes, or a slice twice; names the first and how many there are.
-    """
-    columns = ["case", "day", "slice", "height", "width", "pixel_spacing"]
-    table = dataset.with_format(None).select_columns(columns).to_pandas()
-    table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
-    plans: dict[tuple[int, int], ScanPlan] = {}
-    problems = []
-    for (case, day), slices in table.groupby(["case", "day"]):
-        rows = dict(zip(slices["slice"].tolist(), slices.index.tolist(), strict=True))
-        grids = set(zip(slices["height"], slices["width"], slices["pixel_spacing"], strict=True))
-        if len(grids) > 1:
-            problems.append(f"case{case}_day{day}: expected slices of one size and spacing, but got {len(grids)}")
-        elif len(rows) < len(slices):
-            problems.append(f"case{case}_day{day}: expected each slice once, but {len(slices) - len(rows)} come again")
-        height, width, (row_mm, column_mm) = min(grids)
-        whole = max(rows) - min(rows) < len(rows)
-        plans[case, day] = ScanPlan(rows, (height, width), (SLICE_THICKNESS_MM, row_mm, column_mm) if whole else None)
-    if problems:
-        raise InputError(f"{problems[0]} ({len(problems)} such scans of {len(plans)}); correct the dataset")
-    return plans
+def release_memory() -> None:
+    """Give memory that is free back to the system, of which glibc would keep ever more in pieces; elsewhere nothing."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 class ScanScorer:
@@ -255,15 +223,17 @@ class ScanScorer:
         if len(self.preds[scan]) == len(self.plans[scan].rows):
             self.scored[scan] = self.score(scan)
             del self.preds[scan]
+            release_memory()
 
     def score(self, scan: tuple[int, int]) -> ScanScore:
         """Score a scan whose slices are all there."""
         rows, (height, width), spacing_mm = self.plans[scan]
-        shape = (len(ORGANS), height, width)
-        bits = [np.unpackbits(self.preds[scan][number], count=math.prod(shape)) for number in sorted(rows)]
-        preds = np.stack([slice_bits.reshape(shape) for slice_bits in bits], axis=1).astype(bool)
-        outlines = self.outlines[[rows[number] for number in sorted(rows)]]["segmentation"]
-        target = np.stack([organ_masks(one, height, width) for one in outlines], axis=1)
+        numbers, shape = sorted(rows), (len(ORGANS), height, width)
+        outlines = self.outlines[[rows[number] for number in numbers]]["segmentation"]
+        preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
+        for place, number in enumerate(numbers):
+            preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).reshape(shape)
+            target[:, place] = organ_masks(outlines[place], height, width)
         clinical = []
         if self.clinical and spacing_mm is not None:
             clinical = [score_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]

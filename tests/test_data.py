@@ -188,6 +188,14 @@ class TestLoading:
         )
         assert "lacks the columns segmentation" in self.message(folder)
 
+    def test_validation_slices_that_make_no_volume(self, dataset_dir: Path, tmp_path: Path) -> None:
+        def widen(slices: DatasetDict) -> dict[str, Dataset]:
+            wider = slices["validation"].map(lambda row, n: {"width": row["width"] + n % 2}, with_indices=True)
+            return {"train": slices["train"], "validation": wider}
+
+        message = self.message(self.rewrite(dataset_dir, tmp_path / "d", widen))
+        assert "expected slices of one size and spacing, but got 2 (2 such scans of 2)" in message
+
     def test_a_patient_in_both_splits(self, dataset_dir: Path, tmp_path: Path) -> None:
         folder = self.rewrite(dataset_dir, tmp_path / "d", lambda d: {"train": d["train"], "validation": d["train"]})
         case = self.load(dataset_dir)["train"][0]["case"]
