@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,14 +21,24 @@ from typing import Any, NamedTuple
 import torch
 from datasets import DatasetDict, concatenate_datasets, load_dataset
 from torch.nn import functional as F
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from training import (
+    NUM_EVALUATIONS,
+    add_job_flag,
+    do_job,
+    evaluation_flags,
+    flag_words,
+    make_trainer,
+    mean_and_spread,
+    run_apart,
+    write_phantom_dataset,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gi_segmentation.arguments import parse_arguments
-from gi_segmentation.data import load_slices, transform_splits
+from gi_segmentation.data import load_slices
 from gi_segmentation.losses import cross_entropy_loss, resize_logits
-from gi_segmentation.modeling import load_model
 from gi_segmentation.schema import LABELS, ORGANS
-from gi_segmentation.trainer import SegmentationTrainer, build_trainer, train
+from gi_segmentation.trainer import SegmentationTrainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -37,7 +46,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 from architectures import ARCHITECTURES, Architecture  # noqa: E402 - it stands with the tests that check it
 
 CALIBRATION_STEPS, SLOW_STEPS = 24, 4  # the first ones are slow
-NUM_EVALUATIONS = 4
 REAL_TRAIN_CASES = (16, 6)  # those with a whole scan
 SMALL_SEGFORMER = Architecture(
     "segformer",
@@ -139,18 +147,6 @@ def write_real_dataset(folder: Path, kaggle_dir: Path) -> Path:
     return folder / "gi_tract"
 
 
-def write_phantom_dataset(folder: Path) -> Path:
-    """A whole scan of each of 24 patients of the hard phantom, six of them to validate on."""
-    from dataset_builder.build import build
-    from dataset_builder.gi_tract import GiTractConfig
-    from dataset_builder.phantom import write_phantom
-
-    # Seed 1: none of the choices in benchmarks/README.md was made on these patients.
-    write_phantom(folder / "kaggle", 24, days_per_case=1, slices_per_scan=144, seed=1, num_proc=1, difficulty="hard")
-    build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=4), num_proc=1)
-    return folder / "gi_tract"
-
-
 def make_task(dataset: Path | None, real: bool, folder: Path) -> Task:
     """Make what the recipes are compared on.
 
@@ -164,7 +160,8 @@ def make_task(dataset: Path | None, real: bool, folder: Path) -> Task:
     """
     if not real:
         flags = {"image_size": 96, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}
-        return Task(dataset or write_phantom_dataset(folder), 6, flags)
+        # A whole scan of each of 24 patients, six of them to validate on.
+        return Task(dataset or write_phantom_dataset(folder, 24, 1, 144, num_folds=4), 6, flags)
     kaggle_dir = find_real_slices()
     if kaggle_dir is None:
         raise FileNotFoundError("no real slices: set GI_SEGMENTATION_TEST_DATA to the folder with uwmgi_sample")
@@ -178,36 +175,25 @@ def run_flags(task: Task, model: str, recipe: str, seed: int, steps: int) -> dic
     """The flags of one training but for its output."""
     model_type, overrides, _ = MODELS[model]
     of_the_run = {"image_size", "use_auxiliary_head"}
-    evaluate_every = -(-steps // NUM_EVALUATIONS)
     return {
         **RECIPES[recipe],
         "model_type": model_type,
         "config_overrides": json.dumps({key: value for key, value in overrides.items() if key not in of_the_run}),
         "dataset_name": task.dataset,
         "seed": seed,
-        "max_steps": steps,
-        "eval_strategy": "steps",
-        "eval_steps": evaluate_every,
-        "save_strategy": "steps",
-        "save_steps": evaluate_every,
         "test_time_flips": False,
-        "report_to": "none",
-        "disable_tqdm": True,
+        **evaluation_flags(steps),
         **task.flags,
     }
 
 
 def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: float) -> Trained:
     """Train in this process, for `limit` seconds at most."""
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    model_args, data_args, run_args = parse_arguments(words)
+    model_args, data_args, run_args = parse_arguments(flag_words(flags))
     slices = load_slices(data_args)
     scored = slices["validation"].select(range(0, len(slices["validation"]), score_every))
     samples = DatasetDict(train=slices["train"], validation=scored)
-    set_seed(run_args.seed)
-    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
-    splits = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
-    trainer = build_trainer(model, processor, *splits, data_args, run_args)
+    trainer = make_trainer(slices, samples, model_args, data_args, run_args)
     if original_loss:
         trainer.__class__ = OriginalTrainer
     stopwatch = Stopwatch(limit)
@@ -216,41 +202,22 @@ def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: flo
     return Trained(scores, stopwatch.seconds)
 
 
-def run_apart(task: Task, model: str, recipe: str, seed: int, steps: int, minutes: float) -> Trained:
+def run_recipe(task: Task, model: str, recipe: str, seed: int, steps: int, minutes: float) -> Trained:
     """Train in a process of its own, for so many steps if the minutes suffice.
 
     Raises:
         RuntimeError: If it fails.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        flags = {**run_flags(task, model, recipe, seed, steps), "output_dir": Path(scratch) / "run"}
-        job = {"flags": flags, "original_loss": recipe == "seed", "score_every": task.score_every}
-        job |= {"limit": 60 * minutes}
-        job_file, result_file = Path(scratch) / "job.json", Path(scratch) / "result.json"
-        job_file.write_text(json.dumps(job, default=str), encoding="utf-8")
-        command = [sys.executable, __file__, "--job", str(job_file), str(result_file)]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        if ended.returncode:
-            raise RuntimeError(f"{recipe}, seed {seed}: ended with {ended.returncode}\n{ended.stdout[-3000:]}")
-        return Trained(*json.loads(result_file.read_text(encoding="utf-8")))
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """A cell of the table.
-
-    Example:
-        >>> mean_and_spread([0.5, 0.7])
-        '0.600 ± 0.141'
-    """
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {spread:.3f}"
+    job = {"flags": run_flags(task, model, recipe, seed, steps), "original_loss": recipe == "seed"}
+    job |= {"score_every": task.score_every, "limit": 60 * minutes}
+    return Trained(*run_apart(__file__, f"{recipe}, seed {seed}", job))
 
 
 def count_steps(task: Task, model: str, recipes: list[str], minutes: float) -> dict[str, int]:
     """How many steps of each recipe fit, by two short tries each, in turn."""
     tries: dict[str, list[float]] = {recipe: [] for recipe in recipes}
     for recipe in recipes * 2:
-        seconds = run_apart(task, model, recipe, 0, CALIBRATION_STEPS, minutes=10).seconds[SLOW_STEPS:]
+        seconds = run_recipe(task, model, recipe, 0, CALIBRATION_STEPS, minutes=10).seconds[SLOW_STEPS:]
         tries[recipe].append(statistics.mean(seconds))
     return {recipe: max(NUM_EVALUATIONS, round(60 * minutes / statistics.mean(tries[recipe]))) for recipe in recipes}
 
@@ -264,7 +231,7 @@ def compare(task: Task, model: str, recipes: list[str], seeds: list[int], minute
     trained_by: dict[str, list[Trained]] = {recipe: [] for recipe in recipes}
     for seed in seeds:
         for recipe in recipes:
-            trained_by[recipe].append(run_apart(task, model, recipe, seed, steps[recipe], minutes))
+            trained_by[recipe].append(run_recipe(task, model, recipe, seed, steps[recipe], minutes))
     for recipe, runs in trained_by.items():
         cells = [mean_and_spread([trained.scores[name] for trained in runs]) for name in SCORES]
         used = ", ".join(f"{sum(trained.seconds):.0f}" for trained in runs)
@@ -283,11 +250,10 @@ def main() -> None:
     real_help = "real slices at full size, or the phantom"
     parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=on_gpu, help=real_help)
     parser.add_argument("--dataset_name", type=Path, help="a dataset folder to take instead of making one")
-    parser.add_argument("--job", nargs=2, type=Path, help=argparse.SUPPRESS)
+    add_job_flag(parser)
     arguments = parser.parse_args()
     if arguments.job:
-        job_file, result_file = arguments.job
-        result_file.write_text(json.dumps(run(**json.loads(job_file.read_text(encoding="utf-8")))), encoding="utf-8")
+        do_job(arguments.job, run)
         return
     with tempfile.TemporaryDirectory() as scratch:
         task = make_task(arguments.dataset_name, arguments.real, Path(scratch))

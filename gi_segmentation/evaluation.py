@@ -158,7 +158,7 @@ def score_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16)
 
 
 def release_memory() -> None:
-    """Give memory that is free back to the system, of which glibc would keep ever more in pieces; elsewhere nothing."""
+    """Give free memory back to the system, of which glibc would keep ever more in pieces; elsewhere nothing."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
