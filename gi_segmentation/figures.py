@@ -68,7 +68,7 @@ def draw_panels(panels: Sequence[Panel], columns: int, width: float = 3.2) -> Fi
     for axes, panel in zip(grid.flat, panels, strict=False):
         draw_outlines(axes, panel)
     handles = [Line2D([], [], color=colour, label=organ) for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(ORGANS), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(ORGANS) if columns > 1 else 1, frameon=False)
     return figure
 
 

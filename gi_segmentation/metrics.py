@@ -81,6 +81,22 @@ def to_organ_masks(mask: Any) -> np.ndarray:
 PackedPair: TypeAlias = tuple[tuple[int, ...], np.ndarray]  # shape of prediction and truth, bits of both
 
 
+def check_slice(
+    scan: Hashable, number: Any, shapes: set[tuple[int, ...]], earlier: Sequence[dict[Any, PackedPair]]
+) -> None:
+    """Make sure that a slice fits those of its scan.
+
+    Raises:
+        ValueError: If it has another size, or came before.
+    """
+    shapes |= {shape for some in earlier for shape, _ in some.values()}
+    if len(shapes) > 1:
+        sizes = ", ".join(str(shape[1:]) for shape in sorted(shapes))
+        raise ValueError(f"expected masks of one shape, as all of scan {scan!r}, but got {sizes}")
+    if any(number in some for some in earlier):
+        raise ValueError(f"number {number} of scan {scan!r} came before; give each slice once")
+
+
 class GiTractScores(evaluate.Metric):
     """The scores as an `evaluate` metric, which keeps the masks, eight pixels a byte, until it computes."""
 
@@ -111,7 +127,7 @@ class GiTractScores(evaluate.Metric):
 
         Raises:
             ValueError: If the numbers of masks or the shapes of a pair differ, a mask is none, a slice comes twice, or
-                slices of a scan differ in size; names the first such slice.
+                slices of a scan differ in size; names the first such slice and how many there are.
         """
         first = self.number
         names = [("slice", first + index) for index in range(len(predictions))] if scans is None else scans
@@ -122,21 +138,17 @@ class GiTractScores(evaluate.Metric):
                 f"but got {len(predictions)}, {len(references)}, {len(names)} and {len(numbers)}"
             )
         added: dict[Hashable, dict[Any, PackedPair]] = {}
+        problems = []
         for index, (scan, number) in enumerate(zip(names, numbers, strict=True)):
+            earlier = self.slices.get(scan, {}), added.setdefault(scan, {})
             try:
                 pair = to_organ_masks(predictions[index]), to_organ_masks(references[index])
+                check_slice(scan, number, {mask.shape for mask in pair}, earlier)
+                added[scan][number] = pair[0].shape, np.packbits(np.stack(pair))
             except ValueError as error:
-                raise ValueError(f"slice {index}: {error}") from error
-            earlier = self.slices.get(scan, {}), added.setdefault(scan, {})
-            shapes = {pair[0].shape, pair[1].shape, *(shape for some in earlier for shape, _ in some.values())}
-            if len(shapes) > 1:
-                raise ValueError(
-                    f"slice {index}: expected masks of one shape, as all of scan {scan!r}, but got "
-                    f"{', '.join(str(shape[1:]) for shape in sorted(shapes))}"
-                )
-            if any(number in some for some in earlier):
-                raise ValueError(f"slice {index}: number {number} of scan {scan!r} came before; give each slice once")
-            added[scan][number] = pair[0].shape, np.packbits(np.stack(pair))
+                problems.append(f"slice {index}: {error}")
+        if problems:
+            raise ValueError(f"{problems[0]} ({len(problems)} of {len(predictions)} slices cannot be used)")
         for scan, members in added.items():
             self.slices.setdefault(scan, {}).update(members)
         self.number += len(predictions)

@@ -152,17 +152,16 @@ def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
 
 
 def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
-    """The best, the median and the worst scan by their mean Dice; fewer where there are fewer scans.
+    """The best, the median and the worst scan by their mean Dice; of fewer than three those there are.
 
     Returns:
         By name, `scan` and `dice`.
     """
     ranked = sorted((scan for scan in scans if not math.isnan(scan.dice)), key=lambda scan: (-scan.dice, scan.key))
-    places = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
-    if len(ranked) < 3:
-        del places["median"]
-    if len(ranked) < 2:
-        del places["worst"]
+    last = len(ranked) - 1
+    places = {"best": 0, "median": last // 2, "worst": last}
+    if last < 2:
+        places = {"best": 0, "worst": 1} if last else {"only": 0}
     return {name: {"scan": ranked[place].name, "dice": ranked[place].dice} for name, place in places.items()}
 
 
@@ -256,7 +255,10 @@ def summarize(run_args: RunArguments, facts: dict[str, Any], publication: Public
     for key, name in scored(facts).items():
         score, interval = facts["scores"][key], format_interval(facts["intervals"][key], ".3f")
         lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
-    lines.append(f"in brackets 95 % intervals over {facts['splits']['validation']['patients']} patients")
+    patients = facts["splits"]["validation"]["patients"]
+    lines.append(
+        f"in brackets 95 % intervals over {patients} patients" if patients > 1 else "no intervals: one patient"
+    )
     files = {"card": CARD, "overlay": OVERLAY, "cases": CASES, "curve": CURVE, "scores of each scan": SCAN_SCORES}
     lines += [f"{label}: {output_dir / name}" for label, name in files.items()]
     if publication is not None:

@@ -103,7 +103,7 @@ def score_scan(
             f"{name}: expected predicted and true masks of one shape ({len(ORGANS)}, D, H, W), "
             f"but got {preds.shape} and {target.shape}"
         )
-    counts = np.stack(count_pixels(preds, target), axis=-1)
+    counts = np.stack([np.stack(count_pixels(*organ), axis=-1) for organ in zip(preds, target, strict=True)])
     slice_dice = [[dice_score(one) for one in organ if one[PREDICTED] or one[TRUE]] for organ in counts.tolist()]
     if rules.hausdorff_over == "union":
         hausdorff = [hausdorff_distance(np.any(preds, axis=0), np.any(target, axis=0), rules)]

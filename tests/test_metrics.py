@@ -160,6 +160,8 @@ class TestErrors:
             metric.add_batch(**masks, slices=[7, 7])
         with pytest.raises(ValueError, match=r"slice 1: .* as all of scan 'a', but got \(1, 2\), \(1, 3\)"):
             metric.add_batch(predictions=[[[0, 1]], [[0, 1, 1]]], references=[[[0, 1]], [[0, 1, 1]]], scans=["a", "a"])
+        with pytest.raises(ValueError, match=r"slice 0: expected label ids .* \(2 of 3 slices cannot be used\)$"):
+            metric.add_batch(predictions=[[[9]], [[1]], [[1]]], references=[[[0]], [[1]], [[1, 1]]])
         assert math.isnan(metric.compute()["dice"]), "a batch with a mistake leaves nothing"
         metric.add_batch(**masks, slices=[7, 8])
         with pytest.raises(ValueError, match="number 8 of scan 'a' came before"):

@@ -180,7 +180,7 @@ def scan(name: str, dice: float) -> ScanScore:
         ([0.2, 0.9, 0.5, math.nan], {"best": "b", "median": "c", "worst": "a"}),
         ([0.2, 0.9, 0.5, 0.7], {"best": "b", "median": "d", "worst": "a"}),
         ([0.2, 0.9], {"best": "b", "worst": "a"}),
-        ([0.2], {"best": "a"}),
+        ([0.2], {"only": "a"}),
     ],
 )
 def test_the_best_the_median_and_the_worst_case(dice: list[float], expected: dict[str, str]) -> None:
