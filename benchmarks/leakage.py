@@ -13,7 +13,7 @@ import itertools
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
@@ -27,6 +27,7 @@ from training import (
     run_apart,
     write_phantom_dataset,
 )
+from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments, parse_arguments
 from gi_segmentation.data import load_slices, select_samples, transform_splits
@@ -138,7 +139,8 @@ def score(
     """Dice of the trainer's model on every so many slices of a part."""
     whole = DatasetDict(train=part, validation=part)
     samples = DatasetDict(train=part, validation=part.select(range(0, len(part), every)))
-    _, dataset = transform_splits(whole, samples, trainer.processing_class, model_args, data_args, trainer.args.seed)
+    processor = cast(SegformerImageProcessorPil, trainer.processing_class)
+    _, dataset = transform_splits(whole, samples, processor, model_args, data_args, trainer.args.seed)
     trainer.compute_metrics = ComputeMetrics(dataset)
     return trainer.evaluate(dataset)["eval_dice"]
 

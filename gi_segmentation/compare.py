@@ -163,8 +163,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     slices = find_dataset(arguments.dataset_name, None)
     if arguments.split not in slices:
         raise InputError(f"--split {arguments.split}: expected one of {', '.join(slices)}")
-    members = load_members(arguments.model, arguments.revision, arguments.device)
     dataset = slices[arguments.split]
+    if not any(rle for organs in dataset["segmentation"] for rle in (organs or {}).values()):
+        raise InputError(f"--split {arguments.split}: expected outlines to compare with, but no slice has any")
+    members = load_members(arguments.model, arguments.revision, arguments.device)
     scans, seconds = compare_members(members, dataset, arguments.batch_size, arguments.num_workers, rules)
     scores = {way: score_scans(scored, rules) for way, scored in scans.items()}
     print(format_comparison(scans, rules))

@@ -94,6 +94,14 @@ def test_a_split_that_is_not_there(runs: dict[str, dict[str, Any]], dataset_dir:
         compare(list(runs), dataset_dir, "--split", "test")
 
 
+def test_a_split_without_outlines(runs: dict[str, dict[str, Any]], dataset_dir: Path, tmp_path: Path) -> None:
+    bare = find_validation(dataset_dir).filter(lambda row: not any(row["segmentation"].values()))
+    (tmp_path / "bare").mkdir()
+    bare.to_parquet(tmp_path / "bare" / "validation.parquet")
+    with pytest.raises(InputError, match="--split validation: expected outlines to compare with"):
+        compare(list(runs), tmp_path / "bare")
+
+
 def test_the_results_table_holds_what_a_run_scored(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
     words = arguments(dataset_dir, tmp_path / "unused", **FLAGS)
     flags = [*words[: words.index("--dataset_name")], *words[words.index("--output_dir") + 2 :]]
