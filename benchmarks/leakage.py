@@ -33,7 +33,7 @@ from gi_segmentation.arguments import DataArguments, ModelArguments, parse_argum
 from gi_segmentation.data import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.evaluation import ComputeMetrics
-from gi_segmentation.trainer import SegmentationTrainer
+from gi_segmentation.trainer import SegmentationTrainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("slice", "scan", "patient")
@@ -149,12 +149,12 @@ def run(flags: dict[str, Any], words: list[str], parts: list[list[int]]) -> Trai
     """Train and score in this process."""
     start = time.perf_counter()
     model_args, data_args, run_args = parse_arguments([*flag_words(flags), *words])
-    train, validation, held_out = map(pool_slices(data_args).select, parts)
-    splits = DatasetDict(train=train, validation=validation)
+    trained_on, validation, held_out = map(pool_slices(data_args).select, parts)
+    splits = DatasetDict(train=trained_on, validation=validation)
     samples = select_samples(splits, data_args, run_args.seed)
     trainer = make_trainer(splits, samples, model_args, data_args, run_args)
     claimed = train(trainer).scores["eval_dice"]
-    training = score(trainer, train, -(-len(train) // len(validation)), model_args, data_args)
+    training = score(trainer, trained_on, -(-len(trained_on) // len(validation)), model_args, data_args)
     honest = score(trainer, held_out, 1, model_args, data_args)
     return Trained(claimed, training, honest, time.perf_counter() - start)
 

@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from gi_segmentation.facts import RUN_FILE
 from gi_segmentation.model_card import eval_results
+from gi_segmentation.scans import format_interval
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train a recipe and score its best checkpoint.
 
     Returns:
-        `facts` of the run, `scores` of `gi_segmentation.compare` and `seconds_per_scan`; or why it `failed`.
+        `facts` of the run, and what `gi_segmentation.compare` writes; or why it `failed`.
     """
     folder, log = arguments.output_dir / recipe, arguments.output_dir / f"{recipe}.log"
     launch = ["-m", "accelerate.commands.launch", "--quiet"]
@@ -74,9 +75,12 @@ def table_row(recipe: str, result: dict[str, Any]) -> str:
     theirs = "–" if original is None else f"{original:.4f}"
     if "failed" in result:
         return f"| {recipe} | failed: {result['failed']} |{' |' * (len(ORGANS) + 4)} {theirs} | |"
-    alone, flips = result["scores"].values()
-    dice = [alone["dice"], *(alone[f"dice_{organ}"] for organ in ORGANS), flips["dice"], alone["competition_score"]]
-    cells = [f"{score:.4f}" for score in (*dice, alone["macro_f1_seed"])]
+    alone, flips = result["scores"]
+    dice = [(alone, "dice"), *((alone, f"dice_{organ}") for organ in ORGANS), (flips, "dice")]
+    cells = [
+        f"{result['scores'][way][name]:.4f}{format_interval(result['intervals'][way][name], '.3f')}"
+        for way, name in (*dice, (alone, "competition_score"), (alone, "macro_f1_seed"))
+    ]
     millions = f"{result['facts']['num_parameters'] / 1e6:.1f}M"
     return f"| {recipe} | {millions} | {' | '.join(cells)} | {theirs} | {result['seconds_per_scan']:.2f} |"
 
@@ -87,17 +91,18 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
     columns += ["competition score", "macro F1", "its macro F1", "s a scan"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [table_row(*item) for item in results.items()]
-    done = [result["facts"] for result in results.values() if "facts" in result]
+    done = [(result["facts"], result["preset"]) for result in results.values() if "facts" in result]
     if done:
-        counts = done[0]["splits"]["validation"]
+        facts, preset = done[0]
+        counts = facts["splits"]["validation"]
         lines += [
             "",
             f"Validation: {counts['patients']} patients apart from the training ones, {counts['slices']} slices, "
-            f"split `{done[0]['split_hash'][:12]}`. Dice: mean over slices and organs at native resolution, slices "
-            f"without the organ in both skipped. Competition score: as mle-bench computes it. Macro F1: over four "
-            f"labels with background, pooled, which the original project calls Dice; its figures are of another "
-            f"split, most likely with slices of a patient on both sides. Seconds: model and masks of {SCAN_SLICES} "
-            f"slices on {done[0]['device']}, reading aside.",
+            f"split `{facts['split_hash'][:12]}`. Dice: mean over slices and organs at native resolution, slices "
+            f"without the organ in both skipped. In brackets: 95 % intervals over patients. Competition score: "
+            f"preset {preset}. Macro F1: over four labels with background, pooled, which the original project calls "
+            f"Dice; its figures are of another split, most likely with slices of a patient on both sides. Seconds: "
+            f"model and masks of {SCAN_SLICES} slices on {facts['device']}, reading aside.",
         ]
     return "\n".join(lines) + "\n"
 
