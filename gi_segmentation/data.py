@@ -100,7 +100,8 @@ def plan_scans(dataset: Dataset) -> dict[tuple[int, int], ScanPlan]:
     """
     columns = ["case", "day", "slice", "height", "width", "pixel_spacing"]
     table = dataset.with_format(None).select_columns(columns).to_pandas()
-    table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
+    # Single precision by way of its digits: 1.63 mm is 1.63 again.
+    table["pixel_spacing"] = table["pixel_spacing"].map(lambda sides: tuple(float(str(side)) for side in sides))
     plans: dict[tuple[int, int], ScanPlan] = {}
     problems = []
     for (case, day), slices in table.groupby(["case", "day"]):

@@ -14,7 +14,7 @@ from transformers import EvalPrediction, SegformerImageProcessorPil
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from gi_segmentation.clinical import score_organ
-from gi_segmentation.data import organ_masks
+from gi_segmentation.data import organ_masks, plan_scans
 from gi_segmentation.dice import count_pixels, dice_score
 from gi_segmentation.errors import InputError
 from gi_segmentation.evaluation import (
@@ -193,6 +193,11 @@ class TestScanScorer:
             scorer.add([case, day, 999], *rest)
         with pytest.raises(ValueError, match="slices of 1 scans have not come"):
             scorer.take()
+
+    def test_millimetres_are_those_of_the_file_names(self, dataset_dir: Path) -> None:
+        splits = load_dataset(str(dataset_dir))
+        found = {plan.spacing_mm for split in splits.values() for plan in plan_scans(split).values()}
+        assert found == {(3.0, 1.5, 1.5), (3.0, 1.63, 1.63)}
 
     def test_a_gap_between_slices_gives_no_millimetres(self, validation: Dataset) -> None:
         gap = validation.filter(lambda row: row["slice"] != 5)
