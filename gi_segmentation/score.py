@@ -5,10 +5,10 @@ import math
 import os
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -287,15 +287,21 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument(
         "--preset", choices=PRESETS, default="mle_bench", help="whose reading of the metric (default: %(default)s)"
     )
+    choices = parser.add_argument_group("choices of the metric", "one by one, in place of the preset's")
+    for name, hint in get_type_hints(CompetitionRules).items():
+        choices.add_argument(f"--{name}", choices=get_args(hint))
     parser.add_argument("--clinical", action="store_true", help="print scores in millimetres too, per organ")
     parser.add_argument("--output", type=Path, help="CSV for the scores of each scan and organ")
     arguments = parser.parse_args(argv)
     if arguments.output is not None and not arguments.output.parent.is_dir():
         raise InputError(f"--output {arguments.output}: expected a file in a folder that exists")
-    rules = PRESETS[arguments.preset]
+    chosen = {name: getattr(arguments, name) for name in asdict(PRESETS[arguments.preset])}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    rules = replace(PRESETS[arguments.preset], **chosen)
+    preset = arguments.preset + (f" but for {', '.join(chosen)}" if chosen else "")
     files = arguments.truth, arguments.submission, arguments.kaggle_dir
     scans = score_files(*files, arguments.num_proc, rules, arguments.clinical)
-    print(format_scores(scans, rules, arguments.preset))
+    print(format_scores(scans, rules, preset))
     if arguments.clinical:
         print(format_clinical(describe_clinical(scans)))
     if arguments.output is not None:

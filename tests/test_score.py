@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,15 @@ class TestRules:
         )
         assert theirs["hausdorff_score"] == pytest.approx(1 - (1 / math.sqrt(1 + 9 + 16) + 0 + 1) / 3)
         assert "preset first_place: both_empty perfect, hausdorff_over organ" in capsys.readouterr().out
+
+    def test_each_choice_can_be_made_alone(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        truth = write_table(tmp_path / "train.csv", random_masks(), "segmentation", sizes=True)
+        submission = write_table(tmp_path / "submission.csv", random_masks(1), "predicted")
+        command = ["--truth", str(truth), "--submission", str(submission), "--num_proc", "1"]
+        rules = replace(PRESETS["mle_bench"], hausdorff_over="organ", both_empty="perfect")
+        scores = main([*command, "--hausdorff_over", "organ", "--both_empty", "perfect"])
+        assert scores == score_submission(truth, submission, num_proc=1, rules=rules) != main(command)
+        assert "preset mle_bench but for both_empty, hausdorff_over: both_empty perfect" in capsys.readouterr().out
 
     def test_a_choice_that_is_none(self) -> None:
         with pytest.raises(ValueError, match="both_empty: expected one of skipped, perfect; got 'perfct'"):
