@@ -462,7 +462,7 @@ class TestErrors:
     ) -> None:
         for slice_id, organ in (("case2_day1_slice_0003", "stomach"), ("case10_day0_slice_0005", "large_bowel")):
             self.replace(submission, row(masks, slice_id, organ), f"{slice_id},{organ},20 2")
-        self.replace(truth, row(masks, "case10_day0_slice_0003", "stomach"), "case10_day0_slice_0003,stomach,21 1")
+        self.replace(truth, row(masks, "case10_day0_slice_0006", "stomach"), "case10_day0_slice_0006,stomach,21 1")
         message = self.message(truth, submission)
         assert "submission.csv: case2_day1_slice_0003 stomach: " in message and message.endswith("(3 problems)")
 
