@@ -48,7 +48,7 @@ import json
 
 facts = json.load(open("demo/run/run.json"))
 print(f"eval_dice on the phantom's unseen patients: {facts['scores']['eval_dice']:.4f}")
-for name, path in (("card", "README.md"), ("overlay", "overlay.png"), ("curve", "learning_curve.png")):
+for name, path in (("card", "README.md"), ("cases", "cases.png"), ("curve", "learning_curve.png")):
     print(f"{name:<8} demo/run/{path}")
 print("Look at a picture of your own data next: README.md, From the Kaggle zip to a published model")
 PYTHON
