@@ -3,7 +3,9 @@
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def compare_members(
 
     Args:
         members: The checkpoints, on their device.
-        dataset: The slices, scan after scan.
+        dataset: The slices.
         batch_size: Slices a forward pass.
         num_workers: Processes that read slices.
         rules: The competition's, where there is a choice.
@@ -78,7 +80,7 @@ def compare_members(
         What each scan scores, by way; and the seconds that the first checkpoint alone needed for `SCAN_SLICES` slices,
         reading them aside.
     """
-    scorers: dict[str, ScanScorer] = {}
+    scorers: dict[str, ScanScorer] = defaultdict(partial(ScanScorer, dataset, rules))
     seconds, number = 0.0, 0
     progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
     with progress, torch.no_grad():
@@ -89,9 +91,8 @@ def compare_members(
             for way, chosen in ways_to_predict(members, logits).items():
                 packed = pack_masks(predict_batch(chosen, batch["native_size"])).numpy()
                 label_counts = count_labels(chosen, batch["labels"]).numpy()
-                scorer = scorers.setdefault(way, ScanScorer(dataset, rules))
                 for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
-                    scorer.add(*one)
+                    scorers[way].add(*one)
             seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
             number += len(inputs[0]) if number < SCAN_SLICES else 0
             progress.update(len(inputs[0]))
