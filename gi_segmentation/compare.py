@@ -136,7 +136,7 @@ def format_comparison(scans: dict[str, list[ScanScore]], rules: CompetitionRules
     for way, (_, gain, around) in gains(scans, rules).items():
         scores, intervals = score_scans(scans[way], rules), find_intervals(scans[way], rules)
         cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in COLUMNS]
-        lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.3f')} |")
+        lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.4f')} |")
     return "\n".join(lines)
 
 

@@ -164,12 +164,10 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
     Raises:
         InputError: If their slices differ, a slice's size is unknown, or slices of a scan do not make a volume.
     """
-    for what, ids in (
-        ("lacks", truth.keys() - submission.keys()),
-        ("has, unlike the truth,", submission.keys() - truth.keys()),
-    ):
-        if ids:
-            raise InputError(f"the submission {what} {len(ids)} slices, the first {min(ids)}; score the same slices")
+    sides = ("lacks", truth.keys() - submission.keys()), ("has, unlike the truth,", submission.keys() - truth.keys())
+    differences = [f"{what} {len(ids)} slices, the first {min(ids)}" for what, ids in sides if ids]
+    if differences:
+        raise InputError(f"the submission {' and '.join(differences)}; score the same slices")
     unknown = truth.keys() - grids.keys()
     if unknown:
         raise InputError(

@@ -60,8 +60,8 @@ def test_each_way_scores_as_the_trainer_and_the_competition_do(
     assert line is not None
     (low, high), found = line.groups(), json.loads((tmp_path / "scores.json").read_text())
     baseline, _, interval = found["gains"]["all together"]
-    assert baseline in runs and [f"{end:+.3f}" for end in interval] == [low, high]
-    assert float(low) <= round(gain, 3) <= float(high) and "intervals over 2 patients" in printed
+    assert baseline in runs and [f"{end:+.4f}" for end in interval] == [low, high]
+    assert float(low) <= round(gain, 4) <= float(high) and "intervals over 2 patients" in printed
     around = found["intervals"]["all together"]["competition_score"]
     assert around[0] <= scores["all together"]["competition_score"] <= around[1]
 

@@ -431,6 +431,9 @@ class TestErrors:
         more = {**masks, "case3_day0_slice_0001": masks["case2_day1_slice_0002"]}
         message = self.message(truth, write_table(tmp_path / "more.csv", more, "predicted"))
         assert "unlike the truth, 1 slices, the first case3_day0_slice_0001" in message
+        fewer["case3_day0_slice_0001"] = masks["case2_day1_slice_0002"]
+        message = self.message(truth, write_table(tmp_path / "other.csv", fewer, "predicted"))
+        assert "lacks 2 slices, the first case10_day0_slice_0006 and has, unlike the truth, 1 slices" in message
 
     def test_problems_are_counted_and_the_first_is_named(self, truth: Path, submission: Path) -> None:
         submission.write_text(submission.read_text().replace("stomach", "liver"))
