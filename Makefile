@@ -21,6 +21,7 @@ quality: $(VENV)/installed  ## Style and types.
 benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
 	$(BIN)/python benchmarks/build_speed.py
 	$(BIN)/python benchmarks/evaluation_memory.py
+	$(BIN)/python benchmarks/interval_coverage.py
 	$(BIN)/python benchmarks/leakage.py
 	$(BIN)/python benchmarks/learning.py
 	$(BIN)/python benchmarks/scoring_speed.py
