@@ -11,6 +11,7 @@ MAX_SECONDS, MAX_GB = 60.0, 1.5
 
 
 def main() -> None:
+    """Build and print a table."""
     with tempfile.TemporaryDirectory() as scratch:
         kaggle_dir = Path(scratch) / "kaggle"
         summary = write_phantom(kaggle_dir, num_cases=16, days_per_case=2, slices_per_scan=125)

@@ -99,6 +99,7 @@ def measure(recipe: str, dataset_dir: Path, scratch: Path) -> Measured:
 
 
 def main() -> None:
+    """Train two steps of each recipe and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     recipes = parser.parse_args().recipes

@@ -202,6 +202,7 @@ def format_table(trained_by: dict[str, list[Trained]]) -> str:
 
 
 def main() -> None:
+    """Train under each split and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--dataset_name", help="folder of a built dataset, or a Hub id; None makes one of the phantom")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of splits, weights and order")

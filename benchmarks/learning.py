@@ -240,6 +240,7 @@ def compare(task: Task, model: str, recipes: list[str], seeds: list[int], minute
 
 
 def main() -> None:
+    """Train every recipe and print a table of each model."""
     on_gpu = torch.cuda.is_available() and find_real_slices() is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="what to compare")

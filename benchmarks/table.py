@@ -117,6 +117,7 @@ def model_index(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Train the recipes and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
     parser.add_argument("--recipes", nargs="+", choices=ORIGINAL_DICE, default=list(ORIGINAL_DICE), help="which ones")
