@@ -293,6 +293,19 @@ def score_organ(
     }
 
 
+def score_organs(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | None) -> list[dict[str, float]]:
+    """What `score_organ` gives for each organ of a scan; nothing where the size of a voxel is not known.
+
+    Args:
+        preds: Predicted masks, bool, shape `(organs, D, H, W)`.
+        target: Reference masks, same shape.
+        spacing_mm: Voxel size (z, y, x) in millimetres.
+    """
+    if spacing_mm is None:
+        return []
+    return [score_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
+
+
 def _measure(preds: Any, target: Any, spacing_mm: Sequence[float]) -> SurfaceDistances:
     """Distances between two surfaces, both ways."""
     return surface_distances(*crop_to_both(*check_masks(preds, target)), check_spacing(spacing_mm))

@@ -19,7 +19,7 @@ from gi_segmentation.data import SliceNeighbours, SliceTransform, collate, find_
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.evaluation import ScanScorer, count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.predict import Member, add_prediction_flags, check_prediction_flags, load_members
-from gi_segmentation.scans import Interval, ScanScore, find_intervals, format_interval, score_scans
+from gi_segmentation.scans import ScanScore, find_intervals, format_interval, score_scans
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 
 COLUMNS = {
@@ -108,33 +108,40 @@ def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]
     return time.perf_counter() - start
 
 
-def gains(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, tuple[str, float, Interval | None]]:
-    """What each way gains in Dice over the best single checkpoint without flips.
+def describe_ways(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, dict[str, Any]]:
+    """What each way scores, and gains in Dice over the best single checkpoint without flips.
 
     Args:
         scans: From `compare_members`.
         rules: The competition's.
 
     Returns:
-        By way, the way it is compared with, the gain and its interval over the same patients.
+        By way the `scores`, their `intervals`, and as `gains` the way it is compared with, the gain and its interval
+        over the same patients.
     """
+    scores = {way: score_scans(scored, rules) for way, scored in scans.items()}
     single = [way for way in scans if ", flips" not in way and way != "all together"]
-    dice = {way: score_scans(scored, rules)["dice"] for way, scored in scans.items()}
-    best = max(single, key=lambda way: dice[way])
-    return {
-        way: (best, dice[way] - dice[best], find_intervals(scored, rules, baseline=scans[best])["dice"])
+    best = max(single, key=lambda way: scores[way]["dice"])
+    gains = {
+        way: (
+            best,
+            scores[way]["dice"] - scores[best]["dice"],
+            find_intervals(scored, rules, baseline=scans[best])["dice"],
+        )
         for way, scored in scans.items()
     }
+    intervals = {way: find_intervals(scored, rules) for way, scored in scans.items()}
+    return {"scores": scores, "intervals": intervals, "gains": gains}
 
 
-def format_comparison(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> str:
-    """A Markdown table, each way with its gain in Dice over the best single checkpoint without flips.
+def format_comparison(described: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table of `describe_ways`.
 
     In brackets are intervals over patients: a gain whose interval holds 0 may be chance.
     """
     lines = ["| | " + " | ".join(COLUMNS.values()) + " | gain in Dice |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for way, (_, gain, around) in gains(scans, rules).items():
-        scores, intervals = score_scans(scans[way], rules), find_intervals(scans[way], rules)
+    for way, (_, gain, around) in described["gains"].items():
+        scores, intervals = described["scores"][way], described["intervals"][way]
         cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in COLUMNS]
         lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.4f')} |")
     return "\n".join(lines)
@@ -169,18 +176,17 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         raise InputError(f"--split {arguments.split}: expected outlines to compare with, but no slice has any")
     members = load_members(arguments.model, arguments.revision, arguments.device)
     scans, seconds = compare_members(members, dataset, arguments.batch_size, arguments.num_workers, rules)
-    scores = {way: score_scans(scored, rules) for way, scored in scans.items()}
-    print(format_comparison(scans, rules))
+    described = describe_ways(scans, rules)
+    print(format_comparison(described))
     print(
         f"preset {arguments.preset}; in brackets 95 % intervals over {len(dataset.unique('case'))} patients, those of "
         f"gains over the same patients: a gain whose interval holds 0 may be chance"
     )
     print(f"{members[0].name} alone, without reading files: {seconds:.2f} s for a scan of {SCAN_SLICES} slices")
     if arguments.output is not None:
-        intervals = {way: find_intervals(scored, rules) for way, scored in scans.items()}
-        found = {"preset": arguments.preset, "scores": scores, "intervals": intervals, "gains": gains(scans, rules)}
-        arguments.output.write_text(json.dumps({**found, "seconds_per_scan": seconds}, indent=2) + "\n")
-    return scores
+        found = {"preset": arguments.preset, **described, "seconds_per_scan": seconds}
+        arguments.output.write_text(json.dumps(found, indent=2) + "\n")
+    return described["scores"]
 
 
 if __name__ == "__main__":

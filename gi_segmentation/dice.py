@@ -42,6 +42,17 @@ def dice_score(counts: Sequence[int]) -> float:
     return 2 * counts[INTERSECTION] / total if total else math.nan
 
 
+def sum_and_number(values: Iterable[float]) -> tuple[float, int]:
+    """Sum of the values that are not NaN, the same in any order, and how many they are.
+
+    Example:
+        >>> sum_and_number([0.5, math.nan, 1.0])
+        (1.5, 2)
+    """
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known), len(known)
+
+
 def nanmean(values: Iterable[float]) -> float:
     """Mean of the values that are not NaN, the same in any order; NaN where there are none.
 
@@ -49,5 +60,5 @@ def nanmean(values: Iterable[float]) -> float:
         >>> nanmean([1.0, math.nan, 0.5])
         0.75
     """
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
+    total, number = sum_and_number(values)
+    return total / number if number else math.nan

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import EvalPrediction, PreTrainedModel
 
-from gi_segmentation.clinical import score_organ
+from gi_segmentation.clinical import score_organs
 from gi_segmentation.competition import PRESETS, CompetitionRules
 from gi_segmentation.data import collate, organ_masks, plan_scans
 from gi_segmentation.dice import count_pixels
@@ -234,9 +234,7 @@ class ScanScorer:
         for place, number in enumerate(numbers):
             preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).reshape(shape)
             target[:, place] = organ_masks(outlines[place], height, width)
-        clinical = []
-        if self.clinical and spacing_mm is not None:
-            clinical = [score_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
+        clinical = score_organs(preds, target, spacing_mm if self.clinical else None)
         case, day = scan
         return score_scan(case, f"case{case}_day{day}", preds, target, self.rules, self.label_counts[scan], clinical)
 

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from .competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, PRESETS, CompetitionRules, hausdorff_distance
-from .dice import PREDICTED, TRUE, count_pixels, dice_score
+from .dice import count_pixels, dice_score, sum_and_number
 from .schema import LABELS, ORGANS
 
 # Relative imports, as metrics.py says.
@@ -96,7 +96,7 @@ def score_scan(
         >>> preds[0, 1] = False
         >>> scan = score_scan("case1", "case1_day0", preds, target)
         >>> scan.dice_sums, scan.dice_numbers, scan.dice
-        ((1.0, 0, 0), (2, 0, 0), 0.5)
+        ((1.0, 0.0, 0.0), (2, 0, 0), 0.5)
     """
     if preds.shape != target.shape or preds.ndim != 4 or len(preds) != len(ORGANS):
         raise ValueError(
@@ -104,7 +104,7 @@ def score_scan(
             f"but got {preds.shape} and {target.shape}"
         )
     counts = np.stack([np.stack(count_pixels(*organ), axis=-1) for organ in zip(preds, target, strict=True)])
-    slice_dice = [[dice_score(one) for one in organ if one[PREDICTED] or one[TRUE]] for organ in counts.tolist()]
+    dice_sums, dice_numbers = zip(*(sum_and_number(map(dice_score, organ)) for organ in counts.tolist()), strict=True)
     if rules.hausdorff_over == "union":
         hausdorff = [hausdorff_distance(np.any(preds, axis=0), np.any(target, axis=0), rules)]
     else:
@@ -113,8 +113,8 @@ def score_scan(
         patient,
         name,
         num_slices=preds.shape[1],
-        dice_sums=tuple(math.fsum(organ) if organ else 0 for organ in slice_dice),
-        dice_numbers=tuple(map(len, slice_dice)),
+        dice_sums=dice_sums,
+        dice_numbers=dice_numbers,
         volume_dice=tuple(map(dice_score, counts.sum(axis=1).tolist())),
         hausdorff=tuple(hausdorff),
         label_counts=label_counts,
@@ -166,17 +166,6 @@ def average_patients(scans: Iterable[ScanScore]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     return pd.DataFrame(rows).groupby(["organ", "case"]).mean()
-
-
-def sum_and_number(values: Sequence[float]) -> tuple[float, int]:
-    """What the mean of the values that are not NaN needs.
-
-    Example:
-        >>> sum_and_number([0.5, math.nan, 1.0])
-        (1.5, 2)
-    """
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known), len(known)
 
 
 def total_patients(scans: Iterable[ScanScore]) -> Totals:
@@ -301,9 +290,9 @@ def find_intervals(
         >>> [round(end, 6) for end in find_intervals(better, baseline=worse)["dice"]]
         [0.1, 0.1]
     """
-    totals, base_totals = total_patients(scans), None if baseline is None else total_patients(baseline)
     if baseline is not None and {scan.patient for scan in scans} != {scan.patient for scan in baseline}:
         raise ValueError("expected scans of the same patients to compare with; score both on the same split")
+    totals = total_patients(scans)
     patients = len(totals["dice"])
     if not patients:
         return {}
@@ -313,8 +302,8 @@ def find_intervals(
         return scores_of({name: np.tensordot(weights, total, 1) for name, total in of.items()}, rules)
 
     scores = resample(totals)
-    if base_totals is not None:
-        others = resample(base_totals)
+    if baseline is not None:
+        others = resample(total_patients(baseline))
         scores = {name: values - others[name] for name, values in scores.items() if name in others}
     alone = scores_of(totals, rules)  # of each patient
     return {name: expanded_percentiles(values, alone[name]) for name, values in scores.items()}

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from dataset_builder.kaggle import ID_PATTERN, Annotation, KaggleDataError, find_slices, read_annotations
-from gi_segmentation.clinical import score_organ
+from gi_segmentation.clinical import score_organs
 from gi_segmentation.competition import PRESETS, CompetitionRules
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.rle import RleError, decode
@@ -92,10 +92,8 @@ def score_pair(pair: ScanPair, truth: Path, submission: Path, rules: Competition
     preds, more = decode_volume(pair, pair.preds, submission)
     if problems or more:
         return problems + more
-    clinical = []
-    if pair.grid.pixel_spacing is not None:
-        spacing_mm = (SLICE_THICKNESS_MM, *pair.grid.pixel_spacing)
-        clinical = [score_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
+    spacing_mm = pair.grid.pixel_spacing and (SLICE_THICKNESS_MM, *pair.grid.pixel_spacing)
+    clinical = score_organs(preds, target, spacing_mm)
     return score_scan(pair.case, pair.name, preds, target, rules, clinical=clinical)
 
 
