@@ -19,15 +19,15 @@ quality: $(VENV)/installed  ## Style and types.
 	$(BIN)/mypy
 
 benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
-	$(BIN)/python benchmarks/build_speed.py
-	$(BIN)/python benchmarks/evaluation_memory.py
-	$(BIN)/python benchmarks/interval_coverage.py
-	$(BIN)/python benchmarks/leakage.py
-	$(BIN)/python benchmarks/learning.py
-	$(BIN)/python benchmarks/scoring_speed.py
+	$(BIN)/python -m benchmarks.build_speed
+	$(BIN)/python -m benchmarks.evaluation_memory
+	$(BIN)/python -m benchmarks.interval_coverage
+	$(BIN)/python -m benchmarks.leakage
+	$(BIN)/python -m benchmarks.learning
+	$(BIN)/python -m benchmarks.scoring_speed
 
 table: $(VENV)/installed  ## Train the recipes on DATASET and write the results table; RECIPES and FLAGS narrow it down.
-	$(BIN)/python benchmarks/table.py --dataset_name $(or $(DATASET),gi_tract) \
+	$(BIN)/python -m benchmarks.table --dataset_name $(or $(DATASET),gi_tract) \
 		$(if $(RECIPES),--recipes $(RECIPES)) $(if $(FLAGS),-- $(FLAGS))
 
 $(VENV)/installed: setup.cfg pyproject.toml

@@ -6,12 +6,12 @@ accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ..
 from transformers import set_seed
 
 from gi_segmentation.arguments import parse_arguments
-from gi_segmentation.data import load_slices, select_samples, transform_splits
+from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import exit_on_input_error
-from gi_segmentation.facts import describe_run, prepare_output_dir
-from gi_segmentation.model_card import publish_model, summarize, write_results
-from gi_segmentation.modeling import load_model
-from gi_segmentation.trainer import build_trainer, train
+from gi_segmentation.models.loading import load_model
+from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
+from gi_segmentation.publishing.results import publish_model, summarize, write_results
+from gi_segmentation.training.trainer import build_trainer, train
 
 
 def main(argv: list[str] | None = None) -> None:

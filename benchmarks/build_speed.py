@@ -3,8 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from process_memory import measure
-
+from benchmarks.process_memory import measure
 from dataset_builder.phantom import write_phantom
 
 MAX_SECONDS, MAX_GB = 60.0, 1.5

@@ -28,9 +28,9 @@ def evaluate_slices(dataset_dir: str, output_dir: str, number: int) -> None:
     from datasets import DatasetDict, concatenate_datasets
 
     from gi_segmentation.arguments import parse_arguments
-    from gi_segmentation.data import load_slices, transform_splits
-    from gi_segmentation.modeling import load_model
-    from gi_segmentation.trainer import build_trainer
+    from gi_segmentation.data.slices import load_slices, transform_splits
+    from gi_segmentation.models.loading import load_model
+    from gi_segmentation.training.trainer import build_trainer
 
     overrides = "depths=[1,1,1,1],hidden_sizes=[8,8,16,16],decoder_hidden_size=16"
     flags = ["--model_type", "segformer", "--config_overrides", overrides, "--image_size", "64"]
@@ -63,7 +63,15 @@ def main() -> None:
         peaks = {}
         print("| slices | peak memory, GB | more than the first, MB |\n|---|---|---|")
         for number in NUMBERS:
-            job = [sys.executable, __file__, "--job", str(dataset_dir), str(Path(scratch) / "run"), str(number)]
+            job = [
+                sys.executable,
+                "-m",
+                "benchmarks.evaluation_memory",
+                "--job",
+                str(dataset_dir),
+                str(Path(scratch) / "run"),
+                str(number),
+            ]
             done = subprocess.run(job, stdout=subprocess.PIPE, text=True, check=True)
             peaks[number] = float(done.stdout.splitlines()[-1])
             more = 1000 * (peaks[number] - peaks[NUMBERS[0]])

@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from benchmarks.architectures import ARCHITECTURES
 
-from architectures import ARCHITECTURES  # noqa: E402 - it stands with the tests that check it
+ROOT = Path(__file__).resolve().parents[1]
 
 BATCH = 2
 FLAGS = {

@@ -7,7 +7,8 @@ import numpy as np
 from scipy import stats
 from tqdm import trange
 
-from gi_segmentation.scans import ScanScore, find_intervals
+from gi_segmentation.scoring.intervals import find_intervals
+from gi_segmentation.scoring.scans import ScanScore
 
 PATIENTS = (4, 6, 10, 17, 50)
 DICE = stats.beta(8, 2)  # of patients: mean 0.8, standard deviation 0.12, a tail of bad ones

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from training import (
+from transformers import SegformerImageProcessorPil
+
+from benchmarks.training import (
     add_job_flag,
     do_job,
     evaluation_flags,
@@ -27,13 +29,11 @@ from training import (
     run_apart,
     write_phantom_dataset,
 )
-from transformers import SegformerImageProcessorPil
-
 from gi_segmentation.arguments import DataArguments, ModelArguments, parse_arguments
-from gi_segmentation.data import load_slices, select_samples, transform_splits
+from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.evaluation import ComputeMetrics
-from gi_segmentation.trainer import SegmentationTrainer, train
+from gi_segmentation.training.evaluation import ComputeMetrics
+from gi_segmentation.training.trainer import SegmentationTrainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("slice", "scan", "patient")
@@ -173,7 +173,7 @@ def report(dataset: str, arguments: argparse.Namespace) -> dict[str, list[Traine
     for seed, way in itertools.product(arguments.seeds, WAYS):
         parts = divide(slices, way, arguments.share, seed)
         job = {"flags": run_flags(dataset, seed, arguments.steps), "words": arguments.flags, "parts": parts}
-        trained = Trained(*run_apart(__file__, f"by {way}, seed {seed}", job))
+        trained = Trained(*run_apart("benchmarks.leakage", f"by {way}, seed {seed}", job))
         trained_by[way].append(trained)
         print(
             f"by {way}, seed {seed}, {' + '.join(str(len(rows)) for rows in parts)} slices: claims "

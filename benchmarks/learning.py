@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from datasets import DatasetDict, concatenate_datasets, load_dataset
 from torch.nn import functional as F
-from training import (
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from benchmarks.architectures import ARCHITECTURES, Architecture
+from benchmarks.training import (
     NUM_EVALUATIONS,
     add_job_flag,
     do_job,
@@ -32,18 +34,13 @@ from training import (
     run_apart,
     write_phantom_dataset,
 )
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from gi_segmentation.arguments import parse_arguments
-from gi_segmentation.data import load_slices
-from gi_segmentation.losses import cross_entropy_loss, resize_logits
+from gi_segmentation.data.slices import load_slices
 from gi_segmentation.schema import LABELS, ORGANS
-from gi_segmentation.trainer import SegmentationTrainer, train
+from gi_segmentation.training.losses import cross_entropy_loss, resize_logits
+from gi_segmentation.training.trainer import SegmentationTrainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from architectures import ARCHITECTURES, Architecture  # noqa: E402 - it stands with the tests that check it
 
 CALIBRATION_STEPS, SLOW_STEPS = 24, 4  # the first ones are slow
 REAL_TRAIN_CASES = (16, 6)  # those with a whole scan
@@ -210,7 +207,7 @@ def run_recipe(task: Task, model: str, recipe: str, seed: int, steps: int, minut
     """
     job = {"flags": run_flags(task, model, recipe, seed, steps), "original_loss": recipe == "seed"}
     job |= {"score_every": task.score_every, "limit": 60 * minutes}
-    return Trained(*run_apart(__file__, f"{recipe}, seed {seed}", job))
+    return Trained(*run_apart("benchmarks.learning", f"{recipe}, seed {seed}", job))
 
 
 def count_steps(task: Task, model: str, recipes: list[str], minutes: float) -> dict[str, int]:

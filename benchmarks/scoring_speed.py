@@ -15,9 +15,9 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy.ndimage import distance_transform_edt, find_objects, zoom
 
-from gi_segmentation.clinical import score_organ
-from gi_segmentation.competition import hausdorff_distance
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
+from gi_segmentation.scoring.clinical import score_organ
+from gi_segmentation.scoring.competition import hausdorff_distance
 
 SHAPE, SPACING_MM = (144, 266, 266), (SLICE_THICKNESS_MM, 1.5, 1.5)
 ORGAN_SHARE = 0.01  # of the voxels: about 100,000, as of a real organ

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from gi_segmentation.facts import RUN_FILE
-from gi_segmentation.model_card import eval_results
-from gi_segmentation.scans import format_interval
+from gi_segmentation.publishing.facts import RUN_FILE
+from gi_segmentation.publishing.model_card import eval_results
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
+from gi_segmentation.scoring.tables import format_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the original project reports: its "Dice" is macro F1 with background, over a split that is not by patient.

@@ -14,9 +14,9 @@ from datasets import DatasetDict
 from transformers import set_seed
 
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
-from gi_segmentation.data import transform_splits
-from gi_segmentation.modeling import load_model
-from gi_segmentation.trainer import SegmentationTrainer, build_trainer
+from gi_segmentation.data.slices import transform_splits
+from gi_segmentation.models.loading import load_model
+from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer
 
 NUM_EVALUATIONS = 4
 
@@ -77,11 +77,11 @@ def make_trainer(
     return build_trainer(model, processor, *splits, data_args, run_args)
 
 
-def run_apart(script: str, name: str, job: dict[str, Any]) -> Any:
+def run_apart(module: str, name: str, job: dict[str, Any]) -> Any:
     """Do a job of a benchmark in a process of its own, with a folder `output_dir` that goes with it.
 
     Args:
-        script: The benchmark; calls `add_job_flag` and `do_job`.
+        module: The benchmark, as `benchmarks.leakage`; calls `add_job_flag` and `do_job`.
         name: What to call the job if it fails.
         job: What its function is called with, as JSON has it; `output_dir` among the `flags` is added.
 
@@ -92,7 +92,7 @@ def run_apart(script: str, name: str, job: dict[str, Any]) -> Any:
         job = {**job, "flags": {**job["flags"], "output_dir": Path(scratch) / "run"}}
         job_file, result_file = Path(scratch) / "job.json", Path(scratch) / "result.json"
         job_file.write_text(json.dumps(job, default=str), encoding="utf-8")
-        command = [sys.executable, script, "--job", str(job_file), str(result_file)]
+        command = [sys.executable, "-m", module, "--job", str(job_file), str(result_file)]
         ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if ended.returncode:
             raise RuntimeError(f"{name}: ended with {ended.returncode}\n{ended.stdout[-3000:]}")

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dataset_builder.gi_tract import GiTract, GiTractConfig, split_scans
-from dataset_builder.kaggle import FAULTY_SCANS, KaggleDataError, Scan, read_scans
 from dataset_builder.verify import Inspection, inspect_scans
-from gi_segmentation.card import render_card
-from gi_segmentation.publish import Publication, hash_file, publish_folder
+from gi_segmentation.data.kaggle import FAULTY_SCANS, KaggleDataError, Scan, read_scans
+from gi_segmentation.publishing.cards import render_card
+from gi_segmentation.publishing.hub import Publication, hash_file, publish_folder
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, hash_splits
 
 MARKER = "pretty_name: UW-Madison GI Tract"  # the line of the card by which an earlier build is known

@@ -16,8 +16,11 @@ import numpy as np
 from datasets.builder import Key
 from PIL import Image
 
-from dataset_builder import kaggle, splits
-from dataset_builder.kaggle import (
+from dataset_builder import splits
+from dataset_builder.splits import assign_folds
+from gi_segmentation import rle, schema
+from gi_segmentation.data import kaggle
+from gi_segmentation.data.kaggle import (
     FAULTY_SCANS,
     Annotation,
     KaggleDataError,
@@ -28,8 +31,6 @@ from dataset_builder.kaggle import (
     read_slice,
     split_names,
 )
-from dataset_builder.splits import assign_folds
-from gi_segmentation import rle, schema
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
 

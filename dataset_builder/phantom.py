@@ -16,7 +16,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from tqdm.auto import tqdm
 
-from dataset_builder.kaggle import FAULTY_SCANS
+from gi_segmentation.data.kaggle import FAULTY_SCANS
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS
 

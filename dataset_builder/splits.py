@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from dataset_builder.kaggle import KaggleDataError, Scan
+from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.schema import ORGANS
 
 

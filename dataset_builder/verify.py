@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from dataset_builder.kaggle import (
+from gi_segmentation.data.kaggle import (
     KaggleDataError,
     Scan,
     SliceFile,

@@ -13,8 +13,8 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from gi_segmentation.competition import PRESETS
 from gi_segmentation.errors import InputError
+from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import LABELS_BY_MODE
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side

@@ -2,149 +2,27 @@
 
 import argparse
 import json
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from datasets import Dataset
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-
-from gi_segmentation.competition import PRESETS, CompetitionRules
-from gi_segmentation.data import SliceNeighbours, SliceTransform, collate, find_dataset
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.evaluation import ScanScorer, count_labels, flip_logits, pack_masks, predict_batch
-from gi_segmentation.predict import Member, add_prediction_flags, check_prediction_flags, load_members
-from gi_segmentation.scans import ScanScore, find_intervals, format_interval, score_scans
-from gi_segmentation.schema import ORGANS, SCAN_SLICES
-
-COLUMNS = {
-    "dice": "Dice",
-    **{f"dice_{organ}": organ.replace("_", " ") for organ in ORGANS},
-    "dice_volume": "whole scans",
-    "competition_score": "competition score",
-}
+from gi_segmentation.inference.arguments import add_prediction_flags, check_prediction_flags
+from gi_segmentation.rules import DEFAULT_PRESET, PRESETS
+from gi_segmentation.schema import SCAN_SLICES
 
 
-def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """The logits to combine, by what the way is called.
-
-    Args:
-        members: The checkpoints.
-        logits: Of each, from `evaluation.flip_logits`.
-    """
-    ways = {}
-    for member, flipped in zip(members, logits, strict=True):
-        ways[member.name] = [flipped[0]]
-        ways[f"{member.name}, flips"] = [flipped.mean(dim=0)]
-    if len(members) > 1:
-        ways["all together"] = [flipped[0] for flipped in logits]
-        ways["all together, flips"] = [flipped.mean(dim=0) for flipped in logits]
-    return ways
-
-
-def read_batches(
-    members: list[Member], dataset: Dataset, batch_size: int, num_workers: int
-) -> Iterator[list[dict[str, Any]]]:
-    """The same slices for each member, as it wants them; batch by batch."""
-    loaders = []
-    for member in members:
-        mode = "multilabel" if len(member.labels) == len(ORGANS) else "multiclass"
-        neighbours = SliceNeighbours(dataset, member.slice_context) if member.slice_context else None
-        transform = SliceTransform(member.processor, mode, neighbours, scoring=True)
-        workers = max(num_workers // len(members), min(num_workers, 1))
-        loaders.append(
-            DataLoader(dataset.with_transform(transform), batch_size, num_workers=workers, collate_fn=collate)
-        )
-    for batches in zip(*loaders, strict=True):
-        yield list(batches)
-
-
-def compare_members(
-    members: list[Member], dataset: Dataset, batch_size: int, num_workers: int, rules: CompetitionRules
-) -> tuple[dict[str, list[ScanScore]], float]:
-    """Score every way to predict in one pass over the slices.
-
-    Args:
-        members: The checkpoints, on their device.
-        dataset: The slices.
-        batch_size: Slices a forward pass.
-        num_workers: Processes that read slices.
-        rules: The competition's, where there is a choice.
-
-    Returns:
-        What each scan scores, by way; and the seconds that the first checkpoint alone needed for `SCAN_SLICES` slices,
-        reading them aside.
-    """
-    scorers: dict[str, ScanScorer] = defaultdict(partial(ScanScorer, dataset, rules))
-    seconds, number = 0.0, 0
-    progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
-    with progress, torch.no_grad():
-        for batches in read_batches(members, dataset, batch_size, num_workers):
-            inputs = [b["pixel_values"].to(m.model.device) for m, b in zip(members, batches, strict=True)]
-            logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
-            batch = batches[0]
-            for way, chosen in ways_to_predict(members, logits).items():
-                packed = pack_masks(predict_batch(chosen, batch["native_size"])).numpy()
-                label_counts = count_labels(chosen, batch["labels"]).numpy()
-                for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
-                    scorers[way].add(*one)
-            seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
-            number += len(inputs[0]) if number < SCAN_SLICES else 0
-            progress.update(len(inputs[0]))
-    return {way: scorer.take() for way, scorer in scorers.items()}, seconds / max(number, 1) * SCAN_SLICES
-
-
-def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]) -> float:
-    """Seconds from model input to masks on the native grid."""
-    start = time.perf_counter()
-    logits = member.model(pixel_values=pixel_values).logits
-    for mask in predict_batch([logits], batch["native_size"]):
-        mask.cpu()
-    return time.perf_counter() - start
-
-
-def describe_ways(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, dict[str, Any]]:
-    """What each way scores, and gains in Dice over the best single checkpoint without flips.
-
-    Args:
-        scans: From `compare_members`.
-        rules: The competition's.
-
-    Returns:
-        By way the `scores`, their `intervals`, and as `gains` the way it is compared with, the gain and its interval
-        over the same patients.
-    """
-    scores = {way: score_scans(scored, rules) for way, scored in scans.items()}
-    single = [way for way in scans if ", flips" not in way and way != "all together"]
-    best = max(single, key=lambda way: scores[way]["dice"])
-    gains = {
-        way: (
-            best,
-            scores[way]["dice"] - scores[best]["dice"],
-            find_intervals(scored, rules, baseline=scans[best])["dice"],
-        )
-        for way, scored in scans.items()
-    }
-    intervals = {way: find_intervals(scored, rules) for way, scored in scans.items()}
-    return {"scores": scores, "intervals": intervals, "gains": gains}
-
-
-def format_comparison(described: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table of `describe_ways`.
-
-    In brackets are intervals over patients: a gain whose interval holds 0 may be chance.
-    """
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " | gain in Dice |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for way, (_, gain, around) in described["gains"].items():
-        scores, intervals = described["scores"][way], described["intervals"][way]
-        cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in COLUMNS]
-        lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.4f')} |")
-    return "\n".join(lines)
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m gi_segmentation.compare",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_prediction_flags(parser)
+    parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
+    parser.add_argument("--split", default="validation", help="the slices to score; patients never trained on")
+    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET, help="whose reading of the competition")
+    parser.add_argument("--output", type=Path, help="a JSON file for the scores; None: only print them")
+    return check_prediction_flags(parser.parse_args(argv))
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -156,17 +34,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     Raises:
         InputError: If a checkpoint or the dataset cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        "python -m gi_segmentation.compare",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_prediction_flags(parser)
-    parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
-    parser.add_argument("--split", default="validation", help="the slices to score; patients never trained on")
-    parser.add_argument("--preset", choices=PRESETS, default="mle_bench", help="whose reading of the competition")
-    parser.add_argument("--output", type=Path, help="a JSON file for the scores; None: only print them")
-    arguments = check_prediction_flags(parser.parse_args(argv))
+    arguments = parse_arguments(argv)
+    # Imported here, so that `--help` answers at once.
+    from gi_segmentation.data.slices import find_dataset
+    from gi_segmentation.inference.comparison import compare_members, describe_ways, format_comparison
+    from gi_segmentation.inference.predictor import load_members
+
     rules = PRESETS[arguments.preset]
     slices = find_dataset(arguments.dataset_name, None)
     if arguments.split not in slices:

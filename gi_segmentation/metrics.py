@@ -2,27 +2,49 @@
 
 Its card is model_cards/metric_card.md. The Trainer scores by the same functions.
 
-evaluate.load copies this file, and the modules beside it that it names, to a place of its own. It reads one import a
-line and does not look into those modules: so each that they import is named here too, whether used or not.
+`evaluate.load` copies this one file into its cache and imports it there. The package that it needs is the
+installed one. Where no package is installed, it is the one that the file was copied from.
 """
 
+import importlib.util
+import json
 import math
-from collections.abc import Hashable
-from collections.abc import Sequence
-from typing import Any
-from typing import TypeAlias
+import sys
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import datasets
 import evaluate
 import numpy as np
 
-from .competition import PRESETS
-from .dice import nanmean
-from .scans import score_scan
-from .scans import score_scans
-from .schema import LABELS
-from .schema import ORGANS
-from .surface import crop_to_both
+
+def find_project() -> Path:
+    """Folder that holds the package `gi_segmentation`, where it is not installed.
+
+    `evaluate` notes beside its copy of this file where the file came from: `metrics.json`.
+
+    Raises:
+        ImportError: If the note is missing, or the package is no longer where it was.
+    """
+    note = Path(__file__).with_suffix(".json")
+    source = Path(__file__)
+    if note.is_file():
+        source = Path(json.loads(note.read_text(encoding="utf-8"))["original file path"])
+    if not (source.parent / "scoring").is_dir():
+        raise ImportError(
+            f"expected the package gi_segmentation installed or at {source.parent}, but found neither; "
+            f"install it, or load the metric with download_mode='force_redownload'"
+        )
+    return source.resolve().parents[1]
+
+
+if importlib.util.find_spec("gi_segmentation") is None:
+    sys.path.append(str(find_project()))
+
+from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, Preset  # noqa: E402 - the path is known only now
+from gi_segmentation.schema import LABELS, ORGANS  # noqa: E402
+from gi_segmentation.scoring.scans import score_scan, score_scans  # noqa: E402
 
 DESCRIPTION = """\
 Scores of large bowel, small bowel and stomach as this task has them: Dice, the mean over (slice, organ) pairs on the
@@ -165,7 +187,7 @@ class GiTractScores(evaluate.Metric):
         references: Sequence[Any] | None = None,
         scans: Sequence[Hashable] | None = None,
         slices: Sequence[int] | None = None,
-        preset: str = "mle_bench",
+        preset: Preset = DEFAULT_PRESET,
     ) -> dict[str, float]:
         """Score the slices added so far and those given here, then start anew.
 

@@ -5,6 +5,7 @@ import re
 import numpy as np
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.schema import ORGANS
 
 # What Python's int takes beyond this ("1_0", "+3", other scripts' digits) is a damaged file, not a number; 18 digits
 # are more than any image needs, and the sum of two such numbers still fits 64 bits.
@@ -102,3 +103,8 @@ def encode(mask: np.ndarray) -> str:
     edges = np.flatnonzero(np.diff(inside))
     starts, ends = edges[0::2], edges[1::2]
     return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).reshape(-1).tolist()))
+
+
+def organ_masks(segmentation: dict[str, str], height: int, width: int) -> np.ndarray:
+    """The exact masks of a slice, overlaps kept: bool, shape `(organs, height, width)`."""
+    return np.stack([decode(segmentation[organ], height, width) for organ in ORGANS])

@@ -2,15 +2,15 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 ORGANS: tuple[str, ...] = ("large_bowel", "small_bowel", "stomach")
 LABELS: tuple[str, ...] = ("background", *ORGANS)
 ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
-LABEL2ID: dict[str, int] = {label: index for index, label in ID2LABEL.items()}
 
 # What a model's channels mean: one label per pixel by softmax, or one yes or no per organ by sigmoid.
-LABELS_BY_MODE: dict[str, tuple[str, ...]] = {"multiclass": LABELS, "multilabel": ORGANS}
+LabelMode: TypeAlias = Literal["multiclass", "multilabel"]
+LABELS_BY_MODE: dict[LabelMode, tuple[str, ...]] = {"multiclass": LABELS, "multilabel": ORGANS}
 
 # RGB per label id; the palette of the `annotation` PNGs and of every overlay picture.
 COLOURS: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (0, 158, 115), (230, 159, 0), (86, 180, 233))

@@ -1,287 +1,23 @@
 """`python -m gi_segmentation.score`: the competition's score of a submission, and the clinic's scores."""
 
 import argparse
-import math
-import os
-from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
-import numpy as np
-import pandas as pd
-from tqdm.auto import tqdm
-
-from dataset_builder.kaggle import ID_PATTERN, Annotation, KaggleDataError, find_slices, read_annotations
-from gi_segmentation.clinical import score_organs
-from gi_segmentation.competition import PRESETS, CompetitionRules
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.rle import RleError, decode
-from gi_segmentation.scans import (
-    ScanScore,
-    describe_clinical,
-    find_intervals,
-    format_clinical,
-    format_interval,
-    score_scan,
-    score_scans,
-    tabulate_scans,
-)
-from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
-
-COMPETITION_SCORES = (
-    "dice",
-    *(f"dice_{organ}" for organ in ORGANS),
-    "hausdorff_score",
-    "competition_dice",
-    "competition_score",
-)
-
-Annotations = dict[str, dict[str, Annotation]]
+from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, CompetitionRules
 
 
-class SliceGrid(NamedTuple):
-    """Size of a slice, and of its pixels where that is asked for: (row mm, column mm)."""
-
-    height: int
-    width: int
-    pixel_spacing: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class ScanPair:
-    """Truth and prediction of one scan as encodings: slices in order, organs in the order of `ORGANS`."""
-
-    case: int
-    name: str
-    grid: SliceGrid
-    slice_ids: list[str]
-    target: list[list[str]]
-    preds: list[list[str]]
-
-
-def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[np.ndarray, list[str]]:
-    """Masks of a scan.
-
-    Args:
-        pair: The scan.
-        slices: Its `target` or its `preds`.
-        path: The file they come from.
-
-    Returns:
-        bool, shape `(organs, slices, height, width)`; and each encoding that is no mask of its slice, as a sentence.
-    """
-    height, width = pair.grid.height, pair.grid.width
-    volume = np.zeros((len(ORGANS), len(slices), height, width), dtype=bool)
-    problems = []
-    for number, (slice_id, organs) in enumerate(zip(pair.slice_ids, slices, strict=True)):
-        for index, rle in enumerate(organs):
-            try:
-                if rle:
-                    volume[index, number] = decode(rle, height, width)
-            except RleError as error:
-                problems.append(f"{path}: {slice_id} {ORGANS[index]}: {error}")
-    return volume, problems
-
-
-def score_pair(pair: ScanPair, truth: Path, submission: Path, rules: CompetitionRules) -> ScanScore | list[str]:
-    """Score one scan of two files, with clinical scores if the size of its pixels is known; or say what is wrong."""
-    target, problems = decode_volume(pair, pair.target, truth)
-    preds, more = decode_volume(pair, pair.preds, submission)
-    if problems or more:
-        return problems + more
-    spacing_mm = pair.grid.pixel_spacing and (SLICE_THICKNESS_MM, *pair.grid.pixel_spacing)
-    clinical = score_organs(preds, target, spacing_mm)
-    return score_scan(pair.case, pair.name, preds, target, rules, clinical=clinical)
-
-
-def read_table(path: Path, rle_column: str) -> Annotations:
-    """Read truth or submission.
-
-    Raises:
-        InputError: If any row has a problem, a slice lacks an organ, or there are no rows; names the first problem
-            and their number.
-    """
-    annotations, problems = read_annotations(path, rle_column)
-    problems += [
-        f"{path}: {slice_id} has no row for {organ}"
-        for slice_id, organs in annotations.items()
-        for organ in ORGANS
-        if organ not in organs
-    ]
-    raise_first(problems)
-    return annotations
-
-
-def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str, SliceGrid]:
-    """Size of each slice, from `kaggle_dir`'s file names or the truth's own columns.
-
-    Args:
-        truth: CSV; with the columns `width` and `height` it needs no folder, nor with `spacing_x` and `spacing_y` for
-            clinical scores.
-        kaggle_dir: Folder with the slices; None looks beside the CSV.
-        clinical: Whether the size of pixels is needed.
-
-    Raises:
-        InputError: If a column has something else than numbers, a PNG is not named as a slice, a slice has two sizes,
-            or pixels have none; names the first slice and how many there are.
-    """
-    table = pd.read_csv(truth, dtype=str, na_filter=False)
-    columns = ["height", "width", *(["spacing_y", "spacing_x"] if clinical else [])]
-    grids: dict[str, SliceGrid] = {}
-    if kaggle_dir is None and set(columns) <= set(table.columns):
-        several = set()
-        try:
-            for slice_id, *texts in zip(table["id"], *(table[column] for column in columns), strict=True):
-                spacing = (float(texts[2]), float(texts[3])) if clinical else None
-                grid = SliceGrid(int(texts[0]), int(texts[1]), spacing)
-                if grids.setdefault(slice_id, grid) != grid:
-                    several.add(slice_id)
-        except ValueError as error:
-            wanted = "millimetres in spacing_x and spacing_y, " if clinical else ""
-            raise InputError(f"{truth}: expected {wanted}pixels in the columns width and height ({error})") from error
-        if several:
-            raise InputError(f"{truth}: rows of {len(several)} slices disagree on their size, first {min(several)}")
-    else:
-        slices, problems = find_slices(kaggle_dir or truth.parent)
-        if problems:
-            raise KaggleDataError(problems)
-        for item in slices:
-            grids[item.id] = SliceGrid(item.height, item.width, item.pixel_spacing if clinical else None)
-    flat = [i for i, grid in grids.items() if not all(0 < side < math.inf for side in grid.pixel_spacing or ())]
-    if flat:
-        raise InputError(f"{len(flat)} slices have pixels without a size in millimetres, the first {min(flat)}")
-    return grids
-
-
-def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, SliceGrid]) -> list[ScanPair]:
-    """Bring truth and submission together, scan by scan.
-
-    Raises:
-        InputError: If their slices differ, a slice's size is unknown, or slices of a scan do not make a volume.
-    """
-    sides = ("lacks", truth.keys() - submission.keys()), ("has, unlike the truth,", submission.keys() - truth.keys())
-    differences = [f"{what} {len(ids)} slices, the first {min(ids)}" for what, ids in sides if ids]
-    if differences:
-        raise InputError(f"the submission {' and '.join(differences)}; score the same slices")
-    unknown = truth.keys() - grids.keys()
-    if unknown:
-        raise InputError(
-            f"no image for {len(unknown)} slices, the first {min(unknown)}: its size is needed; name the folder that "
-            f"has them with --kaggle_dir"
-        )
-    scans: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)
-    for slice_id in truth:
-        case, day, number = (int(text) for text in ID_PATTERN.fullmatch(slice_id).groups())  # type: ignore[union-attr]
-        scans[case, day].append((number, slice_id))
-    pairs, uneven, broken = [], [], []
-    for (case, day), members in sorted(scans.items()):
-        name, members = f"case{case}_day{day}", sorted(members)
-        ordered = [slice_id for _, slice_id in members]
-        grid = grids[ordered[0]]
-        if any(grids[slice_id] != grid for slice_id in ordered):
-            uneven.append(name)
-        if grid.pixel_spacing and members[-1][0] - members[0][0] >= len(members):
-            broken.append(name)
-        target, preds = ([[t[i][organ].rle for organ in ORGANS] for i in ordered] for t in (truth, submission))
-        pairs.append(ScanPair(case, name, grid, ordered, target, preds))
-    for names, what in (
-        (uneven, "slices of several sizes are no volume; correct the file names"),
-        (broken, "slices between its first and last are missing, without which millimetres cannot be measured"),
-    ):
-        if names:
-            raise InputError(f"{names[0]}: {what}" + (f" ({len(names)} such scans)" if names[1:] else ""))
-    return pairs
-
-
-def score_files(
-    truth: Path,
-    submission: Path,
-    kaggle_dir: Path | None = None,
-    num_proc: int | None = None,
-    rules: CompetitionRules = PRESETS["mle_bench"],
-    clinical: bool = False,
-) -> list[ScanScore]:
-    """Score each scan of a submission.
-
-    Args:
-        truth: CSV with `id,class,segmentation`.
-        submission: CSV with `id,class,predicted` for the same slices.
-        kaggle_dir: Folder with the slices, for their sizes; None looks beside `truth`.
-        num_proc: Processes; None takes one per core.
-        rules: The competition's, where there is a choice.
-        clinical: Whether to add the scores in millimetres.
-
-    Raises:
-        InputError: If either file has problems or they do not fit together; names the first and how many there are.
-    """
-    annotations = read_table(truth, "segmentation"), read_table(submission, "predicted")
-    pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical))
-    workers = max(1, min(num_proc or os.cpu_count() or 1, len(pairs)))
-    with ProcessPoolExecutor(workers) as pool:
-        results = pool.map(partial(score_pair, truth=truth, submission=submission, rules=rules), pairs)
-        scored = list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
-    raise_first([problem for result in scored if isinstance(result, list) for problem in result])
-    return [result for result in scored if isinstance(result, ScanScore)]
-
-
-def raise_first(problems: list[str]) -> None:
-    """Raise the first problem, if there is any, and say how many there are.
-
-    Raises:
-        InputError: If there are problems.
-    """
-    if problems:
-        raise InputError(problems[0] + (f" ({len(problems)} problems)" if problems[1:] else ""))
-
-
-def score_submission(
-    truth: Path,
-    submission: Path,
-    kaggle_dir: Path | None = None,
-    num_proc: int | None = None,
-    rules: CompetitionRules = PRESETS["mle_bench"],
-) -> dict[str, float]:
-    """Score a submission as the competition does.
-
-    Args:
-        truth: As `score_files` takes it, and likewise the others.
-        submission: Likewise.
-        kaggle_dir: Likewise.
-        num_proc: Likewise.
-        rules: Likewise.
-
-    Returns:
-        As `scans.scores_of`.
-
-    Raises:
-        InputError: As `score_files`.
-    """
-    return score_scans(score_files(truth, submission, kaggle_dir, num_proc, rules), rules)
-
-
-def format_scores(scans: list[ScanScore], rules: CompetitionRules, preset: str) -> str:
-    """The scores as lines, each with the interval in which chance may have moved it, under the rules' names."""
-    scores, intervals = score_scans(scans, rules), find_intervals(scans, rules)
-    lines = [f"preset {preset}: " + ", ".join(f"{name} {value}" for name, value in asdict(rules).items())]
-    if any(intervals.values()):
-        lines.append(f"in brackets 95 % intervals over {len({scan.patient for scan in scans})} patients")
-    for name in COMPETITION_SCORES:
-        lines.append(f"{scores[name]:8.4f}  {name}{format_interval(intervals[name], '.4f')}")
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Score a submission and print the scores."""
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser("python -m gi_segmentation.score", description=__doc__)
     parser.add_argument("--truth", type=Path, required=True, help="train.csv with the outlines by hand")
     parser.add_argument("--submission", type=Path, required=True, help="submission.csv to score")
     parser.add_argument("--kaggle_dir", type=Path, help="folder with the slices (default: where the truth lies)")
     parser.add_argument("--num_proc", type=int, help="processes (default: one per core)")
     parser.add_argument(
-        "--preset", choices=PRESETS, default="mle_bench", help="whose reading of the metric (default: %(default)s)"
+        "--preset", choices=PRESETS, default=DEFAULT_PRESET, help="whose reading of the metric (default: %(default)s)"
     )
     choices = parser.add_argument_group("choices of the metric", "one by one, in place of the preset's")
     for name, hint in get_type_hints(CompetitionRules).items():
@@ -291,10 +27,26 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parser.parse_args(argv)
     if arguments.output is not None and not arguments.output.parent.is_dir():
         raise InputError(f"--output {arguments.output}: expected a file in a folder that exists")
-    chosen = {name: getattr(arguments, name) for name in asdict(PRESETS[arguments.preset])}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    rules = replace(PRESETS[arguments.preset], **chosen)
-    preset = arguments.preset + (f" but for {', '.join(chosen)}" if chosen else "")
+    return arguments
+
+
+def choose_rules(arguments: argparse.Namespace) -> tuple[CompetitionRules, str]:
+    """The rules that the flags ask for, and what to call them."""
+    preset = PRESETS[arguments.preset]
+    chosen = {name: getattr(arguments, name) for name in asdict(preset) if getattr(arguments, name) is not None}
+    name = arguments.preset + (f" but for {', '.join(chosen)}" if chosen else "")
+    return replace(preset, **chosen), name
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Score a submission and print the scores."""
+    arguments = parse_arguments(argv)
+    rules, preset = choose_rules(arguments)
+    # Imported here, so that `--help` answers at once.
+    from gi_segmentation.scoring.scans import score_scans
+    from gi_segmentation.scoring.submissions import format_scores, score_files
+    from gi_segmentation.scoring.tables import describe_clinical, format_clinical, tabulate_scans
+
     files = arguments.truth, arguments.submission, arguments.kaggle_dir
     scans = score_files(*files, arguments.num_proc, rules, arguments.clinical)
     print(format_scores(scans, rules, preset))

@@ -1,1 +1,1 @@
-"""Card templates, filled by `gi_segmentation.card`: `model_card.md` and `dataset_card.md`."""
+"""Card templates, filled by `gi_segmentation.publishing.cards`: `model_card.md` and `dataset_card.md`."""

@@ -7,10 +7,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import pytest
-from loopback_hub import LoopbackHub
+
+from tests.loopback_hub import LoopbackHub
+from tests.support.processes import RunPython
 
 HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")  # never the user's cache: a stale entry would hide a bug
 ENVIRONMENT = {
@@ -22,14 +23,6 @@ ENVIRONMENT = {
 os.environ |= {**ENVIRONMENT, "HF_HOME": HF_HOME}
 for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
     os.environ.pop(variable, None)
-
-
-class RunPython(Protocol):
-    """Type of the fixture `run_python`."""
-
-    def __call__(
-        self, args: list[str], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
-    ) -> subprocess.CompletedProcess[str]: ...
 
 
 def pytest_unconfigure() -> None:

@@ -8,8 +8,8 @@ from transformers.training_args import OptimizerNames
 
 from gi_segmentation.arguments import RunArguments, expand_aliases, parse_arguments
 from gi_segmentation.errors import InputError
+from tests.support.processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 ORIGINAL_COMMAND = [
     *("--base_model", "openmmlab/upernet-convnext-small", "--train_batch_size", "32", "--weight_decay", "1e-4"),

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback_hub import LoopbackHub, check_card
+
+from tests.loopback_hub import LoopbackHub, check_card
 
 HERE = Path(__file__).resolve()
 SERVER = HERE.with_name("loopback_hub.py")

@@ -14,13 +14,13 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
-from test_predict import MAX_TIES, save_model
-from test_trainer import arguments, make_trainer
 
-from gi_segmentation.dice import count_pixels
-from gi_segmentation.evaluation import score_slices
-from gi_segmentation.figures import Panel, compare_slice
+from gi_segmentation.inference.predictor import count_slices
+from gi_segmentation.publishing.figures import Panel, compare_slice
 from gi_segmentation.schema import ORGANS
+from gi_segmentation.scoring.dice import count_pixels
+from tests.support.models import MAX_TIES, save_model
+from tests.support.training import arguments, make_trainer
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "visualisation.ipynb"
 SECTIONS = ["The dataset", "Augmentations", "Predictions against truth", "Worst slices"]
@@ -60,7 +60,7 @@ def execution(
     scores = trainer.evaluate()
     model, validation = trainer.model.eval(), trainer.eval_dataset
     pairs = [compare_slice(model, validation, index) for index in range(len(samples["validation"]))]
-    counts = score_slices(model, validation, batch_size=5)
+    counts = count_slices(model, validation, batch_size=5)
     return Execution(execute(dataset_dir, folder, scratch), scores, pairs, counts)
 
 

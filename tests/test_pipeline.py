@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RunPython
 from huggingface_hub import HfApi, ModelCard, get_token
-from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
-from test_accelerate import CONFIGS, LAUNCH, ROOT
-from test_modeling import write_base
-from test_trainer import arguments
 
 import run_segmentation
+from tests.loopback_hub import LoopbackHub
+from tests.support.models import write_base
+from tests.support.processes import CONFIGS, LAUNCH, ROOT, RunPython
+from tests.support.training import arguments
 
 RUN = str(ROOT / "run_segmentation.py")
 MODEL_ID, DATASET_ID = "tester/gi-segformer", "tester/gi_tract"
@@ -80,8 +79,8 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
 
     import numpy as np
 
-    from dataset_builder.kaggle import SliceFile
-    from gi_segmentation.predict import load_members, predict_slices
+    from gi_segmentation.data.kaggle import SliceFile
+    from gi_segmentation.inference.predictor import load_members, predict_slices
 
     ours = SliceFile(raw, 1, 1, 21, 266, 266, (1.5, 1.5))
     members = load_members([str(tmp_path / "run")], revision=None, device="cpu")

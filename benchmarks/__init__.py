@@ -1,0 +1,1 @@
+"""Ratios against a limit or a peer, measured in one run: `python -m benchmarks.NAME` from the project's folder."""

@@ -1,0 +1,33 @@
+"""The flags of all commands that predict. Light to import, so that `--help` answers at once."""
+
+import argparse
+
+from gi_segmentation.errors import InputError
+
+
+def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which checkpoints predict, where, and how many slices at once."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        nargs="+",
+        help="folder or Hub id of a checkpoint of this project; the probabilities of several are averaged",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub; None: its main branch")
+    parser.add_argument("--batch_size", type=int, default=16, help="slices a forward pass")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that read slices")
+    parser.add_argument("--device", help="where the model runs, as cuda or cpu; None: the GPU if there is one")
+
+
+def check_prediction_flags(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Check the numbers among the flags of `add_prediction_flags`.
+
+    Raises:
+        InputError: If one is too small.
+    """
+    if arguments.batch_size < 1 or arguments.num_workers < 0:
+        raise InputError(
+            f"expected --batch_size of at least 1 and --num_workers of at least 0, "
+            f"but got {arguments.batch_size} and {arguments.num_workers}"
+        )
+    return arguments

@@ -1,0 +1,146 @@
+"""Checkpoints side by side on one split: alone, with test-time flips, and as an ensemble."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform, collate
+from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
+from gi_segmentation.inference.predictor import Member
+from gi_segmentation.rules import CompetitionRules
+from gi_segmentation.schema import ORGANS, SCAN_SLICES
+from gi_segmentation.scoring.intervals import find_intervals
+from gi_segmentation.scoring.scans import ScanScore, score_scans
+from gi_segmentation.scoring.streaming import ScanScorer
+from gi_segmentation.scoring.tables import format_interval
+
+COLUMNS = {
+    "dice": "Dice",
+    **{f"dice_{organ}": organ.replace("_", " ") for organ in ORGANS},
+    "dice_volume": "whole scans",
+    "competition_score": "competition score",
+}
+
+
+def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """The logits to combine, by what the way is called.
+
+    Args:
+        members: The checkpoints.
+        logits: Of each, from `evaluation.flip_logits`.
+    """
+    ways = {}
+    for member, flipped in zip(members, logits, strict=True):
+        ways[member.name] = [flipped[0]]
+        ways[f"{member.name}, flips"] = [flipped.mean(dim=0)]
+    if len(members) > 1:
+        ways["all together"] = [flipped[0] for flipped in logits]
+        ways["all together, flips"] = [flipped.mean(dim=0) for flipped in logits]
+    return ways
+
+
+def read_batches(
+    members: list[Member], dataset: Dataset, batch_size: int, num_workers: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The same slices for each member, as it wants them; batch by batch."""
+    loaders = []
+    for member in members:
+        mode = "multilabel" if len(member.labels) == len(ORGANS) else "multiclass"
+        neighbours = SliceNeighbours(dataset, member.slice_context) if member.slice_context else None
+        transform = SliceTransform(member.processor, mode, neighbours, scoring=True)
+        workers = max(num_workers // len(members), min(num_workers, 1))
+        loaders.append(
+            DataLoader(dataset.with_transform(transform), batch_size, num_workers=workers, collate_fn=collate)
+        )
+    for batches in zip(*loaders, strict=True):
+        yield list(batches)
+
+
+def compare_members(
+    members: list[Member], dataset: Dataset, batch_size: int, num_workers: int, rules: CompetitionRules
+) -> tuple[dict[str, list[ScanScore]], float]:
+    """Score every way to predict in one pass over the slices.
+
+    Args:
+        members: The checkpoints, on their device.
+        dataset: The slices.
+        batch_size: Slices a forward pass.
+        num_workers: Processes that read slices.
+        rules: The competition's, where there is a choice.
+
+    Returns:
+        What each scan scores, by way; and the seconds that the first checkpoint alone needed for `SCAN_SLICES` slices,
+        reading them aside.
+    """
+    scorers: dict[str, ScanScorer] = defaultdict(partial(ScanScorer, dataset, rules))
+    seconds, number = 0.0, 0
+    progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
+    with progress, torch.no_grad():
+        for batches in read_batches(members, dataset, batch_size, num_workers):
+            inputs = [b["pixel_values"].to(m.model.device) for m, b in zip(members, batches, strict=True)]
+            logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
+            batch = batches[0]
+            for way, chosen in ways_to_predict(members, logits).items():
+                packed = pack_masks(predict_batch(chosen, batch["native_size"])).numpy()
+                label_counts = count_labels(chosen, batch["labels"]).numpy()
+                for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
+                    scorers[way].add(*one)
+            seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
+            number += len(inputs[0]) if number < SCAN_SLICES else 0
+            progress.update(len(inputs[0]))
+    return {way: scorer.take() for way, scorer in scorers.items()}, seconds / max(number, 1) * SCAN_SLICES
+
+
+def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]) -> float:
+    """Seconds from model input to masks on the native grid."""
+    start = time.perf_counter()
+    logits = member.model(pixel_values=pixel_values).logits
+    for mask in predict_batch([logits], batch["native_size"]):
+        mask.cpu()
+    return time.perf_counter() - start
+
+
+def describe_ways(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, dict[str, Any]]:
+    """What each way scores, and gains in Dice over the best single checkpoint without flips.
+
+    Args:
+        scans: From `compare_members`.
+        rules: The competition's.
+
+    Returns:
+        By way the `scores`, their `intervals`, and as `gains` the way it is compared with, the gain and its interval
+        over the same patients.
+    """
+    scores = {way: score_scans(scored, rules) for way, scored in scans.items()}
+    single = [way for way in scans if ", flips" not in way and way != "all together"]
+    best = max(single, key=lambda way: scores[way]["dice"])
+    gains = {
+        way: (
+            best,
+            scores[way]["dice"] - scores[best]["dice"],
+            find_intervals(scored, rules, baseline=scans[best])["dice"],
+        )
+        for way, scored in scans.items()
+    }
+    intervals = {way: find_intervals(scored, rules) for way, scored in scans.items()}
+    return {"scores": scores, "intervals": intervals, "gains": gains}
+
+
+def format_comparison(described: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table of `describe_ways`.
+
+    In brackets are intervals over patients: a gain whose interval holds 0 may be chance.
+    """
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " | gain in Dice |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for way, (_, gain, around) in described["gains"].items():
+        scores, intervals = described["scores"][way], described["intervals"][way]
+        cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in COLUMNS]
+        lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.4f')} |")
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""The results of a run in its output folder: best weights, scores, pictures, card; and their publication."""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from gi_segmentation.arguments import RunArguments
+from gi_segmentation.publishing.facts import RUN_FILE, write_facts
+from gi_segmentation.publishing.figures import draw_cases, draw_learning_curve, draw_overlay
+from gi_segmentation.publishing.hub import Publication, publish_folder
+from gi_segmentation.publishing.model_card import (
+    CARD,
+    CASES,
+    CURVE,
+    FLIP_SCORE,
+    OVERLAY,
+    SCAN_SCORES,
+    SCORE_NAMES,
+    SEED_SCORE,
+    scored,
+    write_card,
+)
+from gi_segmentation.rules import PRESETS
+from gi_segmentation.scoring.intervals import find_intervals
+from gi_segmentation.scoring.scans import ScanScore
+from gi_segmentation.scoring.tables import describe_clinical, format_interval, tabulate_scans
+from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
+
+WEIGHTS = ("model.safetensors", "config.json", "preprocessor_config.json")
+PUBLISHED = (*WEIGHTS, CARD, RUN_FILE, SCAN_SCORES, OVERLAY, CASES, CURVE)
+
+
+def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
+    """The best, the median and the worst scan by their mean Dice; of fewer than three those there are.
+
+    Returns:
+        By name, `scan` and `dice`.
+    """
+    ranked = sorted((scan for scan in scans if not math.isnan(scan.dice)), key=lambda scan: (-scan.dice, scan.key))
+    last = len(ranked) - 1
+    places = {"best": 0, "median": last // 2, "worst": last}
+    if last < 2:
+        places = {"best": 0, "worst": 1} if last else {"only": 0}
+    return {name: {"scan": ranked[place].name, "dice": ranked[place].dice} for name, place in places.items()}
+
+
+def describe_scores(evaluation: Evaluation, preset: str) -> dict[str, Any]:
+    """The facts of an evaluation: scores, their intervals over patients, scores in millimetres, single cases."""
+    rules = PRESETS[preset]
+    keys = [*SCORE_NAMES, SEED_SCORE, *([FLIP_SCORE] if "eval_flips" in evaluation.scans else [])]
+    intervals = {
+        f"{prefix}_{name}": interval
+        for prefix, scans in evaluation.scans.items()
+        for name, interval in find_intervals(scans, rules).items()
+    }
+    return {
+        "scores": {
+            key: None if math.isnan(evaluation.scores[key]) else evaluation.scores[key] for key in (*keys, "eval_loss")
+        },
+        "intervals": {key: intervals[key] for key in keys},
+        "clinical": describe_clinical(evaluation.scans["eval"]),
+        "cases": pick_cases(evaluation.scans["eval"]),
+    }
+
+
+def write_results(
+    trainer: SegmentationTrainer, validation: Dataset, facts: dict[str, Any], evaluation: Evaluation
+) -> dict[str, Any]:
+    """Put the best checkpoint's files, its scores, pictures and card into the output folder.
+
+    The weights are the checkpoint's own files, byte for byte. No pickle is written.
+
+    Args:
+        trainer: After `trainer.train`, holding the best weights.
+        validation: The validation split, with its transform.
+        facts: From `facts.describe_run`.
+        evaluation: Of the best checkpoint.
+
+    Returns:
+        The facts, completed.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    best_step = int(trainer.state.best_global_step or 0)
+    best = Path(trainer.state.best_model_checkpoint or "")
+    for name in WEIGHTS:
+        shutil.copyfile(best / name, output_dir / name)
+    trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.competition_preset})
+    trainer.save_state()
+    tabulate_scans(evaluation.scans["eval"]).to_csv(output_dir / SCAN_SCORES, index=False)
+    facts = {
+        **facts,
+        "date": datetime.now(UTC).date().isoformat(),
+        "best_step": best_step,
+        "steps": trainer.state.global_step,
+        "epochs": round(float(trainer.state.epoch or 0), 2),
+        **describe_scores(evaluation, trainer.args.competition_preset),
+    }
+    write_facts(output_dir, facts)
+    draw_overlay(trainer.model, validation, output_dir / OVERLAY)
+    draw_cases(trainer.model, validation, facts["cases"], output_dir / CASES)
+    draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
+    write_card(output_dir, trainer.args.hub_model_id or output_dir.resolve().name, trainer.args.license)
+    return facts
+
+
+def publish_model(run_args: RunArguments, facts: dict[str, Any]) -> Publication:
+    """Push the results, and nothing else of the output folder, to `--hub_model_id`.
+
+    Args:
+        run_args: How the run was told to publish.
+        facts: From `write_results`.
+
+    Raises:
+        InputError: As `publish_folder`.
+    """
+    dice, step = facts["scores"]["eval_dice"], facts["best_step"]
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in PUBLISHED:
+            shutil.copyfile(Path(run_args.output_dir) / name, Path(scratch) / name)
+        return publish_folder(
+            Path(scratch),
+            str(run_args.hub_model_id),
+            "model",
+            tag=f"dice-{dice:.4f}-step-{step}",
+            message=f"Publish the best checkpoint: eval_dice {dice:.4f} at step {step}",
+            private=run_args.hub_private_repo,
+        )
+
+
+def summarize(run_args: RunArguments, facts: dict[str, Any], publication: Publication | None) -> str:
+    """The end of a run as a few lines for a terminal."""
+    output_dir = Path(run_args.output_dir)
+    lines = [f"best checkpoint: step {facts['best_step']} of {facts['steps']}, scores on unseen patients:"]
+    for key, name in scored(facts).items():
+        score, interval = facts["scores"][key], format_interval(facts["intervals"][key], ".3f")
+        lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
+    patients = facts["splits"]["validation"]["patients"]
+    lines.append(
+        f"in brackets 95 % intervals over {patients} patients" if patients > 1 else "no intervals: one patient"
+    )
+    files = {"card": CARD, "overlay": OVERLAY, "cases": CASES, "curve": CURVE, "scores of each scan": SCAN_SCORES}
+    lines += [f"{label}: {output_dir / name}" for label, name in files.items()]
+    if publication is not None:
+        lines.append(f"published: {publication.url} (tag {publication.tag}, commit {publication.commit[:12]})")
+    return "\n".join(lines)

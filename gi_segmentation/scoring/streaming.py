@@ -1,0 +1,112 @@
+"""Scores of a split's scans while their slices are predicted; neither logits nor masks pile up."""
+
+import ctypes
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import Dataset
+
+from gi_segmentation.data.slices import plan_scans
+from gi_segmentation.rle import organ_masks
+from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
+from gi_segmentation.schema import ORGANS
+from gi_segmentation.scoring.clinical import score_organs
+from gi_segmentation.scoring.scans import ScanScore, score_scan
+
+
+def release_memory() -> None:
+    """Give free memory back to the system, of which glibc would keep ever more in pieces; elsewhere nothing."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+class ScanScorer:
+    """Scores the scans of a split while their slices are predicted, each as soon as it is whole.
+
+    Slices may come in any order. Of the scans that are not yet whole the masks are kept, eight pixels a byte.
+
+    Args:
+        dataset: The split; its `segmentation` is the truth.
+        rules: Of the competition's distance.
+        share: Which process this is, and of how many: each scores scans of its own.
+
+    Attributes:
+        clinical: Whether to add the scores in millimetres. A scan with a gap between its slices gets none.
+
+    Raises:
+        InputError: As `plan_scans`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, rules: CompetitionRules = DEFAULT_RULES, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.outlines = dataset.with_format(None).select_columns(["segmentation"])
+        self.plans = plan_scans(dataset)
+        index, number = share
+        self.own = set(list(self.plans)[index::number])
+        self.rules = rules
+        self.clinical = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what came."""
+        self.scored: dict[tuple[int, int], ScanScore] = {}
+        self.preds: dict[tuple[int, int], dict[int, np.ndarray]] = defaultdict(dict)
+        self.label_counts: dict[tuple[int, int], np.ndarray] = {}
+
+    def add(self, slice_id: Sequence[int], packed: np.ndarray, label_counts: np.ndarray) -> None:
+        """Add a slice.
+
+        Args:
+            slice_id: Case, day and number.
+            packed: Its predicted masks, from `pack_masks`.
+            label_counts: From `count_labels`, shape `(labels, 3)`.
+
+        Raises:
+            ValueError: If the split has no such slice, or it came before.
+        """
+        case, day, number = (int(part) for part in slice_id)
+        scan = case, day
+        if scan not in self.plans or number not in self.plans[scan].rows:
+            raise ValueError(f"expected slices of the split, but got case{case}_day{day} slice {number}")
+        if scan not in self.own:
+            return
+        if scan in self.scored or number in self.preds[scan]:
+            raise ValueError(f"expected each slice once, but case{case}_day{day} slice {number} came again")
+        self.preds[scan][number] = packed
+        self.label_counts[scan] = self.label_counts.get(scan, 0) + label_counts
+        if len(self.preds[scan]) == len(self.plans[scan].rows):
+            self.scored[scan] = self.score(scan)
+            del self.preds[scan]
+            release_memory()
+
+    def score(self, scan: tuple[int, int]) -> ScanScore:
+        """Score a scan whose slices are all there."""
+        rows, (height, width), spacing_mm = self.plans[scan]
+        numbers, shape = sorted(rows), (len(ORGANS), height, width)
+        outlines = self.outlines[[rows[number] for number in numbers]]["segmentation"]
+        preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
+        for place, number in enumerate(numbers):
+            preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).reshape(shape)
+            target[:, place] = organ_masks(outlines[place], height, width)
+        clinical = score_organs(preds, target, spacing_mm if self.clinical else None)
+        case, day = scan
+        return score_scan(case, f"case{case}_day{day}", preds, target, self.rules, self.label_counts[scan], clinical)
+
+    def take(self) -> list[ScanScore]:
+        """This process's scans; then start anew.
+
+        Raises:
+            ValueError: If slices are missing.
+        """
+        scored, missing = list(self.scored.values()), self.own - self.scored.keys()
+        self.restart()
+        if missing:
+            case, day = min(missing)
+            raise ValueError(f"slices of {len(missing)} scans have not come, the first case{case}_day{day}")
+        return scored

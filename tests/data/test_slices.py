@@ -1,0 +1,212 @@
+"""From slices to tensors: nothing clipped, nothing invented, the same on any worker, other in every epoch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import SegformerImageProcessorPil
+
+from gi_segmentation.arguments import DataArguments, ModelArguments
+from gi_segmentation.data.preprocessing import SliceTransform, collate, resize_image, resize_labels, scale_intensity
+from gi_segmentation.data.sampling import shown_organs
+from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
+from gi_segmentation.errors import InputError
+from gi_segmentation.models.loading import new_processor
+from gi_segmentation.rle import encode, organ_masks
+from gi_segmentation.schema import ORGANS
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def slices(dataset_dir: Path) -> DatasetDict:
+    return load_slices(DataArguments(dataset_name=str(dataset_dir)))
+
+
+def transformed(slices: DatasetDict, label_mode: str = "multiclass", **settings: Any) -> tuple[Dataset, Dataset]:
+    """The training and the validation slices, ready for a model."""
+    arguments = ModelArguments(label_mode=label_mode), DataArguments(**settings)
+    return transform_splits(slices, slices, new_processor(SIZE), *arguments, seed=0)
+
+
+def pixel_values_by_the_card(raw: np.ndarray, processor: Any, size: int) -> torch.Tensor:
+    """The model card's own lines."""
+    scaled = torch.from_numpy(raw.astype("float32"))
+    image = (scaled / (scaled + scaled.mean().clamp(min=1))).expand(1, 3, -1, -1)
+    image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    return processor(image, do_resize=False, do_rescale=False, return_tensors="pt")["pixel_values"][0]
+
+
+class TestPixels:
+    def test_sixteen_bits_are_scaled_without_clipping(self) -> None:
+        raw = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+        scaled = scale_intensity(raw)
+        assert scaled.dtype == np.float32 and scaled.min() == 0
+        np.testing.assert_allclose(scaled, raw / (raw + 32767.5), rtol=1e-6)
+        assert (np.diff(scaled.ravel()) > 0).all()
+
+    def test_a_bright_spot_leaves_the_rest_as_it_was(self) -> None:
+        raw = np.random.default_rng(0).integers(0, 2000, (266, 266)).astype(np.uint16)
+        spotted = raw.copy()
+        spotted[:8, :8] = 20_000
+        np.testing.assert_allclose(scale_intensity(spotted)[8:], scale_intensity(raw)[8:], atol=0.005)
+
+    @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint8])
+    def test_a_black_slice_stays_black(self, dtype: type) -> None:
+        scaled = scale_intensity(np.zeros((3, 4), dtype=dtype))
+        assert scaled.dtype == np.float32 and not scaled.any()
+
+    @pytest.mark.parametrize("shape", [(266, 266), (310, 360), (40, 30)])
+    @pytest.mark.parametrize("kind", ["bright", "dark", "black"])
+    def test_pixel_values_are_those_of_the_model_card(self, shape: tuple[int, int], kind: str) -> None:
+        top = {"bright": 65535, "dark": 300, "black": 0}[kind]
+        raw = np.random.default_rng(0).integers(0, top + 1, shape).astype(np.uint16)
+        processor = new_processor(SIZE, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+        values = SliceTransform(processor).pixel_values([raw])
+        assert (values.shape, values.dtype) == ((3, SIZE, SIZE), torch.float32)
+        torch.testing.assert_close(values, pixel_values_by_the_card(raw, processor, SIZE), atol=2e-6, rtol=0)
+
+    def test_shrinking_averages_instead_of_picking(self) -> None:
+        chequered = np.indices((128, 128)).sum(axis=0) % 2
+        np.testing.assert_allclose(resize_image(chequered.astype(np.float32), 32)[2:-2, 2:-2], 0.5, atol=0.01)
+
+    def test_labels_are_picked_and_not_averaged(self) -> None:
+        labels = np.array([[0, 3], [1, 2]], dtype=np.uint8)
+        np.testing.assert_array_equal(resize_labels(labels, 6), labels.repeat(3, axis=0).repeat(3, axis=1))
+        wide = np.repeat([[1, 3]], 50, axis=1).repeat(70, axis=0).astype(np.uint8)
+        small = resize_labels(wide, 10)
+        assert (small[:, :5] == 1).all() and (small[:, 5:] == 3).all() and small.dtype == np.uint8
+
+    def test_image_and_labels_keep_their_places(self) -> None:
+        labels = np.zeros((266, 310), dtype=np.uint8)
+        labels[60:200, 100:250] = 1
+        image = resize_image(labels.astype(np.float32), SIZE)
+        assert ((image > 0.5) == (resize_labels(labels, SIZE) == 1)).mean() > 0.99
+
+
+class TestOrganMasks:
+    def test_overlaps_are_kept(self) -> None:
+        masks = np.zeros((3, 4, 5), dtype=bool)
+        masks[0, :2] = masks[2, 1:] = True
+        decoded = organ_masks(dict(zip(ORGANS, map(encode, masks), strict=True)), height=4, width=5)
+        np.testing.assert_array_equal(decoded, masks)
+        assert (decoded.sum(axis=0) == 2).sum() == 5
+
+    def test_validation_rows_tell_which_slice_they_are(self, slices: DatasetDict) -> None:
+        _, validation = transformed(slices)
+        overlapping = 0
+        for row, example in zip(slices["validation"], validation, strict=True):
+            assert example["slice_id"].tolist() == [row["case"], row["day"], row["slice"]]
+            assert example["native_size"].tolist() == [row["height"], row["width"]]
+            labels = np.array(row["annotation"])
+            np.testing.assert_array_equal(example["labels"].numpy(), resize_labels(labels, SIZE))
+            masks = organ_masks(row["segmentation"], row["height"], row["width"])
+            np.testing.assert_array_equal(masks.any(axis=0), labels > 0)
+            overlapping += (masks.sum(axis=0) > 1).any()
+        assert overlapping, "the test data has no overlap to keep"
+        shown = shown_organs(slices["train"])
+        for row, organs in zip(slices["train"], shown, strict=True):
+            labels = np.array(row["annotation"])
+            assert organs.any() == labels.any() and organs[labels[labels > 0] - 1].all()
+
+
+def test_collate_stacks_what_the_examples_have() -> None:
+    examples = [{"pixel_values": torch.full((3, 8, 8), float(n)), "slice_id": torch.tensor([1, 0, n])} for n in (4, 5)]
+    batch = collate(examples)
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [4, 5]
+    assert batch["slice_id"].tolist() == [[1, 0, 4], [1, 0, 5]] and len(batch) == 2
+
+
+class TestLoading:
+    def load(self, name: Path | str, **limits: int) -> DatasetDict:
+        arguments = DataArguments(dataset_name=str(name), **limits)  # type: ignore[arg-type]
+        return select_samples(load_slices(arguments), arguments, seed=0)
+
+    def message(self, name: Path | str, **limits: int) -> str:
+        with pytest.raises(InputError) as caught:
+            self.load(name, **limits)
+        return str(caught.value)
+
+    def rewrite(self, dataset_dir: Path, folder: Path, change: Callable[[DatasetDict], dict[str, Dataset]]) -> Path:
+        """A copy of the dataset with other splits."""
+        (folder / "data").mkdir(parents=True)
+        for split, rows in change(load_dataset(str(dataset_dir))).items():
+            rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        return folder
+
+    def test_the_built_dataset(self, dataset_dir: Path) -> None:
+        loaded = self.load(dataset_dir)
+        assert set(loaded) == {"train", "validation"}
+        assert not set(loaded["train"]["case"]) & set(loaded["validation"]["case"])
+
+    def test_fewer_slices(self, dataset_dir: Path) -> None:
+        whole, fewer = self.load(dataset_dir), self.load(dataset_dir, max_train_samples=5, max_eval_samples=12)
+        assert (len(fewer["train"]), len(fewer["validation"])) == (5, 12)
+        assert fewer["train"]["id"] != whole["train"]["id"][:5]  # drawn, so that they are not all of one scan's end
+        assert fewer["train"]["id"] == self.load(dataset_dir, max_train_samples=5)["train"]["id"]
+        assert fewer["validation"]["id"] == whole["validation"]["id"][:12]
+        many = self.load(dataset_dir, max_train_samples=10_000, max_eval_samples=10_000)
+        assert (len(many["train"]), len(many["validation"])) == (len(whole["train"]), len(whole["validation"]))
+
+    def test_no_such_folder(self, tmp_path: Path) -> None:
+        message = self.message(tmp_path / "a" / "b")
+        assert "no such folder" in message and "python -m dataset_builder build" in message
+
+    def test_the_bare_name_without_a_build(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        message = self.message("gi_tract")
+        assert "no such folder" in message and "python -m dataset_builder build" in message
+
+    def test_a_kaggle_folder(self, kaggle_dir: Path) -> None:
+        message = self.message(kaggle_dir)
+        assert "a Kaggle folder, not a dataset yet" in message and "python -m dataset_builder build" in message
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        assert "python -m dataset_builder build" in self.message(tmp_path)
+
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    def test_a_missing_split(self, split: str, dataset_dir: Path, tmp_path: Path) -> None:
+        folder = self.rewrite(dataset_dir, tmp_path / "d", lambda d: {name: d[name] for name in d if name != split})
+        assert "expected the splits train and validation, got" in self.message(folder)
+
+    def test_a_missing_column(self, dataset_dir: Path, tmp_path: Path) -> None:
+        folder = self.rewrite(
+            dataset_dir, tmp_path / "d", lambda d: {name: d[name].remove_columns("segmentation") for name in d}
+        )
+        assert "lacks the columns segmentation" in self.message(folder)
+
+    def test_validation_slices_that_make_no_volume(self, dataset_dir: Path, tmp_path: Path) -> None:
+        def widen(slices: DatasetDict) -> dict[str, Dataset]:
+            wider = slices["validation"].map(lambda row, n: {"width": row["width"] + n % 2}, with_indices=True)
+            return {"train": slices["train"], "validation": wider}
+
+        message = self.message(self.rewrite(dataset_dir, tmp_path / "d", widen))
+        assert "expected slices of one size and spacing, but got 2 (2 such scans of 2)" in message
+
+    def test_a_patient_in_both_splits(self, dataset_dir: Path, tmp_path: Path) -> None:
+        folder = self.rewrite(dataset_dir, tmp_path / "d", lambda d: {"train": d["train"], "validation": d["train"]})
+        case = self.load(dataset_dir)["train"][0]["case"]
+        message = self.message(folder)
+        assert "stand in train and in validation" in message and str(case) in message
+
+    def test_validation_without_organs(self, dataset_dir: Path, tmp_path: Path) -> None:
+        folder = self.rewrite(
+            dataset_dir,
+            tmp_path / "d",
+            lambda d: {
+                "train": d["train"],
+                "validation": d["validation"].filter(lambda row: not any(row["segmentation"].values())),
+            },
+        )
+        assert "the validation slices show no organ" in self.message(folder)
+
+
+def test_the_processor_on_disk_normalizes_alike(tmp_path: Path) -> None:
+    new_processor(SIZE, mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1.0]).save_pretrained(tmp_path)
+    transform = SliceTransform(SegformerImageProcessorPil.from_pretrained(tmp_path))
+    values = transform.normalize(np.full((2, 2, 1), 0.75, dtype=np.float32))
+    assert values[:, 0, 0].tolist() == [1.0, 0.5, 0.25]

@@ -1,0 +1,476 @@
+"""The built dataset holds what the Kaggle folder holds, splits by patient, and loads the same in all three ways."""
+
+import csv
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from huggingface_hub import HfApi
+from PIL import Image
+
+import dataset_builder  # noqa: F401 (teaches load_dataset the name gi_tract)
+from dataset_builder.__main__ import main
+from dataset_builder.build import build
+from dataset_builder.gi_tract import GiTractConfig, split_scans
+from dataset_builder.splits import assign_folds, organ_presence
+from gi_segmentation.data.kaggle import (
+    ID_PATTERN,
+    Annotation,
+    KaggleDataError,
+    SliceFile,
+    find_slices,
+    group_scans,
+    read_annotations,
+)
+from gi_segmentation.rle import decode, encode
+from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
+from tests.loopback_hub import LoopbackHub, check_card
+from tests.support.processes import RunPython
+
+HALVES = GiTractConfig(num_folds=2)
+
+
+def describe(dataset):  # type: ignore[no-untyped-def]
+    """Rows by split as JSON can hold them, pictures as the hash of their bytes; its source runs elsewhere, too."""
+    rows = {}
+    for split, part in dataset.items():
+        for column in ("image", "annotation"):
+            part = part.cast_column(column, datasets.Image(decode=False))
+        rows[split] = []
+        for row in part:
+            for column in ("image", "annotation"):
+                row[column] = row[column] and hashlib.sha256(row[column]["bytes"]).hexdigest()
+            rows[split].append(row)
+    return rows
+
+
+def load_raw(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split, pictures as bytes."""
+    loaded = datasets.load_dataset(str(folder))
+    for column in ("image", "annotation"):
+        loaded = loaded.cast_column(column, datasets.Image(decode=False))
+    return {split: part.to_list() for split, part in loaded.items()}
+
+
+def describe_elsewhere(run_python: RunPython, cwd: Path, statements: str, env: dict[str, str] | None = None) -> Any:
+    """What `statements` print in another process, as JSON."""
+    imports = "import datasets, hashlib, json\nfrom datasets import load_dataset"
+    script = "\n".join([imports, inspect.getsource(describe), statements])
+    result = run_python(["-c", script], cwd, env)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def read_truth(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "train.csv").open(newline="") as file:
+        truth: dict[str, dict[str, str]] = {}
+        for row in csv.DictReader(file):
+            truth.setdefault(row["id"], {})[row["class"]] = row["segmentation"]
+    return truth
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_rows(rows: list[dict[str, Any]], kaggle_dir: Path) -> None:
+    """Compare every column with the Kaggle folder, without the code under test."""
+    truth = read_truth(kaggle_dir)
+    for row in rows:
+        number, scan = f"{row['slice']:04d}", f"case{row['case']}_day{row['day']}"
+        (path,) = (kaggle_dir / "train").glob(f"**/{scan}/scans/slice_{number}_*.png")
+        _, _, width, height, column_mm, row_mm = path.stem.split("_")
+        assert row["image"]["bytes"] == path.read_bytes()
+        assert (row["id"], row["scan"]) == (f"{scan}_slice_{number}", scan)
+        assert (row["width"], row["height"]) == (int(width), int(height))
+        assert row["pixel_spacing"] == pytest.approx([float(row_mm), float(column_mm)])
+        assert row["segmentation"] == truth[row["id"]]
+
+
+def test_rows_are_the_kaggle_folder_s(dataset_dir: Path, kaggle_dir: Path) -> None:
+    splits = load_raw(dataset_dir)
+    assert list(splits) == ["train", "validation"]
+    for rows in splits.values():
+        check_rows(rows, kaggle_dir)
+        assert rows == sorted(rows, key=lambda row: (row["case"], row["day"], row["slice"]))
+    ids = [row["id"] for rows in splits.values() for row in rows]
+    assert sorted(ids) == sorted(read_truth(kaggle_dir))
+    assert not {row["case"] for row in splits["train"]} & {row["case"] for row in splits["validation"]}
+
+
+def test_annotations_are_palette_pngs_painted_in_the_order_of_ids(dataset_dir: Path) -> None:
+    shown, overlapping = set(), 0
+    for part in datasets.load_dataset(str(dataset_dir)).values():
+        for row in part:
+            expected = np.zeros(row["height"] * row["width"], dtype=np.uint8)
+            covered = np.zeros_like(expected)
+            for organ in ("large_bowel", "small_bowel", "stomach"):
+                numbers = [int(word) for word in row["segmentation"][organ].split()]
+                for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
+                    expected[start - 1 : start - 1 + length] = LABELS.index(organ)
+                    covered[start - 1 : start - 1 + length] += 1
+            labels = np.array(row["annotation"])
+            assert (row["annotation"].mode, labels.dtype) == ("P", np.uint8)
+            np.testing.assert_array_equal(labels, expected.reshape(row["height"], row["width"]))
+            assert row["annotation"].getpalette()[:12] == [channel for colour in COLOURS for channel in colour]
+            assert row["image"].mode == "I;16"
+            shown |= set(np.unique(labels).tolist())
+            overlapping += bool((covered > 1).any())
+    assert (shown, overlapping > 0) == ({0, 1, 2, 3}, True)
+
+
+def test_columns_and_types_are_the_schema_s(dataset_dir: Path) -> None:
+    integers = ("case", "day", "slice", "height", "width")
+    text, integer, image = datasets.Value("string"), datasets.Value("int32"), datasets.Image()
+    assert dict(dataset_features()) == {
+        **{"id": text, "scan": text, "image": image, "annotation": image, "segmentation": dict.fromkeys(ORGANS, text)},
+        **dict.fromkeys(integers, integer),
+        "pixel_spacing": datasets.Sequence(datasets.Value("float32"), length=2),
+    }
+    for part in datasets.load_dataset(str(dataset_dir)).values():
+        assert part.features == dataset_features()
+        assert part.column_names == list(dataset_features())
+
+
+def test_the_real_sample_comes_through_unchanged(test_data: Path, tmp_path: Path) -> None:
+    kaggle_dir = test_data / "uwmgi_sample"
+    report = build(kaggle_dir, tmp_path / "gi_tract", HALVES, num_proc=2)
+    splits = load_raw(tmp_path / "gi_tract")
+    for rows in splits.values():
+        check_rows(rows, kaggle_dir)
+    assert sum(map(len, splits.values())) == 300
+    assert sum(counts["slices"] for counts in report.counts.values()) == 300
+    assert {row["case"] for rows in splits.values() for row in rows} == {6, 16, 101, 107, 110, 117}
+
+
+def test_the_number_of_processes_does_not_change_the_rows(dataset_dir: Path, kaggle_dir: Path, tmp_path: Path) -> None:
+    build(kaggle_dir, tmp_path / "gi_tract", HALVES, num_proc=2)
+    assert len(list((tmp_path / "gi_tract" / "data").glob("train-*-of-00002.parquet"))) == 2
+    assert load_raw(tmp_path / "gi_tract") == load_raw(dataset_dir)
+
+
+def test_every_fold_parts_the_patients_and_together_they_cover_all(kaggle_dir: Path) -> None:
+    validated: Counter[int] = Counter()
+    for fold in range(4):
+        splits = split_scans(kaggle_dir, GiTractConfig(num_folds=4, fold=fold))
+        patients = {split: {scan.case for scan in scans} for split, scans in splits.items()}
+        assert not patients["train"] & patients["validation"]
+        assert len(patients["train"] | patients["validation"]) == 4
+        validated.update(patients["validation"])
+    assert set(validated.values()) == {1} and len(validated) == 4
+
+
+@pytest.mark.parametrize("num_folds", [2, 3, 4])
+def test_folds_of_the_real_annotations_are_alike(test_data: Path, num_folds: int) -> None:
+    annotations, problems = read_annotations(test_data / "uwmgi_rle" / "train.csv")
+    assert problems == []
+    keys = [(slice_id, *map(int, ID_PATTERN.fullmatch(slice_id).groups())) for slice_id in annotations]  # type: ignore
+    slices = [SliceFile(Path(name), case, day, number, 266, 266, (1.5, 1.5)) for name, case, day, number in keys]
+    scans = group_scans(slices, annotations)
+    for seed in range(3):
+        folds = assign_folds(scans, num_folds, seed)
+        assert set(folds) == {scan.case for scan in scans}
+        assert set(folds.values()) == set(range(num_folds))
+        assert folds == assign_folds(scans, num_folds, seed)
+        presence = [np.concatenate([organ_presence(s) for s in scans if folds[s.case] == k]) for k in range(num_folds)]
+        for bit in range(len(ORGANS)):
+            overall = np.mean(np.concatenate(presence) >> bit & 1)
+            shares = [np.mean(fold >> bit & 1) / overall for fold in presence]
+            assert min(shares) > 0.7 and max(shares) < 1.4, (ORGANS[bit], shares)
+
+
+def test_folds_balance_organs_where_chance_would_not() -> None:
+    """Of 8 patients 4 show no organ: each of 4 folds gets one of these."""
+    scans = []
+    for case in range(8):
+        slices = [SliceFile(Path(), case, 0, number, 9, 9, (1.5, 1.5)) for number in range(10)]
+        rle = "1 1" if case % 2 else ""
+        scans += group_scans(slices, {s.id: dict.fromkeys(ORGANS, Annotation(rle, 2)) for s in slices})
+    deals = {tuple(sorted(assign_folds(scans, 4, seed).items())) for seed in range(5)}
+    assert len(deals) > 1, "the seed changes the deal"
+    for deal in deals:
+        assert Counter((fold, case % 2) for case, fold in deal) == Counter((f, k) for f in range(4) for k in range(2))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (GiTractConfig(num_folds=5), "--num_folds: expected 2 up to the number of patients, 4; got 5"),
+        (GiTractConfig(num_folds=1), "--num_folds: expected 2 up to the number of patients, 4; got 1"),
+        (GiTractConfig(num_folds=2, fold=2), "--fold: expected 0 to 1, got 2"),
+        (GiTractConfig(num_folds=2, fold=-1), "--fold: expected 0 to 1, got -1"),
+    ],
+)
+def test_folds_that_do_not_exist_are_refused(
+    config: GiTractConfig, message: str, kaggle_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KaggleDataError, match=re.escape(message)):
+        build(kaggle_dir, tmp_path / "gi_tract", config, num_proc=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faulty_scans_stay_out_unless_asked_for(
+    kaggle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(kaggle_dir, tmp_path / "kaggle"))
+    scan = next((folder / "train").glob("*/*"))
+    (folder / "train" / "case7").mkdir()
+    scan.rename(folder / "train" / "case7" / "case7_day0")
+    text = (folder / "train.csv").read_text()
+    (folder / "train.csv").write_text(text.replace(f"{scan.name}_", "case7_day0_"))
+    command = ["build", "--kaggle_dir", str(folder), "--num_folds", "2", "--num_proc", "1", "--output_dir"]
+    for flags, expected in (
+        ([], {"slices": 36, "case7": False}),
+        (["--include_faulty_scans"], {"slices": 48, "case7": True}),
+    ):
+        name = tmp_path / f"built{len(flags)}"
+        assert main([*command, str(name), *flags]) == 0
+        ids = [row["id"] for rows in load_raw(name).values() for row in rows]
+        found = {"slices": len(ids), "case7": any(slice_id.startswith("case7_day0_") for slice_id in ids)}
+        assert found == expected
+        assert ("left out: nothing" in capsys.readouterr().out) == expected["case7"]
+        assert ("hosts call them faulty: case7_day0." in (name / "README.md").read_text()) != expected["case7"]
+
+
+def test_a_test_split_has_neither_annotation_nor_segmentation(kaggle_copy: Path, tmp_path: Path) -> None:
+    shutil.copytree(kaggle_copy / "train", kaggle_copy / "test")
+    report = build(kaggle_copy, tmp_path / "gi_tract", HALVES, num_proc=1)
+    splits = load_raw(tmp_path / "gi_tract")
+    assert list(splits) == ["train", "validation", "test"]
+    assert len(splits["test"]) == report.counts["test"]["slices"] == 6
+    for row in splits["test"]:
+        assert row["annotation"] is None and row["segmentation"] is None
+    images = {row["id"]: row["image"]["bytes"] for row in splits["test"]}
+    assert images == {row["id"]: row["image"]["bytes"] for row in splits["train"] + splits["validation"]}
+
+
+def test_the_summary_and_the_card_state_the_right_counts(
+    kaggle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (kaggle_copy / "train.csv").read_text().splitlines()
+    lines[1:4] = [line.rsplit(",", 1)[0] + f",{rle}" for line, rle in zip(lines[1:4], ["1 9", "5 9", ""], strict=True)]
+    (kaggle_copy / "train.csv").write_text("\n".join(lines))
+    folder = tmp_path / "gi_tract"
+    command = ["build", "--kaggle_dir", str(kaggle_copy), "--num_folds", "2", "--output_dir", str(folder)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    for split, rows in load_raw(folder).items():
+        masks = [[decode(row["segmentation"][o], row["height"], row["width"]) for o in ORGANS] for row in rows]
+        shown = np.array([[mask.any() for mask in organs] for organs in masks])
+        overlap = sum(int((np.sum(organs, axis=0) > 1).sum()) for organs in masks)
+        numbers = [1, 1, 3, int((~shown.any(axis=1)).sum()), *shown.sum(axis=0).tolist(), overlap]
+        (line,) = (line for line in printed.splitlines() if line.startswith(split))
+        assert line.split()[1:] == [str(number) for number in numbers]
+        assert f"| {split} | {' | '.join(map(str, numbers))} |" in (folder / "README.md").read_text()
+    assert re.search(r"overlap px\n.* [1-9]\d*\n|\n.* [1-9]\d*\nleft out", printed), "some pixels overlap"
+    assert "left out: nothing\nfold 0 of 2, seed 0; split hash" in printed
+    assert printed.endswith(f"written to {folder}\n")
+    assert check_card((folder / "README.md").read_text(), "dataset")[0] == []
+
+
+def test_a_folder_of_someone_else_is_refused_and_untouched(
+    kaggle_copy: Path, tmp_path: Path, dataset_dir: Path
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "README.md").write_bytes(b"# mine\xff")
+    (tmp_path / "file").write_text("mine")
+    mixed = Path(shutil.copytree(dataset_dir, tmp_path / "mixed"))
+    (mixed / "data" / "mine.txt").write_text("mine")
+    before = contents(tmp_path)
+    for name in ("notes", "file", "mixed", "kaggle"):
+        with pytest.raises(KaggleDataError, match=f"{name}: .*; name another --output_dir or remove it"):
+            build(kaggle_copy, tmp_path / name, HALVES, num_proc=1)
+    assert contents(tmp_path) == before
+
+
+def test_an_earlier_build_is_replaced_and_an_empty_folder_filled(
+    kaggle_copy: Path, tmp_path: Path, dataset_dir: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(dataset_dir, tmp_path / "earlier")
+    for name in ("empty", "earlier"):
+        build(kaggle_copy, tmp_path / name, HALVES, num_proc=1)
+        assert sum(map(len, load_raw(tmp_path / name).values())) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "empty", "kaggle"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_error(
+    kaggle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    command = ["build", "--kaggle_dir", str(kaggle_copy), "--num_folds", "2", "--output_dir"]
+    with pytest.raises(SystemExit, match="1"):
+        main([*command, str(tmp_path / "file" / "gi_tract")])
+    assert "error: --output_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_killed_build_leaves_no_half_of_a_dataset(
+    earlier: bool, kaggle_dir: Path, dataset_dir: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "gi_tract"
+    if earlier:
+        shutil.copytree(dataset_dir, target)
+    before = contents(tmp_path)
+    command = [sys.executable, "-m", "dataset_builder", "build", "--kaggle_dir", str(kaggle_dir), "--num_folds", "4"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if next(tmp_path.glob(".gi_tract.building-*/shards*"), None):
+                break
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".gi_tract.building-*")), "the build had begun to write"
+    kept = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".gi_tract.building-")}
+    assert kept == before
+    assert target.exists() == earlier
+    build(kaggle_dir, target, HALVES, num_proc=1)
+    assert load_raw(target) == load_raw(dataset_dir)
+    assert not list(tmp_path.glob(".gi_tract.building-*")), "the next build cleans up"
+
+
+def test_a_dataset_that_was_being_replaced_comes_back(kaggle_dir: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    # killed after the earlier folder was set aside, before the new one took its name
+    shutil.copytree(dataset_dir, tmp_path / ".gi_tract.building-abc" / "replaced")
+    with pytest.raises(KaggleDataError, match="num_folds"):
+        build(kaggle_dir, tmp_path / "gi_tract", GiTractConfig(num_folds=9), num_proc=1)
+    assert load_raw(tmp_path / "gi_tract") == load_raw(dataset_dir)
+
+
+def test_all_ways_of_loading_give_the_same_rows(
+    dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    expected = describe(datasets.load_dataset(str(dataset_dir)))
+    assert [len(rows) for rows in expected.values()] == [24, 24]
+
+    folder = describe_elsewhere(
+        run_python, dataset_dir.parent, 'print(json.dumps(describe(load_dataset("gi_tract"))))'
+    )
+    assert folder == expected, "way 1: the folder ./gi_tract"
+
+    elsewhere = describe_elsewhere(
+        run_python,
+        dataset_dir.parent,
+        "import dataset_builder\n"
+        f"kaggle = load_dataset('gi_tract', data_dir={str(kaggle_dir)!r}, num_folds=2)\n"
+        f"streamed = load_dataset('gi_tract', data_dir={str(kaggle_dir)!r}, num_folds=2, streaming=True)\n"
+        "print(json.dumps([describe(kaggle), describe(streamed), describe(load_dataset('gi_tract'))]))",
+    )
+    assert elsewhere == [expected] * 3, "way 2: the registered builder, and ./gi_tract where no data_dir is given"
+
+    command = ["build", "--kaggle_dir", str(kaggle_dir), "--num_folds", "2", "--push_to_hub", "user/gi_tract"]
+    pushed = run_python(["-m", "dataset_builder", *command], tmp_path, hub.environment())
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"published as {hub.endpoint}/datasets/user/gi_tract, tag fold-0-of-2-" in pushed.stdout
+    info = HfApi(endpoint=hub.endpoint, token="any").dataset_info("user/gi_tract")
+    assert info.private
+    assert {file.rfilename for file in info.siblings or []} - {".gitattributes"} == {
+        "README.md",
+        "data/train-00000-of-00002.parquet",
+        "data/train-00001-of-00002.parquet",
+        "data/validation-00000-of-00002.parquet",
+        "data/validation-00001-of-00002.parquet",
+    }
+    remote = describe_elsewhere(
+        run_python,
+        tmp_path,
+        "loaded = [load_dataset('user/gi_tract', streaming=streaming) for streaming in (False, True)]\n"
+        "print(json.dumps([describe(dataset) for dataset in loaded]))",
+        hub.environment(),
+    )
+    assert remote == [expected] * 2, "way 3: from the Hub, stored and streamed"
+
+
+def test_a_refused_push_is_one_error_and_keeps_the_build(
+    kaggle_copy: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    command = ["build", "--kaggle_dir", str(kaggle_copy), "--num_folds", "2", "--push_to_hub", "user/gi_tract"]
+    result = run_python(["-m", "dataset_builder", *command], tmp_path, hub.environment(token="invalid"))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "error: publishing" in result.stderr and "check HF_TOKEN" in result.stderr
+    assert sum(map(len, load_raw(tmp_path / "gi_tract").values())) == 6
+
+
+def test_another_build_under_the_same_name_is_read_anew(kaggle_copy: Path, tmp_path: Path) -> None:
+    validated = []
+    for folder, fold in (("one", 0), ("one", 1), ("two", 0)):
+        report = build(kaggle_copy, tmp_path / folder / "gi_tract", GiTractConfig(num_folds=2, fold=fold), num_proc=1)
+        loaded = datasets.load_dataset(str(report.output_dir))["validation"]
+        validated.append(set(loaded["case"]))
+    assert validated[0] == validated[2] != validated[1]
+    before = next(row["segmentation"]["stomach"] for row in loaded if row["segmentation"]["stomach"])
+    text = (kaggle_copy / "train.csv").read_text()
+    (kaggle_copy / "train.csv").write_text(text.replace(before, "1 7"))  # still an organ, so the same deal
+    build(kaggle_copy, tmp_path / "two" / "gi_tract", HALVES, num_proc=1)
+    again = datasets.load_dataset(str(tmp_path / "two" / "gi_tract"))["validation"]
+    assert again["id"][:] == loaded["id"][:]
+    assert "1 7" in [organs["stomach"] for organs in again["segmentation"]]
+
+
+def test_an_edited_kaggle_folder_is_read_anew(kaggle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(kaggle_copy.parent)
+
+    def load() -> dict[str, dict[str, Any]]:
+        loaded = datasets.load_dataset("gi_tract", data_dir="kaggle", num_folds=2)
+        return {row["id"]: row for part in loaded.values() for row in part}
+
+    first = load()
+    edited = next(iter(first))
+    mask = np.zeros((first[edited]["height"], first[edited]["width"]), dtype=bool)
+    mask[3:5, 2:9] = True
+    text = (kaggle_copy / "train.csv").read_text()
+    text = re.sub(rf"{edited},stomach,.*", f"{edited},stomach,{encode(mask)}", text)
+    (kaggle_copy / "train.csv").write_text(text)
+    second = load()
+    assert second[edited]["segmentation"]["stomach"] == encode(mask)
+    np.testing.assert_array_equal(np.array(second[edited]["annotation"]) == LABELS.index("stomach"), mask)
+    path = next(s.path for s in find_slices(kaggle_copy)[0] if s.id == edited)
+    Image.fromarray(np.full(mask.shape, 777, dtype=np.uint16)).save(path)
+    assert np.unique(np.array(load()[edited]["image"])).tolist() == [777]
+
+
+def test_an_unchanged_kaggle_folder_is_not_read_again(kaggle_dir: Path) -> None:
+    files = [
+        datasets.load_dataset("gi_tract", data_dir=str(kaggle_dir), num_folds=num_folds)["train"].cache_files
+        for num_folds in (2, 2, 4)
+    ]
+    assert files[0] == files[1] != files[2]
+
+
+def test_the_bare_name_without_any_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KaggleDataError, match=r"no folder \./gi_tract here; pass data_dir=KAGGLE_DIR, or run"):
+        datasets.load_dataset("gi_tract")
+    with pytest.raises(KaggleDataError, match="nowhere: no such folder; expected the unpacked Kaggle download"):
+        datasets.load_dataset("gi_tract", data_dir="nowhere")
+
+
+def test_other_datasets_load_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    for arguments in ({"path": str(tmp_path)}, {"path": "csv", "data_files": str(tmp_path / "table.csv")}):
+        assert datasets.load_dataset(**arguments)["train"].to_list() == [{"a": 1, "b": 2}]
+    assert datasets.load_dataset("csv", data_dir=str(tmp_path))["train"].to_list() == [{"a": 1, "b": 2}]
+
+
+def test_the_builder_imports_no_torch(run_python: RunPython, tmp_path: Path) -> None:
+    script = "import sys, dataset_builder.__main__\nprint({'torch', 'transformers'} & set(sys.modules))"
+    result = run_python(["-c", script], tmp_path)
+    assert result.stdout == "set()\n", result.stderr

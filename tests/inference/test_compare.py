@@ -1,0 +1,135 @@
+"""Checkpoints side by side: the scores are the Trainer's and the competition's, the gains are differences of them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+import run_segmentation
+from gi_segmentation import predict
+from gi_segmentation.compare import main
+from gi_segmentation.errors import InputError
+from tests.support.models import save_model
+from tests.support.processes import ROOT, RunPython
+from tests.support.scoring import score_submission
+from tests.support.training import arguments
+
+FLAGS = {"learning_rate": 1e-6, "max_steps": 2, "max_eval_samples": None, "test_time_flips": True}
+
+
+@pytest.fixture(scope="module", params=["multiclass", "multilabel"])
+def runs(request: Any, dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Scores of two runs of one label mode, by folder."""
+    found = {}
+    for family, context in (("segformer", 1), ("upernet", 0)):
+        folder = tmp_path_factory.mktemp(request.param) / family
+        base = save_model(folder.with_name(f"{family}-base"), family, 0, request.param, context)
+        flags = {"model_type": None, "config_overrides": None, "model_name_or_path": base, **FLAGS}
+        flags |= {"label_mode": request.param, "slice_context": context}
+        run_segmentation.main(arguments(dataset_dir, folder, **flags))
+        found[str(folder)] = json.loads((folder / "run.json").read_text())["scores"]
+    return found
+
+
+def compare(models: list[str], dataset_dir: Path, *flags: str) -> dict[str, dict[str, float]]:
+    words = ["--model", *models, "--dataset_name", str(dataset_dir), "--device", "cpu", "--num_workers", "0"]
+    return main([*words, *flags])
+
+
+def test_each_way_scores_as_the_trainer_and_the_competition_do(
+    runs: dict[str, dict[str, Any]], dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    scores = compare(list(runs), dataset_dir, "--output", str(tmp_path / "scores.json"))
+    ways = [way for folder in runs for way in (folder, f"{folder}, flips")]
+    assert list(scores) == [*ways, "all together", "all together, flips"]
+    for folder, expected in runs.items():
+        assert expected["eval_dice"] > 0.001
+        for name, value in scores[folder].items():
+            if f"eval_{name}" in expected:
+                assert value == pytest.approx(expected[f"eval_{name}"], rel=1e-4), name
+        assert scores[f"{folder}, flips"]["dice"] == pytest.approx(expected["eval_flips_dice"], rel=1e-4)
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == scores
+    printed = capsys.readouterr().out
+    gain = scores["all together"]["dice"] - max(scores[folder]["dice"] for folder in runs)
+    line = re.search(rf"^\| all together \| .*\| {re.escape(f'{gain:+.4f}')} \[(.*), (.*)\] \|$", printed, re.M)
+    assert line is not None
+    (low, high), found = line.groups(), json.loads((tmp_path / "scores.json").read_text())
+    baseline, _, interval = found["gains"]["all together"]
+    assert baseline in runs and [f"{end:+.4f}" for end in interval] == [low, high]
+    assert float(low) <= round(gain, 4) <= float(high) and "intervals over 2 patients" in printed
+    around = found["intervals"]["all together"]["competition_score"]
+    assert around[0] <= scores["all together"]["competition_score"] <= around[1]
+
+    words = ["--input", str(kaggle_dir), "--output_dir", str(tmp_path), "--device", "cpu", "--num_workers", "0"]
+    submission = predict.main(["--model", *runs, *words, "--test_time_flips"])
+    validation = {row["id"] for row in find_validation(dataset_dir)}
+    for path, name in ((submission, "some.csv"), (kaggle_dir / "train.csv", "truth.csv")):
+        head, *rows = path.read_text().splitlines()
+        kept = [row for row in rows if row.split(",")[0] in validation]
+        (tmp_path / name).write_text("\n".join([head, *kept]) + "\n")
+    official = score_submission(tmp_path / "truth.csv", tmp_path / "some.csv", kaggle_dir, num_proc=1)
+    for name in ("dice", "hausdorff_score", "competition_score"):
+        assert scores["all together, flips"][name] == pytest.approx(official[name], rel=1e-4)
+
+
+def find_validation(dataset_dir: Path) -> Any:
+    from gi_segmentation.data.slices import find_dataset
+
+    return find_dataset(str(dataset_dir), None)["validation"]
+
+
+def test_a_checkpoint_with_itself_is_itself(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
+    folder, *_ = runs  # but for ties between labels, which averaging probabilities may break otherwise
+    scores = compare([folder, folder], dataset_dir)
+    assert scores["all together"] == pytest.approx(scores[folder], abs=1e-3)
+
+
+def test_a_split_that_is_not_there(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
+    with pytest.raises(InputError, match="--split test: expected one of train, validation"):
+        compare(list(runs), dataset_dir, "--split", "test")
+
+
+def test_a_split_without_outlines(runs: dict[str, dict[str, Any]], dataset_dir: Path, tmp_path: Path) -> None:
+    bare = find_validation(dataset_dir).filter(lambda row: not any(row["segmentation"].values()))
+    (tmp_path / "bare").mkdir()
+    bare.to_parquet(tmp_path / "bare" / "validation.parquet")
+    with pytest.raises(InputError, match="--split validation: expected outlines to compare with"):
+        compare(list(runs), tmp_path / "bare")
+
+
+def test_the_results_table_holds_what_a_run_scored(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
+    words = arguments(dataset_dir, tmp_path / "unused", **FLAGS)
+    flags = [*words[: words.index("--dataset_name")], *words[words.index("--output_dir") + 2 :]]
+    command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "dpt-large"]
+    output = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--output_dir", str(tmp_path / "table")]
+    done = run_python([*command, *output, "--", *flags, "--gradient_accumulation_steps", "1"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "table" / "dpt-large" / "run.json").read_text())
+    row = (tmp_path / "table" / "table.md").read_text().splitlines()[2]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:2] == ["dpt-large", f"{facts['num_parameters'] / 1e6:.1f}M"] and cells[9] == "0.9420"
+    dice, *interval = re.findall(r"\d\.\d+", cells[2])
+    assert float(dice) == pytest.approx(facts["scores"]["eval_dice"], abs=2e-4)
+    assert [float(end) for end in interval] == pytest.approx(facts["intervals"]["eval_dice"] or [], abs=2e-3)
+    (entry,) = yaml.safe_load((tmp_path / "table" / "model-index.yml").read_text())["model-index"]
+    name, results = model_index_to_eval_results([entry])
+    assert name == "dpt-large"
+    values = {result.metric_name: result.metric_value for result in results}
+    assert values["Dice, mean over slices and organs"] == round(facts["scores"]["eval_dice"], 4)
+    assert values["Competition score, 0.4 Dice + 0.6 of the line above (preset mle_bench)"] == pytest.approx(
+        float(cells[7].split()[0]), abs=1e-4
+    )
+
+
+def test_a_recipe_that_cannot_run_is_a_row_of_its_own(
+    dataset_dir: Path, tmp_path: Path, run_python: RunPython
+) -> None:
+    command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "beit-base"]
+    flags = ["--image_size", "100", "--model_type", "beit", "--use_cpu", "true"]
+    done = run_python([*command, "--output_dir", str(tmp_path / "table"), "--", *flags], tmp_path)
+    assert done.returncode == 1
+    assert "| beit-base | failed: error: --image_size 100:" in (tmp_path / "table" / "table.md").read_text()

@@ -1,0 +1,348 @@
+"""Prediction files: the masks that plain transformers gives, whole or not at all, whatever the batches and workers."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil, pipeline
+
+from dataset_builder.phantom import write_phantom
+from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.data.kaggle import SliceFile, find_slices
+from gi_segmentation.errors import InputError
+from gi_segmentation.inference.outputs import write_submission
+from gi_segmentation.models.loading import load_model
+from gi_segmentation.predict import main
+from gi_segmentation.rle import decode, encode
+from gi_segmentation.schema import ID2LABEL, ORGANS
+from tests.support.models import FAMILIES, MAX_TIES, SIZE, save_model
+from tests.support.processes import ROOT
+from tests.support.scoring import score_submission
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SegFormer with random weights whose answers are all four labels, in patches."""
+    torch.manual_seed(0)
+    model, processor = load_model(
+        ModelArguments(model_type="segformer", config_overrides=json.dumps(FAMILIES["segformer"])), SIZE
+    )
+    with torch.no_grad():
+        torch.nn.init.normal_(model.decode_head.classifier.weight, std=3)
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def predict(model: Path | str, folder: Path, output_dir: Path, *flags: str) -> Path:
+    words = ["--model", str(model), "--input", str(folder), "--output_dir", str(output_dir), "--device", "cpu"]
+    return main([*words, *(flags or ("--num_workers", "0"))])
+
+
+@pytest.fixture(scope="module")
+def submission(checkpoint: Path, kaggle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return predict(checkpoint, kaggle_dir / "train", tmp_path_factory.mktemp("predicted"))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def message(model: Path | str, folder: Path, output_dir: Path, *flags: str) -> str:
+    with pytest.raises(InputError) as caught:
+        predict(model, folder, output_dir, *flags)
+    assert not list(output_dir.glob("*submission*")) and not list(output_dir.glob(".*"))
+    return str(caught.value)
+
+
+def card_lines(repo_id: str, label_mode: str = "multiclass", slice_context: int = 0) -> str:
+    """The Python lines of the model card of a checkpoint."""
+    template = (ROOT / "model_cards" / "model_card.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", template, flags=re.DOTALL)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    settings = {"label_mode": label_mode, "slice_context": slice_context, "image_size": SIZE}
+    lines = environment.from_string(block).render(repo_id=repo_id, **settings)
+    assert len([line for line in lines.splitlines() if line]) <= 10
+    return lines
+
+
+class TestSubmission:
+    def test_a_row_per_slice_and_organ_in_order(self, submission: Path, kaggle_dir: Path) -> None:
+        slices, _ = find_slices(kaggle_dir / "train")
+        rows = read_rows(submission)
+        assert submission.read_text().splitlines()[0] == "id,class,predicted"
+        assert [(row["id"], row["class"]) for row in rows] == [(s.id, organ) for s in slices for organ in ORGANS]
+        numbers = [tuple(map(int, re.findall(r"\d+", row["id"]))) for row in rows]
+        assert numbers == sorted(numbers) and len(rows) == 3 * 48
+        assert sorted(path.name for path in submission.parent.iterdir()) == ["submission.csv"]
+
+    def test_the_masks_are_those_of_the_model_cards_lines(
+        self, submission: Path, checkpoint: Path, kaggle_dir: Path
+    ) -> None:
+        predicted: dict[str, dict[str, str]] = {}
+        for row in read_rows(submission):
+            predicted.setdefault(row["id"], {})[row["class"]] = row["predicted"]
+        slices, _ = find_slices(kaggle_dir / "train")
+        sizes, labels, pixels, differing = set(), set(), 0, 0
+        for slice_file in slices[::4]:
+            names: dict[str, Any] = {}
+            lines = card_lines(str(checkpoint))
+            assert "slice_0001_266_266_1.50_1.50.png" in lines
+            exec(lines.replace("slice_0001_266_266_1.50_1.50.png", str(slice_file.path)), names)
+            mask = names["mask"].numpy()
+            assert mask.shape == (slice_file.height, slice_file.width)
+            for label in (1, 2, 3):
+                rle = predicted[slice_file.id][ID2LABEL[label]]
+                assert rle == encode(decode(rle, *mask.shape))
+                differing += np.count_nonzero(decode(rle, *mask.shape) != (mask == label))
+            pixels += mask.size
+            sizes.add(mask.shape)
+            labels |= set(np.unique(mask).tolist())
+        assert len(sizes) > 1 and labels == {0, 1, 2, 3}
+        assert differing <= MAX_TIES * pixels
+
+    def test_workers_change_nothing(
+        self, submission: Path, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
+    ) -> None:
+        path = predict(checkpoint, kaggle_dir / "train", tmp_path, "--num_workers", "2")
+        assert path.read_bytes() == submission.read_bytes()
+
+    @pytest.mark.parametrize("batch_size", ["1", "5", "48"])
+    def test_batches_change_no_more_than_ties(
+        self, batch_size: str, submission: Path, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
+    ) -> None:
+        flags = ("--num_workers", "0", "--batch_size", batch_size)
+        rows = read_rows(predict(checkpoint, kaggle_dir / "train", tmp_path, *flags))
+        sizes = {s.id: (s.height, s.width) for s in find_slices(kaggle_dir / "train")[0]}
+        differing = 0
+        for row, other in zip(rows, read_rows(submission), strict=True):
+            assert (row["id"], row["class"]) == (other["id"], other["class"])
+            masks = [decode(each["predicted"], *sizes[row["id"]]) for each in (row, other)]
+            differing += np.count_nonzero(masks[0] != masks[1])
+        assert differing <= MAX_TIES * sum(height * width for height, width in sizes.values())
+
+    def test_one_scan_alone_gives_the_same_rows(
+        self, submission: Path, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
+    ) -> None:
+        scan = next((kaggle_dir / "train").glob("case*/case*_day*"))
+        expected = [(r["id"], r["class"]) for r in read_rows(submission) if r["id"].startswith(scan.name + "_")]
+        rows = read_rows(predict(checkpoint, scan, tmp_path / "new" / "folder"))
+        assert [(row["id"], row["class"]) for row in rows] == expected and len(expected) == 36
+
+    def test_the_score_command_accepts_it(self, submission: Path, kaggle_dir: Path) -> None:
+        scores = score_submission(kaggle_dir / "train.csv", submission, num_proc=1)
+        assert 0 < scores["dice"] < 0.5 and 0 < scores["competition_score"] < 1
+
+
+class TestErrors:
+    def test_an_output_that_exists_is_kept(self, checkpoint: Path, kaggle_dir: Path, tmp_path: Path) -> None:
+        existing = tmp_path / "submission.csv"
+        existing.write_text("precious")
+        with pytest.raises(InputError, match=r"submission\.csv: exists; remove it or name another --output_dir"):
+            predict(checkpoint, kaggle_dir / "train", tmp_path)
+        assert existing.read_text() == "precious"
+
+    def test_no_slices(self, checkpoint: Path, tmp_path: Path) -> None:
+        assert "no such folder" in message(checkpoint, tmp_path / "nowhere", tmp_path / "out")
+        (tmp_path / "empty").mkdir()
+        assert "no slices; expected caseN_dayN" in message(checkpoint, tmp_path / "empty", tmp_path / "out")
+
+    def test_a_png_that_is_no_slice(self, checkpoint: Path, kaggle_copy: Path, tmp_path: Path) -> None:
+        (kaggle_copy / "train" / "overview.png").write_bytes(b"")
+        assert "overview.png" in message(checkpoint, kaggle_copy, tmp_path / "out")
+
+    @pytest.mark.parametrize("num_workers", ["0", "2"])
+    @pytest.mark.parametrize("damage", ["cut off", "8 bit", "other size"])
+    def test_a_slice_that_is_not_what_its_name_says(
+        self, damage: str, num_workers: str, checkpoint: Path, kaggle_copy: Path, tmp_path: Path
+    ) -> None:
+        path = sorted(kaggle_copy.rglob("*.png"))[3]
+        if damage == "cut off":
+            path.write_bytes(path.read_bytes()[:300])
+        else:
+            width, height = (int(number) for number in path.name.split("_")[2:4])
+            shape = (height, width) if damage == "8 bit" else (height + 1, width)
+            Image.fromarray(np.zeros(shape, dtype=np.uint8 if damage == "8 bit" else np.uint16)).save(path)
+        flags = ("--num_workers", num_workers, "--batch_size", "2")
+        text = message(checkpoint, kaggle_copy, tmp_path / "out", *flags)
+        assert text.startswith(str(path)) and "Traceback" not in text and "\n" not in text
+
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [
+            (("--batch_size", "0"), "but got 0 and 2"),
+            (("--num_workers", "-1"), "but got 16 and -1"),
+            (("--device", "gpu9"), "--device gpu9"),
+        ],
+    )
+    def test_flags_that_cannot_be(
+        self, flags: tuple[str, ...], expected: str, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
+    ) -> None:
+        assert expected in message(checkpoint, kaggle_dir / "train", tmp_path / "out", *flags)
+
+    def test_models_that_are_not_ours(self, checkpoint: Path, kaggle_dir: Path, tmp_path: Path) -> None:
+        slices, output_dir = kaggle_dir / "train", tmp_path / "out"
+        (tmp_path / "bare").mkdir()
+        assert "bare: not a checkpoint of this project" in message(tmp_path / "bare", slices, output_dir)
+        processor = SegformerImageProcessorPil()
+        config = AutoConfig.for_model("segformer", **FAMILIES["segformer"], num_labels=4, id2label=ID2LABEL)
+        AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "classifier")
+        processor.save_pretrained(tmp_path / "classifier")
+        assert "classifier: lacks" in message(tmp_path / "classifier", slices, output_dir)
+        config = AutoConfig.for_model("convnext", depths=[1, 1], hidden_sizes=[4, 4], num_stages=2)
+        AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "convnext")
+        processor.save_pretrained(tmp_path / "convnext")
+        assert "not a checkpoint of this project" in message(tmp_path / "convnext", slices, output_dir)
+        settings = json.loads((checkpoint / "config.json").read_text())
+        settings["id2label"] = {str(index): f"thing {index}" for index in range(150)}
+        settings["label2id"] = {name: int(index) for index, name in settings["id2label"].items()}
+        (tmp_path / "ade").mkdir()
+        (tmp_path / "ade" / "config.json").write_text(json.dumps(settings))
+        (tmp_path / "ade" / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
+        processor.save_pretrained(tmp_path / "ade")
+        assert "ade: " in message(tmp_path / "ade", slices, output_dir)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_what_is_interrupted_leaves_no_file(stop: type[BaseException], kaggle_dir: Path, tmp_path: Path) -> None:
+    slices, _ = find_slices(kaggle_dir / "train")
+
+    def predictions() -> Iterator[tuple[SliceFile, np.ndarray]]:
+        for slice_file in slices[:5]:
+            yield slice_file, np.ones((3, slice_file.height, slice_file.width), dtype=bool)
+        assert list(tmp_path.iterdir()), "nothing was being written"
+        raise stop
+
+    with pytest.raises(stop):
+        write_submission(predictions(), tmp_path / "submission.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_ends_on_one_line(run_python: Any, checkpoint: Path, tmp_path: Path) -> None:
+    words = ["-m", "gi_segmentation.predict", "--model", str(checkpoint), "--input", "nowhere", "--output_dir", "out"]
+    done = run_python(words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "error: --input nowhere: no such folder"
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def scan_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slices of one real size, so that the card's file names fit: one scan of 72 slices, of which some are there."""
+    folder = tmp_path_factory.mktemp("scans") / "kaggle"
+    write_phantom(folder, num_cases=1, days_per_case=1, slices_per_scan=12, num_proc=1)
+    for path in sorted(folder.rglob("slice_*.png"), reverse=True):
+        number = int(path.name.split("_")[1])
+        path.rename(path.with_name(path.name.replace(f"slice_{number:04d}", f"slice_{number + 60:04d}")))
+    return folder / "train"
+
+
+@pytest.mark.parametrize("family", ["segformer", "beit"])
+@pytest.mark.parametrize(("label_mode", "slice_context"), [("multilabel", 0), ("multilabel", 2), ("multiclass", 2)])
+def test_the_cards_lines_fit_mode_and_context(
+    family: str, label_mode: str, slice_context: int, scan_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_model(tmp_path / "model", family, 0, label_mode, slice_context)
+    lines = card_lines(str(model), label_mode, slice_context)
+    path = predict(model, scan_dir, tmp_path / "out")
+    rows = {row["class"]: row["predicted"] for row in read_rows(path) if row["id"].endswith("slice_0070")}
+    slices, _ = find_slices(scan_dir)
+    monkeypatch.chdir(slices[0].path.parent)
+    names: dict[str, Any] = {}
+    exec(lines.replace("slice_0001", "slice_0070"), names)
+    mask = names["mask"].numpy()
+    masks = mask if label_mode == "multilabel" else mask == np.arange(1, 4)[:, None, None]
+    assert masks.shape == (3, slices[0].height, slices[0].width) and masks.any()
+    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in ORGANS])
+    assert np.count_nonzero(predicted != masks) <= MAX_TIES * masks.size
+    if label_mode == "multilabel":
+        assert (masks.sum(axis=0) > 1).any()  # overlaps survive into the file
+
+
+def test_the_stock_pipeline_takes_a_multiclass_checkpoint(scan_dir: Path, tmp_path: Path) -> None:
+    slices, _ = find_slices(scan_dir)
+    with Image.open(slices[5].path) as image:
+        raw = np.array(image)
+    picture = Image.fromarray((255 * (raw / raw.max())).astype(np.uint8)).convert("RGB")
+    segment = pipeline("image-segmentation", model=str(save_model(tmp_path / "model", "segformer", 0)), device="cpu")
+    answer = {segmented["label"]: np.array(segmented["mask"]) > 0 for segmented in segment(picture)}
+    assert answer.keys() <= set(ID2LABEL.values()) and len(answer) > 1
+    assert np.array_equal(sum(mask.astype(int) for mask in answer.values()), np.ones(raw.shape))
+
+
+def test_context_comes_from_the_files_of_the_same_scan(scan_dir: Path, tmp_path: Path) -> None:
+    """A slice at the end of a scan is predicted as if that slice came twice, whatever other scans there are."""
+    model = save_model(tmp_path / "model", "segformer", 0, slice_context=1)
+    both = tmp_path / "both"
+    shutil.copytree(scan_dir, both)
+    (first,) = both.glob("case*/case*_day*")
+    shutil.copytree(first, first.with_name(f"{first.name.rsplit('day', 1)[0]}day99"))
+
+    def masks(folder: Path, name: str) -> dict[tuple[str, str], str]:
+        rows = read_rows(predict(model, folder, tmp_path / name, "--num_workers", "0", "--batch_size", "1"))
+        return {(row["id"], row["class"]): row["predicted"] for row in rows if "day99" not in row["id"]}
+
+    alone = masks(scan_dir, "alone")
+    assert masks(both, "together") == alone
+    next(first.rglob("slice_0065*.png")).unlink()
+    changed = masks(both, "changed")
+    assert {key[0][-4:] for key, rle in changed.items() if rle != alone[key]} == {"0064", "0066"}
+
+
+def differing(rows: list[dict[str, str]], others: list[dict[str, str]], folder: Path, mirrored: bool = False) -> float:
+    """Share of pixels in which two predictions differ, the other one turned left to right if so asked."""
+    size = find_slices(folder)[0][0]
+    shape = (size.height, size.width)
+    different = 0
+    for row, other in zip(rows, others, strict=True):
+        mask = decode(other["predicted"], *shape)
+        different += np.count_nonzero(decode(row["predicted"], *shape) != (mask[:, ::-1] if mirrored else mask))
+    return different / (len(rows) * shape[0] * shape[1])
+
+
+def test_an_ensemble_averages_probabilities(scan_dir: Path, tmp_path: Path) -> None:
+    one, other = (save_model(tmp_path / str(seed), "segformer", seed) for seed in (0, 1))
+    words = ["--input", str(scan_dir), "--device", "cpu", "--num_workers", "0", "--output_dir"]
+    alone = read_rows(main(["--model", str(one), *words, str(tmp_path / "alone")]))
+    twice = read_rows(main(["--model", str(one), str(one), *words, str(tmp_path / "twice")]))
+    both = read_rows(main(["--model", str(one), str(other), *words, str(tmp_path / "both")]))
+    reverse = read_rows(main(["--model", str(other), str(one), *words, str(tmp_path / "reverse")]))
+    assert differing(twice, alone, scan_dir) <= MAX_TIES
+    assert differing(reverse, both, scan_dir) <= MAX_TIES < 100 * MAX_TIES < differing(both, alone, scan_dir)
+
+
+def test_flips_at_test_time_make_the_answer_symmetric(scan_dir: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "segformer", 0)
+    mirrored = tmp_path / "mirrored"
+    shutil.copytree(scan_dir, mirrored)
+    for path in mirrored.rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    shares = {}
+    for flags in ((), ("--test_time_flips",)):
+        both = [
+            read_rows(predict(model, folder, tmp_path / f"{folder.name}{len(flags)}", "--num_workers", "0", *flags))
+            for folder in (scan_dir, mirrored)
+        ]
+        shares[len(flags)] = differing(*both, scan_dir, mirrored=True)
+    assert shares[1] < 0.001 < shares[0]
+
+
+def test_checkpoints_of_two_label_modes_are_no_ensemble(scan_dir: Path, tmp_path: Path) -> None:
+    one = save_model(tmp_path / "one", "segformer", 0)
+    other = save_model(tmp_path / "other", "segformer", 0, "multilabel")
+    with pytest.raises(InputError, match=r"expected checkpoints of one label mode, got .*one: background, .*other: l"):
+        main(["--model", str(one), str(other), "--input", str(scan_dir), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,362 @@
+"""Every family starts from random weights or a checkpoint, has our labels, and comes back from disk as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+    SegformerImageProcessorPil,
+)
+
+from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.errors import InputError
+from gi_segmentation.models.heads import (
+    all_logits,
+    enable_gradient_checkpointing,
+    find_encoder,
+    return_auxiliary_logits,
+    without_auxiliary_head,
+)
+from gi_segmentation.models.loading import count_parameters, load_checkpoint, load_model
+from gi_segmentation.models.positions import resize_table
+from gi_segmentation.models.random import parse_overrides
+from gi_segmentation.schema import ID2LABEL, ORGANS
+from tests.support.models import FAMILIES, MEAN, SIZE, STD, write_base
+
+
+def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:
+    text = json.dumps(FAMILIES[family] if overrides is None else overrides)
+    return load_model(ModelArguments(model_type=family, config_overrides=text), SIZE)
+
+
+def random_tables(model: PreTrainedModel) -> None:
+    """Give the tables of positions, which start as zeros, values to be recognised by."""
+    for name, parameter in model.named_parameters():
+        if "position_embeddings" in name or "bias_table" in name:
+            torch.nn.init.normal_(parameter)
+
+
+def same_tensors(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestFamilies:
+    def test_random_weights_give_our_labels(self, family: str) -> None:
+        model, processor = new_model(family)
+        assert (model.config.model_type, model.config.id2label) == (family, ID2LABEL)
+        assert model.config.label2id == {label: index for index, label in ID2LABEL.items()}
+        with torch.no_grad():
+            logits = model.eval()(pixel_values=torch.randn(2, 3, SIZE, SIZE)).logits
+        assert logits.shape[:2] == (2, 4) and torch.isfinite(logits).all()
+        assert processor.size == {"height": SIZE, "width": SIZE}
+        assert count_parameters(model) == sum(p.numel() for p in model.parameters()) < 100_000
+
+    def test_saved_and_loaded_it_is_the_same(self, family: str, tmp_path: Path) -> None:
+        model, processor = new_model(family)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        loaded, loaded_processor = load_checkpoint(str(tmp_path))
+        assert same_tensors(model, loaded) and not loaded.training
+        assert type(loaded) is type(model)
+        assert loaded_processor.size == processor.size and loaded_processor.image_mean == processor.image_mean
+        assert not list(tmp_path.glob("*.bin"))
+
+    def test_fine_tuning_replaces_the_head_alone(
+        self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        base_folder = write_base(tmp_path, family)
+        base = AutoModelForSemanticSegmentation.from_pretrained(base_folder)
+        model, processor = load_model(ModelArguments(model_name_or_path=str(base_folder)), SIZE)
+        old, new = base.state_dict(), model.state_dict()
+        assert new.keys() == old.keys()
+        changed = [name for name in new if old[name].shape != new[name].shape]
+        assert changed and all(old[name].shape[0] == 150 and new[name].shape[0] == 4 for name in changed)
+        assert all(torch.equal(old[name], new[name]) for name in new if name not in changed)
+        assert all(
+            "classifier" in name or name.startswith(("head.head.4", "auxiliary_head.head.4")) for name in changed
+        )
+        said = [record.getMessage() for record in caplog.records if record.name == "gi_segmentation.modeling"]
+        assert sorted(line.split()[2] for line in said[:-1]) == sorted(changed)
+        assert said[-1] == f"all other {len(new) - len(changed)} tensors were loaded from the checkpoint"
+        assert model.config.id2label == ID2LABEL
+        assert (list(processor.image_mean), list(processor.image_std)) == (MEAN, STD)
+
+    def test_organs_of_their_own_channel_come_back_as_such(self, family: str, tmp_path: Path) -> None:
+        arguments = ModelArguments(
+            model_type=family, config_overrides=json.dumps(FAMILIES[family]), label_mode="multilabel"
+        )
+        model, processor = load_model(arguments, SIZE, slice_context=2)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        loaded, _ = load_checkpoint(str(tmp_path))
+        assert list((loaded.config.id2label or {}).values()) == list(ORGANS) and loaded.config.slice_context == 2
+        with torch.no_grad():
+            logits = loaded(pixel_values=torch.randn(1, 3, SIZE, SIZE)).logits
+        assert logits.shape[1] == 3
+
+    def test_another_input_size_keeps_all_that_was_learnt(self, family: str, tmp_path: Path) -> None:
+        folder = write_base(tmp_path, family)
+        base = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+        random_tables(base)
+        base.save_pretrained(folder)
+        same, _ = load_model(ModelArguments(model_name_or_path=str(folder)), SIZE)
+        larger, processor = load_model(ModelArguments(model_name_or_path=str(folder)), 96)
+        assert processor.size == {"height": 96, "width": 96}
+        old, kept, new = base.state_dict(), same.state_dict(), larger.state_dict()
+        tables = {name for name in old if "position_embeddings" in name or "bias_table" in name}
+        assert all(torch.equal(old[name], kept[name]) for name in old if old[name].shape == kept[name].shape)
+        for name in tables:
+            assert torch.equal(kept[name], old[name])
+            assert new[name].shape != old[name].shape
+        # The family itself interpolates its tables on the way; ours, interpolated once, give the same features.
+        image = torch.randn(1, 3, 96, 96)
+        with torch.no_grad():
+            theirs = find_encoder(base)(image)
+            ours = find_encoder(larger.eval())(image)
+        for one, other in zip(theirs.to_tuple(), ours.to_tuple(), strict=True):
+            torch.testing.assert_close(other, one) if isinstance(one, torch.Tensor) else None
+
+    def test_checkpointing_changes_no_gradient(self, family: str) -> None:
+        model, _ = new_model(family)
+        model.train()
+        images = torch.randn(2, 3, SIZE, SIZE)
+        gradients = []
+        for checkpointing in (False, True):
+            if checkpointing:
+                enable_gradient_checkpointing(model)
+                model.activation_checkpointing_enable()
+                assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+            torch.manual_seed(0)
+            model.zero_grad()
+            model(pixel_values=images).logits.square().mean().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        assert len(gradients[0]) == len(gradients[1])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other)
+
+    @pytest.mark.parametrize("image_size", [32, 48, 80, 112])
+    def test_sizes_that_a_family_can_take(self, family: str, image_size: int) -> None:
+        text = json.dumps(FAMILIES[family])
+        model, _ = load_model(ModelArguments(model_type=family, config_overrides=text), image_size)
+        with torch.no_grad():
+            logits = model.eval()(pixel_values=torch.randn(2, 3, image_size, image_size)).logits
+        assert logits.shape[:2] == (2, 4) and torch.isfinite(logits).all()
+
+    def test_a_checkpoint_of_ours_goes_on_whole(self, family: str, tmp_path: Path) -> None:
+        model, processor = new_model(family)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        again, _ = load_model(ModelArguments(model_name_or_path=str(tmp_path)), SIZE)
+        assert same_tensors(model, again)
+
+    def test_stock_transformers_reads_processor_and_labels(self, family: str, tmp_path: Path) -> None:
+        model, processor = load_model(
+            ModelArguments(model_name_or_path=str(write_base(tmp_path / "base", family))), SIZE
+        )
+        model.save_pretrained(tmp_path / "ours")
+        processor.save_pretrained(tmp_path / "ours")
+        stock = AutoImageProcessor.from_pretrained(tmp_path / "ours")
+        assert (list(stock.image_mean), list(stock.image_std)) == (MEAN, STD)
+        assert dict(stock.size) == {"height": SIZE, "width": SIZE}
+        image = torch.rand(1, 3, SIZE, SIZE)
+        pixel_values = stock(image, do_resize=False, do_rescale=False, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixel_values[0, 2], (image[0, 2] - MEAN[2]) / STD[2])
+        config = json.loads((tmp_path / "ours" / "config.json").read_text())
+        assert config["id2label"] == {str(index): name for index, name in ID2LABEL.items()}
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("", {}),
+            ("depths=[1,2],drop_path_rate=0.1", {"depths": [1, 2], "drop_path_rate": 0.1}),
+            ("initializer_range=2e-2, rates=[1e-3]", {"initializer_range": 0.02, "rates": [0.001]}),
+            ('{"a": {"b": 1e-05}, "c": null}', {"a": {"b": 1e-5}, "c": None}),
+            ("use_mean_pooling=false,hidden_act=gelu", {"use_mean_pooling": False, "hidden_act": "gelu"}),
+        ],
+    )
+    def test_values(self, text: str, expected: dict[str, Any]) -> None:
+        assert parse_overrides(text) == expected
+
+    @pytest.mark.parametrize("text", ["depths", "depths=", "depths=[1,1", "a=b=c", "1=2", '{"a": ', "a=1}", "[1, 2]"])
+    def test_malformed(self, text: str) -> None:
+        with pytest.raises(InputError, match="expected key=value,key=value or JSON"):
+            parse_overrides(text)
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            ({"depht": [1, 1]}, "segformer has no depht"),
+            ({"to_dict": 1}, "segformer has no to_dict"),
+            ({"image_size": 32}, "segformer has no image_size"),
+            ({"num_labels": 7}, "num_labels cannot be set"),
+            ({"num_channels": 1}, "num_channels cannot be set"),
+            ({"depths": "many"}, "depths"),
+            ({"hidden_sizes": [8]}, "these values make no segformer"),
+        ],
+    )
+    def test_what_no_segformer_can_have(self, overrides: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=f"--config_overrides: .*{message}"):
+            new_model("segformer", overrides)
+
+    def test_the_image_size_is_stated_once(self) -> None:
+        assert new_model("beit", {**FAMILIES["beit"], "image_size": SIZE})[0].config.image_size == SIZE
+        with pytest.raises(InputError, match="image_size is 32, but --image_size 64"):
+            new_model("beit", {**FAMILIES["beit"], "image_size": 32})
+
+    def test_they_need_a_family(self) -> None:
+        with pytest.raises(InputError, match="needs --model_type"):
+            load_model(ModelArguments(config_overrides="depths=[1,1]"), SIZE)
+
+    @pytest.mark.parametrize("family", ["segfromer", "vit", "bert", ""])
+    def test_an_unknown_family(self, family: str) -> None:
+        with pytest.raises(InputError, match=r"--model_type: expected one of .*segformer.*; got"):
+            load_model(ModelArguments(model_type=family), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("family", "image_size", "nearest"),
+    [("dpt", 100, "96 and 112"), ("beit", 33, "32 and 48"), ("upernet", 255, "252 and 256"), ("dpt", 36, "32 and 48")],
+)
+def test_a_size_that_a_family_cannot_take(family: str, image_size: int, nearest: str) -> None:
+    text = json.dumps(FAMILIES[family])
+    with pytest.raises(InputError, match=f"--image_size {image_size}: .*the nearest it can take: {nearest}"):
+        load_model(ModelArguments(model_type=family, config_overrides=text), image_size)
+
+
+def test_a_checkpoint_is_refused_a_size_by_name(tmp_path: Path) -> None:
+    base = str(write_base(tmp_path, "beit"))
+    with pytest.raises(InputError, match=r"^--image_size 100: beit cuts patches of 16 pixels"):
+        load_model(ModelArguments(model_name_or_path=base), 100)
+
+
+class TestPositionTables:
+    def test_embeddings_by_hand(self) -> None:
+        # A class token, then 1 x 1 positions: on a grid of 3 x 3 they are that one everywhere.
+        table = torch.tensor([[[9.0], [4.0]]])
+        assert resize_table("dpt.embeddings.position_embeddings", table, 10).flatten().tolist() == [9.0] + [4.0] * 9
+
+    @pytest.mark.parametrize("name", ["dpt.embeddings.position_embeddings", "beit.embeddings.position_embeddings"])
+    def test_a_ramp_stays_a_ramp(self, name: str) -> None:
+        ramp = torch.arange(8.0).expand(8, 8).reshape(64, 1)
+        table = torch.cat([torch.tensor([[-1.0]]), ramp])[None]
+        resized = resize_table(name, table, 1 + 16 * 16)[0]
+        assert resized[0].item() == -1
+        inner = resized[1:].reshape(16, 16)[3:-3, 3:-3]
+        torch.testing.assert_close(
+            inner, (torch.arange(16.0) / 2 - 0.25).expand(16, 16)[3:-3, 3:-3], atol=0.05, rtol=0
+        )
+
+    def test_relative_biases_keep_those_of_the_class_token(self) -> None:
+        table = torch.randn(7 * 7 + 3, 2)
+        name = "beit.layers.0.relative_position_bias_table"
+        resized = resize_table(name, table, 11 * 11 + 3)
+        assert resized.shape == (11 * 11 + 3, 2) and torch.equal(resized[-3:], table[-3:])
+        centre = resized[:-3].reshape(11, 11, 2)[5, 5]
+        torch.testing.assert_close(centre, table[:-3].reshape(7, 7, 2)[3, 3])  # the same place has the same bias
+        torch.testing.assert_close(resize_table(name, table, 7 * 7 + 3), table)
+
+    def test_what_is_no_table(self) -> None:
+        with pytest.raises(InputError, match="cannot be interpolated"):
+            resize_table("encoder.weight", torch.zeros(4, 4), 9)
+        with pytest.raises(InputError, match="no square"):
+            resize_table("dpt.embeddings.position_embeddings", torch.zeros(1, 7, 2), 10)
+
+
+class TestAuxiliaryHead:
+    def test_its_logits_come_along_in_training_alone(self) -> None:
+        for family in ("upernet", "beit", "dpt"):
+            model, _ = new_model(family)
+            return_auxiliary_logits(model)
+            images = torch.randn(2, 3, SIZE, SIZE)
+            head, auxiliary = all_logits(model.train()(pixel_values=images))
+            assert head.shape[:2] == auxiliary.shape[:2] == (2, 4)
+            auxiliary.sum().backward()
+            assert all(p.grad is not None for p in model.auxiliary_head.parameters())
+            assert len(all_logits(model.eval()(pixel_values=images))) == 1
+
+    @pytest.mark.parametrize("family", ["upernet", "beit", "dpt"])
+    def test_without_it_the_logits_are_the_same_and_it_comes_back(self, family: str, tmp_path: Path) -> None:
+        model, processor = new_model(family)
+        images = torch.randn(2, 3, SIZE, SIZE)
+        expected = model.eval()(pixel_values=images).logits
+        names = set(model.state_dict())
+        with without_auxiliary_head(model):
+            torch.testing.assert_close(model(pixel_values=images).logits, expected)
+            model.save_pretrained(tmp_path)
+            processor.save_pretrained(tmp_path)
+        assert set(model.state_dict()) == names and model.config.use_auxiliary_head
+        loaded, _ = load_checkpoint(str(tmp_path))
+        assert set(loaded.state_dict()) == {name for name in names if not name.startswith("auxiliary_head")}
+        torch.testing.assert_close(loaded(pixel_values=images).logits, expected)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A small SegFormer of ours, to damage."""
+    model, processor = new_model("segformer")
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+class TestErrors:
+    def test_no_such_folder(self, tmp_path: Path) -> None:
+        name = str(tmp_path / "nowhere")
+        with pytest.raises(InputError, match="nowhere: not a checkpoint"):
+            load_checkpoint(name)
+        with pytest.raises(InputError, match=r"--model_name_or_path .*nowhere"):
+            load_model(ModelArguments(model_name_or_path=name), SIZE)
+
+    def test_a_folder_with_other_files(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("nothing here")
+        with pytest.raises(InputError, match="not a checkpoint of this project"):
+            load_checkpoint(str(tmp_path))
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+    @pytest.mark.parametrize("damage", ["missing", "cut off"])
+    def test_a_damaged_checkpoint(self, name: str, damage: str, checkpoint: Path) -> None:
+        path = checkpoint / name
+        if damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(InputError, match="not a checkpoint of this project"):
+            load_checkpoint(str(checkpoint))
+
+    def test_a_checkpoint_without_some_of_its_tensors(self, checkpoint: Path) -> None:
+        tensors = load_file(checkpoint / "model.safetensors")
+        del tensors["decode_head.classifier.weight"]
+        save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=r"lacks 1 tensors, the first decode_head\.classifier\.weight"):
+            load_checkpoint(str(checkpoint))
+
+    def test_other_labels_than_ours(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"got 150: LABEL_0, .*, \.\.\.; fine-tune it first"):
+            load_checkpoint(str(write_base(tmp_path, "segformer")))
+
+    def test_our_labels_in_another_order(self, checkpoint: Path) -> None:
+        config = json.loads((checkpoint / "config.json").read_text())
+        config["id2label"] = {"0": "background", "1": "stomach", "2": "small_bowel", "3": "large_bowel"}
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="got 4: background, stomach, small_bowel, large_bowel"):
+            load_checkpoint(str(checkpoint))
+
+    @pytest.mark.parametrize("load", [load_checkpoint, lambda name: load_model(ModelArguments(name), SIZE)])
+    def test_a_model_for_classification(self, load: Any, tmp_path: Path) -> None:
+        config = AutoConfig.for_model("convnext", depths=[1, 1], hidden_sizes=[4, 4], num_stages=2, num_labels=4)
+        AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+        SegformerImageProcessorPil().save_pretrained(tmp_path)
+        with pytest.raises(InputError, match=r"convnext|ConvNext"):
+            load(str(tmp_path))

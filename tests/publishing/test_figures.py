@@ -1,0 +1,59 @@
+"""The pictures of a run show what they say."""
+
+import numpy as np
+from datasets import Dataset
+
+from gi_segmentation.publishing.figures import Panel, draw_panels, logged, pick_slices
+from gi_segmentation.schema import ORGANS
+
+EMPTY = {"large_bowel": "", "small_bowel": "", "stomach": ""}
+SHOWN = {**EMPTY, "stomach": "1 4"}
+
+
+def slices(*scans: tuple[str, int, int]) -> Dataset:
+    """Rows of scans, each of empty slices followed by as many that show an organ."""
+    rows = [(name, organs) for name, empty, shown in scans for organs in [EMPTY] * empty + [SHOWN] * shown]
+    return Dataset.from_dict({"scan": [name for name, _ in rows], "segmentation": [organs for _, organs in rows]})
+
+
+def test_slices_come_from_different_scans() -> None:
+    assert pick_slices(slices(("a", 2, 3), ("b", 2, 5), ("c", 4, 0)), number=2) == [9, 3]
+
+
+def test_slices_of_one_scan_are_spread_over_the_organs() -> None:
+    assert pick_slices(slices(("a", 10, 9)), number=3) == [12, 14, 16]
+
+
+def test_fewer_slices_than_asked_for_are_no_obstacle() -> None:
+    assert pick_slices(slices(("a", 3, 1)), number=4) == [3]
+
+
+def test_the_last_scoring_is_no_point_of_the_curve() -> None:
+    history = [{"step": 1, "eval_dice": 0.5}, {"step": 2, "eval_dice": 0.4}, {"step": 2, "eval_dice": 0.5}]
+    assert [entry["eval_dice"] for entry in logged(history, "eval_dice")] == [0.5, 0.4]
+
+
+def panel(brightness: float, *shown: int) -> Panel:
+    """A slice of one brightness that shows the organs of these numbers, each as a square."""
+    masks = np.zeros((len(ORGANS), 8, 8), dtype=bool)
+    for organ in shown:
+        masks[organ, 2:6, 2:6] = True
+    return Panel(np.full((8, 8), brightness, dtype=np.float32), masks, f"shows {shown}")
+
+
+def test_panels_stand_row_by_row_above_a_legend() -> None:
+    figure = draw_panels([panel(0.5), panel(0.5, 0), panel(0.5, 0, 2)], columns=2)
+    assert [axes.get_title() for axes in figure.axes] == ["shows ()", "shows (0,)", "shows (0, 2)", ""]
+    assert [len(axes.collections) for axes in figure.axes] == [0, 1, 2, 0]
+    assert not any(axes.axison for axes in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(ORGANS)
+
+
+def test_fewer_panels_than_columns_leave_no_gap() -> None:
+    assert len(draw_panels([panel(0.5)], columns=4).axes) == 1
+
+
+def test_a_darker_slice_looks_darker() -> None:
+    figure = draw_panels([panel(0.2), panel(0.8)], columns=2)
+    dark, bright = ((axes.images[0].get_array(), axes.images[0].get_clim()) for axes in figure.axes)
+    assert dark[0].max() < bright[0].min() and dark[1] == bright[1] == (0, 1)

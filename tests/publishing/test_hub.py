@@ -1,0 +1,72 @@
+"""Publishing: the repository holds just what was pushed, earlier states keep their tags, a difference is noticed."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from tests.loopback_hub import LoopbackHub
+from tests.support.processes import RunPython
+
+REPO_ID = "tester/model"
+# In a process of its own: the client reads HF_ENDPOINT when it is imported.
+PUBLISH = """
+import sys
+from pathlib import Path
+from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.publish import publish_folder
+with exit_on_input_error():
+    published = publish_folder(Path(sys.argv[1]), sys.argv[2], "model", sys.argv[3], "Publish", private=None)
+    print(published.tag, published.commit)
+"""
+READ_BACK = """
+import sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from gi_segmentation.publish import read_back
+print(read_back(HfApi(), Path(sys.argv[1]), sys.argv[2], "model", "main"))
+"""
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_new_state_replaces_the_old_one_which_keeps_its_tag(
+    tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    first = write(tmp_path / "first", {"config.json": "{}", "model.safetensors": "weights", "old.png": "picture"})
+    second = write(tmp_path / "second", {"config.json": "{}", "model.safetensors": "better weights"})
+    tags, commits = [], []
+    for folder in (first, second, second):
+        done = run_python(["-c", PUBLISH, str(folder), REPO_ID, "best"], cwd=tmp_path, env=hub.environment())
+        assert done.returncode == 0, done.stderr
+        tag, commit = done.stdout.split()
+        tags.append(tag)
+        commits.append(commit)
+    assert tags == ["best", "best-2", "best-2"], "the same state pushed twice is one state"
+    assert commits[1] == commits[2] != commits[0]
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    assert set(api.list_repo_files(REPO_ID)) - {".gitattributes"} == {"config.json", "model.safetensors"}
+    for tag, folder in (("best", first), ("best-2", second)):
+        copy = api.hf_hub_download(REPO_ID, "model.safetensors", revision=tag, local_dir=tmp_path / tag)
+        assert Path(copy).read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_difference_is_noticed(tmp_path: Path, hub: LoopbackHub, run_python: RunPython) -> None:
+    folder = write(tmp_path / "folder", {"config.json": "{}", "model.safetensors": "weights"})
+    done = run_python(["-c", PUBLISH, str(folder), REPO_ID, "best"], cwd=tmp_path, env=hub.environment())
+    assert done.returncode == 0, done.stderr
+    (folder / "model.safetensors").write_text("weighty")
+    done = run_python(["-c", READ_BACK, str(folder), REPO_ID], cwd=tmp_path, env=hub.environment())
+    assert done.stdout.strip() == "['model.safetensors']"
+
+
+def test_an_impossible_name_is_one_line(tmp_path: Path, hub: LoopbackHub, run_python: RunPython) -> None:
+    folder = write(tmp_path / "folder", {"config.json": "{}"})
+    done = run_python(["-c", PUBLISH, str(folder), "two//slashes", "best"], cwd=tmp_path, env=hub.environment())
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "two//slashes" in done.stderr

@@ -1,0 +1,196 @@
+"""The model card: every number stands in the run's files, none may be missing, scores say how they were measured."""
+
+import copy
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import load_dataset
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import run_segmentation
+from gi_segmentation.publishing.facts import read_facts, write_facts
+from gi_segmentation.publishing.figures import fullest_slice
+from gi_segmentation.publishing.model_card import scored, write_card
+from gi_segmentation.publishing.results import pick_cases
+from gi_segmentation.rules import PRESETS
+from gi_segmentation.schema import ORGANS
+from gi_segmentation.scoring.scans import ScanScore
+from tests.support.models import save_model
+from tests.support.training import arguments
+
+
+@pytest.fixture(scope="module")
+def run_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny model that finds something of everything, scored by the preset first_place."""
+    folder = tmp_path_factory.mktemp("card")
+    base = save_model(folder / "base", "segformer", seed=0)
+    flags = {"model_type": None, "config_overrides": None, "model_name_or_path": base, "max_eval_samples": None}
+    flags |= {"learning_rate": 1e-6, "max_steps": 1, "test_time_flips": True, "competition_preset": "first_place"}
+    run_segmentation.main(arguments(dataset_dir, folder / "run", **flags))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def facts(run_dir: Path) -> dict[str, Any]:
+    return read_facts(run_dir)
+
+
+def leaves(facts: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where each single fact lies."""
+    if isinstance(facts, dict):
+        for key, value in facts.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path
+
+
+def without(facts: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The facts but for one."""
+    fewer = copy.deepcopy(facts)
+    place = fewer
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    return fewer
+
+
+def test_a_card_with_a_fact_missing_cannot_be_rendered(facts: dict[str, Any], tmp_path: Path) -> None:
+    needless = set()
+    for path in leaves(facts):
+        write_facts(tmp_path, without(facts, path))
+        try:
+            write_card(tmp_path, "tester/model", "other").unlink()
+        except (jinja2.UndefinedError, KeyError):
+            assert not (tmp_path / "README.md").exists()
+        else:
+            needless.add(path)
+    counted = {path for path in leaves(facts) if path[0] == "versions" or "sizes" in path}  # shown item by item
+    told = {path for path in leaves(facts) if path[0] == "arguments"}  # values among them that matter are facts too
+    flips = {("scores", "eval_flips_dice")}  # there on demand
+    assert needless == counted | told | flips | {("model_type",), ("scores", "eval_loss")}
+    assert len(list(leaves(facts))) > 200
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"(?<![\w.])-?\d+\.\d+|(?<=, )\d{1,3}(?:,\d{3})+", text)
+
+
+def test_every_number_of_the_evaluation_stands_in_the_runs_files(run_dir: Path, facts: dict[str, Any]) -> None:
+    text = (run_dir / "README.md").read_text()
+    section = text[text.index("## 4. Evaluation") : text.index("**How it fails.**")]
+    known = {f"{value:.{digits}f}" for value in values_of(facts) for digits in (1, 2, 3, 4)}
+    known |= {"0.4", "0.6"}  # of the competition's definition
+    found = [number for number in numbers(section) if number not in known]
+    gain = facts["scores"]["eval_flips_dice"] - facts["scores"]["eval_dice"]
+    assert found == [f"{abs(gain):.4f}" if gain > 0 else f"{gain:.4f}"]
+    assert len(numbers(section)) > 100
+
+
+def values_of(facts: Any) -> Iterator[float]:
+    """Every number among the facts."""
+    if isinstance(facts, dict | list):
+        for value in facts.values() if isinstance(facts, dict) else facts:
+            yield from values_of(value)
+    elif isinstance(facts, int | float):
+        yield facts
+
+
+def test_the_facts_follow_from_the_scores_of_the_scans(run_dir: Path, facts: dict[str, Any]) -> None:
+    rows, scores = pd.read_csv(run_dir / "scan_scores.csv"), facts["scores"]
+    assert len(rows) == 2 * len(ORGANS)
+    known = rows[rows["dice_slices"] > 0]
+    assert np.average(known["dice"], weights=known["dice_slices"]) == pytest.approx(scores["eval_dice"])
+    for organ, its in known.groupby("organ"):
+        assert np.average(its["dice"], weights=its["dice_slices"]) == pytest.approx(scores[f"eval_dice_{organ}"])
+    assert rows["volume_dice"].mean() == pytest.approx(scores["eval_dice_volume"])
+    assert 1 - rows["hausdorff"].mean() == pytest.approx(scores["eval_hausdorff_score"])
+    perfect = (known["dice"] * known["dice_slices"]).sum() + (rows["slices"] - rows["dice_slices"]).sum()
+    competition = 0.4 * perfect / rows["slices"].sum() + 0.6 * scores["eval_hausdorff_score"]
+    assert competition == pytest.approx(scores["eval_competition_score"])
+    for name, by_organ in facts["clinical"]["scores"].items():
+        for organ, one in by_organ.items():
+            its = rows.loc[(rows["organ"] == organ) & rows["volume_dice"].notna(), name].dropna()
+            if one["mean"] is not None:
+                assert (one["mean"], one["patients"]) == (pytest.approx(its.mean()), len(its))
+    means = rows.assign(sum=rows["dice"].fillna(0) * rows["dice_slices"]).groupby("scan")[["sum", "dice_slices"]].sum()
+    for case in facts["cases"].values():
+        assert case["dice"] == pytest.approx(means["sum"][case["scan"]] / means["dice_slices"][case["scan"]])
+    assert facts["cases"]["best"]["dice"] > facts["cases"]["worst"]["dice"]
+
+
+def test_the_hub_reads_scores_with_all_that_compares_them(run_dir: Path, facts: dict[str, Any]) -> None:
+    results = ModelCard.load(run_dir / "README.md").data.eval_results
+    names = scored(facts)
+    assert {result.metric_name for result in results} == set(names.values())
+    for key, name in names.items():
+        (result,) = [result for result in results if result.metric_name == name]
+        assert result.metric_value == round(facts["scores"][key], 4)
+        low, high = result.metric_args["interval_95"]
+        assert low <= result.metric_value <= high and result.metric_args["patients"] == 2
+        assert result.dataset_args["split_hash"] == facts["split_hash"]
+        if key in ("eval_hausdorff_score", "eval_competition_score"):
+            assert "preset first_place" in name
+            assert result.metric_args["preset"] == "first_place"
+            assert result.metric_args.items() >= asdict(PRESETS["first_place"]).items()
+        elif key != "eval_macro_f1_seed":
+            assert result.metric_args["both_empty"] == "skipped"
+
+
+def test_it_has_the_sections_of_aid_rt(run_dir: Path) -> None:
+    text = (run_dir / "README.md").read_text()
+    sections = re.findall(r"^## (\d)\. (.*)$", text, re.M)
+    assert sections == [
+        ("0", "This card"),
+        ("1", "Basic information"),
+        ("2", "Technical specification"),
+        ("3", "Training"),
+        ("4", "Evaluation"),
+        ("5", "Other considerations"),
+    ]
+    for told in (
+        "Intended use.",
+        "Not intended.",
+        "Population and acquisition.",
+        "How it fails.",
+        "Risks.",
+        "Monitor",
+    ):
+        assert f"**{told}" in text
+    for name in ("cases.png", "overlay.png", "learning_curve.png"):
+        assert f"]({name})" in text
+        with Image.open(run_dir / name) as picture:
+            assert np.array(picture.convert("L")).std() > 10
+
+
+def scan(name: str, dice: float) -> ScanScore:
+    return ScanScore(name, name, 1, (dice, 0, 0), (0 if math.isnan(dice) else 1, 0, 0), (dice,) * 3, (0.0,))
+
+
+@pytest.mark.parametrize(
+    ("dice", "expected"),
+    [
+        ([0.2, 0.9, 0.5, math.nan], {"best": "b", "median": "c", "worst": "a"}),
+        ([0.2, 0.9, 0.5, 0.7], {"best": "b", "median": "d", "worst": "a"}),
+        ([0.2, 0.9], {"best": "b", "worst": "a"}),
+        ([0.2], {"only": "a"}),
+    ],
+)
+def test_the_best_the_median_and_the_worst_case(dice: list[float], expected: dict[str, str]) -> None:
+    cases = pick_cases([scan(name, value) for name, value in zip("abcd", dice, strict=False)])
+    assert {name: case["scan"] for name, case in cases.items()} == expected
+
+
+def test_a_case_is_shown_where_most_of_it_is_outlined(dataset_dir: Path) -> None:
+    validation = load_dataset(str(dataset_dir), split="validation")
+    name = validation.unique("scan")[-1]
+    areas = [(np.array(row["annotation"]) > 0).sum() if row["scan"] == name else 0 for row in validation]
+    assert areas[fullest_slice(validation, name)] == pytest.approx(max(areas), rel=0.05)  # overlaps count twice

@@ -1,0 +1,198 @@
+"""From scans to scores and their intervals: by hand, against scikit-learn, in any order, and covering the truth."""
+
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from gi_segmentation.rules import PRESETS
+from gi_segmentation.schema import ORGANS
+from gi_segmentation.scoring.intervals import find_intervals
+from gi_segmentation.scoring.scans import ScanScore, average_patients, score_scan, score_scans
+from gi_segmentation.scoring.tables import describe_clinical, format_clinical, tabulate_scans
+
+
+def random_scans(number: int, seed: int = 0, slices: int = 6) -> list[ScanScore]:
+    """Scans of patients with one to three of them, some without an organ, with counts of labels."""
+    rng = np.random.default_rng(seed)
+    scans = []
+    for patient in range(number):
+        for day in range(int(rng.integers(1, 4))):
+            target = rng.random((3, slices, 7, 8)) < rng.choice([0, 0.2, 0.5], (3, slices, 1, 1))
+            preds = target ^ (rng.random(target.shape) < rng.uniform(0, 0.3))
+            labels = rng.integers(0, 40, (4, 3))
+            scans.append(score_scan(patient, f"case{patient}_day{day}", preds, target, label_counts=labels))
+    return scans
+
+
+def dice_scan(patient: Any, dice: float, name: str = "day0") -> ScanScore:
+    """A scan of one slice with a large bowel."""
+    return ScanScore(patient, f"{patient}_{name}", 1, (dice, 0, 0), (1, 0, 0), (dice, math.nan, math.nan), (0.1,))
+
+
+def clinical_scan(patient: int, name: str, **organs: tuple[float, float]) -> ScanScore:
+    """A scan with volume Dice and Hausdorff distance of the organs named; the others are in neither mask."""
+    values = [organs.get(organ, (math.nan, 0.0)) for organ in ORGANS]
+    clinical = tuple({"volume_dice": dice, "hausdorff_mm": distance} for dice, distance in values)
+    volume_dice = tuple(dice for dice, _ in values)
+    return ScanScore(patient, name, 1, (0, 0, 0), (0, 0, 0), volume_dice, (math.nan,), clinical=clinical)
+
+
+class TestScores:
+    def test_by_hand(self) -> None:
+        # Large bowel: 2/3 and 1 on two slices of one scan, nothing on the other's; stomach only predicted there.
+        target, preds = np.zeros((2, 3, 2, 1, 4), dtype=bool), np.zeros((2, 3, 2, 1, 4), dtype=bool)
+        target[0, 0, :, 0, 0] = preds[0, 0, :, 0, 0] = preds[0, 0, 0, 0, 1] = preds[1, 2, 0, 0, 3] = True
+        scans = [score_scan("a", f"scan{index}", preds[index], target[index]) for index in range(2)]
+        scores = score_scans(scans)
+        assert scores["dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+        assert (scores["dice_large_bowel"], scores["dice_stomach"]) == (pytest.approx(5 / 6), 0)
+        assert math.isnan(scores["dice_small_bowel"])
+        assert scores["dice_volume"] == pytest.approx((2 * 2 / (3 + 2) + 0) / 2)
+        distance = 0.25 / math.sqrt(3)  # a quarter of the width in the first scan; one side empty in the second
+        assert scores["hausdorff_score"] == pytest.approx(1 - (distance + 1) / 2)
+        assert scores["competition_score"] == pytest.approx(0.4 * scores["dice"] + 0.6 * scores["hausdorff_score"])
+        assert "macro_f1_seed" not in scores, "nobody counted labels"
+
+    def test_first_place_counts_slices_empty_in_both_as_perfect(self) -> None:
+        empty = np.zeros((3, 2, 1, 4), dtype=bool)
+        target = empty.copy()
+        target[0, 0] = True
+        rules = PRESETS["first_place"]
+        scores = score_scans([score_scan("a", "a", empty, target, rules)], rules)
+        assert (scores["dice"], scores["competition_dice"]) == (0, pytest.approx(5 / 6))
+        assert scores["hausdorff_score"] == pytest.approx(1 - 1 / 3)  # of each organ: 1, 0 and 0
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_order_changes_no_bit(self, seed: int) -> None:
+        scans = random_scans(30)
+        shuffled = random.Random(seed).sample(scans, len(scans))
+        assert score_scans(shuffled) == score_scans(scans)
+        assert find_intervals(shuffled, num_resamples=100) == find_intervals(scans, num_resamples=100)
+        assert 0.1 < score_scans(scans)["dice"] < 0.9
+
+    def test_macro_f1_is_scikit_learns(self) -> None:
+        rng = np.random.default_rng(0)
+        scans, masks = [], rng.integers(0, 4, (2, 5, 6, 7))
+        for preds, target in masks.swapaxes(0, 1):
+            counts = [
+                [((preds == k) & (target == k)).sum(), (preds == k).sum(), (target == k).sum()] for k in range(4)
+            ]
+            empty = np.zeros((3, 1, 6, 7), dtype=bool)
+            scans.append(score_scan("a", len(scans), empty, empty, label_counts=np.array(counts)))
+        expected = f1_score(masks[1].reshape(-1), masks[0].reshape(-1), average="macro")
+        assert score_scans(scans)["macro_f1_seed"] == pytest.approx(expected, abs=1e-12)
+
+    def test_nothing_to_score_is_nan_and_not_a_number_made_up(self) -> None:
+        empty = np.zeros((3, 2, 4, 4), dtype=bool)
+        for scans in ([], [score_scan("a", "a", empty, empty)]):
+            assert all(math.isnan(value) for value in score_scans(scans).values())
+
+    @pytest.mark.parametrize(
+        "shapes", [((3, 2, 4, 4), (3, 2, 4, 5)), ((2, 2, 4, 4), (2, 2, 4, 4)), ((3, 4, 4), (3, 4, 4))]
+    )
+    def test_masks_that_do_not_fit(self, shapes: Any) -> None:
+        preds, target = (np.zeros(shape, dtype=bool) for shape in shapes)
+        with pytest.raises(ValueError, match=r"case1: expected predicted and true masks of one shape \(3, D, H, W\)"):
+            score_scan(1, "case1", preds, target)
+
+    def test_a_row_per_scan_and_organ_from_which_the_scores_follow(self) -> None:
+        scans = random_scans(8)
+        rows = tabulate_scans(scans)
+        assert len(rows) == 3 * len(scans) and rows["case"].is_monotonic_increasing
+        scores, known = score_scans(scans), rows["dice_slices"] > 0
+        assert np.average(rows["dice"][known], weights=rows["dice_slices"][known]) == pytest.approx(scores["dice"])
+        assert rows["volume_dice"].mean() == pytest.approx(scores["dice_volume"])
+        assert 1 - rows["hausdorff"].mean() == pytest.approx(scores["hausdorff_score"])
+        stomach = rows[rows["organ"] == "stomach"]
+        assert stomach["volume_dice"].mean() == pytest.approx(scores["dice_volume_stomach"])
+
+
+class TestIntervals:
+    def test_the_scans_of_a_patient_stay_together(self) -> None:
+        apart = [dice_scan(patient, 0.5 + 0.4 * (patient % 2)) for patient in range(12)]
+        repeated = [dice_scan(scan.patient, scan.dice, f"day{day}") for scan in apart for day in range(10)]
+        assert find_intervals(repeated)["dice"] == pytest.approx(find_intervals(apart)["dice"])
+
+    @pytest.mark.parametrize("patients", [6, 17])
+    def test_they_hold_the_truth_about_as_often_as_they_say(self, patients: int) -> None:
+        rng, held = np.random.default_rng(0), 0
+        for seed in range(300):
+            scans = [dice_scan(patient, rng.beta(8, 2)) for patient in range(patients)]
+            low, high = find_intervals(scans, num_resamples=500, seed=seed)["dice"]  # type: ignore[misc]
+            held += low <= 0.8 <= high
+        assert 0.88 <= held / 300 <= 0.99
+
+    def test_against_the_normal_interval_where_there_are_many_patients(self) -> None:
+        dice = np.random.default_rng(0).beta(8, 2, 400)
+        scans = [dice_scan(patient, value) for patient, value in enumerate(dice.tolist())]
+        reach = 1.96 * dice.std(ddof=1) / 20
+        expected = (dice.mean() - reach, dice.mean() + reach)
+        assert find_intervals(scans)["dice"] == pytest.approx(expected, abs=0.15 * reach)
+
+    def test_paired_ones_are_narrower_where_both_find_the_same_patients_hard(self) -> None:
+        rng = np.random.default_rng(0)
+        hardness, noise = rng.uniform(0.2, 0.9, 15), rng.normal(0, 0.01, 15)
+        worse = [dice_scan(patient, value) for patient, value in enumerate(hardness)]
+        better = [dice_scan(patient, value) for patient, value in enumerate(hardness + 0.03 + noise)]
+        low, high = find_intervals(better, baseline=worse)["dice"]  # type: ignore[misc]
+        assert 0 < low < 0.03 < high < 0.05
+        alone = find_intervals(better)["dice"]
+        assert alone is not None and alone[1] - alone[0] > 10 * (high - low)
+        reverse = find_intervals(worse, baseline=better)["dice"]
+        assert reverse == pytest.approx((-high, -low))
+
+    def test_other_patients_cannot_be_compared(self) -> None:
+        with pytest.raises(ValueError, match="same patients"):
+            find_intervals([dice_scan(1, 0.5)], baseline=[dice_scan(2, 0.5)])
+
+    def test_one_patient_has_none(self) -> None:
+        scans = [dice_scan(1, 0.5), dice_scan(1, 0.7, "day1"), clinical_scan(2, "other")]
+        assert find_intervals(scans)["dice"] is None, "the other patient has nothing to score"
+        assert find_intervals([*scans, dice_scan(3, 0.9)])["dice"] is not None
+        assert find_intervals([]) == {}
+
+    def test_every_score_has_one(self) -> None:
+        scans = random_scans(9)
+        intervals, scores = find_intervals(scans), score_scans(scans)
+        assert intervals.keys() == scores.keys()
+        for name, interval in intervals.items():
+            assert interval is not None and interval[0] <= scores[name] <= interval[1], name
+
+
+class TestClinical:
+    def test_a_patient_counts_once_however_many_scans(self) -> None:
+        scans = [
+            clinical_scan(1, "case1_day0", stomach=(0.9, 2.0)),
+            clinical_scan(1, "case1_day1", stomach=(0.7, 4.0)),
+            clinical_scan(2, "case2_day0", stomach=(0.4, 9.0)),
+        ]
+        assert average_patients(scans).loc["stomach", "volume_dice"].tolist() == pytest.approx([0.8, 0.4])
+        stomach = describe_clinical(scans)["scores"]["hausdorff_mm"]["stomach"]
+        assert (stomach["mean"], stomach["sd"], stomach["patients"]) == (6, pytest.approx(math.sqrt(18)), 2)
+        assert score_scans(scans)["hausdorff_mm_stomach"] == 6
+        lines = format_clinical(describe_clinical(scans)).splitlines()
+        assert lines[0] == "| mean ± SD over patients [95 % interval of the mean] | stomach |"
+        assert "| volume_dice | 0.600 ± 0.283 [0.400, 0.800] |" in lines
+        assert "| hausdorff_mm | 6.0 ± 4.2 [3.0, 9.0] |" in lines and "| patients | 2 |" in lines
+
+    def test_what_nobody_asked_is_no_score_and_what_has_none_is_counted(self) -> None:
+        scans = [
+            clinical_scan(1, "case1_day0", large_bowel=(1.0, 5.0)),  # and no stomach in either mask
+            clinical_scan(1, "case1_day1", stomach=(0.0, math.nan)),  # missed
+            clinical_scan(1, "case1_day2", stomach=(1.0, 3.0)),
+        ]
+        assert average_patients(scans).loc[("stomach", 1)].tolist() == [0.5, 3.0]
+        lines = format_clinical(describe_clinical(scans)).splitlines()
+        assert lines[0].endswith("| large bowel | stomach |")
+        assert "| hausdorff_mm | 5.0 | 3.0 |" in lines  # of one patient there is neither deviation nor interval
+        assert "| scans with it in one mask only | 0 | 1 |" in lines
+
+    def test_a_score_that_no_patient_has(self) -> None:
+        described = describe_clinical([clinical_scan(1, "a", stomach=(0.0, math.nan)), dice_scan(2, 0.5)])
+        assert described["scans"] == 1, "the other was not measured"
+        assert described["scores"]["hausdorff_mm"]["stomach"]["mean"] is None
+        assert "| hausdorff_mm | none |" in format_clinical(described)

@@ -1,0 +1,15 @@
+"""Score a model before any training; `accelerate launch` runs this in one process or in several."""
+
+import json
+import sys
+from pathlib import Path
+
+from tests.support.training import make_trainer
+
+if __name__ == "__main__":
+    trainer, _ = make_trainer(sys.argv[2:])
+    trainer.compute_metrics.scorer.clinical = True
+    scores = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        Path(sys.argv[1]).write_text(json.dumps(scores))
+    trainer.accelerator.end_training()

@@ -1,0 +1,67 @@
+"""Tiny random models of the four families, about as small as the library permits, for an input of 64 pixels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessorPil
+
+from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.models.heads import without_auxiliary_head
+from gi_segmentation.models.loading import load_model
+
+SIZE = 64
+MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+# Sums of floats depend on how a library blocks them, so on the size of a batch: where two labels tie to the last bits,
+# a pixel may fall to either. Seen: 1 pixel of 4 million.
+MAX_TIES = 1e-5
+VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 16}
+CONVNEXT = {
+    "model_type": "convnext",
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [4, 4, 8, 8],
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "segformer": {
+        "num_encoder_blocks": 2,
+        "depths": [1, 1],
+        "sr_ratios": [2, 1],
+        "hidden_sizes": [8, 8],
+        "num_attention_heads": [1, 1],
+        "patch_sizes": [7, 3],
+        "strides": [4, 2],
+        "mlp_ratios": [1, 1],
+        "decoder_hidden_size": 8,
+    },
+    "upernet": {"backbone_config": CONVNEXT, "hidden_size": 8, "pool_scales": [1, 2]},
+    "dpt": {**VIT, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [4, 4, 8, 8], "fusion_hidden_size": 8},
+    "beit": {**VIT, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "use_relative_position_bias": True},
+}
+# No random numbers in the forward pass: the same slices give the same gradient, however they are cut into batches.
+STEADY = {**FAMILIES["segformer"], "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
+
+
+def save_model(folder: Path, family: str, seed: int, label_mode: str = "multiclass", slice_context: int = 0) -> Path:
+    """A tiny random model that finds something of everything."""
+    torch.manual_seed(seed)
+    text = json.dumps(FAMILIES[family])
+    arguments = ModelArguments(model_type=family, config_overrides=text, label_mode=label_mode)
+    model, processor = load_model(arguments, SIZE, slice_context)
+    with torch.no_grad():
+        classifier = model.decode_head.classifier
+        torch.nn.init.normal_(classifier.weight, std=3)
+    with without_auxiliary_head(model):
+        model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_base(folder: Path, family: str, num_labels: int = 150) -> Path:
+    """A checkpoint as one finds them on the Hub: other labels, an auxiliary head, its own mean and deviation."""
+    size = {} if family in ("segformer", "upernet") else {"image_size": SIZE}
+    config = AutoConfig.for_model(family, **FAMILIES[family], **size, num_labels=num_labels)
+    AutoModelForSemanticSegmentation.from_config(config).save_pretrained(folder)
+    SegformerImageProcessorPil(image_mean=MEAN, image_std=STD).save_pretrained(folder)
+    return folder

@@ -1,0 +1,18 @@
+"""A submission scored in one call."""
+
+from pathlib import Path
+
+from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
+from gi_segmentation.scoring.scans import score_scans
+from gi_segmentation.scoring.submissions import score_files
+
+
+def score_submission(
+    truth: Path,
+    submission: Path,
+    kaggle_dir: Path | None = None,
+    num_proc: int | None = None,
+    rules: CompetitionRules = DEFAULT_RULES,
+) -> dict[str, float]:
+    """The scores by name, without clinical ones."""
+    return score_scans(score_files(truth, submission, kaggle_dir, num_proc, rules), rules)

@@ -1,0 +1,70 @@
+"""Short trainings for tests: their flags, their trainer, and the weights they end with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+
+from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
+from gi_segmentation.models.loading import load_model
+from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer, train
+from tests.support.models import FAMILIES, STEADY
+
+
+def arguments(dataset_dir: Path, output_dir: Path, family: str = "segformer", **flags: Any) -> list[str]:
+    settings = {
+        "model_type": family,
+        "config_overrides": json.dumps(FAMILIES[family]),
+        "dataset_name": dataset_dir,
+        "output_dir": output_dir,
+        "image_size": 64,
+        "max_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.01,
+        "warmup_steps": 0,
+        "head_lr_multiplier": 1,
+        "ema_decay": 0,
+        "slice_sampling": "all",
+        "dataloader_num_workers": 0,
+        "max_eval_samples": 8,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **flags,
+    }
+    return [word for key, value in settings.items() if value is not None for word in (f"--{key}", str(value))]
+
+
+def make_trainer(argv: list[str]) -> tuple[SegmentationTrainer, DatasetDict]:
+    model_args, data_args, run_args = parse_arguments(argv)
+    slices = load_slices(data_args)
+    samples = select_samples(slices, data_args, run_args.seed)
+    torch.manual_seed(run_args.seed)
+    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
+    splits = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
+    return build_trainer(model, processor, *splits, data_args, run_args), samples
+
+
+def freeze_batch_norm(model: torch.nn.Module) -> None:
+    """Keep batch normalisation at its running statistics: those of a batch depend on how a step is cut up."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            torch.nn.Module.train(module, False)
+
+
+def weights_after(dataset_dir: Path, output_dir: Path, batch_size: int, steps: int, **flags: Any) -> dict[str, Any]:
+    """Weights after a few steps of four slices each, cut into batches."""
+    settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 4 // batch_size, **flags}
+    settings |= {"config_overrides": json.dumps(STEADY), "eval_steps": steps, "save_steps": steps}
+    trainer, _ = make_trainer(arguments(dataset_dir, output_dir, max_steps=steps, **settings))
+    freeze_batch_norm(trainer.model)
+    train(trainer)
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}

@@ -1,0 +1,93 @@
+"""Imports run one way: from the command lines down through the wings to the ground. Tests import no tests."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+
+GROUND = {"schema", "rules", "rle", "errors", "arguments"}
+# What each wing may import besides itself. What is not named here is a command line, and may import everything.
+ALLOWED = {
+    "ground": set(),
+    "data": {"ground"},
+    "models": {"ground"},
+    "scoring": {"ground", "data"},
+    "inference": {"ground", "data", "models", "scoring"},
+    "training": {"ground", "data", "models", "scoring", "inference"},
+    "publishing": {"ground", "data", "models", "scoring", "inference", "training"},
+    "dataset_builder": {"ground", "data", "publishing"},
+}
+# Packages that must not be loaded by a module, since they are slow and it does not need them.
+LIGHT = {
+    "gi_segmentation.predict": {"datasets", "torch", "transformers", "pandas"},
+    "gi_segmentation.score": {"datasets", "torch", "transformers", "pandas", "scipy"},
+    "gi_segmentation.compare": {"datasets", "torch", "transformers", "pandas"},
+    "gi_segmentation.inference.predictor": {"datasets", "albumentations"},
+    "gi_segmentation.inference.outputs": {"datasets", "torch", "transformers"},
+    "gi_segmentation.scoring.submissions": {"datasets", "torch", "transformers"},
+    "dataset_builder": {"torch", "transformers"},
+    "dataset_builder.__main__": {"torch", "transformers"},
+}
+
+
+def wing_of(module: str) -> str:
+    """The wing that a module of ours belongs to."""
+    package, *names = module.split(".")
+    if package != "gi_segmentation" or not names:
+        return package
+    if names[0] in GROUND:
+        return "ground"
+    return names[0] if names[0] in ALLOWED else "commands"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write the whole name of what is imported"
+            # `from package import name` may mean a module of that package.
+            names = [alias.name for alias in node.names if not alias.name.startswith("__")]
+            modules |= {str(node.module), *(f"{node.module}.{name}" for name in names)}
+    return modules
+
+
+def product_files() -> list[Path]:
+    """The files of both packages."""
+    return sorted(
+        path for package in ("gi_segmentation", "dataset_builder") for path in (ROOT / package).rglob("*.py")
+    )
+
+
+@pytest.mark.parametrize("path", product_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_import_runs_back(path: Path) -> None:
+    wing = wing_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    allowed = ALLOWED.get(wing, set(ALLOWED) - {"dataset_builder"}) | {wing, "gi_segmentation"}
+    ours = ("gi_segmentation", "dataset_builder", "run_segmentation", "benchmarks", "tests")
+    backwards = sorted(
+        module for module in imported_modules(path) if module.split(".")[0] in ours and wing_of(module) not in allowed
+    )
+    assert not backwards, f"the wing {wing} may import {sorted(allowed)} only"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_a_module_leaves_alone(module: str, tmp_path: Path) -> None:
+    program = f"import sys, {module}; print(*({LIGHT[module]!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_no_test_imports_a_test_and_no_benchmark_either() -> None:
+    tests = set((ROOT / "tests").rglob("*.py"))
+    for path in tests | set((ROOT / "benchmarks").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        names = {name for module in imported_modules(path) for name in module.split(".")}
+        assert not {name for name in names if name.startswith("test_") or name == "conftest"} - {"test_data"}, path
+        assert "sys.path" + "." not in text, f"{path}: imports need no help"
+        assert path in tests or "tests" not in names, f"{path}: tests import benchmarks, not the other way round"
