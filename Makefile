@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # Where there is no NVIDIA GPU, the release whose CPU build suffices; else the newest that setup.cfg allows.
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test quality benchmark table clean
+.PHONY: demo test test-transformers quality benchmark table clean
 
 demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub on this machine (about 5 minutes).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
 
 test: quality  ## Style, types, doctests and tests.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-transformers: $(VENV)/installed  ## What depends on transformers, at the lowest and the highest release that setup.cfg allows.
+	bash tests/support/test_transformers.sh $(BIN)/python
 
 quality: $(VENV)/installed  ## Style and types.
 	$(BIN)/ruff check .
@@ -37,4 +40,4 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 clean:  ## Remove what make made.
-	rm -rf $(VENV) demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .transformers demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

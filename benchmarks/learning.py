@@ -90,7 +90,7 @@ class OriginalTrainer(SegmentationTrainer):
         logits = resize_logits(outputs.logits, labels).float()
         probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)
         overlap, total = (both.sum(dim=(0, 2, 3)) for both in (probabilities * target, probabilities + target))
-        loss = 1 - (2 * overlap / total).mean() + cross_entropy_loss(logits, labels)
+        loss = 1 - (2 * overlap / total).mean() + cross_entropy_loss(logits, labels, "multiclass")
         return (loss, outputs) if return_outputs else loss
 
 

@@ -1,6 +1,5 @@
 """The `datasets` builder of the dataset `gi_tract`: one row per slice, splits by patient."""
 
-import functools
 import hashlib
 import inspect
 import io
@@ -31,6 +30,7 @@ from gi_segmentation.data.kaggle import (
     read_slice,
     split_names,
 )
+from gi_segmentation.internals import register_dataset
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
 
@@ -99,7 +99,7 @@ def slice_row(slice_file: SliceFile, annotations: dict[str, Annotation] | None) 
         "scan": slice_file.scan,
         "height": slice_file.height,
         "width": slice_file.width,
-        "pixel_spacing": [float(np.float32(mm)) for mm in slice_file.pixel_spacing],  # so that streaming rounds too
+        "pixel_spacing": list(slice_file.pixel_spacing),
     }
     if annotations is not None:
         organs = {organ: annotations[organ].rle for organ in ORGANS}
@@ -183,30 +183,27 @@ def fingerprint(kaggle_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def register() -> None:
-    """Make `datasets.load_dataset("gi_tract", data_dir=KAGGLE_DIR)` find this builder.
+def find_gi_tract(data_dir: str | None) -> datasets.load.DatasetModule | None:
+    """What `load_dataset("gi_tract", data_dir=KAGGLE_DIR)` loads.
 
-    `datasets` no longer loads scripts, only builders that it knows by name, and it offers no way to add one. Its own
-    table of packaged builders would do, but takes no notice of `train.csv`, so that an edited file would load as it
-    was, lists the current folder where `data_dir` is missing, and needs 40 s for the files of the whole competition.
-    Without `data_dir` the name means what it means without this package: the folder `./gi_tract`.
+    Args:
+        data_dir: A Kaggle folder. Without one the name means what it means to `datasets`: the folder `./gi_tract`.
+
+    Raises:
+        KaggleDataError: If there is neither.
     """
-    find_module = datasets.load.dataset_module_factory
+    if data_dir is None:
+        if Path("gi_tract").is_dir():
+            return None
+        raise KaggleDataError(
+            ['load_dataset("gi_tract"): no folder ./gi_tract here; pass data_dir=KAGGLE_DIR, or run '
+             '`python -m dataset_builder build --kaggle_dir KAGGLE_DIR` first']
+        )  # fmt: skip
+    kaggle_dir = Path(data_dir).expanduser().resolve()
+    arguments = {"data_dir": str(kaggle_dir), "dataset_name": "gi_tract"}
+    return datasets.load.DatasetModule(__name__, fingerprint(kaggle_dir), arguments)
 
-    @functools.wraps(find_module)
-    def find_gi_tract(
-        path: str, *args: Any, data_dir: str | None = None, **kwargs: Any
-    ) -> datasets.load.DatasetModule:
-        if path != "gi_tract" or (data_dir is None and Path(path).is_dir()):
-            return find_module(path, *args, data_dir=data_dir, **kwargs)
-        if data_dir is None:
-            raise KaggleDataError(
-                ['load_dataset("gi_tract"): no folder ./gi_tract here; pass data_dir=KAGGLE_DIR, or run '
-                 '`python -m dataset_builder build --kaggle_dir KAGGLE_DIR` first']
-            )  # fmt: skip
-        kaggle_dir = Path(data_dir).expanduser().resolve()
-        return datasets.load.DatasetModule(
-            __name__, fingerprint(kaggle_dir), {"data_dir": str(kaggle_dir), "dataset_name": path}
-        )
 
-    datasets.load.dataset_module_factory = find_gi_tract
+def register() -> None:
+    """Make `datasets.load_dataset("gi_tract", data_dir=KAGGLE_DIR)` find this builder."""
+    register_dataset("gi_tract", find_gi_tract)

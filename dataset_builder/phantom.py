@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from gi_segmentation.data.kaggle import FAULTY_SCANS
 from gi_segmentation.rle import encode
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.schema import ORGANS, scan_name, slice_name
 
 Array: TypeAlias = np.ndarray
 
@@ -91,7 +91,7 @@ class _Scan:
 
     @property
     def name(self) -> str:
-        return f"case{self.case}_day{self.day}"
+        return scan_name(self.case, self.day)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None,
     for index, case in enumerate(cases):
         width, height, spacing_mm, num_slices = SCAN_KINDS[index % len(SCAN_KINDS)]
         # A name on the faulty list would be left out of the dataset.
-        days = [day for day in range(max(NUM_DAYS, 2 * days_per_case)) if f"case{case}_day{day}" not in FAULTY_SCANS]
+        days = [day for day in range(max(NUM_DAYS, 2 * days_per_case)) if scan_name(case, day) not in FAULTY_SCANS]
         for day in sorted(rng.choice(days, size=days_per_case, replace=False).tolist()):
             scans.append(_Scan(case, day, slices_per_scan or num_slices, width, height, spacing_mm))
     return sorted(scans, key=lambda scan: (scan.case, scan.day))
@@ -247,7 +247,7 @@ def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: _Difficulty
         path = folder / f"slice_{number:04d}_{size}.png"
         if not cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
             raise OSError(f"could not write {path}")
-        rows += [f"{scan.name}_slice_{number:04d},{organ},{encode(masks[organ])}" for organ in ORGANS]
+        rows += [f"{slice_name(scan.name, number)},{organ},{encode(masks[organ])}" for organ in ORGANS]
         shared = int((np.stack(list(masks.values())).sum(axis=0) > 1).sum())
         present = sum(mask.any() for mask in masks.values())
         counts += [present == 0, present > 1, shared > 0, shared]

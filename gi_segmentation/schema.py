@@ -1,7 +1,7 @@
 """Names, ids and columns of the data: the one place that states them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 ORGANS: tuple[str, ...] = ("large_bowel", "small_bowel", "stomach")
@@ -41,9 +41,50 @@ def dataset_features() -> Any:
             "scan": Value("string"),
             "height": Value("int32"),
             "width": Value("int32"),
-            "pixel_spacing": Sequence(Value("float32"), length=2),
+            "pixel_spacing": Sequence(Value("float64"), length=2),
         }
     )
+
+
+def scan_name(case: int, day: int) -> str:
+    """Name of a scan, one volume of a patient.
+
+    Example:
+        >>> scan_name(123, 20)
+        'case123_day20'
+    """
+    return f"case{case}_day{day}"
+
+
+def slice_name(scan: str, number: int) -> str:
+    """Kaggle's id of a slice.
+
+    Example:
+        >>> slice_name("case123_day20", 7)
+        'case123_day20_slice_0007'
+    """
+    return f"{scan}_slice_{number:04d}"
+
+
+def find_voxel_size_mm(
+    numbers: Collection[int], pixel_spacing: tuple[float, float]
+) -> tuple[float, float, float] | None:
+    """Size of a scan's voxels in millimetres, (z, y, x).
+
+    Args:
+        numbers: The numbers of its slices.
+        pixel_spacing: Height and width of a pixel in millimetres.
+
+    Returns:
+        None where slices are missing between the first and the last: the slices that are there lie farther apart than
+        their thickness, so distances along z would be wrong.
+
+    Example:
+        >>> find_voxel_size_mm([3, 4, 5], (1.5, 1.5)), find_voxel_size_mm([3, 5], (1.5, 1.5))
+        ((3.0, 1.5, 1.5), None)
+    """
+    gap = max(numbers) - min(numbers) >= len(numbers)
+    return None if gap else (SLICE_THICKNESS_MM, *pixel_spacing)
 
 
 def hash_splits(scans_by_split: Mapping[str, Iterable[str]]) -> str:

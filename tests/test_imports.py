@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.processes import ROOT
 
-GROUND = {"schema", "rules", "rle", "errors", "arguments"}
+GROUND = {"schema", "rules", "rle", "errors", "arguments", "internals"}
 # What each wing may import besides itself. What is not named here is a command line, and may import everything.
 ALLOWED = {
     "ground": set(),

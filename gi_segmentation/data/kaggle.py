@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, parse_runs
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.schema import ORGANS, scan_name, slice_name
 
 ID_PATTERN = re.compile(r"case(0|[1-9]\d*)_day(0|[1-9]\d*)_slice_(\d{4}|[1-9]\d{4,})", re.ASCII)
 FILE_PATTERN = re.compile(r"slice_(\d{4,})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png", re.ASCII)
@@ -75,12 +75,12 @@ class SliceFile(NamedTuple):
     @property
     def scan(self) -> str:
         """Name of the volume that the slice belongs to, `case123_day20`."""
-        return f"case{self.case}_day{self.day}"
+        return scan_name(self.case, self.day)
 
     @property
     def id(self) -> str:
         """Kaggle's id of the slice, `case123_day20_slice_0001`."""
-        return f"{self.scan}_slice_{self.number:04d}"
+        return slice_name(self.scan, self.number)
 
 
 class Annotation(NamedTuple):
@@ -404,7 +404,7 @@ def excuse_missing_images(misnamed: Iterable[Path], missing: list[str]) -> set[s
     for path in sorted(misnamed, key=lambda path: re.search(r"\d", path.name) is None):  # the certain ones first
         candidates = by_scan[scan_folder(path)]
         number = re.search(r"\d+", path.name, re.ASCII)
-        meant = f"{scan_folder(path)}_slice_{int(number[0]):04d}" if number else ""
+        meant = slice_name(scan_folder(path), int(number[0])) if number else ""
         if meant not in candidates and len(candidates) == 1:
             meant = next(iter(candidates))
         if meant in candidates:

@@ -202,3 +202,8 @@ def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tens
         `slice_id`, case, day and number of the slice `(B, 3)`, and `native_size` `(B, 2)`.
     """
     return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def attached_transform(dataset: "Dataset") -> SliceTransform:
+    """The transform that `transform_splits` attached to a split."""
+    return dataset.format["format_kwargs"]["transform"]

@@ -12,7 +12,7 @@ from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import SLICE_THICKNESS_MM, dataset_features
+from gi_segmentation.schema import dataset_features, find_voxel_size_mm
 
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
 
@@ -75,38 +75,38 @@ class ScanPlan(NamedTuple):
     """What a scan is made of.
 
     Attributes:
+        case: Whose scan it is.
         rows: Row of each slice in the dataset, by its number.
         size: Height and width of its slices.
         spacing_mm: Voxel size (z, y, x); None where slices are missing between the first and the last.
     """
 
+    case: int
     rows: dict[int, int]
     size: tuple[int, int]
     spacing_mm: tuple[float, float, float] | None
 
 
-def plan_scans(dataset: Dataset) -> dict[tuple[int, int], ScanPlan]:
-    """The scans of a split by case and day.
+def plan_scans(dataset: Dataset) -> dict[str, ScanPlan]:
+    """The scans of a split by name, sorted by case and day.
 
     Raises:
         InputError: If a scan has slices of several sizes, or a slice twice; names the first and how many there are.
     """
-    columns = ["case", "day", "slice", "height", "width", "pixel_spacing"]
+    columns = ["case", "day", "scan", "slice", "height", "width", "pixel_spacing"]
     table = dataset.with_format(None).select_columns(columns).to_pandas()
-    # Single precision by way of its digits: 1.63 mm is 1.63 again.
-    table["pixel_spacing"] = table["pixel_spacing"].map(lambda sides: tuple(float(str(side)) for side in sides))
-    plans: dict[tuple[int, int], ScanPlan] = {}
+    table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
+    plans: dict[str, ScanPlan] = {}
     problems = []
-    for (case, day), slices in table.groupby(["case", "day"]):
+    for (case, _, scan), slices in table.groupby(["case", "day", "scan"]):
         rows = dict(zip(slices["slice"].tolist(), slices.index.tolist(), strict=True))
         grids = set(zip(slices["height"], slices["width"], slices["pixel_spacing"], strict=True))
         if len(grids) > 1:
-            problems.append(f"case{case}_day{day}: expected slices of one size and spacing, but got {len(grids)}")
+            problems.append(f"{scan}: expected slices of one size and spacing, but got {len(grids)}")
         elif len(rows) < len(slices):
-            problems.append(f"case{case}_day{day}: expected each slice once, but {len(slices) - len(rows)} come again")
-        height, width, (row_mm, column_mm) = min(grids)
-        whole = max(rows) - min(rows) < len(rows)
-        plans[case, day] = ScanPlan(rows, (height, width), (SLICE_THICKNESS_MM, row_mm, column_mm) if whole else None)
+            problems.append(f"{scan}: expected each slice once, but {len(slices) - len(rows)} come again")
+        height, width, pixel_spacing = min(grids)
+        plans[scan] = ScanPlan(int(case), rows, (height, width), find_voxel_size_mm(rows, pixel_spacing))
     if problems:
         raise InputError(f"{problems[0]} ({len(problems)} such scans of {len(plans)}); correct the dataset")
     return plans
@@ -162,8 +162,3 @@ def transform_splits(
     train = SliceTransform(processor, mode, neighbours["train"], augmentation, seed)
     validation = SliceTransform(processor, mode, neighbours["validation"], scoring=True)
     return samples["train"].with_transform(train), samples["validation"].with_transform(validation)
-
-
-def attached_transform(dataset: Dataset) -> SliceTransform:
-    """The transform that `transform_splits` attached to a split."""
-    return dataset.format["format_kwargs"]["transform"]

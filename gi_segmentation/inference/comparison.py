@@ -52,9 +52,8 @@ def read_batches(
     """The same slices for each member, as it wants them; batch by batch."""
     loaders = []
     for member in members:
-        mode = "multilabel" if len(member.labels) == len(ORGANS) else "multiclass"
         neighbours = SliceNeighbours(dataset, member.slice_context) if member.slice_context else None
-        transform = SliceTransform(member.processor, mode, neighbours, scoring=True)
+        transform = SliceTransform(member.processor, member.label_mode, neighbours, scoring=True)
         workers = max(num_workers // len(members), min(num_workers, 1))
         loaders.append(
             DataLoader(dataset.with_transform(transform), batch_size, num_workers=workers, collate_fn=collate)
@@ -80,7 +79,7 @@ def compare_members(
         reading them aside.
     """
     scorers: dict[str, ScanScorer] = defaultdict(partial(ScanScorer, dataset, rules))
-    seconds, number = 0.0, 0
+    seconds, number, label_mode = 0.0, 0, members[0].label_mode
     progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
     with progress, torch.no_grad():
         for batches in read_batches(members, dataset, batch_size, num_workers):
@@ -88,8 +87,8 @@ def compare_members(
             logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
             batch = batches[0]
             for way, chosen in ways_to_predict(members, logits).items():
-                packed = pack_masks(predict_batch(chosen, batch["native_size"])).numpy()
-                label_counts = count_labels(chosen, batch["labels"]).numpy()
+                packed = pack_masks(predict_batch(chosen, label_mode, batch["native_size"])).numpy()
+                label_counts = count_labels(chosen, label_mode, batch["labels"]).numpy()
                 for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
                     scorers[way].add(*one)
             seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
@@ -102,7 +101,7 @@ def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]
     """Seconds from model input to masks on the native grid."""
     start = time.perf_counter()
     logits = member.model(pixel_values=pixel_values).logits
-    for mask in predict_batch([logits], batch["native_size"]):
+    for mask in predict_batch([logits], member.label_mode, batch["native_size"]):
         mask.cpu()
     return time.perf_counter() - start
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gi_segmentation.schema import LABELS, ORGANS
+from gi_segmentation.schema import LABELS, LabelMode
 from gi_segmentation.scoring.dice import count_pixels
 
 # Axes to turn around for a test-time flip: none, left-right, up-down, both.
@@ -26,7 +26,7 @@ def flip_logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     return torch.stack([model(pixel_values=pixel_values.flip(axes)).logits.float().flip(axes) for axes in FLIPS])
 
 
-def predict_masks(logits: Sequence[torch.Tensor], height: int, width: int) -> torch.Tensor:
+def predict_masks(logits: Sequence[torch.Tensor], label_mode: LabelMode, height: int, width: int) -> torch.Tensor:
     """Organ masks on a grid of any size, from one model or from several.
 
     A single model's masks are those of the image processor's `post_process_semantic_segmentation`, or, where it gives
@@ -35,6 +35,7 @@ def predict_masks(logits: Sequence[torch.Tensor], height: int, width: int) -> to
 
     Args:
         logits: Per model float, shape `(B, channels, h, w)`; 4 channels with the background first, or an organ each.
+        label_mode: Which of both.
         height: Height of the grid in pixels.
         width: Width of the grid in pixels.
 
@@ -43,15 +44,15 @@ def predict_masks(logits: Sequence[torch.Tensor], height: int, width: int) -> to
 
     Example:
         >>> logits = torch.tensor([0.0, 2.0, 1.0, -1.0]).reshape(1, 4, 1, 1)
-        >>> predict_masks([logits], 1, 1).flatten().tolist()
+        >>> predict_masks([logits], "multiclass", 1, 1).flatten().tolist()
         [True, False, False]
-        >>> predict_masks([logits[:, 1:]], 1, 1).flatten().tolist()
+        >>> predict_masks([logits[:, 1:]], "multilabel", 1, 1).flatten().tolist()
         [True, True, False]
     """
     resized = [
         F.interpolate(one.float(), size=(height, width), mode="bilinear", align_corners=False) for one in logits
     ]
-    if resized[0].shape[1] == len(ORGANS):
+    if label_mode == "multilabel":
         return torch.stack([one.sigmoid() for one in resized]).mean(dim=0) > 0.5
     scores = torch.stack([one.softmax(dim=1) for one in resized]).mean(dim=0) if len(resized) > 1 else resized[0]
     return scores.argmax(dim=1, keepdim=True) == torch.arange(1, len(LABELS), device=scores.device)[:, None, None]
@@ -70,18 +71,21 @@ def label_masks(organ_masks: torch.Tensor) -> torch.Tensor:
     return labels[:, None] == torch.arange(len(LABELS), device=labels.device)[:, None, None]
 
 
-def predict_batch(logits: Sequence[torch.Tensor], native_sizes: torch.Tensor) -> list[torch.Tensor]:
+def predict_batch(
+    logits: Sequence[torch.Tensor], label_mode: LabelMode, native_sizes: torch.Tensor
+) -> list[torch.Tensor]:
     """Organ masks of the slices of a batch, each on its own grid.
 
     Args:
         logits: As in `predict_masks`.
+        label_mode: As in `predict_masks`.
         native_sizes: Height and width of each slice, shape `(B, 2)`.
 
     Returns:
         Per slice bool, shape `(organs, height, width)`.
     """
     return [
-        predict_masks([one[index : index + 1] for one in logits], height, width)[0]
+        predict_masks([one[index : index + 1] for one in logits], label_mode, height, width)[0]
         for index, (height, width) in enumerate(native_sizes.tolist())
     ]
 
@@ -105,17 +109,18 @@ def pack_masks(masks: Sequence[torch.Tensor]) -> torch.Tensor:
     return (bits.reshape(len(masks), num_bytes, 8) * places).sum(dim=-1, dtype=torch.uint8)
 
 
-def count_labels(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: torch.Tensor) -> torch.Tensor:
     """Count the pixels of every label, background first, at the resolution of the model's input.
 
     Args:
         logits: As in `predict_masks`.
+        label_mode: As in `predict_masks`.
         labels: Label ids `(B, S, S)`, or masks `(B, organs, S, S)`.
 
     Returns:
         int64, shape `(B, labels, 3)`.
     """
-    preds = label_masks(predict_masks(logits, *labels.shape[-2:]))
+    preds = label_masks(predict_masks(logits, label_mode, *labels.shape[-2:]))
     ids = torch.arange(1, len(LABELS), device=labels.device)[:, None, None]
-    organs = labels.bool() if labels.ndim == 4 else labels[:, None] == ids
+    organs = labels.bool() if label_mode == "multilabel" else labels[:, None] == ids
     return torch.stack(count_pixels(preds, label_masks(organs)), dim=-1)

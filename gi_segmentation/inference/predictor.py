@@ -4,6 +4,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,11 +14,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.data.kaggle import KaggleDataError, SliceFile, read_slice
-from gi_segmentation.data.preprocessing import SliceTransform, collate, find_neighbours
+from gi_segmentation.data.preprocessing import SliceTransform, attached_transform, collate, find_neighbours
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.masks import flip_logits, predict_batch, predict_masks
+from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.rle import organ_masks
+from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 from gi_segmentation.scoring.dice import count_pixels
 
 
@@ -29,11 +32,7 @@ class Member:
     model: PreTrainedModel
     processor: SegformerImageProcessorPil
     slice_context: int
-
-    @property
-    def labels(self) -> list[str]:
-        """What its channels mean."""
-        return list((self.model.config.id2label or {}).values())
+    label_mode: LabelMode
 
 
 def load_members(names: list[str], revision: str | None, device: str | None) -> list[Member]:
@@ -51,9 +50,11 @@ def load_members(names: list[str], revision: str | None, device: str | None) -> 
     for name in names:
         model, processor = load_checkpoint(name, revision)
         context = getattr(model.config, "slice_context", 0)
-        members.append(Member(name, move_model(model, device), processor, context))
-    if len({len(member.labels) for member in members}) > 1:
-        labels = "; ".join(f"{m.name}: {', '.join(m.labels)}" for m in members)
+        # `load_checkpoint` refuses other labels than ours
+        label_mode = cast(LabelMode, find_label_mode(model.config))
+        members.append(Member(name, move_model(model, device), processor, context, label_mode))
+    if len({member.label_mode for member in members}) > 1:
+        labels = "; ".join(f"{m.name}: {', '.join(LABELS_BY_MODE[m.label_mode])}" for m in members)
         raise InputError(f"--model: expected checkpoints of one label mode, got {labels}")
     return members
 
@@ -156,12 +157,13 @@ def predict_slices(
                 raise inputs
             for logits in zip(*member_logits(members, inputs, flips), strict=True):
                 slice_file = next(remaining)
-                masks = predict_masks([one[None] for one in logits], slice_file.height, slice_file.width)
+                size = slice_file.height, slice_file.width
+                masks = predict_masks([one[None] for one in logits], members[0].label_mode, *size)
                 yield slice_file, masks[0].cpu().numpy()
             bar.update(len(inputs[0]))
 
 
-def count_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16) -> np.ndarray:
+def count_slices(model: PreTrainedModel, dataset: Any, batch_size: int = 16) -> np.ndarray:
     """Count the pixels of every slice of a split, with a progress bar; for a look at single slices.
 
     Args:
@@ -173,11 +175,12 @@ def count_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16)
         Pixels in both, predicted and true, on the native grid: int64, shape `(slices, organs, 3)`.
     """
     counts = []
+    label_mode = attached_transform(dataset).label_mode
     outlines = iter(dataset.with_format(None)["segmentation"])
     for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="Scoring", unit="batch"):
         with torch.no_grad():
             logits = model(pixel_values=batch["pixel_values"].to(model.device)).logits
-        for preds in predict_batch([logits], batch["native_size"]):
+        for preds in predict_batch([logits], label_mode, batch["native_size"]):
             target = organ_masks(next(outlines), *preds.shape[1:])
             counts.append(np.stack(count_pixels(preds.cpu().numpy(), target), axis=-1))
     return np.stack(counts)

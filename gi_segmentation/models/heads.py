@@ -8,15 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SemanticSegmenterOutput
-from transformers.models.convnext.modeling_convnext import ConvNextLayer
 
 from gi_segmentation.errors import InputError
-
-
-class CheckpointedConvNextLayer(GradientCheckpointingLayer, ConvNextLayer):
-    """A ConvNeXt layer that forgets its activations until the backward pass, which `transformers` has not."""
+from gi_segmentation.internals import checkpoint_convnext_layers
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -27,12 +22,8 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """
     if model.supports_gradient_checkpointing:
         return
-    layers = [module for module in model.modules() if type(module) is ConvNextLayer]
-    if not layers:
+    if not checkpoint_convnext_layers(model):
         raise InputError(f"--gradient_checkpointing: {model.config.model_type} cannot do that; leave it out")
-    for layer in layers:
-        layer.__class__ = CheckpointedConvNextLayer
-    model.supports_gradient_checkpointing = True
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
-from gi_segmentation.models.configuration import check_image_size, set_task
+from gi_segmentation.models.configuration import check_image_size, find_label_mode, set_task
 from gi_segmentation.models.positions import resize_positions
 from gi_segmentation.models.random import new_model
 from gi_segmentation.schema import LABELS_BY_MODE
@@ -104,8 +104,8 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
         raise InputError(
             f"{name}: not a checkpoint of this project ({error}); name the --output_dir of a run, or a Hub id"
         ) from error
-    labels = tuple(model.config.id2label[index] for index in sorted(model.config.id2label))
-    if labels not in LABELS_BY_MODE.values():
+    if find_label_mode(model.config) is None:
+        labels = [model.config.id2label[index] for index in sorted(model.config.id2label)]
         raise InputError(
             f"{name}: expected a checkpoint with the labels {' or '.join(map(', '.join, LABELS_BY_MODE.values()))}, "
             f"got {len(labels)}: "

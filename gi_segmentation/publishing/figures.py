@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
-from gi_segmentation.data.preprocessing import scale_intensity
-from gi_segmentation.data.slices import attached_transform
+from gi_segmentation.data.preprocessing import attached_transform, scale_intensity
 from gi_segmentation.inference.masks import predict_masks
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import COLOURS, ORGANS
@@ -100,7 +99,8 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
     truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
     with torch.no_grad():
         pixel_values = transform.pixel_values(transform.raw_slices(row))[None].to(model.device)
-        preds = predict_masks([model(pixel_values=pixel_values).logits], row["height"], row["width"])[0].cpu().numpy()
+        logits = [model(pixel_values=pixel_values).logits]
+        preds = predict_masks(logits, transform.label_mode, row["height"], row["width"])[0].cpu().numpy()
     dice = nanmean(dice_score(counts) for counts in np.stack(count_pixels(preds, truth.masks), axis=-1).tolist())
     return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from gi_segmentation.data.slices import plan_scans
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.schema import ORGANS, scan_name
 from gi_segmentation.scoring.clinical import score_organs
 from gi_segmentation.scoring.scans import ScanScore, score_scan
 
@@ -55,9 +55,9 @@ class ScanScorer:
 
     def restart(self) -> None:
         """Forget what came."""
-        self.scored: dict[tuple[int, int], ScanScore] = {}
-        self.preds: dict[tuple[int, int], dict[int, np.ndarray]] = defaultdict(dict)
-        self.label_counts: dict[tuple[int, int], np.ndarray] = {}
+        self.scored: dict[str, ScanScore] = {}
+        self.preds: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+        self.label_counts: dict[str, np.ndarray] = {}
 
     def add(self, slice_id: Sequence[int], packed: np.ndarray, label_counts: np.ndarray) -> None:
         """Add a slice.
@@ -71,13 +71,13 @@ class ScanScorer:
             ValueError: If the split has no such slice, or it came before.
         """
         case, day, number = (int(part) for part in slice_id)
-        scan = case, day
+        scan = scan_name(case, day)
         if scan not in self.plans or number not in self.plans[scan].rows:
-            raise ValueError(f"expected slices of the split, but got case{case}_day{day} slice {number}")
+            raise ValueError(f"expected slices of the split, but got {scan} slice {number}")
         if scan not in self.own:
             return
         if scan in self.scored or number in self.preds[scan]:
-            raise ValueError(f"expected each slice once, but case{case}_day{day} slice {number} came again")
+            raise ValueError(f"expected each slice once, but {scan} slice {number} came again")
         self.preds[scan][number] = packed
         self.label_counts[scan] = self.label_counts.get(scan, 0) + label_counts
         if len(self.preds[scan]) == len(self.plans[scan].rows):
@@ -85,9 +85,9 @@ class ScanScorer:
             del self.preds[scan]
             release_memory()
 
-    def score(self, scan: tuple[int, int]) -> ScanScore:
+    def score(self, scan: str) -> ScanScore:
         """Score a scan whose slices are all there."""
-        rows, (height, width), spacing_mm = self.plans[scan]
+        case, rows, (height, width), spacing_mm = self.plans[scan]
         numbers, shape = sorted(rows), (len(ORGANS), height, width)
         outlines = self.outlines[[rows[number] for number in numbers]]["segmentation"]
         preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
@@ -95,8 +95,7 @@ class ScanScorer:
             preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).reshape(shape)
             target[:, place] = organ_masks(outlines[place], height, width)
         clinical = score_organs(preds, target, spacing_mm if self.clinical else None)
-        case, day = scan
-        return score_scan(case, f"case{case}_day{day}", preds, target, self.rules, self.label_counts[scan], clinical)
+        return score_scan(case, scan, preds, target, self.rules, self.label_counts[scan], clinical)
 
     def take(self) -> list[ScanScore]:
         """This process's scans; then start anew.
@@ -107,6 +106,6 @@ class ScanScorer:
         scored, missing = list(self.scored.values()), self.own - self.scored.keys()
         self.restart()
         if missing:
-            case, day = min(missing)
-            raise ValueError(f"slices of {len(missing)} scans have not come, the first case{case}_day{day}")
+            first = next(scan for scan in self.plans if scan in missing)
+            raise ValueError(f"slices of {len(missing)} scans have not come, the first {first}")
         return scored

@@ -17,7 +17,7 @@ from gi_segmentation.data.kaggle import ID_PATTERN, Annotation, KaggleDataError,
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
+from gi_segmentation.schema import ORGANS, find_voxel_size_mm, scan_name
 from gi_segmentation.scoring.clinical import score_organs
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.scans import ScanScore, score_scan, score_scans
@@ -43,11 +43,15 @@ class SliceGrid(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanPair:
-    """Truth and prediction of one scan as encodings: slices in order, organs in the order of `ORGANS`."""
+    """Truth and prediction of one scan as encodings: slices in order, organs in the order of `ORGANS`.
+
+    `spacing_mm` is the size of a voxel (z, y, x), None where it was not asked for.
+    """
 
     case: int
     name: str
     grid: SliceGrid
+    spacing_mm: tuple[float, float, float] | None
     slice_ids: list[str]
     target: list[list[str]]
     preds: list[list[str]]
@@ -83,8 +87,7 @@ def score_pair(pair: ScanPair, truth: Path, submission: Path, rules: Competition
     preds, more = decode_volume(pair, pair.preds, submission)
     if problems or more:
         return problems + more
-    spacing_mm = pair.grid.pixel_spacing and (SLICE_THICKNESS_MM, *pair.grid.pixel_spacing)
-    clinical = score_organs(preds, target, spacing_mm)
+    clinical = score_organs(preds, target, pair.spacing_mm)
     return score_scan(pair.case, pair.name, preds, target, rules, clinical=clinical)
 
 
@@ -169,15 +172,17 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         scans[case, day].append((number, slice_id))
     pairs, uneven, broken = [], [], []
     for (case, day), members in sorted(scans.items()):
-        name, members = f"case{case}_day{day}", sorted(members)
+        name, members = scan_name(case, day), sorted(members)
         ordered = [slice_id for _, slice_id in members]
         grid = grids[ordered[0]]
         if any(grids[slice_id] != grid for slice_id in ordered):
             uneven.append(name)
-        if grid.pixel_spacing and members[-1][0] - members[0][0] >= len(members):
+        numbers = [number for number, _ in members]
+        spacing_mm = find_voxel_size_mm(numbers, grid.pixel_spacing) if grid.pixel_spacing else None
+        if grid.pixel_spacing and spacing_mm is None:
             broken.append(name)
         target, preds = ([[t[i][organ].rle for organ in ORGANS] for i in ordered] for t in (truth, submission))
-        pairs.append(ScanPair(case, name, grid, ordered, target, preds))
+        pairs.append(ScanPair(case, name, grid, spacing_mm, ordered, target, preds))
     for names, what in (
         (uneven, "slices of several sizes are no volume; correct the file names"),
         (broken, "slices between its first and last are missing, without which millimetres cannot be measured"),

@@ -1,18 +1,16 @@
 """The Trainer of this task: loss at input resolution, scores at native resolution, the right checkpoint at the end."""
 
 import logging
-from collections.abc import Iterator
-from functools import partial
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -25,11 +23,11 @@ from transformers import (
 )
 
 from gi_segmentation.arguments import DataArguments, RunArguments
-from gi_segmentation.data.preprocessing import SliceTransform, collate
+from gi_segmentation.data.preprocessing import SliceTransform, attached_transform, collate
 from gi_segmentation.data.sampling import BalancedSampler, shown_organs
-from gi_segmentation.data.slices import attached_transform
 from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
+from gi_segmentation.internals import CheckpointLoading, find_train_batch_size
 from gi_segmentation.models.heads import (
     all_logits,
     drop_auxiliary_head,
@@ -38,16 +36,20 @@ from gi_segmentation.models.heads import (
     return_auxiliary_logits,
     without_auxiliary_head,
 )
+from gi_segmentation.schema import LabelMode
 from gi_segmentation.scoring.scans import ScanScore
-from gi_segmentation.training.averaging import AverageCallback, average_weights, exchanged_weights
+from gi_segmentation.training.averaging import AverageCallback, exchanged_weights, make_average
 from gi_segmentation.training.checkpoints import (
-    TRAINING_WEIGHTS,
     find_checkpoint,
-    last_good_checkpoint,
+    find_good_checkpoint,
+    is_over,
+    load_training_weights,
     load_weights,
+    read_state,
+    save_training_weights,
 )
 from gi_segmentation.training.evaluation import ComputeMetrics
-from gi_segmentation.training.losses import MAX_LOSS, cross_entropy_loss, dice_sums, resize_logits, soft_dice_loss
+from gi_segmentation.training.losses import MAX_LOSS, dice_cross_entropy_loss
 
 logger = logging.getLogger(__name__)
 
@@ -65,20 +67,15 @@ class EpochCallback(TrainerCallback):
         self.transform.epoch.fill_(int(state.epoch or 0))
 
 
-class SegmentationTrainer(Trainer):
+class SegmentationTrainer(CheckpointLoading, Trainer):
     """`Trainer` for semantic segmentation of slices of many sizes.
-
-    A checkpoint's `model.safetensors` is what is scored and published: weights averaged if so asked, and no auxiliary
-    head. Where training goes on from others, these lie in `training_weights.safetensors` beside it.
 
     Attributes:
         average: The averaged weights while training with `--ema_decay`, else None.
-        step_batches: The batches of this process that make up a step.
-        step_sums: Per head what soft Dice needs of all slices of the step, where these come in several batches.
-        flips: Whether evaluation averages over flipped slices.
+        label_mode: What the model's channels mean, from the training transform.
     """
 
-    loss_is_scaled_for_ga = False  # our loss is the mean of one batch
+    loss_is_scaled_for_ga = False  # our loss is the mean of one batch, which Trainer divides by the number of batches
 
     args: RunArguments
     model: PreTrainedModel
@@ -86,34 +83,44 @@ class SegmentationTrainer(Trainer):
     def __init__(self, *args: Any, balanced: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.balanced = balanced
+        self.label_mode: LabelMode = attached_transform(cast(Dataset, self.train_dataset)).label_mode
+        self.with_flips = False
+        # Kept on the device: to look at every loss as it comes would let the GPU wait for the CPU at every batch.
+        self.greatest_loss = torch.zeros((), device=self.args.device)
+        self.checked_step = 0
         self.average: AveragedModel | None = None
-        self.step_batches: list[dict[str, Any]] = []
-        self.step_sums: list[torch.Tensor] | None = None
-        self.step_slices = 0
-        self.flips = False
         if self.args.ema_decay:
-            averaging = partial(average_weights, decay=self.args.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True)
-            self.add_callback(AverageCallback(self))
+            self.average = make_average(self.model, self.args.ema_decay)
+            self.add_callback(AverageCallback(self.average))
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset = cast(Dataset, train_dataset or self.train_dataset)
-        if not self.balanced:
-            return super()._get_train_sampler(dataset)
-        return BalancedSampler(shown_organs(dataset), self.args.seed, attached_transform(dataset).epoch)
+    def train_sampler(self) -> Sampler:
+        """Which slices an epoch draws, and in which order."""
+        dataset = cast(Dataset, self.train_dataset)
+        if self.balanced:
+            return BalancedSampler(shown_organs(dataset), self.args.seed, attached_transform(dataset).epoch)
+        return RandomSampler(dataset)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The training batches, without a last one of a single slice.
+        """The training batches, without a last batch of a single slice.
 
-        Batch normalisation of a map pooled to one pixel (UPerNet, BEiT) has no variance over a single slice and
-        raises. Other slices are left out in other epochs.
+        Batch normalisation of a map that is pooled to one pixel (UPerNet, BEiT) needs two slices for a variance, and
+        raises where it has one. Other slices are left out in other epochs.
         """
-        num_slices = len(cast(Dataset, self.train_dataset))
-        self.args.dataloader_drop_last = num_slices > 1 and num_slices % self._train_batch_size == 1
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.args.dataloader_drop_last = False  # the validation batches keep every slice
+        dataset, batch_size = cast(Dataset, self.train_dataset), find_train_batch_size(self)
+        loader = DataLoader(
+            dataset,
+            batch_size,
+            sampler=self.train_sampler(),
+            collate_fn=self.data_collator,
+            drop_last=len(dataset) > 1 and len(dataset) % batch_size == 1,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
+        )
+        return cast(DataLoader, self.accelerator.prepare(loader))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer asked for, with a learning rate of its own for what lies behind the encoder."""
@@ -129,56 +136,20 @@ class SegmentationTrainer(Trainer):
             optimizer.add_param_group({**group, "params": head, "lr": learning_rate})
         return optimizer
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """One epoch; none where a resumed run is over, for which `Trainer` would take a step more."""
-        stopped = any(
-            callback.early_stopping_patience_counter >= callback.early_stopping_patience
-            for callback in self.callback_handler.callbacks
-            if isinstance(callback, EarlyStoppingCallback)
-        )
-        if stopped or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+        """The scheduler asked for, or the one drop of `--lr_drop_at`."""
+        if self.args.lr_drop_at is not None and self.lr_scheduler is None:
+            drop_step = self.args.lr_drop_at * num_training_steps
+            assert self.optimizer is not None  # made before; only the type checker doubts it
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: 1.0 if step < drop_step else 0.1)
+        return super().create_scheduler(num_training_steps, optimizer)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, torch.Tensor | int | None]:
-        """The batches of one step, also kept to be looked at before the first gradient."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.step_batches, self.step_sums = batches, None
-        self.step_slices = sum(len(batch["labels"]) for batch in batches)
-        return batches, num_items
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """Forward and backward pass of one batch, before the first of several a look at all of them."""
-        if len(self.step_batches) > 1 and self.step_sums is None:
-            self.step_sums = self.pool_step()
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def pool_step(self) -> list[torch.Tensor]:
-        """What soft Dice needs of all batches of this step, per head.
-
-        It costs a forward pass without gradient, which draws the same random numbers as the pass that follows, and
-        leaves no trace in the statistics of batch normalisation.
-        """
-        self.model.train()
-        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
-            for norm in norms:
-                norm.track_running_stats = False
-            sums = [self.head_sums(self._prepare_inputs(batch)) for batch in self.step_batches]
-            for norm in norms:
-                norm.track_running_stats = True
-        return [self.accelerator.reduce(torch.stack(head).sum(dim=0)) for head in zip(*sums, strict=True)]
-
-    def head_sums(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
-        """What soft Dice needs of a batch, for the head and the auxiliary head if there is one."""
-        outputs, labels = self.model(pixel_values=inputs["pixel_values"]), inputs["labels"]
-        return [dice_sums(resize_logits(logits, labels), labels) for logits in all_logits(outputs)]
+    def find_max_steps(self) -> int:
+        """Steps of the whole run, as `Trainer` counts them: an epoch's last step may have fewer batches."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        steps_per_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+        return math.ceil(self.args.num_train_epochs * max(steps_per_epoch, 1))
 
     def compute_loss(
         self,
@@ -187,48 +158,63 @@ class SegmentationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Dice, pooled over all slices of the step, plus cross-entropy on the logits at input resolution.
+        """Dice plus cross-entropy at input resolution, of the head and of the auxiliary head if there is one.
 
-        The mean over the batches and processes of a step is the loss of all its slices, and so are the gradients.
+        In training Dice is pooled over the slices that all processes have at this moment; `training.losses` has the
+        formula. The batches of an accumulated step are not pooled: the step's loss is the mean of theirs.
         """
         outputs = model(pixel_values=inputs["pixel_values"])
+        reduce = self.accelerator.reduce if model.training else None
         weights = (1.0, getattr(self.model.config, "auxiliary_loss_weight", 0.0))
-        losses = [self.head_loss(index, logits, inputs["labels"]) for index, logits in enumerate(all_logits(outputs))]
-        loss = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=False)]).sum()
+        loss = torch.zeros((), device=outputs.logits.device)
+        for weight, logits in zip(weights, all_logits(outputs), strict=False):
+            arguments = inputs["labels"], self.label_mode, reduce, self.args.world_size
+            loss = loss + weight * dice_cross_entropy_loss(logits, *arguments)
         if model.training:
-            self.check_loss(loss.item())
+            self.greatest_loss = torch.maximum(self.greatest_loss, loss.detach())  # NaN wins over every number
         return (loss, outputs) if return_outputs else loss
 
-    def head_loss(self, index: int, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of one head: its own share of the gradient, the whole step's value."""
-        logits = resize_logits(logits, labels)
-        sums, entropy = dice_sums(logits, labels), cross_entropy_loss(logits, labels)
-        batches = self.args.world_size * (self.current_gradient_accumulation_steps if self.step_sums else 1)
-        if not self.model.training or batches == 1:
-            return soft_dice_loss(sums) + entropy
-        pooled = self.step_sums[index] if self.step_sums else self.accelerator.reduce(sums.detach().clone())
-        dice = soft_dice_loss(sums + (pooled - sums).detach())
-        share = len(labels) / (self.step_slices * self.args.world_size)
-        return dice.detach() + batches * (dice - dice.detach() + share * entropy)
-
-    def check_loss(self, loss: float) -> None:
-        """Stop a run that learns nothing any more.
+    def check_loss(self) -> None:
+        """Stop a run that has stopped learning; called where the Trainer waits for the GPU anyway.
 
         Raises:
-            InputError: If the loss is not finite, or ten times that of a model that knows nothing.
+            InputError: If a loss since the last look is not finite, or ten times that of a model that knows nothing.
         """
-        if loss < MAX_LOSS:
+        greatest, since = self.greatest_loss.item(), self.state.global_step - self.checked_step
+        self.greatest_loss.zero_()
+        self.checked_step = self.state.global_step
+        if greatest < MAX_LOSS:
             return
-        good = last_good_checkpoint(Path(self.args.output_dir), self.state.log_history)
+        good = find_good_checkpoint(Path(self.args.output_dir), self.state.log_history)
+        learning_rate = cast(LRScheduler, self.lr_scheduler).get_last_lr()[0]
         raise InputError(
-            f"the loss became {loss:.4g} at step {self.state.global_step + 1} (learning rate "
-            f"{self._get_learning_rate():.3g}); the last good checkpoint is {good or 'none'}; start anew in another "
-            f"--output_dir with a lower --learning_rate, or more warm-up"
+            f"the loss became {greatest:.4g} at step {self.state.global_step}"
+            + (f" or in the {since - 1} steps before" if since > 1 else "")
+            + f" (learning rate {learning_rate:.3g}); the last good checkpoint is {good or 'none'}; start anew in "
+            f"another --output_dir with a lower --learning_rate, or more warm-up"
             + (f", from --model_name_or_path {good}" if good else "")
         )
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score the weights that are published, without the auxiliary head."""
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, once it is sure that the loss is sound."""
+        self.check_loss()
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, flips: bool = False, clinical: bool = False, **kwargs: Any) -> dict[str, float]:
+        """Score the weights that are published, without the auxiliary head.
+
+        Args:
+            flips: Whether to average logits over flipped slices.
+            clinical: Whether to add the scores in millimetres.
+            *args: As `Trainer.evaluate`.
+            **kwargs: As `Trainer.evaluate`.
+
+        Raises:
+            InputError: As `check_loss`: a broken model is neither scored nor saved.
+        """
+        self.check_loss()
+        self.with_flips = flips
+        cast(ComputeMetrics, self.compute_metrics).scorer.clinical = clinical
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
             return super().evaluate(*args, **kwargs)
 
@@ -239,54 +225,31 @@ class SegmentationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Loss, and in place of logits the organs' masks, packed, and counts of labels; which slices they are."""
-        inputs = self._prepare_inputs(inputs)
+        """Loss; in place of logits the organs' masks, packed, and counts of labels; which slices they are."""
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            logits = flip_logits(model, inputs["pixel_values"]).mean(dim=0) if self.flips else outputs.logits
+            logits = flip_logits(model, inputs["pixel_values"]).mean(dim=0) if self.with_flips else outputs.logits
         if prediction_loss_only:
             return loss.detach(), None, None
-        masks = predict_batch([logits], inputs["native_size"])
-        return loss.detach(), (pack_masks(masks), count_labels([logits], inputs["labels"])), inputs["slice_id"]
+        masks = pack_masks(predict_batch([logits], self.label_mode, inputs["native_size"]))
+        return loss.detach(), (masks, count_labels([logits], self.label_mode, inputs["labels"])), inputs["slice_id"]
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and self.needs_training_weights():
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, folder / TRAINING_WEIGHTS)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights that are published, and beside them those that training goes on from."""
+        if self.args.should_save:
+            save_training_weights(self.model, self.average, Path(output_dir or self.args.output_dir))
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
-            super()._save(output_dir, state_dict)
+            super().save_model(output_dir, _internal_call)
 
-    def needs_training_weights(self) -> bool:
-        """Whether training goes on from other weights than those published."""
-        return self.average is not None or getattr(self.model, "auxiliary_head", None) is not None
+    def load_training_weights(self, checkpoint: Path) -> None:
+        """Load what training goes on from, average and auxiliary head included."""
+        load_training_weights(self.model, self.average, checkpoint)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
-        """The scheduler asked for, or the one drop of `--lr_drop_at`."""
-        if self.args.lr_drop_at is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
-            drop_step = self.args.lr_drop_at * num_training_steps
-            assert self.optimizer is not None  # made before; only the type checker doubts it
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: 1.0 if step < drop_step else 0.1)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint = Path(resume_from_checkpoint)
-        with without_auxiliary_head(self.model):
-            load_weights(self.model, checkpoint)
-        if self.average is not None:
-            self.average.module.load_state_dict(self.model.state_dict())
-            self.average.n_averaged.fill_(int(checkpoint.name.rsplit("-", 1)[-1]))
-        if self.needs_training_weights():
-            self.model.load_state_dict(load_file(checkpoint / TRAINING_WEIGHTS))
-
-    def _load_best_model(self) -> None:
-        """Turn the model into what is published: the best checkpoint's weights."""
+    def load_best_weights(self, checkpoint: Path) -> None:
+        """Turn the model into what is published: the best checkpoint's weights, without average and auxiliary head."""
         self.average = None
         drop_auxiliary_head(self.model)
-        load_weights(self.model, Path(self.state.best_model_checkpoint or ""))
+        load_weights(self.model, checkpoint)
 
 
 def build_trainer(
@@ -354,16 +317,21 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
         InputError: If no checkpoint was scored.
     """
     checkpoint = find_checkpoint(Path(trainer.args.output_dir))
-    if checkpoint is not None:
-        logger.warning("Resuming from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = read_state(checkpoint) if checkpoint else None
+    if state and is_over(state, trainer.find_max_steps(), trainer.args.early_stopping_patience):
+        logger.warning("%s is the end of this run; scoring its best checkpoint", checkpoint)
+        trainer.state = state
+        if state.best_model_checkpoint is not None:
+            trainer.load_best_weights(Path(state.best_model_checkpoint))
+    else:
+        if checkpoint is not None:
+            logger.warning("Resuming from %s", checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.best_model_checkpoint is None:
         raise InputError("no checkpoint was scored: train for at least one evaluation (--eval_strategy, --eval_steps)")
     metrics = cast(ComputeMetrics, trainer.compute_metrics)
-    metrics.scorer.clinical = True
-    scores, scans = trainer.evaluate(), {"eval": metrics.scans}
+    scores, scans = trainer.evaluate(clinical=True), {"eval": metrics.scans}
     if trainer.args.test_time_flips:
-        trainer.flips = True
-        scores |= trainer.evaluate(metric_key_prefix="eval_flips")
+        scores |= trainer.evaluate(metric_key_prefix="eval_flips", flips=True, clinical=True)
         scans["eval_flips"] = metrics.scans
     return Evaluation(scores, scans)

@@ -138,7 +138,7 @@ def test_columns_and_types_are_the_schema_s(dataset_dir: Path) -> None:
     assert dict(dataset_features()) == {
         **{"id": text, "scan": text, "image": image, "annotation": image, "segmentation": dict.fromkeys(ORGANS, text)},
         **dict.fromkeys(integers, integer),
-        "pixel_spacing": datasets.Sequence(datasets.Value("float32"), length=2),
+        "pixel_spacing": datasets.Sequence(datasets.Value("float64"), length=2),
     }
     for part in datasets.load_dataset(str(dataset_dir)).values():
         assert part.features == dataset_features()

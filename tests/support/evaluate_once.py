@@ -8,8 +8,7 @@ from tests.support.training import make_trainer
 
 if __name__ == "__main__":
     trainer, _ = make_trainer(sys.argv[2:])
-    trainer.compute_metrics.scorer.clinical = True
-    scores = trainer.evaluate()
+    scores = trainer.evaluate(clinical=True)
     if trainer.is_world_process_zero():
         Path(sys.argv[1]).write_text(json.dumps(scores))
     trainer.accelerator.end_training()

@@ -7,13 +7,20 @@ import pytest
 import torch
 from monai.losses import DiceLoss
 
+from gi_segmentation.schema import LabelMode
 from gi_segmentation.training import losses
-from gi_segmentation.training.losses import dice_cross_entropy_loss, dice_sums
 
 
-def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode = "multiclass") -> torch.Tensor:
     """The Dice part of the loss of one batch."""
-    return losses.soft_dice_loss(dice_sums(logits, labels))
+    return losses.soft_dice_loss(losses.dice_sums(logits, labels, label_mode))
+
+
+def dice_cross_entropy_loss(
+    logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode = "multiclass"
+) -> torch.Tensor:
+    """The loss of one batch on one process."""
+    return losses.dice_cross_entropy_loss(logits, labels, label_mode)
 
 
 def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
@@ -92,11 +99,11 @@ def test_a_batch_without_organs_has_cross_entropy_alone() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_with_every_organ_present_it_is_monais(seed: int, multilabel: bool) -> None:
+@pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
+def test_with_every_organ_present_it_is_monais(seed: int, label_mode: LabelMode) -> None:
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(3, 3 if multilabel else 4, 9, 8, generator=generator)
-    if multilabel:
+    logits = torch.randn(3, 3 if label_mode == "multilabel" else 4, 9, 8, generator=generator)
+    if label_mode == "multilabel":
         labels = (torch.rand(3, 3, 9, 8, generator=generator) < 0.3).float()
         peer = DiceLoss(sigmoid=True, batch=True, smooth_nr=0, smooth_dr=0)(logits, labels)
         entropy = torch.nn.BCEWithLogitsLoss()(logits, labels)
@@ -105,8 +112,10 @@ def test_with_every_organ_present_it_is_monais(seed: int, multilabel: bool) -> N
         options = {"softmax": True, "to_onehot_y": True, "include_background": False}
         peer = DiceLoss(**options, batch=True, smooth_nr=0, smooth_dr=0)(logits, labels[:, None])
         entropy = torch.nn.CrossEntropyLoss()(logits, labels)
-    assert soft_dice_loss(logits, labels).item() == pytest.approx(peer.item(), rel=1e-5)
-    assert dice_cross_entropy_loss(logits, labels).item() == pytest.approx((peer + entropy).item(), rel=1e-5)
+    assert soft_dice_loss(logits, labels, label_mode).item() == pytest.approx(peer.item(), rel=1e-5)
+    assert dice_cross_entropy_loss(logits, labels, label_mode).item() == pytest.approx(
+        (peer + entropy).item(), rel=1e-5
+    )
 
 
 def test_overlapping_organs_are_two_answers_by_hand() -> None:
@@ -115,7 +124,7 @@ def test_overlapping_organs_are_two_answers_by_hand() -> None:
     logits = torch.tensor([0.75, 0.75, 0.5]).logit().reshape(1, 3, 1, 1)
     labels = torch.tensor([1.0, 1.0, 0.0]).reshape(1, 3, 1, 1)
     expected = 1 / 7 + (2 * math.log(4 / 3) + math.log(2)) / 3
-    assert dice_cross_entropy_loss(logits, labels).item() == pytest.approx(expected)
+    assert dice_cross_entropy_loss(logits, labels, "multilabel").item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("organ", [1, 2, 3])
@@ -166,3 +175,26 @@ def test_half_precision_logits_give_a_full_precision_loss() -> None:
     half = dice_cross_entropy_loss(logits.bfloat16(), labels)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(dice_cross_entropy_loss(logits, labels).item(), rel=0.01)
+
+
+@pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
+def test_processes_together_have_the_loss_and_the_gradient_of_all_their_slices(label_mode: LabelMode) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3 if label_mode == "multilabel" else 4, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (4, 8, 8), generator=generator)
+    labels[:2][labels[:2] == 3] = 0  # the stomach is on slices of the second process alone
+    if label_mode == "multilabel":
+        labels = (labels[:, None] == torch.arange(1, 4)[:, None, None]).float()
+    weight = torch.ones(1, requires_grad=True)
+    whole = dice_cross_entropy_loss(weight * logits, labels, label_mode)
+    (expected,) = torch.autograd.grad(whole, weight)
+    total = losses.dice_sums(logits, labels, label_mode)
+    values, gradients = [], []
+    for share in (slice(0, 2), slice(2, 4)):
+        loss = losses.dice_cross_entropy_loss(
+            weight * logits[share], labels[share], label_mode, reduce=lambda sums: total, num_processes=2
+        )
+        values.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, weight)[0])
+    assert np.mean(values) == pytest.approx(whole.item(), rel=1e-5)
+    torch.testing.assert_close(torch.stack(gradients).mean(dim=0), expected, rtol=1e-4, atol=1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback
+from transformers import AutoModelForSemanticSegmentation, TrainerCallback
 
 import run_segmentation
 from gi_segmentation.data.preprocessing import collate
@@ -202,32 +202,46 @@ def test_no_whole_checkpoint_means_starting_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
-def test_accumulation_and_checkpointing_change_memory_alone(
-    label_mode: str, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpointing_changes_memory_alone(label_mode: str, dataset_dir: Path, tmp_path: Path) -> None:
     flags = {"label_mode": label_mode, "learning_rate": 0.5, "optim": "sgd"}
-    whole = weights_after(dataset_dir, tmp_path / "4", 4, steps=3, **flags)
-    for name, batch_size, more in (("2", 2, {}), ("1", 1, {}), ("c", 2, {"gradient_checkpointing": True})):
-        other = weights_after(dataset_dir, tmp_path / name, batch_size, steps=3, **flags, **more)
-        for tensor in whole:
-            torch.testing.assert_close(other[tensor], whole[tensor], atol=2e-5, rtol=1e-4)
-    # Were Dice not pooled over the step, it would show.
-    monkeypatch.setattr(SegmentationTrainer, "get_batch_samples", Trainer.get_batch_samples)
-    apart = weights_after(dataset_dir, tmp_path / "apart", 1, steps=3, **flags)
-    assert any((apart[tensor] - whole[tensor]).abs().max() > 1e-4 for tensor in whole)
+    kept = weights_after(dataset_dir, tmp_path / "kept", 2, steps=3, **flags)
+    recomputed = weights_after(dataset_dir, tmp_path / "recomputed", 2, steps=3, gradient_checkpointing=True, **flags)
+    for tensor in kept:
+        torch.testing.assert_close(recomputed[tensor], kept[tensor], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("flags", [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}])
-def test_the_logged_loss_is_that_of_the_steps_slices(flags: dict[str, Any], dataset_dir: Path, tmp_path: Path) -> None:
-    settings = {"config_overrides": json.dumps(STEADY), "learning_rate": 1e-9, "max_train_samples": 4, **flags}
-    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, max_steps=1, augmentation=False, **settings))
+def batch_losses(trainer: SegmentationTrainer, batch_size: int) -> torch.Tensor:
+    """The losses of the first four slices, cut into batches, without dropout and with running statistics."""
+    model, losses = trainer.model.eval(), []
+    for start in range(0, 4, batch_size):
+        batch = collate([trainer.train_dataset[index] for index in range(start, start + batch_size)])
+        logits = model(pixel_values=batch["pixel_values"]).logits
+        losses.append(dice_cross_entropy_loss(logits, batch["labels"], trainer.label_mode))
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("batch_size", [1, 4])  # four slices in four accumulated batches, or in one batch
+def test_a_step_follows_the_mean_loss_of_its_batches(
+    batch_size: int, label_mode: str, dataset_dir: Path, tmp_path: Path
+) -> None:
+    flags = {"label_mode": label_mode, "learning_rate": 0.5, "optim": "sgd", "max_grad_norm": 0, "weight_decay": 0}
+    flags |= {"max_train_samples": 4, "augmentation": False, "max_steps": 1, "config_overrides": json.dumps(STEADY)}
+    flags |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 4 // batch_size}
+    trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, **flags))
     freeze_batch_norm(trainer.model)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    expected = batch_losses(trainer, batch_size)
+    expected.mean().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
     train(trainer)
-    batch = collate([trainer.train_dataset[index] for index in range(4)])
-    logits = trainer.model.eval()(pixel_values=batch["pixel_values"]).logits
-    expected = dice_cross_entropy_loss(logits, batch["labels"]).item()
-    (loss,) = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    assert loss == pytest.approx(expected, rel=1e-4)
+    (logged,) = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert logged == pytest.approx(expected.mean().item(), rel=1e-4)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter, before[name] - 0.5 * gradients[name], atol=2e-5, rtol=1e-4)
+    if batch_size == 1:  # the loss of the same slices in one batch is another
+        assert abs(batch_losses(trainer, 4).mean().item() - batch_losses(trainer, 1).mean().item()) > 1e-3
 
 
 def test_averaged_weights_are_scored_saved_and_kept(dataset_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""What this project knows of the insides of `transformers` and `datasets`: each test says what broke, and where."""
+
+import inspect
+import re
+
+import datasets.load
+import pytest
+import transformers
+from transformers import Trainer, UperNetConfig, UperNetForSemanticSegmentation
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.convnext.modeling_convnext import ConvNextLayer
+
+from gi_segmentation import internals
+from tests.support.models import FAMILIES
+from tests.support.processes import ROOT
+
+VERSION = f"transformers {transformers.__version__}"
+PLACE = "correct gi_segmentation/internals.py, or narrow the range of transformers in setup.cfg"
+
+
+def calls(function: object, name: str) -> bool:
+    """Whether a function's source calls a method of its own object."""
+    return f"self.{name}(" in inspect.getsource(function)  # type: ignore[arg-type]
+
+
+def test_a_run_that_goes_on_loads_by_our_method() -> None:
+    assert calls(Trainer.train, "_load_from_checkpoint"), (
+        f"{VERSION}: Trainer.train no longer calls _load_from_checkpoint, so a resumed run would keep the weights it "
+        f"started from; {PLACE}"
+    )
+    parameters = list(inspect.signature(Trainer._load_from_checkpoint).parameters)
+    ours = list(inspect.signature(internals.CheckpointLoading._load_from_checkpoint).parameters)
+    assert parameters == ours, f"{VERSION}: Trainer._load_from_checkpoint takes {parameters}, ours {ours}; {PLACE}"
+
+
+def test_the_best_checkpoint_is_loaded_by_our_method() -> None:
+    assert "self._load_best_model()" in inspect.getsource(Trainer), (
+        f"{VERSION}: Trainer no longer calls _load_best_model, so SegFormer would end with most of the last weights; "
+        f"{PLACE}"
+    )
+
+
+def test_the_trainer_knows_its_batch_size() -> None:
+    assert "self._train_batch_size =" in inspect.getsource(Trainer), (
+        f"{VERSION}: Trainer no longer keeps _train_batch_size, which --auto_find_batch_size changes; {PLACE}"
+    )
+
+
+def test_convnext_layers_can_become_checkpointed_ones() -> None:
+    model = UperNetForSemanticSegmentation(UperNetConfig(**FAMILIES["upernet"]))
+    number = sum(type(module) is ConvNextLayer for module in model.modules())
+    assert number and internals.checkpoint_convnext_layers(model) == number, (
+        f"{VERSION}: the layers of a ConvNeXt backbone are no longer of the class ConvNextLayer; {PLACE}"
+    )
+    assert sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules()) >= number
+    assert not issubclass(ConvNextLayer, GradientCheckpointingLayer), (
+        f"{VERSION}: ConvNextLayer can be checkpointed now; remove checkpoint_convnext_layers"
+    )
+
+
+def test_datasets_asks_the_function_that_we_replace() -> None:
+    assert "dataset_module_factory(" in inspect.getsource(datasets.load.load_dataset_builder), (
+        f"datasets {datasets.__version__}: load_dataset no longer asks dataset_module_factory, so that the name "
+        f"gi_tract would not be found; {PLACE}"
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gi_segmentation").rglob("*.py")), ids=lambda path: path.name)
+def test_nobody_else_stands_on_private_names(path: object) -> None:
+    if path == ROOT / "gi_segmentation" / "internals.py":
+        return
+    text = path.read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    # A method or attribute of Trainer or of a module of transformers that begins with one underscore.
+    names = set(re.findall(r"(?:self|trainer|super\(\)|args|accelerator|state)\.(_[a-z]\w*)", text))
+    private = {name for name in names if hasattr(Trainer, name)}
+    assert not private, f"{path}: {sorted(private)} belong into gi_segmentation/internals.py"
+    assert "__class__ =" not in text
