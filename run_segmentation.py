@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
     evaluation = train(trainer)
     if trainer.is_world_process_zero():
-        facts = write_results(trainer, eval_dataset, facts, evaluation)
-        publication = publish_model(run_args, facts) if run_args.push_to_hub else None
-        print(summarize(run_args, facts, publication))
+        results = write_results(trainer, eval_dataset, facts, evaluation)
+        publication = publish_model(run_args, results) if run_args.push_to_hub else None
+        print(summarize(run_args, results, publication))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # several processes that just end would now and then abort
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from gi_segmentation.publishing.facts import RUN_FILE
+from gi_segmentation.publishing.facts import read_results
 from gi_segmentation.publishing.model_card import eval_results
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.tables import format_interval
@@ -65,8 +65,7 @@ def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
         failed = run([*words, "--output", str(compared)], log.with_suffix(".compare.log"))
     if failed is not None:
         return {"failed": failed}
-    facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    return {"facts": facts, **json.loads(compared.read_text(encoding="utf-8"))}
+    return {"facts": read_results(folder), **json.loads(compared.read_text(encoding="utf-8"))}
 
 
 def table_row(recipe: str, result: dict[str, Any]) -> str:
@@ -81,7 +80,7 @@ def table_row(recipe: str, result: dict[str, Any]) -> str:
         f"{result['scores'][way][name]:.4f}{format_interval(result['intervals'][way][name], '.3f')}"
         for way, name in (*dice, (alone, "competition_score"), (alone, "macro_f1_seed"))
     ]
-    millions = f"{result['facts']['num_parameters'] / 1e6:.1f}M"
+    millions = f"{result['facts'].num_parameters / 1e6:.1f}M"
     return f"| {recipe} | {millions} | {' | '.join(cells)} | {theirs} | {result['seconds_per_scan']:.2f} |"
 
 
@@ -94,15 +93,15 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
     done = [(result["facts"], result["preset"]) for result in results.values() if "facts" in result]
     if done:
         facts, preset = done[0]
-        counts = facts["splits"]["validation"]
+        counts = facts.splits["validation"]
         lines += [
             "",
             f"Validation: {counts['patients']} patients apart from the training ones, {counts['slices']} slices, "
-            f"split `{facts['split_hash'][:12]}`. Dice: mean over slices and organs at native resolution, slices "
+            f"split `{facts.split_hash[:12]}`. Dice: mean over slices and organs at native resolution, slices "
             f"without the organ in both skipped. In brackets: 95 % intervals over patients. Competition score: "
             f"preset {preset}. Macro F1: over four labels with background, pooled, which the original project calls "
             f"Dice; its figures are of another split, most likely with slices of a patient on both sides. Seconds: "
-            f"model and masks of {SCAN_SLICES} slices on {facts['device']}, reading aside.",
+            f"model and masks of {SCAN_SLICES} slices on {facts.device}, reading aside.",
         ]
     return "\n".join(lines) + "\n"
 

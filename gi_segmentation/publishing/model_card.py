@@ -2,12 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from gi_segmentation.publishing.cards import render_card
-from gi_segmentation.publishing.facts import read_facts
+from gi_segmentation.publishing.facts import RunResults, read_results
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import CONFIDENCE, NUM_RESAMPLES
@@ -30,29 +29,30 @@ OF_THE_COMPETITION = ("eval_hausdorff_score", "eval_competition_score")
 METRIC_TYPES = {SEED_SCORE: "f1", **{key: key.removeprefix("eval_") for key in OF_THE_COMPETITION}}
 
 
-def scored(facts: dict[str, Any]) -> dict[str, str]:
+def score_titles(facts: RunResults) -> dict[str, str]:
     """What the scores of a run are called, in the order of a card, with their preset and the gain of flips."""
     names = dict(SCORE_NAMES)
     for key in OF_THE_COMPETITION:
-        names[key] += f" (preset {facts['competition_preset']})"
-    if FLIP_SCORE in facts["scores"]:
-        gain = (facts["scores"][FLIP_SCORE] or 0) - (facts["scores"]["eval_dice"] or 0)
+        names[key] += f" (preset {facts.competition_preset})"
+    if FLIP_SCORE in facts.scores:
+        gain = (facts.scores[FLIP_SCORE] or 0) - (facts.scores["eval_dice"] or 0)
         names[FLIP_SCORE] = f"{SCORE_NAMES['eval_dice']}, averaged over four flips of the slice ({gain:+.4f})"
-    names[SEED_SCORE] = f"Macro F1 over four labels with background, pooled, at {facts['image_size']} pixels a side"
+    names[SEED_SCORE] = f"Macro F1 over four labels with background, pooled, at {facts.image_size} pixels a side"
     return names
 
 
-def eval_results(facts: dict[str, Any]) -> list[EvalResult]:
+def eval_results(facts: RunResults) -> list[EvalResult]:
     """The scores of a run as entries of a `model-index`, each with what it needs to be compared."""
-    rules = PRESETS[facts["competition_preset"]]
+    rules = PRESETS[facts.competition_preset]
     results = []
-    for key, name in scored(facts).items():
-        if facts["scores"][key] is None:
+    for key, name in score_titles(facts).items():
+        score, interval = facts.scores[key], facts.intervals[key]
+        if score is None:
             continue
-        interval = facts["intervals"][key] and [round(end, 4) for end in facts["intervals"][key]]
-        how = {"interval_95": interval, "patients": facts["splits"]["validation"]["patients"]}
+        rounded = interval and [round(end, 4) for end in interval]
+        how: dict[str, Any] = {"interval_95": rounded, "patients": facts.splits["validation"]["patients"]}
         if key in OF_THE_COMPETITION:
-            how |= {"preset": facts["competition_preset"], **asdict(rules)}
+            how |= {"preset": facts.competition_preset, **asdict(rules)}
         elif key != SEED_SCORE:
             how |= {"both_empty": "skipped"}
         results.append(
@@ -60,27 +60,27 @@ def eval_results(facts: dict[str, Any]) -> list[EvalResult]:
                 task_type="image-segmentation",
                 task_name="Semantic segmentation, patients apart",
                 dataset_type="gi_tract",
-                dataset_name=f"{facts['dataset_title']} (split {facts['split_hash'][:12]})",
+                dataset_name=f"{facts.dataset_title} (split {facts.split_hash[:12]})",
                 dataset_split="validation",
-                dataset_args={"split_hash": facts["split_hash"], "fingerprint": facts["dataset_fingerprint"]},
+                dataset_args={"split_hash": facts.split_hash, "fingerprint": facts.dataset_fingerprint},
                 metric_type=METRIC_TYPES.get(key, "dice"),
                 metric_name=name,
-                metric_value=round(facts["scores"][key], 4),
+                metric_value=round(score, 4),
                 metric_args=how,
             )
         )
     return results
 
 
-def card_metadata(facts: dict[str, Any], model_name: str, license_name: str) -> str:
+def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
     """The card's YAML front matter, with the scores as `model-index`."""
     data = ModelCardData(
         language="en",
         license=license_name,
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        base_model=facts["base_model"] if facts["base_model"] and "/" in facts["base_model"] else None,
-        datasets=facts["dataset"] if "/" in facts["dataset"] else None,
+        base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,
+        datasets=facts.dataset if "/" in facts.dataset else None,
         tags=["medical", "mri", "radiotherapy", "semantic-segmentation"],
         model_name=model_name,
         eval_results=eval_results(facts),
@@ -104,7 +104,7 @@ def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
         jinja2.UndefinedError: If a fact that the template names is missing.
         KeyError: If one that stands in a table or in the front matter is.
     """
-    facts = read_facts(output_dir)
+    facts = read_results(output_dir)
     model_name = repo_id.split("/")[-1]
     card = render_card(
         "model_card.md",
@@ -112,9 +112,9 @@ def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
         model_name=model_name,
         repo_id=repo_id,
         license_name=license_name,
-        score_names=scored(facts),
-        clinical_table=format_clinical(facts["clinical"]) if facts["clinical"]["scans"] else None,
-        competition_rules=asdict(PRESETS[facts["competition_preset"]]),
+        score_names=score_titles(facts),
+        clinical_table=format_clinical(facts.clinical) if facts.clinical["scans"] else None,
+        competition_rules=asdict(PRESETS[facts.competition_preset]),
         organs=ORGANS,
         slice_thickness_mm=SLICE_THICKNESS_MM,
         confidence=CONFIDENCE,
@@ -123,7 +123,7 @@ def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
         cases_picture=CASES,
         curve=CURVE,
         scan_scores=SCAN_SCORES,
-        **facts,
+        **asdict(facts),
     )
     path = output_dir / CARD
     path.write_text(card, encoding="utf-8")

@@ -4,6 +4,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from gi_segmentation.arguments import RunArguments
-from gi_segmentation.publishing.facts import RUN_FILE, write_facts
+from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, write_facts
 from gi_segmentation.publishing.figures import draw_cases, draw_learning_curve, draw_overlay
 from gi_segmentation.publishing.hub import Publication, publish_folder
 from gi_segmentation.publishing.model_card import (
@@ -23,10 +24,10 @@ from gi_segmentation.publishing.model_card import (
     SCAN_SCORES,
     SCORE_NAMES,
     SEED_SCORE,
-    scored,
+    score_titles,
     write_card,
 )
-from gi_segmentation.rules import PRESETS
+from gi_segmentation.rules import PRESETS, Preset
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.scoring.tables import describe_clinical, format_interval, tabulate_scans
@@ -50,7 +51,7 @@ def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
     return {name: {"scan": ranked[place].name, "dice": ranked[place].dice} for name, place in places.items()}
 
 
-def describe_scores(evaluation: Evaluation, preset: str) -> dict[str, Any]:
+def describe_scores(evaluation: Evaluation, preset: Preset) -> dict[str, Any]:
     """The facts of an evaluation: scores, their intervals over patients, scores in millimetres, single cases."""
     rules = PRESETS[preset]
     keys = [*SCORE_NAMES, SEED_SCORE, *([FLIP_SCORE] if "eval_flips" in evaluation.scans else [])]
@@ -70,8 +71,8 @@ def describe_scores(evaluation: Evaluation, preset: str) -> dict[str, Any]:
 
 
 def write_results(
-    trainer: SegmentationTrainer, validation: Dataset, facts: dict[str, Any], evaluation: Evaluation
-) -> dict[str, Any]:
+    trainer: SegmentationTrainer, validation: Dataset, facts: RunFacts, evaluation: Evaluation
+) -> RunResults:
     """Put the best checkpoint's files, its scores, pictures and card into the output folder.
 
     The weights are the checkpoint's own files, byte for byte. No pickle is written.
@@ -83,7 +84,7 @@ def write_results(
         evaluation: Of the best checkpoint.
 
     Returns:
-        The facts, completed.
+        The facts and the results.
     """
     output_dir = Path(trainer.args.output_dir)
     best_step = int(trainer.state.best_global_step or 0)
@@ -93,23 +94,23 @@ def write_results(
     trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.competition_preset})
     trainer.save_state()
     tabulate_scans(evaluation.scans["eval"]).to_csv(output_dir / SCAN_SCORES, index=False)
-    facts = {
-        **facts,
-        "date": datetime.now(UTC).date().isoformat(),
-        "best_step": best_step,
-        "steps": trainer.state.global_step,
-        "epochs": round(float(trainer.state.epoch or 0), 2),
-        **describe_scores(evaluation, trainer.args.competition_preset),
-    }
-    write_facts(output_dir, facts)
+    results = RunResults(
+        **asdict(facts),
+        date=datetime.now(UTC).date().isoformat(),
+        best_step=best_step,
+        steps=trainer.state.global_step,
+        epochs=round(float(trainer.state.epoch or 0), 2),
+        **describe_scores(evaluation, facts.competition_preset),
+    )
+    write_facts(output_dir, results)
     draw_overlay(trainer.model, validation, output_dir / OVERLAY)
-    draw_cases(trainer.model, validation, facts["cases"], output_dir / CASES)
+    draw_cases(trainer.model, validation, results.cases, output_dir / CASES)
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
     write_card(output_dir, trainer.args.hub_model_id or output_dir.resolve().name, trainer.args.license)
-    return facts
+    return results
 
 
-def publish_model(run_args: RunArguments, facts: dict[str, Any]) -> Publication:
+def publish_model(run_args: RunArguments, facts: RunResults) -> Publication:
     """Push the results, and nothing else of the output folder, to `--hub_model_id`.
 
     Args:
@@ -119,7 +120,7 @@ def publish_model(run_args: RunArguments, facts: dict[str, Any]) -> Publication:
     Raises:
         InputError: As `publish_folder`.
     """
-    dice, step = facts["scores"]["eval_dice"], facts["best_step"]
+    dice, step = facts.scores["eval_dice"], facts.best_step
     with tempfile.TemporaryDirectory() as scratch:
         for name in PUBLISHED:
             shutil.copyfile(Path(run_args.output_dir) / name, Path(scratch) / name)
@@ -133,14 +134,14 @@ def publish_model(run_args: RunArguments, facts: dict[str, Any]) -> Publication:
         )
 
 
-def summarize(run_args: RunArguments, facts: dict[str, Any], publication: Publication | None) -> str:
+def summarize(run_args: RunArguments, facts: RunResults, publication: Publication | None) -> str:
     """The end of a run as a few lines for a terminal."""
     output_dir = Path(run_args.output_dir)
-    lines = [f"best checkpoint: step {facts['best_step']} of {facts['steps']}, scores on unseen patients:"]
-    for key, name in scored(facts).items():
-        score, interval = facts["scores"][key], format_interval(facts["intervals"][key], ".3f")
+    lines = [f"best checkpoint: step {facts.best_step} of {facts.steps}, scores on unseen patients:"]
+    for key, name in score_titles(facts).items():
+        score, interval = facts.scores[key], format_interval(facts.intervals[key], ".3f")
         lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
-    patients = facts["splits"]["validation"]["patients"]
+    patients = facts.splits["validation"]["patients"]
     lines.append(
         f"in brackets 95 % intervals over {patients} patients" if patients > 1 else "no intervals: one patient"
     )

@@ -1,6 +1,7 @@
 """The model card: every number stands in the run's files, none may be missing, scores say how they were measured."""
 
 import copy
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import run_segmentation
-from gi_segmentation.publishing.facts import read_facts, write_facts
+from gi_segmentation.errors import InputError
+from gi_segmentation.publishing.facts import RUN_FILE, read_results
 from gi_segmentation.publishing.figures import fullest_slice
-from gi_segmentation.publishing.model_card import scored, write_card
+from gi_segmentation.publishing.model_card import score_titles, write_card
 from gi_segmentation.publishing.results import pick_cases
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS
@@ -41,7 +43,7 @@ def run_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def facts(run_dir: Path) -> dict[str, Any]:
-    return read_facts(run_dir)
+    return json.loads((run_dir / RUN_FILE).read_text())
 
 
 def leaves(facts: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -66,17 +68,17 @@ def without(facts: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 def test_a_card_with_a_fact_missing_cannot_be_rendered(facts: dict[str, Any], tmp_path: Path) -> None:
     needless = set()
     for path in leaves(facts):
-        write_facts(tmp_path, without(facts, path))
+        (tmp_path / RUN_FILE).write_text(json.dumps(without(facts, path)))
         try:
             write_card(tmp_path, "tester/model", "other").unlink()
-        except (jinja2.UndefinedError, KeyError):
+        except (InputError, jinja2.UndefinedError, KeyError):
             assert not (tmp_path / "README.md").exists()
         else:
             needless.add(path)
     counted = {path for path in leaves(facts) if path[0] == "versions" or "sizes" in path}  # shown item by item
     told = {path for path in leaves(facts) if path[0] == "arguments"}  # values among them that matter are facts too
     flips = {("scores", "eval_flips_dice")}  # there on demand
-    assert needless == counted | told | flips | {("model_type",), ("scores", "eval_loss")}
+    assert needless == counted | told | flips | {("scores", "eval_loss")}
     assert len(list(leaves(facts))) > 200
 
 
@@ -129,7 +131,7 @@ def test_the_facts_follow_from_the_scores_of_the_scans(run_dir: Path, facts: dic
 
 def test_the_hub_reads_scores_with_all_that_compares_them(run_dir: Path, facts: dict[str, Any]) -> None:
     results = ModelCard.load(run_dir / "README.md").data.eval_results
-    names = scored(facts)
+    names = score_titles(read_results(run_dir))
     assert {result.metric_name for result in results} == set(names.values())
     for key, name in names.items():
         (result,) = [result for result in results if result.metric_name == name]
