@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.rules import PRESETS
+from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, Preset
 from gi_segmentation.schema import LABELS_BY_MODE
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
@@ -198,8 +198,8 @@ class RunArguments(TrainingArguments):
             "a model trained with flips."
         },
     )
-    competition_preset: str = field(
-        default="mle_bench",
+    preset: Preset = field(
+        default=DEFAULT_PRESET,
         metadata={"help": "Whose reading of the competition's metric eval_competition_score follows: "
                           f"{' or '.join(PRESETS)}. Default: the public grader's."},
     )  # fmt: skip
@@ -237,7 +237,6 @@ class RunArguments(TrainingArguments):
                 "--resume_from_checkpoint: leave it out; the same command goes on from the last checkpoint in its "
                 "--output_dir"
             )
-        check_choice(self, "competition_preset", tuple(PRESETS))
         positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "early_stopping_patience")
         not_negative = ("learning_rate", "head_lr_multiplier", "weight_decay", "seed")
         check_at_least(self, {**dict.fromkeys(positive, 1), **dict.fromkeys(not_negative, 0)})

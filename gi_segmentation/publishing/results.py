@@ -90,7 +90,7 @@ def write_results(
     best = Path(trainer.state.best_model_checkpoint or "")
     for name in WEIGHTS:
         shutil.copyfile(best / name, output_dir / name)
-    trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.competition_preset})
+    trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
     trainer.save_state()
     tabulate_scans(evaluation.scans["eval"]).to_csv(output_dir / SCAN_SCORES, index=False)
     facts = {
@@ -99,7 +99,7 @@ def write_results(
         "best_step": best_step,
         "steps": trainer.state.global_step,
         "epochs": round(float(trainer.state.epoch or 0), 2),
-        **describe_scores(evaluation, trainer.args.competition_preset),
+        **describe_scores(evaluation, trainer.args.preset),
     }
     write_facts(output_dir, facts)
     draw_overlay(trainer.model, validation, output_dir / OVERLAY)
