@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 import yaml
@@ -15,9 +15,10 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, Preset
-from gi_segmentation.schema import LABELS_BY_MODE
+from gi_segmentation.schema import LabelMode
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
+SliceSampling: TypeAlias = Literal["all", "balanced"]
 
 # The original project's flags, for whoever comes from its command line.
 ALIASES = {
@@ -51,17 +52,6 @@ def check_at_least(arguments: Any, minima: Mapping[str, float]) -> None:
             raise ValueError(f"--{name} must be at least {minimum}, but got {value}")
 
 
-def check_choice(arguments: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Check a value that must be one of a few.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
-    value = getattr(arguments, name)
-    if value not in choices:
-        raise ValueError(f"--{name} must be {' or '.join(choices)}, but got {value}")
-
-
 @dataclass
 class ModelArguments:
     """Which model to start from."""
@@ -83,15 +73,11 @@ class ModelArguments:
         metadata={"help": "With --model_type: values of its configuration, as depths=[2,2,2,2],drop_path_rate=0 or "
                           "as a JSON object."},
     )  # fmt: skip
-    label_mode: str = field(
+    label_mode: LabelMode = field(
         default="multiclass",
         metadata={"help": "multiclass: one label per pixel by softmax, works in the stock pipeline; multilabel: each "
                           "organ on its own by sigmoid, overlaps are learnt and predicted."},
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        """Check the choice."""
-        check_choice(self, "label_mode", tuple(LABELS_BY_MODE))
 
 
 @dataclass
@@ -114,7 +100,7 @@ class DataArguments:
         default=0,
         metadata={"help": "Channels are the slices i-K, i and i+K of the scan, for this K; 0: the slice three times."},
     )
-    slice_sampling: str = field(
+    slice_sampling: SliceSampling = field(
         default="balanced",
         metadata={"help": "all: every slice once an epoch; balanced: as many draws, in which slices without any organ "
                           "and those of each organ come equally often. Default: by trial, benchmarks/README.md."},
@@ -131,7 +117,6 @@ class DataArguments:
         """Check the numbers."""
         minima = {"image_size": MIN_IMAGE_SIZE, "slice_context": 0, "max_train_samples": 1, "max_eval_samples": 1}
         check_at_least(self, minima)
-        check_choice(self, "slice_sampling", ("all", "balanced"))
 
 
 @dataclass

@@ -134,6 +134,8 @@ def test_an_unreadable_recipe_is_named(kind: str, tmp_path: Path) -> None:
         ("--train_batch_size 1.5", "invalid int value: '1.5'"),
         ("--augmentation perhaps", "Truthy value expected"),
         ("--optimizer SGD", "invalid choice: 'SGD'"),
+        ("--label_mode both", "invalid choice: 'both' (choose from 'multiclass', 'multilabel')"),
+        ("--slice_sampling some", "invalid choice: 'some' (choose from 'all', 'balanced')"),
         ("--preset mine", "--preset: invalid choice: 'mine' (choose from 'mle_bench', 'first_place')"),
         ("--lr_scheduler_kwargs {bad", "expected JSON, got '{bad'"),
         ("--accelerator_config nowhere.json", "nowhere.json"),
