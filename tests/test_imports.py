@@ -40,6 +40,7 @@ LIGHT_HELP = {
     "-m gi_segmentation.score": {"datasets", "pandas", "torch", "transformers", "scipy", "numpy"},
     "-m gi_segmentation.predict": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},
+    "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
 }
 
 
