@@ -1,29 +1,32 @@
-"""Fine-tune a semantic segmentation model on `gi_tract`, score it, write its card, publish it.
+"""Fine-tune a semantic segmentation model on `gi_tract`, score it, write its model card and publish it.
 
 accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ...]
 """
 
-from transformers import set_seed
-
 from gi_segmentation.arguments import parse_arguments
-from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import exit_on_input_error
-from gi_segmentation.models.loading import load_model
-from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
-from gi_segmentation.publishing.results import publish_model, summarize, write_results
-from gi_segmentation.training.trainer import build_trainer, train
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the pipeline from dataset to published checkpoint.
 
     Args:
-        argv: Command-line words without the program's name; None takes the process's own.
+        argv: Command-line words without the program's name; None: those of this process.
 
     Raises:
         InputError: If an argument, the dataset or the model cannot be used.
     """
     model_args, data_args, run_args = parse_arguments(argv)
+    # The stages are imported after the arguments are read. Their packages take seconds to load, and `--help` or a
+    # mistake in a flag needs none of them.
+    from transformers import set_seed
+
+    from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
+    from gi_segmentation.models.loading import load_model
+    from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
+    from gi_segmentation.publishing.results import publish_model, summarize, write_results
+    from gi_segmentation.training.trainer import build_trainer, train
+
     set_seed(run_args.seed)
     slices = load_slices(data_args)
     samples = select_samples(slices, data_args, run_args.seed)
@@ -38,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         publication = publish_model(run_args, results) if run_args.push_to_hub else None
         print(summarize(run_args, results, publication))
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # several processes that just end would now and then abort
+    trainer.accelerator.end_training()  # without it, several processes sometimes abort at their end
 
 
 if __name__ == "__main__":

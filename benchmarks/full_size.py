@@ -99,8 +99,10 @@ def measure(recipe: str, dataset_dir: Path, scratch: Path) -> Measured:
 
 def main() -> None:
     """Train two steps of each recipe and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipes", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--recipes", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES), help="recipes to train"
+    )
     recipes = parser.parse_args().recipes
     print(f"| recipe | weights, millions | seconds a step of {BATCH} slices | peak memory, GB |\n|---|---|---|---|")
     for recipe in recipes:

@@ -30,7 +30,7 @@ def holds(dice: np.ndarray, seed: int) -> tuple[bool, bool]:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000, help="draws of so many patients each")
+    parser.add_argument("--trials", type=int, default=1000, help="number of draws for each number of patients")
     arguments = parser.parse_args()
     print("| patients | ours | plain percentiles |\n|---|---|---|")
     rng = np.random.default_rng(0)

@@ -29,6 +29,7 @@ from benchmarks.training import (
     run_apart,
     write_phantom_dataset,
 )
+from dataset_builder.difficulty import DIFFICULTIES
 from gi_segmentation.arguments import DataArguments, ModelArguments, parse_arguments
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import InputError, exit_on_input_error
@@ -204,15 +205,23 @@ def format_table(trained_by: dict[str, list[Trained]]) -> str:
 def main() -> None:
     """Train under each split and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--dataset_name", help="folder of a built dataset, or a Hub id; None makes one of the phantom")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of splits, weights and order")
-    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of each training")
-    parser.add_argument("--share", type=float, default=0.25, help="of the patients to hold out, and to validate on")
-    parser.add_argument("--patients", type=int, default=16, help="of the phantom")
-    parser.add_argument("--days", type=int, default=3, help="scans of each patient of the phantom")
-    parser.add_argument("--slices", type=int, default=24, help="slices of each scan of the phantom")
-    parser.add_argument("--difficulty", choices=("easy", "hard"), default="hard", help="of the phantom")
-    parser.add_argument("flags", nargs="*", help="after --: run_segmentation.py's flags for all, as --image_size 288")
+    parser.add_argument(
+        "--dataset_name", help="folder of a built dataset, or a Hub id; None: make one from the phantom"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of splits, weights and order")
+    parser.add_argument("--steps", type=int, default=800, help="number of optimizer steps of each training")
+    parser.add_argument(
+        "--share", type=float, default=0.25, help="share of the patients to hold out, and share to validate on"
+    )
+    parser.add_argument("--patients", type=int, default=16, help="number of patients in the phantom")
+    parser.add_argument("--days", type=int, default=3, help="number of scans of each patient in the phantom")
+    parser.add_argument("--slices", type=int, default=24, help="number of slices of each scan in the phantom")
+    parser.add_argument("--difficulty", choices=tuple(DIFFICULTIES), default="hard", help="difficulty of the phantom")
+    parser.add_argument(
+        "flags",
+        nargs="*",
+        help="after --: flags of run_segmentation.py for all trainings, for example --image_size 288",
+    )
     add_job_flag(parser)
     arguments = parser.parse_args()
     if arguments.job:

@@ -240,14 +240,18 @@ def main() -> None:
     """Train every recipe and print a table of each model."""
     on_gpu = torch.cuda.is_available() and find_real_slices() is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="what to compare")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, order and augmentation")
-    parser.add_argument("--minutes", type=float, default=2.0, help="time to train, each")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes to compare")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of weights, order and augmentation"
+    )
+    parser.add_argument("--minutes", type=float, default=2.0, help="minutes of each training")
     models = ["segformer-b0", "upernet-convnext-small"] if on_gpu else ["small-segformer"]
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=models, help="from random weights")
-    real_help = "real slices at full size, or the phantom"
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=models, help="models to train from random weights"
+    )
+    real_help = "take real slices at full size; otherwise the phantom"
     parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=on_gpu, help=real_help)
-    parser.add_argument("--dataset_name", type=Path, help="a dataset folder to take instead of making one")
+    parser.add_argument("--dataset_name", type=Path, help="folder of a dataset to use; None: make one")
     add_job_flag(parser)
     arguments = parser.parse_args()
     if arguments.job:

@@ -91,8 +91,14 @@ def time_all(score: Callable[[Scan], Any], scans: list[Scan], num_proc: int) -> 
 def main() -> None:
     """Score with both and print a table for each number of processes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scans", type=int, default=6, help="of 144 slices of 266 x 266 (default: %(default)s)")
-    parser.add_argument("--num_proc", type=int, nargs="+", default=[1], help="processes, one table each")
+    parser.add_argument("--scans", type=int, default=6, help="number of scans to draw (default: %(default)s)")
+    parser.add_argument(
+        "--num_proc",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="numbers of processes; each gets a table (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # MONAI's, on deprecated names
     scans = [draw_scan(seed) for seed in range(arguments.scans)]

@@ -119,10 +119,14 @@ def main() -> None:
     """Train the recipes and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
-    parser.add_argument("--recipes", nargs="+", choices=ORIGINAL_DICE, default=list(ORIGINAL_DICE), help="which ones")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/table"), help="where runs and table go")
-    parser.add_argument("--config_file", type=Path, help="accelerate's; None: its default")
-    parser.add_argument("flags", nargs="*", help="after --: flags for every run, as --num_train_epochs 2")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=ORIGINAL_DICE, default=list(ORIGINAL_DICE), help="recipes to train"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/table"), help="folder for the runs and the table"
+    )
+    parser.add_argument("--config_file", type=Path, help="configuration file of accelerate; None: its default")
+    parser.add_argument("flags", nargs="*", help="after --: flags for every run, for example --num_train_epochs 2")
     arguments = parser.parse_args()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}

@@ -4,15 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from dataset_builder.build import build, push_dataset
-from dataset_builder.gi_tract import GiTractConfig
-from dataset_builder.phantom import DIFFICULTIES, write_phantom
-from dataset_builder.verify import verify
+from dataset_builder.difficulty import DIFFICULTIES
 from gi_segmentation.errors import InputError, exit_on_input_error
+
+# Each run_* function imports what it needs. pandas, datasets and OpenCV load slowly, and `--help` or a mistake in a
+# flag needs none of them.
 
 
 def run_phantom(arguments: argparse.Namespace) -> int:
     """Write a synthetic Kaggle folder."""
+    from dataset_builder.phantom import write_phantom
+
     try:
         summary = write_phantom(
             arguments.output_dir,
@@ -30,11 +32,14 @@ def run_phantom(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Print every problem of a Kaggle folder, one a line."""
+    """Print every problem of a Kaggle folder, one on each line."""
+    from dataset_builder.verify import verify
+
     inspection = verify(arguments.kaggle_dir, arguments.num_proc)
     counts = inspection.counts
     for problem in inspection.problems:
         print(problem)
+    # The summary goes to stderr, so that stdout holds the problems alone.
     print(
         f"{len(inspection.problems)} problems in {counts['scans']} scans, {counts['slices']} slices "
         f"({counts['empty']} empty, {counts['overlapping']} with overlapping organs)",
@@ -44,7 +49,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Build the dataset folder and, if asked, publish it."""
+    """Build the dataset folder, and publish it if the command line says so."""
+    from dataset_builder.build import build, push_dataset
+    from dataset_builder.gi_tract import GiTractConfig
+
     config = GiTractConfig(
         num_folds=arguments.num_folds,
         fold=arguments.fold,
@@ -54,7 +62,9 @@ def run_build(arguments: argparse.Namespace) -> int:
     try:
         report = build(arguments.kaggle_dir, arguments.output_dir, config, arguments.num_proc)
     except OSError as error:
-        raise InputError(f"--output_dir {arguments.output_dir}: {error}; free space or name another folder") from error
+        raise InputError(
+            f"--output_dir {arguments.output_dir}: {error}; free some space or choose another folder"
+        ) from error
     print(report.summary())
     if arguments.push_to_hub:
         publication = push_dataset(report, arguments.push_to_hub)
@@ -70,15 +80,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     phantom = commands.add_parser("phantom", help="write a synthetic Kaggle folder", formatter_class=formatter)
     phantom.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder")
-    phantom.add_argument("--num_cases", type=int, default=6, help="patients")
-    phantom.add_argument("--days_per_case", type=int, default=2, help="scans of each patient")
-    phantom.add_argument("--slices_per_scan", type=int, help="slices of each scan; None: 144 or 80, as in the data")
-    phantom.add_argument("--seed", type=int, default=0, help="another seed gives other patients")
+    phantom.add_argument("--num_cases", type=int, default=6, help="number of patients")
+    phantom.add_argument("--days_per_case", type=int, default=2, help="number of scans of each patient")
+    phantom.add_argument(
+        "--slices_per_scan", type=int, help="number of slices of each scan; None: 144 or 80, as in the real data"
+    )
+    phantom.add_argument("--seed", type=int, default=0, help="each seed gives other patients")
     phantom.add_argument(
         "--difficulty",
         choices=tuple(DIFFICULTIES),
         default="easy",
-        help="easy: brightness tells the organs apart; hard: as on real scans, place and shape do",
+        help="easy: the organs differ in brightness; hard: they differ only in place and shape, as on real scans",
     )
     phantom.set_defaults(run=run_phantom)
 
@@ -86,29 +98,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     check.set_defaults(run=run_verify)
 
     make = commands.add_parser("build", help="build the dataset from a Kaggle folder", formatter_class=formatter)
-    make.add_argument("--output_dir", type=Path, default=Path("gi_tract"), help="where the dataset goes")
-    make.add_argument("--num_folds", type=int, default=5, help="into how many folds the patients are dealt")
+    make.add_argument("--output_dir", type=Path, default=Path("gi_tract"), help="folder for the dataset")
+    make.add_argument("--num_folds", type=int, default=5, help="number of folds that the patients are split into")
     make.add_argument("--fold", type=int, default=0, help="the fold that becomes the validation split")
-    make.add_argument("--seed", type=int, default=0, help="seed of the deal")
+    make.add_argument("--seed", type=int, default=0, help="seed of the split into folds")
     make.add_argument(
-        "--include_faulty_scans", action="store_true", help="keep the scans that the competition's hosts call faulty"
+        "--include_faulty_scans",
+        action="store_true",
+        help="keep the scans that the hosts of the competition call faulty",
     )
     make.add_argument(
         "--push_to_hub",
         metavar="NAMESPACE/gi_tract",
-        help="publish there too, privately: the data is not ours to share",
+        help="also publish the dataset on the Hub. The repository is private, because the licence does not allow us "
+        "to share the data",
     )
     make.set_defaults(run=run_build)
 
     for command in (check, make):
         command.add_argument("--kaggle_dir", type=Path, required=True, help="the unpacked Kaggle download")
     for command in (phantom, check, make):
-        command.add_argument("--num_proc", type=int, help="processes; None: one per core")
+        command.add_argument("--num_proc", type=int, help="number of processes; None: one per core")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one of the commands."""
+    """Run one of the commands and return the exit status."""
     arguments = parse_arguments(argv)
     with exit_on_input_error():
         return int(arguments.run(arguments))

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from tqdm.auto import tqdm
 
+from dataset_builder.difficulty import DIFFICULTIES, Difficulty
 from gi_segmentation.data.kaggle import FAULTY_SCANS
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, scan_name, slice_name
@@ -37,26 +38,6 @@ SUBPIXEL_BITS = 4
 # Intensities relative to subcutaneous fat, each with the strength of its texture.
 FAT, VISCERAL_FAT, MUSCLE, AIR = (1.0, 0.05), (0.50, 0.10), (0.24, 0.25), (0.02, 0.0)
 ORGAN_LEVEL = 0.37  # of all three in the hard phantom
-
-
-@dataclass(frozen=True)
-class _Difficulty:
-    """What a difficulty changes; the defaults are those of the easy phantom, where brightness tells organs apart."""
-
-    spread: float = 1.0  # how much patients and days differ, of how much they do in the easy phantom
-    bend_mm: float = 2.8
-    bias: float = 0.12  # strength of the bias field, in the logarithm
-    noise: float = 1.0  # as a factor
-    hot_scans: float = 0.0  # share of the scans with an arm beside the body that outshines it
-    ghost: float = 0.0  # strongest copy of the slice that breathing leaves along y, as a share of the signal
-    breath_mm: float = 0.0  # how far slices lie off their neighbours, standard deviation; a third of it blurs them
-
-
-# Set beside real slices, by eye, by the contrast of the organs and by the maximum over the body's median.
-DIFFICULTIES = {
-    "easy": _Difficulty(),
-    "hard": _Difficulty(spread=1.5, bend_mm=4.0, bias=0.3, noise=1.5, hot_scans=0.5, ghost=0.12, breath_mm=2.5),
-}
 
 
 class Rngs(NamedTuple):
@@ -226,7 +207,7 @@ def _write_scans(
         return list(progress(pool.map(write, scans)))
 
 
-def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: _Difficulty) -> tuple[list[str], list[int]]:
+def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: Difficulty) -> tuple[list[str], list[int]]:
     """Write the slices of a scan.
 
     Returns:
@@ -262,7 +243,7 @@ def _vary(rngs: Rngs, values: float | list[float] | Array, spread: float | list[
     return usual + reach * np.asarray(spread) * (patient.uniform(-1, 1, shape) + DAY_SHARE * day.uniform(-1, 1, shape))
 
 
-def _draw_anatomy(rngs: Rngs, difficulty: _Difficulty) -> _Anatomy:
+def _draw_anatomy(rngs: Rngs, difficulty: Difficulty) -> _Anatomy:
     torso_mm = _vary(rngs, [112, 148], [9, 11])
     rim_mm = _vary(rngs, [15, 14], 4)
     cavity_mm = torso_mm - rim_mm - 7
@@ -285,7 +266,7 @@ def _draw_anatomy(rngs: Rngs, difficulty: _Difficulty) -> _Anatomy:
     return anatomy if difficulty == DIFFICULTIES["easy"] else _make_hard(rngs, anatomy, difficulty)
 
 
-def _make_hard(rngs: Rngs, anatomy: _Anatomy, difficulty: _Difficulty) -> _Anatomy:
+def _make_hard(rngs: Rngs, anatomy: _Anatomy, difficulty: Difficulty) -> _Anatomy:
     """Make the organs alike, and draw what spoils the scan."""
     level = float(_vary(rngs, ORGAN_LEVEL, 0.03))
     anatomy = replace(
@@ -404,7 +385,7 @@ def _stomach(rngs: Rngs, place: Array) -> _Tube:
 class _Painter:
     """Paints the slices of one scan, top to bottom."""
 
-    def __init__(self, scan: _Scan, anatomy: _Anatomy, rngs: Rngs, difficulty: _Difficulty) -> None:
+    def __init__(self, scan: _Scan, anatomy: _Anatomy, rngs: Rngs, difficulty: Difficulty) -> None:
         patient, self.rng, _ = rngs
         self.anatomy = anatomy
         self.difficulty = difficulty

@@ -1,4 +1,4 @@
-"""What a run can be told: by flags, by a recipe file, or by the original project's flags."""
+"""The arguments of a training run: flags, recipe files, and the flags of the original project."""
 
 import argparse
 import difflib
@@ -6,20 +6,22 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.rules import PRESETS
-from gi_segmentation.schema import LABELS_BY_MODE
+from gi_segmentation.rules import DEFAULT_PRESET, Preset
+from gi_segmentation.schema import LabelMode
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
+SliceSampling: TypeAlias = Literal["all", "balanced"]
 
-# The original project's flags, for whoever comes from its command line.
+# The original project's flags, for users who come from its command line.
 ALIASES = {
     "--base_model": "--model_name_or_path",
     "--train_batch_size": "--per_device_train_batch_size",
@@ -28,216 +30,257 @@ ALIASES = {
     "--epochs": "--num_train_epochs",
     "--lr": "--learning_rate",
 }
-# Its values that go by another name here: AdamW with amsgrad, and one drop of the learning rate half-way.
+# The original project's values that have another name here. Its AdamW uses amsgrad. Its MultiStepLR lowers the
+# learning rate once, after half of the training.
 VALUE_ALIASES = {
     ("--optimizer", "AdamW"): ["--optim", "adamw_torch", "--optim_args", "amsgrad=True"],
     ("--scheduler_name", "MultiStepLR"): ["--lr_scheduler_type", "constant", "--lr_drop_at", "0.5"],
 }
 
+# The sections of `--help` in their order, each with its description.
+SECTIONS = {
+    "General": None,
+    "Model": "The model that the training starts from.",
+    "Data": "The slices, and how they are prepared.",
+    "Training": "The flags of this pipeline, and the flags of TrainingArguments that have another default here.",
+    "Scoring": None,
+    "Publishing": "The model card, and the upload of the best checkpoint.",
+    "TrainingArguments": "All other flags of transformers.TrainingArguments. Help texts and defaults are those of "
+    "transformers.",
+    "Fixed": None,  # argparse leaves out a section whose flags are all hidden
+}
+# Metadata of the fields below. HfArgumentParser hands a field's metadata to `add_argument`, see `RunParser`.
+MODEL, DATA, TRAINING, SCORING, PUBLISHING = (
+    {"group": title} for title in ("Model", "Data", "Training", "Scoring", "Publishing")
+)
+# For a flag of TrainingArguments that must keep its default in this pipeline. Help does not show it, and
+# `RunArguments.__post_init__` refuses any other value.
+FIXED = {"group": "Fixed", "help": argparse.SUPPRESS}
+
 
 def check_at_least(arguments: Any, minima: Mapping[str, float]) -> None:
-    """Check numbers that may not be smaller than something.
+    """Check numbers that have a least allowed value.
 
     Args:
         arguments: An object with the values as attributes; None is always allowed.
         minima: The least allowed value by name.
 
     Raises:
-        ValueError: If one is smaller.
+        ValueError: If a number is smaller.
     """
     for name, minimum in minima.items():
         value = getattr(arguments, name)
+        # `not >=` and not `<`, because every comparison with NaN is false.
         if value is not None and not value >= minimum:
             raise ValueError(f"--{name} must be at least {minimum}, but got {value}")
 
 
-def check_choice(arguments: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Check a value that must be one of a few.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
-    value = getattr(arguments, name)
-    if value not in choices:
-        raise ValueError(f"--{name} must be {' or '.join(choices)}, but got {value}")
-
-
 @dataclass
 class ModelArguments:
-    """Which model to start from."""
+    """The model that the training starts from."""
 
     model_name_or_path: str = field(
         default="nvidia/segformer-b0-finetuned-ade-512-512",
-        metadata={"help": "Folder or Hub id of a semantic segmentation model to fine-tune. Default: the smallest of "
-                          "the original project's table."},
+        metadata=MODEL | {"help": "Folder or Hub id of the semantic segmentation model to fine-tune. The default is "
+                                  "the smallest model in the original project's table."},
     )  # fmt: skip
     model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the model on the Hub; None: its main branch."}
+        default=None,
+        metadata=MODEL | {"help": "Branch, tag or commit of the model on the Hub; None: its main branch."},
     )
     model_type: str | None = field(
         default=None,
-        metadata={"help": "Start from random weights of this family instead: segformer, upernet, dpt, beit, ..."},
-    )
+        metadata=MODEL | {"help": "Train a new model of this family from random weights, in place of "
+                                  "--model_name_or_path. Examples: segformer, upernet, dpt, beit."},
+    )  # fmt: skip
     config_overrides: str | None = field(
         default=None,
-        metadata={"help": "With --model_type: values of its configuration, as depths=[2,2,2,2],drop_path_rate=0 or "
-                          "as a JSON object."},
+        metadata=MODEL | {"help": "Values for the configuration of a new model (--model_type). Write them as "
+                                  "depths=[2,2,2,2],drop_path_rate=0 or as a JSON object."},
     )  # fmt: skip
-    label_mode: str = field(
+    label_mode: LabelMode = field(
         default="multiclass",
-        metadata={"help": "multiclass: one label per pixel by softmax, works in the stock pipeline; multilabel: each "
-                          "organ on its own by sigmoid, overlaps are learnt and predicted."},
+        metadata=MODEL | {"help": "multiclass: each pixel has one label (softmax), and the model works in the stock "
+                                  "pipeline of transformers. multilabel: each organ has its own channel (sigmoid), so "
+                                  "that the model learns and predicts overlaps."},
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        """Check the choice."""
-        check_choice(self, "label_mode", tuple(LABELS_BY_MODE))
 
 
 @dataclass
 class DataArguments:
-    """Which slices to train on."""
+    """The slices to train on, and how they are prepared."""
 
     dataset_name: str = field(
-        default="gi_tract", metadata={"help": "Folder that `python -m dataset_builder build` wrote, or a Hub id."}
+        default="gi_tract",
+        metadata=DATA | {"help": "Folder that `python -m dataset_builder build` wrote, or a Hub id."},
     )
     dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub; None: its main branch."}
+        default=None,
+        metadata=DATA | {"help": "Branch, tag or commit of the dataset on the Hub; None: its main branch."},
     )
     dataset_title: str = field(
-        default="UW-Madison GI Tract", metadata={"help": "What the model card calls the data; for data of your own."}
+        default="UW-Madison GI Tract",
+        metadata=PUBLISHING | {"help": "Name of the dataset on the model card. Set it if you train on your own data."},
     )
     image_size: int = field(
-        default=288, metadata={"help": "Height and width of the model's input. Default: the original project's."}
-    )
+        default=288,
+        metadata=DATA | {"help": "Height and width of the model's input in pixels. The default is the original "
+                                 "project's size."},
+    )  # fmt: skip
     slice_context: int = field(
         default=0,
-        metadata={"help": "Channels are the slices i-K, i and i+K of the scan, for this K; 0: the slice three times."},
-    )
-    slice_sampling: str = field(
-        default="balanced",
-        metadata={"help": "all: every slice once an epoch; balanced: as many draws, in which slices without any organ "
-                          "and those of each organ come equally often. Default: by trial, benchmarks/README.md."},
+        metadata=DATA | {"help": "With a value K, the three channels are the slices i-K, i and i+K of the scan. With "
+                                 "0, all three channels are the slice itself."},
     )  # fmt: skip
-    augmentation: bool = field(default=True, metadata={"help": "Whether to augment the training slices."})
+    slice_sampling: SliceSampling = field(
+        default="balanced",
+        metadata=DATA | {"help": "all: an epoch contains every slice once. balanced: an epoch has the same number of "
+                                 "slices, drawn at random; slices without organs and slices with each organ are drawn "
+                                 "equally often. benchmarks/README.md explains the default."},
+    )  # fmt: skip
+    augmentation: bool = field(default=True, metadata=DATA | {"help": "Change the training slices at random."})
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on this many slices, drawn at random; for trials."}
+        default=None,
+        metadata=DATA | {"help": "Train on this number of slices, drawn at random; None: on all. For quick tests."},
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first slices only, this many; for trials."}
+        default=None,
+        metadata=DATA | {"help": "Evaluate on this number of slices, the first ones; None: on all. For quick tests."},
     )
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         minima = {"image_size": MIN_IMAGE_SIZE, "slice_context": 0, "max_train_samples": 1, "max_eval_samples": 1}
         check_at_least(self, minima)
-        check_choice(self, "slice_sampling", ("all", "balanced"))
 
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """How to train: `TrainingArguments` with this task's defaults, and a few of our own.
+    """`TrainingArguments` with the defaults of this task, and the pipeline's own training flags.
 
-    Batch size, learning rate, weight decay and epochs are the original project's (see README); what differs was found
-    by trial (benchmarks/README.md). The best checkpoint is kept by `eval_dice`.
+    Batch size, learning rate, weight decay and the number of epochs are the original project's (see README). Trials
+    led to the other defaults (see benchmarks/README.md). The best checkpoint is the one with the highest `eval_dice`.
     """
 
-    output_dir: str = field(default="runs/gi_tract", metadata={"help": "Where checkpoints and results go."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch size per device for training."})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Batch size per device for evaluation."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "The highest learning rate, of the encoder."})
+    output_dir: str = field(
+        default="runs/gi_tract", metadata=TRAINING | {"help": "Folder for checkpoints and results."}
+    )
+    per_device_train_batch_size: int = field(
+        default=32, metadata=TRAINING | {"help": "Number of slices in a training batch, per device."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=32, metadata=TRAINING | {"help": "Number of slices in an evaluation batch, per device."}
+    )
+    learning_rate: float = field(
+        default=2e-4, metadata=TRAINING | {"help": "Highest learning rate of the encoder during the training."}
+    )
     warmup_steps: float = field(
         default=0.05,
-        metadata={"help": "Steps in which the learning rate rises to its highest; below 1 a share of all. Default: as "
-                          "the recipes."},
+        metadata=TRAINING | {"help": "Number of steps in which the learning rate rises to its highest value. A value "
+                                     "below 1 is a share of all steps."},
     )  # fmt: skip
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of the optimizer."})
-    num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs to train, if --max_steps is not given."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch or steps."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: as --eval_strategy."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept: the best and the last."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
-    metric_for_best_model: str | None = field(default="eval_dice", metadata={"help": "The score of the best."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a greater score is better."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    weight_decay: float = field(default=1e-4, metadata=TRAINING | {"help": "Weight decay of the optimizer."})
+    num_train_epochs: float = field(
+        default=6.0, metadata=TRAINING | {"help": "Number of epochs. --max_steps replaces it if it is given."}
+    )
+    eval_strategy: str = field(
+        default="epoch", metadata=TRAINING | {"help": "When to evaluate: `epoch`, or `steps` with --eval_steps."}
+    )
+    save_strategy: str = field(
+        default="epoch",
+        metadata=TRAINING | {"help": "When to save a checkpoint. It must be the same as --eval_strategy."},
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata=TRAINING | {"help": "Number of checkpoints to keep. With 2: the best and the last one."}
+    )
+    logging_steps: float = field(
+        default=10,
+        metadata=TRAINING
+        | {"help": "Number of steps between two log lines. A value below 1 is a share of all steps."},
+    )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser expects None first
-        default_factory=lambda: ["tensorboard"], metadata={"help": "Where to log: tensorboard, wandb, none, ..."}
+        default_factory=lambda: ["tensorboard"],
+        metadata=TRAINING | {"help": "Where to send the log: tensorboard, wandb, ...; `none` turns it off."},
     )
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load slices, per device."})
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Keep True: early stopping counts on where an interrupted run stopped."}
+    dataloader_num_workers: int = field(
+        default=2, metadata=TRAINING | {"help": "Number of processes that load slices, per device."}
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Keep False: a loss that is not finite ends the run."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the transform needs them all."})
-    batch_eval_metrics: bool = field(default=True, metadata={"help": "Keep True: scores are counted batch by batch."})
-    hub_strategy: str = field(default="end", metadata={"help": "Only `end`: the best checkpoint is pushed, once."})
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after this many evaluations without a better score; None: never."}
+        default=None,
+        metadata=TRAINING | {"help": "Stop after this number of evaluations without a better score; None: never."},
     )
     lr_drop_at: float | None = field(
         default=None,
-        metadata={"help": "Multiply the learning rate by 0.1 after this share of the training, 0 to 1; None: never."},
-    )
+        metadata=TRAINING | {"help": "Multiply the learning rate by 0.1 after this share of the training, a number "
+                                     "between 0 and 1; None: never. It needs --lr_scheduler_type constant."},
+    )  # fmt: skip
     head_lr_multiplier: float = field(
         default=10.0,
-        metadata={"help": "Learning rate of everything behind the encoder, as a multiple of --learning_rate. Default: "
-                          "SegFormer's (arXiv 2105.15203); by trial, benchmarks/README.md."},
+        metadata=TRAINING | {"help": "Factor on --learning_rate for all layers after the encoder. The default is "
+                                     "SegFormer's (arXiv 2105.15203); benchmarks/README.md explains it."},
     )  # fmt: skip
     ema_decay: float = field(
         default=0.999,
-        metadata={"help": "Score, keep and publish an exponential moving average of the weights, of this decay a step "
-                          "(less at the beginning); 0: the weights themselves. Default: as the competition's "
-                          "winners; benchmarks/README.md."},
+        metadata=TRAINING | {"help": "Decay per step of the exponential moving average of the weights. The averaged "
+                                     "weights are evaluated, saved and published. The decay is smaller at the "
+                                     "beginning of the training. With 0, the weights are not averaged. "
+                                     "benchmarks/README.md explains the default."},
     )  # fmt: skip
     test_time_flips: bool = field(
         default=False,
-        metadata={
-            "help": "At the end, score the best checkpoint also with its logits averaged over flipped slices; for "
-            "a model trained with flips."
-        },
-    )
-    competition_preset: str = field(
-        default="mle_bench",
-        metadata={"help": "Whose reading of the competition's metric eval_competition_score follows: "
-                          f"{' or '.join(PRESETS)}. Default: the public grader's."},
+        metadata=SCORING | {"help": "At the end, score the best checkpoint a second time, with its logits averaged "
+                                    "over flipped slices. This is for a model that was trained with flips."},
     )  # fmt: skip
-    license: str = field(
-        default="other", metadata={"help": "Licence on the model card. `other`: non-commercial, as the data's rules."}
+    preset: Preset = field(
+        default=DEFAULT_PRESET,
+        metadata=SCORING | {"help": "How to read the competition's metric for eval_competition_score. mle_bench: as "
+                                    "the public grader does. first_place: as the winner's validation code does."},
+    )  # fmt: skip
+    push_to_hub: bool = field(
+        default=False,
+        metadata=PUBLISHING | {"help": "At the end, upload the best checkpoint to the Hub. It needs --hub_model_id."},
     )
+    hub_model_id: str | None = field(
+        default=None, metadata=PUBLISHING | {"help": "Name of the model on the Hub: NAMESPACE/NAME."}
+    )
+    license: str = field(
+        default="other",
+        metadata=PUBLISHING | {"help": "Licence on the model card. `other` means non-commercial use, as the rules of "
+                                       "the data demand."},
+    )  # fmt: skip
+
+    load_best_model_at_end: bool = field(default=True, metadata=FIXED)
+    metric_for_best_model: str | None = field(default="eval_dice", metadata=FIXED)
+    greater_is_better: bool | None = field(default=True, metadata=FIXED)
+    remove_unused_columns: bool = field(default=False, metadata=FIXED)  # the transform needs all columns
+    batch_eval_metrics: bool = field(default=True, metadata=FIXED)  # scores are computed batch by batch
+    hub_strategy: str = field(default="end", metadata=FIXED)  # only the best checkpoint is uploaded, once
+    save_only_model: bool = field(default=False, metadata=FIXED)  # resuming needs the optimizer too
+    # Early stopping continues to count where an interrupted run stopped.
+    restore_callback_states_from_checkpoint: bool = field(default=True, metadata=FIXED)
+    prediction_loss_only: bool = field(default=False, metadata=FIXED)
+    logging_nan_inf_filter: bool = field(default=False, metadata=FIXED)  # a loss that is not finite ends the run
+    dataloader_drop_last: bool = field(default=False, metadata=FIXED)  # True would drop validation slices too
+    label_smoothing_factor: float = field(default=0.0, metadata=FIXED)
+    do_predict: bool = field(default=False, metadata=FIXED)
+    resume_from_checkpoint: str | None = field(default=None, metadata=FIXED)  # resuming needs no flag
 
     def __post_init__(self) -> None:
         """Check what `TrainingArguments` cannot know."""
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if several and not torch.cuda.is_available():
-            self.use_cpu = True  # else accelerate would not make a group of the processes
+            self.use_cpu = True  # otherwise accelerate would not form a group of the processes
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
-        fixed = {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_dice",
-            "greater_is_better": True,
-            "remove_unused_columns": False,
-            "batch_eval_metrics": True,
-            "hub_strategy": "end",
-            "save_only_model": False,
-            "restore_callback_states_from_checkpoint": True,
-            "prediction_loss_only": False,
-            "logging_nan_inf_filter": False,
-            "dataloader_drop_last": False,  # it would leave out validation slices too
-            "label_smoothing_factor": 0.0,
-            "do_predict": False,
-        }
-        for name, value in fixed.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"--{name} must be {value} in this pipeline, but got {getattr(self, name)}")
         if self.resume_from_checkpoint is not None:
             raise ValueError(
                 "--resume_from_checkpoint: leave it out; the same command goes on from the last checkpoint in its "
                 "--output_dir"
             )
-        check_choice(self, "competition_preset", tuple(PRESETS))
+        for item in fields(self):
+            if item.metadata.get("group") == FIXED["group"] and getattr(self, item.name) != item.default:
+                value = getattr(self, item.name)
+                raise ValueError(f"--{item.name} must be {item.default} in this pipeline, but got {value}")
         positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "early_stopping_patience")
         not_negative = ("learning_rate", "head_lr_multiplier", "weight_decay", "seed")
         check_at_least(self, {**dict.fromkeys(positive, 1), **dict.fromkeys(not_negative, 0)})
@@ -254,33 +297,82 @@ class RunArguments(TrainingArguments):
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Steps of warm-up; at least one is left for what follows, which some schedules divide by."""
+        """Return the number of warm-up steps.
+
+        At least one step remains after the warm-up, because some schedules divide by the number of these steps.
+        """
         return min(super().get_warmup_steps(num_training_steps), num_training_steps - 1)
 
 
 class RunParser(HfArgumentParser):
-    """A parser that raises `InputError` where argparse would print a page of usage."""
+    """The parser of `run_segmentation.py`: help in sections, and mistakes as `InputError`."""
 
     def __init__(self) -> None:
         super().__init__(
             (ModelArguments, DataArguments, RunArguments),  # type: ignore[arg-type]
             prog="run_segmentation.py",
-            description="Fine-tune a semantic segmentation model on gi_tract, score it, write its card, publish it.",
+            usage="accelerate launch run_segmentation.py [--config FILE.yaml] [--flag value ...]",
+            description="Fine-tune a semantic segmentation model on gi_tract, score it, write its model card and "
+            "publish it. Each flag that is True by default can be turned off: `--no_augmentation` means "
+            "`--augmentation false`. The names of flags may contain dashes in place of underscores.",
+            epilog="The flags of the original project work too: "
+            + ", ".join(f"{alias} means {flag}" for alias, flag in ALIASES.items())
+            + ". Its values `--optimizer AdamW` and `--scheduler_name MultiStepLR` work as well.",
+            add_help=False,  # it is added below, because every flag needs a section
             allow_abbrev=False,
         )
+        self.add_argument("-h", "--help", action="help", group="General", help="Show this help and exit.")
         self.add_argument(
-            "--config", metavar="FILE.yaml", help="A recipe: its keys are flags without dashes; flags given here win."
+            "--config",
+            metavar="FILE.yaml",
+            group="General",
+            help="A recipe, for example recipes/segformer-b0.yaml. Its keys are flags without the leading dashes. "
+            "Flags on the command line win over the recipe.",
         )
 
+    @cached_property
+    def sections(self) -> dict[str, Any]:
+        """The argument groups by title. All are made at once, because help shows them in the order of creation."""
+        return {title: self.add_argument_group(title, description) for title, description in SECTIONS.items()}
+
+    def add_argument(self, *names: str, group: str = "TrainingArguments", **settings: Any) -> argparse.Action:
+        """Add a flag to its section.
+
+        `HfArgumentParser` calls this method for each field of the dataclasses and passes the field's metadata as
+        keywords. So `group` comes from our fields, and the fields of `TrainingArguments` have none.
+        """
+        # Help would list each flag twice, with underscores and with dashes. `split_words` accepts the dashes.
+        names = tuple(name for name in names if "-" not in name.lstrip("-"))
+        if settings.get("action") == "store_false":
+            settings["help"] = argparse.SUPPRESS  # `--no_flag`: the description explains these flags once
+        return self.sections[group].add_argument(*names, **settings)
+
     def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
+        """Raise an error, where argparse would print the usage and exit."""
         raise InputError(f"{message}; --help lists every flag")
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The end of a sentence on an unknown name: the known one it resembles."""
+    """Return the end of an error message about an unknown name: the known name that is most similar."""
     matches = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {matches[0]}?" if matches else "; --help lists every flag"
+
+
+def split_words(arguments: list[str]) -> list[str]:
+    """Split `--flag=value` into two words, and write flags with underscores.
+
+    Example:
+        >>> split_words(["--learning-rate=2e-4", "--run_name", "a-b"])
+        ['--learning_rate', '2e-4', '--run_name', 'a-b']
+    """
+    words: list[str] = []
+    for word in arguments:
+        if word.startswith("--"):
+            flag, *value = word.split("=", 1)
+            words += [f"--{flag[2:].replace('-', '_')}", *value]
+        else:
+            words.append(word)
+    return words
 
 
 def expand_aliases(arguments: list[str]) -> list[str]:
@@ -291,7 +383,7 @@ def expand_aliases(arguments: list[str]) -> list[str]:
         ['--learning_rate', '2e-4', '--lr_scheduler_type', 'linear']
     """
     expanded: list[str] = []
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = split_words(arguments)
     while words:
         flag, *rest = words
         if rest and (flag, rest[0]) in VALUE_ALIASES:
@@ -304,14 +396,14 @@ def expand_aliases(arguments: list[str]) -> list[str]:
 
 
 def read_recipe(path: Path, known: list[str]) -> list[str]:
-    """Read a recipe as command-line words.
+    """Read a recipe and return it as command-line words.
 
     Args:
-        path: YAML mapping whose keys are flags without dashes.
-        known: The flags there are, without dashes.
+        path: A YAML file. Its keys are flags without the leading dashes.
+        known: All flags, without the leading dashes.
 
     Raises:
-        InputError: If the file is missing, is no mapping, or has an unknown key or one without a value.
+        InputError: If the file cannot be read, is not a mapping, or has an unknown key or a key without a value.
     """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -331,14 +423,15 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArguments, RunArguments]:
-    """Read flags and recipe.
+    """Read the command line, and the recipe if there is one.
 
     Args:
-        argv: Command-line words without the program's name; None takes the process's own.
+        argv: Command-line words without the program's name; None: those of this process.
 
     Raises:
-        InputError: If a flag or key is unknown, or a value is not allowed.
+        InputError: If a flag or a key is unknown, or a value is not allowed.
     """
+    # First only `--config`: the words of the recipe go before the flags, and with argparse the last value wins.
     recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     recipe_parser.add_argument("--config", type=Path)
     known = [item.name for group in (ModelArguments, DataArguments, RunArguments) for item in fields(group)]
@@ -350,7 +443,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
         *parsed, unknown = RunParser().parse_args_into_dataclasses(
             expand_aliases(words), return_remaining_strings=True, look_for_args_file=False
         )
-    except InputError:
+    except InputError:  # a kind of ValueError, whose message is complete
         raise
     except json.JSONDecodeError as error:
         raise InputError(f"expected JSON, got {error.doc!r} ({error})") from error
@@ -360,5 +453,5 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
         raise InputError(f"unexpected word {unknown[0]!r}: it belongs to no flag, or its flag takes one value only")
     if unknown:
         raise InputError(f"unknown argument {unknown[0]}{nearest(unknown[0].lstrip('-'), known)}")
-    model_args, data_args, run_args = parsed[:3]
+    model_args, data_args, run_args = parsed[:3]  # a fourth item holds `--config`
     return model_args, data_args, run_args

@@ -1,4 +1,4 @@
-"""`python -m gi_segmentation.compare`: checkpoints side by side, alone, with test-time flips, and as an ensemble."""
+"""`python -m gi_segmentation.compare`: score checkpoints alone, with test-time flips, and as an ensemble."""
 
 import argparse
 import json
@@ -19,9 +19,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_prediction_flags(parser)
     parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
-    parser.add_argument("--split", default="validation", help="the slices to score; patients never trained on")
-    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET, help="whose reading of the competition")
-    parser.add_argument("--output", type=Path, help="a JSON file for the scores; None: only print them")
+    parser.add_argument("--split", default="validation", help="split to score; no checkpoint may know its patients")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default=DEFAULT_PRESET,
+        help="how to read the competition's metric: as the public grader or as the winner",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write the scores to; None: only print them")
     return check_prediction_flags(parser.parse_args(argv))
 
 
@@ -29,13 +34,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Compare checkpoints on a split and print a table.
 
     Returns:
-        The scores by way.
+        The scores by way of predicting, for example a checkpoint alone or with flips.
 
     Raises:
         InputError: If a checkpoint or the dataset cannot be used.
     """
     arguments = parse_arguments(argv)
-    # Imported here, so that `--help` answers at once.
+    # These imports stand here because PyTorch takes seconds to load, and `--help` or a mistake in a flag does not need
+    # it.
     from gi_segmentation.data.slices import find_dataset
     from gi_segmentation.inference.comparison import compare_members, describe_ways, format_comparison
     from gi_segmentation.inference.predictor import load_members
@@ -52,10 +58,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     described = describe_ways(scans, rules)
     print(format_comparison(described))
     print(
-        f"preset {arguments.preset}; in brackets 95 % intervals over {len(dataset.unique('case'))} patients, those of "
-        f"gains over the same patients: a gain whose interval holds 0 may be chance"
+        f"preset {arguments.preset}; the brackets show 95 % intervals over {len(dataset.unique('case'))} patients; a "
+        f"gain compares the same patients, and a gain whose interval contains 0 may be chance"
     )
-    print(f"{members[0].name} alone, without reading files: {seconds:.2f} s for a scan of {SCAN_SLICES} slices")
+    print(
+        f"{members[0].name} alone: {seconds:.2f} s for a scan of {SCAN_SLICES} slices, without the time to read files"
+    )
     if arguments.output is not None:
         found = {"preset": arguments.preset, **described, "seconds_per_scan": seconds}
         arguments.output.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""`python -m gi_segmentation.predict`: from a checkpoint and a folder of slices to prediction files."""
+"""`python -m gi_segmentation.predict`: predict a folder of slices with one or several checkpoints."""
 
 import argparse
 from pathlib import Path
@@ -18,11 +18,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--test_time_flips",
         action="store_true",
-        help="average over flipped slices, four passes; for a model trained with flips",
+        help="average over flipped slices in four forward passes; for a model that was trained with flips",
     )
     parser.add_argument("--input", type=Path, required=True, help="folder of scans: caseN_dayN/scans/slice_*.png")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
-    parser.add_argument("--format", choices=["kaggle"], default="kaggle", help="kaggle: submission.csv")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the prediction file")
+    parser.add_argument("--format", choices=["kaggle"], default="kaggle", help="kaggle writes submission.csv")
     return check_prediction_flags(parser.parse_args(argv))
 
 
@@ -30,13 +30,14 @@ def main(argv: list[str] | None = None) -> Path:
     """Predict a folder of slices.
 
     Returns:
-        The file written.
+        The path of the file that was written.
 
     Raises:
-        InputError: If checkpoint or input cannot be used, or the output exists.
+        InputError: If a checkpoint or the input cannot be used, or if the output exists.
     """
     arguments = parse_arguments(argv)
-    # Imported here, because PyTorch takes seconds to load and `--help` and mistakes in flags need none of it.
+    # These imports stand here because PyTorch takes seconds to load, and `--help` or a mistake in a flag does not need
+    # it.
     from gi_segmentation.data.kaggle import find_input
     from gi_segmentation.inference.outputs import WRITERS
     from gi_segmentation.inference.predictor import load_members, predict_slices

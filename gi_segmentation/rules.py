@@ -1,4 +1,4 @@
-"""The competition's metric where its description leaves a choice: every choice by name, and presets of them all."""
+"""The choices that the description of the competition's metric leaves open: their names, and presets for them."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args, get_type_hints
@@ -6,28 +6,32 @@ from typing import Literal, TypeAlias, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class CompetitionRules:
-    """The competition's metric where its description leaves a choice; the host's code is not public.
+    """How to compute the competition's metric where its description leaves a choice. The host's code is not public.
 
-    The defaults are mle-bench's, `grade.py` of uw-madison-gi-tract-image-segmentation. The preset first_place is the
-    winner's validation code (CarnoZhao/Kaggle-UWMGIT, `monai/metric.py`): its distance is 1 where exactly one mask is
-    empty, 0 where both are, and whatever is measured where the prediction is too large. Its training script hands it
-    single slices and takes MONAI's Dice, which skips slices without the organ in the truth; the preset measures whole
-    scans, as the competition does, and counts slices as perfect that are empty in both.
+    The defaults are those of mle-bench (`grade.py` of uw-madison-gi-tract-image-segmentation). The preset first_place
+    follows the winner's validation code (CarnoZhao/Kaggle-UWMGIT, `monai/metric.py`). There the distance is 1 if
+    exactly one mask is empty and 0 if both masks are empty, and a prediction that is too large is measured like any
+    other. The winner's training script calls this code with single slices. It uses MONAI's Dice, which skips slices
+    without the organ in the truth. The preset differs in these two points: it measures whole scans, as the competition
+    does, and a slice that is empty in both masks counts as perfect.
 
     Attributes:
-        both_empty: A slice's organ, or a scan, that neither mask has: `skipped` in the mean, or counts as `perfect`.
-        hausdorff_over: One distance a scan, of the `union` of its organs, or one of each `organ`.
-        direction: `symmetric`, the greater of both ways, or only `preds_to_target`.
-        points: Distances between all `voxels` of the masks, or between the voxels of their `surface` alone, by which a
-            hole far inside the other mask counts.
-        normaliser: Coordinates over the volume's shape and the distance over √3, the diagonal of the `unit_cube`; or
-            voxels over the `volume_diagonal`. A slice is as thick as a pixel is wide.
-        one_empty: The distance where exactly one mask is empty: 1, the `worst`, or `skipped`.
-        oversized: The distance where the prediction has over ten times the target's pixels: `worst`, or `measured` as
-            any other.
+        both_empty: What happens if both masks are empty, in a slice's organ or in a scan. It is `skipped` in the mean,
+            or it counts as `perfect`.
+        hausdorff_over: A scan has one distance, of the `union` of its organs, or one distance for each `organ`.
+        direction: `symmetric` takes the larger of the distances in both directions; `preds_to_target` takes
+            only the distance from the prediction to the target.
+        points: Which points of a mask the distance looks at: all `voxels`, or only those of the `surface`. With
+            `surface`, a hole deep inside the other mask counts.
+        normaliser: `unit_cube` divides coordinates by the shape of the volume, and the distance by √3, the diagonal of
+            the cube. `volume_diagonal` divides the distance in voxels by the diagonal of the volume. In both, a slice
+            is as thick as a pixel is wide.
+        one_empty: The distance if exactly one mask is empty: `worst` is 1; `skipped` leaves it out of the mean.
+        oversized: The distance if the prediction has more than ten times as many pixels as the target: `worst` is 1;
+            `measured` treats it like any other distance.
 
     Raises:
-        ValueError: If a value is none of those.
+        ValueError: If a value is not one of these.
     """
 
     both_empty: Literal["skipped", "perfect"] = "skipped"
@@ -39,6 +43,7 @@ class CompetitionRules:
     oversized: Literal["worst", "measured"] = "worst"
 
     def __post_init__(self) -> None:
+        # The types state the allowed values, here and for the flags of `gi_segmentation.score`.
         for name, hint in get_type_hints(CompetitionRules).items():
             value, known = getattr(self, name), get_args(hint)
             if value not in known:
@@ -58,5 +63,6 @@ PRESETS: dict[Preset, CompetitionRules] = {
         oversized="measured",
     ),
 }
-DEFAULT_PRESET: Preset = "mle_bench"  # the public grader's reading
+# The default of every `--preset`, of the model card and of the metric: as the public grader computes the score.
+DEFAULT_PRESET: Preset = "mle_bench"
 DEFAULT_RULES = PRESETS[DEFAULT_PRESET]

@@ -1,19 +1,38 @@
 """Flags, recipes and the original project's flags end in the same arguments; a mistake ends in one clear sentence."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from gi_segmentation.arguments import RunArguments, expand_aliases, parse_arguments
+from gi_segmentation.arguments import (
+    ALIASES,
+    SECTIONS,
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    expand_aliases,
+    parse_arguments,
+)
 from gi_segmentation.errors import InputError
+from gi_segmentation.rules import DEFAULT_PRESET
 from tests.support.processes import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 ORIGINAL_COMMAND = [
     *("--base_model", "openmmlab/upernet-convnext-small", "--train_batch_size", "32", "--weight_decay", "1e-4"),
     *("--optimizer", "AdamW", "--scheduler_name", "MultiStepLR", "--epochs", "6", "--lr", "2e-4"),
+]
+# The fields that our dataclasses declare themselves, with those of TrainingArguments that they declare anew.
+OWN_FIELDS = [
+    item
+    for group in (ModelArguments, DataArguments, RunArguments)
+    for item in fields(group)
+    if item.name in vars(group)["__annotations__"]
 ]
 
 
@@ -134,6 +153,9 @@ def test_an_unreadable_recipe_is_named(kind: str, tmp_path: Path) -> None:
         ("--train_batch_size 1.5", "invalid int value: '1.5'"),
         ("--augmentation perhaps", "Truthy value expected"),
         ("--optimizer SGD", "invalid choice: 'SGD'"),
+        ("--label_mode both", "--label_mode: invalid choice: 'both' (choose from 'multiclass', 'multilabel')"),
+        ("--slice_sampling some", "--slice_sampling: invalid choice: 'some' (choose from 'all', 'balanced')"),
+        ("--preset mine", "--preset: invalid choice: 'mine' (choose from 'mle_bench', 'first_place')"),
         ("--lr_scheduler_kwargs {bad", "expected JSON, got '{bad'"),
         ("--accelerator_config nowhere.json", "nowhere.json"),
     ],
@@ -144,21 +166,37 @@ def test_a_wrong_word_ends_in_one_sentence(words: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+# Flags of TrainingArguments that the pipeline fixes: the value that passes, and words that are refused.
+FIXED = [
+    ("load_best_model_at_end", "True", "false"),
+    ("metric_for_best_model", "eval_dice", "loss"),
+    ("greater_is_better", "True", "false"),
+    ("remove_unused_columns", "False", "true"),
+    ("batch_eval_metrics", "True", "false"),
+    ("hub_strategy", "end", "every_save"),
+    ("save_only_model", "False", "true"),
+    ("restore_callback_states_from_checkpoint", "True", "false"),
+    ("prediction_loss_only", "False", "true"),
+    ("logging_nan_inf_filter", "False", "true"),
+    ("dataloader_drop_last", "False", "true"),
+    ("label_smoothing_factor", "0.0", "0.1"),
+    ("do_predict", "False", "true"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "refused"), FIXED, ids=[name for name, *_ in FIXED])
+def test_a_fixed_flag_takes_its_value_alone(name: str, value: str, refused: str) -> None:
+    *_, run_args = parse_arguments([f"--{name}", value])
+    assert getattr(run_args, name) == getattr(parse_arguments([])[2], name)
+    with pytest.raises(InputError, match=rf"^--{name} must be {re.escape(value)} in this pipeline, but got .+$"):
+        parse_arguments([f"--{name}", refused])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--load_best_model_at_end false", "--load_best_model_at_end must be True"),
-        ("--metric_for_best_model loss", "--metric_for_best_model must be eval_dice"),
-        ("--greater_is_better false", "--greater_is_better must be True"),
-        ("--remove_unused_columns true", "--remove_unused_columns must be False"),
-        ("--batch_eval_metrics false", "--batch_eval_metrics must be True"),
-        ("--hub_strategy every_save", "--hub_strategy must be end"),
+        ("--no_load_best_model_at_end", "--load_best_model_at_end must be True"),
         ("--save_only_model", "--save_only_model must be False"),
-        ("--restore_callback_states_from_checkpoint false", "--restore_callback_states_from_checkpoint must be True"),
-        ("--prediction_loss_only", "--prediction_loss_only must be False"),
-        ("--dataloader_drop_last", "--dataloader_drop_last must be False"),
-        ("--label_smoothing_factor 0.1", "--label_smoothing_factor must be 0.0"),
-        ("--do_predict", "--do_predict must be False"),
         ("--resume_from_checkpoint run/checkpoint-1", "leave it out"),
         ("--eval_strategy steps --eval_steps 5", "save and eval strategy to match"),
         ("--lr_drop_at 0", "between 0 and 1, but got 0.0"),
@@ -197,10 +235,11 @@ def test_values_that_look_like_aliases_are_left_alone() -> None:
     assert expand_aliases(["--optimizer=adafactor"]) == ["--optim", "adafactor"]
 
 
-def test_every_flag_has_a_help_text_of_its_own() -> None:
-    own = vars(RunArguments).get("__annotations__", {})
-    fields = RunArguments.__dataclass_fields__
-    assert all(fields[name].metadata.get("help") for name in own)
+def test_dashes_stand_for_underscores() -> None:
+    words = ["--image-size=96", "--train-batch-size", "4", "--no-augmentation", "--run-name", "a-b"]
+    _, data_args, run_args = parse_arguments(words)
+    assert (data_args.image_size, data_args.augmentation) == (96, False)
+    assert (run_args.per_device_train_batch_size, run_args.run_name) == (4, "a-b")
 
 
 class TestHelp:
@@ -208,9 +247,35 @@ class TestHelp:
     def no_usage(self) -> None:
         """Here a page of usage is what was asked for."""
 
-    def test_help_shows_defaults_and_succeeds(self, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.fixture
+    def page(self, capsys: pytest.CaptureFixture[str]) -> str:
         with pytest.raises(SystemExit) as caught:
             parse_arguments(["--help"])
         assert caught.value.code == 0
-        text = " ".join(capsys.readouterr().out.split())
+        return capsys.readouterr().out
+
+    def test_our_sections_come_first(self, page: str) -> None:
+        titles = re.findall(r"^\n(\w+):$", page, re.MULTILINE)
+        assert titles == ["General", "Model", "Data", "Training", "Scoring", "Publishing", "TrainingArguments"]
+        flags = re.findall(r"^  --(\w+)", page, re.MULTILINE)
+        theirs = flags[flags.index("max_steps") :]  # the first flag that we leave as it is
+        assert not {item.name for item in OWN_FIELDS} & set(theirs)
+        assert set(theirs) < {item.name for item in fields(TrainingArguments)}
+
+    def test_every_flag_but_the_fixed_ones_shows_its_default(self, page: str) -> None:
+        hidden = {name for name, *_ in FIXED} | {"resume_from_checkpoint"}
+        # Each flag starts a line; its text follows on that line and on those below, which are indented further.
+        entries = re.findall(r"^  --(\w+)(.*?)(?=^ {0,2}\S|\Z)", page, re.MULTILINE | re.DOTALL)
+        assert [name for name, text in entries if "(default:" not in text] == []
+        names = [name for name, _ in entries]
+        shown = {item.name for group in (ModelArguments, DataArguments, RunArguments) for item in fields(group)}
+        assert sorted(names) == sorted(shown - hidden | {"config"})
+
+    def test_defaults_recipe_and_aliases_stand_there(self, page: str) -> None:
+        text = " ".join(page.split())
         assert "(default: gi_tract)" in text and "(default: 288)" in text and "--config FILE.yaml" in text
+        assert f"(default: {DEFAULT_PRESET})" in text
+        assert all(f"{alias} means {flag}" in text for alias, flag in ALIASES.items())
+
+    def test_each_of_our_flags_has_a_text_and_a_section(self) -> None:
+        assert all(item.metadata.get("help") and item.metadata.get("group") in SECTIONS for item in OWN_FIELDS)

@@ -1,6 +1,7 @@
 """Imports run one way: from the command lines down through the wings to the ground. Tests import no tests."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,15 @@ LIGHT = {
     "gi_segmentation.scoring.submissions": {"datasets", "torch", "transformers"},
     "dataset_builder": {"torch", "transformers"},
     "dataset_builder.__main__": {"torch", "transformers"},
+}
+# Packages that must not be loaded for the help of a command line, by the words after `python`.
+LIGHT_HELP = {
+    "-m dataset_builder": {"datasets", "pandas", "torch", "cv2", "scipy", "sklearn", "numpy"},
+    "-m dataset_builder build": {"datasets", "pandas", "torch", "cv2", "scipy", "sklearn", "numpy"},
+    "-m gi_segmentation.score": {"datasets", "pandas", "torch", "transformers", "scipy", "numpy"},
+    "-m gi_segmentation.predict": {"datasets", "pandas", "torch", "transformers"},
+    "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},
+    "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
 }
 
 
@@ -81,6 +91,48 @@ def test_what_a_module_leaves_alone(module: str, tmp_path: Path) -> None:
     program = f"import sys, {module}; print(*({LIGHT[module]!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("command", LIGHT_HELP)
+def test_help_loads_little(command: str) -> None:
+    # A real process, because the way in which a program is started decides what it imports. Python writes a line to
+    # stderr for every module that it imports: `import time: self | cumulative | name`.
+    words = [sys.executable, "-X", "importtime", *command.split(), "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage:" in done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+    assert "argparse" in loaded and not loaded & LIGHT_HELP[command]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import dataset_builder; import datasets",
+        "import datasets; import dataset_builder",
+        # Words of a command line that only look like the program's own.
+        "import sys; sys.argv = ['-m', 'dataset_builder']; import dataset_builder; import datasets",
+    ],
+)
+def test_importing_the_dataset_builder_registers_the_name(program: str) -> None:
+    check = "import datasets.load; print(datasets.load.dataset_module_factory.__wrapped__.__name__)"
+    words = [sys.executable, "-c", f"{program}; {check}", "-m", "dataset_builder"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["dataset_module_factory"]
+
+
+@pytest.mark.parametrize("package", ["", "import dataset_builder"], ids=["module", "package"])
+def test_another_program_registers_the_name_too(package: str, tmp_path: Path) -> None:
+    """`python -m tool.main` may import the dataset builder in its package or in its module."""
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "__init__.py").write_text(package)
+    (tmp_path / "tool" / "main.py").write_text(
+        "import datasets.load, dataset_builder\nprint(datasets.load.dataset_module_factory.__wrapped__.__name__)\n"
+    )
+    words = [sys.executable, "-m", "tool.main", "-m", "dataset_builder"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["dataset_module_factory"]
 
 
 def test_no_test_imports_a_test_and_no_benchmark_either() -> None:

@@ -1,4 +1,4 @@
-"""The flags of all commands that predict. Light to import, so that `--help` answers at once."""
+"""The flags of all commands that predict. This module is light, so that `--help` answers at once."""
 
 import argparse
 
@@ -6,17 +6,19 @@ from gi_segmentation.errors import InputError
 
 
 def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which checkpoints predict, where, and how many slices at once."""
+    """Add the flags for the checkpoints, the device, and the number of slices in a forward pass."""
     parser.add_argument(
         "--model",
         required=True,
         nargs="+",
-        help="folder or Hub id of a checkpoint of this project; the probabilities of several are averaged",
+        help="folder or Hub id of a checkpoint of this project; with several, their probabilities are averaged",
     )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; None: its main branch")
-    parser.add_argument("--batch_size", type=int, default=16, help="slices a forward pass")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that read slices")
-    parser.add_argument("--device", help="where the model runs, as cuda or cpu; None: the GPU if there is one")
+    parser.add_argument("--batch_size", type=int, default=16, help="number of slices in a forward pass")
+    parser.add_argument("--num_workers", type=int, default=2, help="number of processes that read slices")
+    parser.add_argument(
+        "--device", help="device for the model, for example cuda or cpu; None: the GPU if there is one"
+    )
 
 
 def check_prediction_flags(arguments: argparse.Namespace) -> argparse.Namespace:

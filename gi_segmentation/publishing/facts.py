@@ -226,7 +226,7 @@ def describe_run(
         lr_scheduler=str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type))
         + (f", times 0.1 after {run_args.lr_drop_at:.0%} of the steps" if run_args.lr_drop_at else ""),
         augmentation=data_args.augmentation,
-        competition_preset=run_args.competition_preset,
+        competition_preset=run_args.preset,
         arguments=changed_arguments(model_args, data_args, run_args),
     )
 

@@ -91,7 +91,7 @@ def write_results(
     best = Path(trainer.state.best_model_checkpoint or "")
     for name in WEIGHTS:
         shutil.copyfile(best / name, output_dir / name)
-    trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.competition_preset})
+    trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
     trainer.save_state()
     tabulate_scans(evaluation.scans["eval"]).to_csv(output_dir / SCAN_SCORES, index=False)
     results = RunResults(

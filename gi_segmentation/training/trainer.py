@@ -289,7 +289,7 @@ def build_trainer(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
-            compute_metrics=ComputeMetrics(eval_dataset, run_args.competition_preset, share),
+            compute_metrics=ComputeMetrics(eval_dataset, run_args.preset, share),
             callbacks=callbacks,
             balanced=data_args.slice_sampling == "balanced",
         )

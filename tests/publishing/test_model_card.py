@@ -36,7 +36,7 @@ def run_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("card")
     base = save_model(folder / "base", "segformer", seed=0)
     flags = {"model_type": None, "config_overrides": None, "model_name_or_path": base, "max_eval_samples": None}
-    flags |= {"learning_rate": 1e-6, "max_steps": 1, "test_time_flips": True, "competition_preset": "first_place"}
+    flags |= {"learning_rate": 1e-6, "max_steps": 1, "test_time_flips": True, "preset": "first_place"}
     run_segmentation.main(arguments(dataset_dir, folder / "run", **flags))
     return folder / "run"
 

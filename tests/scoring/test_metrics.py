@@ -211,7 +211,7 @@ def test_evaluate_describes_the_metric() -> None:
 
 @pytest.mark.parametrize("preset", ["mle_bench", "first_place"])
 def test_it_gives_the_trainers_numbers(preset: str, dataset_dir: Path, tmp_path: Path) -> None:
-    flags = {"max_eval_samples": None, "per_device_eval_batch_size": 1, "competition_preset": preset}
+    flags = {"max_eval_samples": None, "per_device_eval_batch_size": 1, "preset": preset}
     trainer, samples = make_trainer(arguments(dataset_dir, tmp_path, **flags))
     expected = trainer.evaluate()
     metric, rows = evaluate.load(str(METRIC_FILE)), samples["validation"]
