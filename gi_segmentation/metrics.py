@@ -11,12 +11,16 @@ import json
 import math
 import sys
 from collections.abc import Hashable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
 import evaluate
 import numpy as np
+
+if TYPE_CHECKING:
+    from gi_segmentation.rules import Preset
 
 
 def find_project() -> Path:
@@ -42,9 +46,10 @@ def find_project() -> Path:
 if importlib.util.find_spec("gi_segmentation") is None:
     sys.path.append(str(find_project()))
 
-from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, Preset  # noqa: E402 - the path is known only now
-from gi_segmentation.schema import LABELS, ORGANS  # noqa: E402
-from gi_segmentation.scoring.scans import score_scan, score_scans  # noqa: E402
+# Imported by name: `evaluate.load` refuses a file whose imports it cannot find, before it copies the file.
+rules, schema, scans_module = map(
+    import_module, ("gi_segmentation.rules", "gi_segmentation.schema", "gi_segmentation.scoring.scans")
+)
 
 DESCRIPTION = """\
 Scores of large bowel, small bowel and stomach as this task has them: Dice, the mean over (slice, organ) pairs on the
@@ -90,14 +95,15 @@ def to_organ_masks(mask: Any) -> np.ndarray:
         ValueError: If the shape is neither, or an id is unknown.
     """
     array = np.asarray(mask)
-    if array.ndim == 3 and len(array) == len(ORGANS) and set(np.unique(array)) <= {0, 1}:
+    if array.ndim == 3 and len(array) == len(schema.ORGANS) and set(np.unique(array)) <= {0, 1}:
         return array.astype(bool)
-    if array.ndim != 2 or not np.isin(array, range(len(LABELS))).all():
+    if array.ndim != 2 or not np.isin(array, range(len(schema.LABELS))).all():
+        values = np.unique(array)[:8].tolist()
         raise ValueError(
-            f"expected label ids 0 to {len(LABELS) - 1} of shape (height, width), or binary masks of shape "
-            f"({len(ORGANS)}, height, width), but got shape {array.shape} with values {np.unique(array)[:8].tolist()}"
+            f"expected label ids 0 to {len(schema.LABELS) - 1} of shape (height, width), or binary masks of shape "
+            f"({len(schema.ORGANS)}, height, width), but got shape {array.shape} with values {values}"
         )
-    return array == np.arange(1, len(LABELS))[:, None, None]
+    return array == np.arange(1, len(schema.LABELS))[:, None, None]
 
 
 PackedPair: TypeAlias = tuple[tuple[int, ...], np.ndarray]  # shape of prediction and truth, bits of both
@@ -187,7 +193,7 @@ class GiTractScores(evaluate.Metric):
         references: Sequence[Any] | None = None,
         scans: Sequence[Hashable] | None = None,
         slices: Sequence[int] | None = None,
-        preset: Preset = DEFAULT_PRESET,
+        preset: "Preset" = rules.DEFAULT_PRESET,
     ) -> dict[str, float]:
         """Score the slices added so far and those given here, then start anew.
 
@@ -195,8 +201,8 @@ class GiTractScores(evaluate.Metric):
             ValueError: As `add_batch`, or if only one of predictions and references is given, or no such preset is
                 known.
         """
-        if preset not in PRESETS:
-            raise ValueError(f"expected a preset of {', '.join(PRESETS)}, but got {preset!r}")
+        if preset not in rules.PRESETS:
+            raise ValueError(f"expected a preset of {', '.join(rules.PRESETS)}, but got {preset!r}")
         if predictions is not None and references is not None:
             self.add_batch(predictions=predictions, references=references, scans=scans, slices=slices)
         elif any(given is not None for given in (predictions, references, scans, slices)):
@@ -208,6 +214,6 @@ class GiTractScores(evaluate.Metric):
                 for _, (shape, bits) in sorted(members.items())
             ]
             preds, target = np.stack(pairs, axis=2)
-            scored.append(score_scan(scan, scan, preds, target, PRESETS[preset]))
+            scored.append(scans_module.score_scan(scan, scan, preds, target, rules.PRESETS[preset]))
         self.slices, self.number = {}, 0
-        return score_scans(scored, PRESETS[preset])
+        return scans_module.score_scans(scored, rules.PRESETS[preset])

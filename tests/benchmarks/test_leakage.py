@@ -17,7 +17,7 @@ from dataset_builder.phantom import write_phantom
 from gi_segmentation.arguments import DataArguments
 from gi_segmentation.errors import InputError
 from tests.support.models import FAMILIES
-from tests.support.processes import RunPython
+from tests.support.processes import ROOT_ON_PATH, RunPython
 
 SHARE = 0.3
 WORDS = ["--config_overrides", json.dumps(FAMILIES["segformer"]), "--image_size", "64", "--learning_rate", "1e-6"]
@@ -122,7 +122,7 @@ def test_no_patient_left_to_train_on(slices: Dataset, share: float) -> None:
 
 
 def test_one_scan_a_patient_ends_in_one_line(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
-    done = run_python(["-m", "benchmarks.leakage", "--dataset_name", str(dataset_dir)], tmp_path)
+    done = run_python(["-m", "benchmarks.leakage", "--dataset_name", str(dataset_dir)], tmp_path, env=ROOT_ON_PATH)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: --dataset_name: expected patients with several scans, got one of each of the 4")

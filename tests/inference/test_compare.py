@@ -14,7 +14,7 @@ from gi_segmentation import predict
 from gi_segmentation.compare import main
 from gi_segmentation.errors import InputError
 from tests.support.models import save_model
-from tests.support.processes import ROOT, RunPython
+from tests.support.processes import ROOT, ROOT_ON_PATH, RunPython
 from tests.support.scoring import score_submission
 from tests.support.training import arguments
 
@@ -106,7 +106,9 @@ def test_the_results_table_holds_what_a_run_scored(dataset_dir: Path, tmp_path: 
     flags = [*words[: words.index("--dataset_name")], *words[words.index("--output_dir") + 2 :]]
     command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "dpt-large"]
     output = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--output_dir", str(tmp_path / "table")]
-    done = run_python([*command, *output, "--", *flags, "--gradient_accumulation_steps", "1"], tmp_path)
+    done = run_python(
+        [*command, *output, "--", *flags, "--gradient_accumulation_steps", "1"], tmp_path, env=ROOT_ON_PATH
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "table" / "dpt-large" / "run.json").read_text())
     row = (tmp_path / "table" / "table.md").read_text().splitlines()[2]
@@ -130,6 +132,6 @@ def test_a_recipe_that_cannot_run_is_a_row_of_its_own(
 ) -> None:
     command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "beit-base"]
     flags = ["--image_size", "100", "--model_type", "beit", "--use_cpu", "true"]
-    done = run_python([*command, "--output_dir", str(tmp_path / "table"), "--", *flags], tmp_path)
+    done = run_python([*command, "--output_dir", str(tmp_path / "table"), "--", *flags], tmp_path, env=ROOT_ON_PATH)
     assert done.returncode == 1
     assert "| beit-base | failed: error: --image_size 100:" in (tmp_path / "table" / "table.md").read_text()
