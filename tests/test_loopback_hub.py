@@ -50,8 +50,10 @@ def environment(hub: LoopbackHub, folder: Path) -> dict[str, str]:
 
 def run_in_client(hub: LoopbackHub, folder: Path, name: str) -> None:
     """Run the function `name` of this file in a process that talks to `hub`."""
-    command = [sys.executable, str(HERE), name, str(folder)]
-    result = subprocess.run(command, env=environment(hub, folder), capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "tests.test_loopback_hub", name, str(folder)]
+    result = subprocess.run(
+        command, env=environment(hub, folder), cwd=HERE.parents[1], capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, f"{name} failed in its own process:\n{result.stdout}{result.stderr}"
 
 

@@ -13,7 +13,7 @@ PUBLISH = """
 import sys
 from pathlib import Path
 from gi_segmentation.errors import exit_on_input_error
-from gi_segmentation.publish import publish_folder
+from gi_segmentation.publishing.hub import publish_folder
 with exit_on_input_error():
     published = publish_folder(Path(sys.argv[1]), sys.argv[2], "model", sys.argv[3], "Publish", private=None)
     print(published.tag, published.commit)
@@ -22,7 +22,7 @@ READ_BACK = """
 import sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from gi_segmentation.publish import read_back
+from gi_segmentation.publishing.hub import read_back
 print(read_back(HfApi(), Path(sys.argv[1]), sys.argv[2], "model", "main"))
 """
 
