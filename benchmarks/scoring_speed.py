@@ -16,8 +16,8 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy.ndimage import distance_transform_edt, find_objects, zoom
 
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
-from gi_segmentation.scoring.clinical import score_organ
-from gi_segmentation.scoring.competition import hausdorff_distance
+from gi_segmentation.scoring.clinical import measure_organ
+from gi_segmentation.scoring.competition import normalised_hausdorff
 
 SHAPE, SPACING_MM = (144, 266, 266), (SLICE_THICKNESS_MM, 1.5, 1.5)
 ORGAN_SHARE = 0.01  # of the voxels: about 100,000, as of a real organ
@@ -43,7 +43,7 @@ def draw_scan(seed: int) -> Scan:
 
 def score_here(scan: Scan) -> list[list[float]]:
     """Dice, Hausdorff and HD95 of each organ, of all the scores that come with them."""
-    scores = [score_organ(*masks, SPACING_MM) for masks in zip(*scan, strict=True)]
+    scores = [measure_organ(*masks, SPACING_MM) for masks in zip(*scan, strict=True)]
     return [[organ[name] for organ in scores] for name in ("volume_dice", "hausdorff_mm", "hausdorff95_mm")]
 
 
@@ -56,7 +56,7 @@ def score_with_monai(scan: Scan) -> list[list[float]]:
 
 def union_here(scan: Scan) -> float:
     """The competition's distance of all organs together."""
-    return hausdorff_distance(np.any(scan[0], axis=0), np.any(scan[1], axis=0))
+    return normalised_hausdorff(np.any(scan[0], axis=0), np.any(scan[1], axis=0))
 
 
 def union_by_transform(scan: Scan) -> float:

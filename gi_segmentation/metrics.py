@@ -214,6 +214,6 @@ class GiTractScores(evaluate.Metric):
                 for _, (shape, bits) in sorted(members.items())
             ]
             preds, target = np.stack(pairs, axis=2)
-            scored.append(scans_module.score_scan(scan, scan, preds, target, rules.PRESETS[preset]))
+            scored.append(scans_module.measure_scan(scan, scan, preds, target, rules.PRESETS[preset]))
         self.slices, self.number = {}, 0
         return scans_module.score_scans(scored, rules.PRESETS[preset])

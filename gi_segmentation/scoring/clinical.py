@@ -250,7 +250,7 @@ def volume_difference(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequenc
     return _millilitres(preds, spacing) - _millilitres(target, spacing)
 
 
-def score_organ(
+def measure_organ(
     preds: np.ndarray,
     target: np.ndarray,
     spacing_mm: Sequence[float],
@@ -271,7 +271,7 @@ def score_organ(
         ValueError: If the shapes differ, a mask is not binary, a spacing is not positive or a tolerance negative.
 
     Example:
-        >>> scores = score_organ(np.ones((1, 2, 2)), np.ones((1, 2, 2)), (3, 1, 1), tolerances_mm=[3.0])
+        >>> scores = measure_organ(np.ones((1, 2, 2)), np.ones((1, 2, 2)), (3, 1, 1), tolerances_mm=[3.0])
         >>> scores["volume_dice"], scores["hausdorff_mm"], scores["normalised_surface_dice_3mm"]
         (1.0, 0.0, 1.0)
     """
@@ -293,8 +293,10 @@ def score_organ(
     }
 
 
-def score_organs(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | None) -> list[dict[str, float]]:
-    """What `score_organ` gives for each organ of a scan; nothing where the size of a voxel is not known.
+def measure_organs(
+    preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | None
+) -> list[dict[str, float]]:
+    """What `measure_organ` gives for each organ of a scan; nothing where the size of a voxel is not known.
 
     Args:
         preds: Predicted masks, bool, shape `(organs, D, H, W)`.
@@ -303,7 +305,7 @@ def score_organs(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[flo
     """
     if spacing_mm is None:
         return []
-    return [score_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
+    return [measure_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
 
 
 def _measure(preds: Any, target: Any, spacing_mm: Sequence[float]) -> SurfaceDistances:

@@ -11,7 +11,7 @@ DICE_WEIGHT, HAUSDORFF_WEIGHT = 0.4, 0.6
 MAX_SIZE_RATIO = 10
 
 
-def hausdorff_distance(preds: np.ndarray, target: np.ndarray, rules: CompetitionRules = DEFAULT_RULES) -> float:
+def normalised_hausdorff(preds: np.ndarray, target: np.ndarray, rules: CompetitionRules = DEFAULT_RULES) -> float:
     """Normalised Hausdorff distance of two volumes.
 
     Args:
@@ -30,7 +30,7 @@ def hausdorff_distance(preds: np.ndarray, target: np.ndarray, rules: Competition
     Example:
         >>> target, preds = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
         >>> target[0, 0, 0] = preds[0, 0, 2] = True
-        >>> round(hausdorff_distance(preds, target) * math.sqrt(3), 6)  # two of four pixels apart
+        >>> round(normalised_hausdorff(preds, target) * math.sqrt(3), 6)  # two of four pixels apart
         0.5
     """
     if preds.shape != target.shape:

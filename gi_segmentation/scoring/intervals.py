@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.scoring.scans import ScanScore, Totals, scores_of, total_patients
+from gi_segmentation.scoring.scans import ScanScore, Totals, scores_from_totals, total_patients
 
 Interval: TypeAlias = tuple[float, float]
 NUM_RESAMPLES = 10_000
@@ -37,7 +37,8 @@ def find_intervals(
         seed: Of the draws.
 
     Returns:
-        Lower and upper end for each score of `scores_of`; None where there are fewer than two patients to score.
+        Lower and upper end for each score of `scores_from_totals`; None where fewer than
+        two patients have it.
 
     Raises:
         ValueError: If the baseline has other patients.
@@ -63,13 +64,13 @@ def find_intervals(
     weights = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), num_resamples)
 
     def resample(of: Totals) -> dict[str, np.ndarray]:
-        return scores_of({name: np.tensordot(weights, total, 1) for name, total in of.items()}, rules)
+        return scores_from_totals({name: np.tensordot(weights, total, 1) for name, total in of.items()}, rules)
 
     scores = resample(totals)
     if baseline is not None:
         others = resample(total_patients(baseline))
         scores = {name: values - others[name] for name, values in scores.items() if name in others}
-    alone = scores_of(totals, rules)  # of each patient
+    alone = scores_from_totals(totals, rules)  # of each patient
     return {name: expanded_percentiles(values, alone[name]) for name, values in scores.items()}
 
 

@@ -14,8 +14,10 @@ import pandas as pd
 
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import LABELS, ORGANS
-from gi_segmentation.scoring.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, hausdorff_distance
+from gi_segmentation.scoring.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, normalised_hausdorff
 from gi_segmentation.scoring.dice import count_pixels, dice_score, sum_and_number
+
+CLINICAL = "clinical: "  # begins the names of the clinical scores among the totals
 
 Totals: TypeAlias = dict[str, np.ndarray]  # by name, the last axis a sum and a number where a mean is wanted
 
@@ -34,7 +36,7 @@ class ScanScore:
         hausdorff: The competition's distance, one or one of each organ; NaN where skipped.
         label_counts: Per label, background first, pixels in both, predicted and true, at the model's resolution:
             shape `(labels, 3)`; None where nothing is known of it.
-        clinical: Per organ what `clinical.score_organ` gives; none where it was not asked for.
+        clinical: Per organ what `clinical.measure_organ` gives; none where it was not asked for.
     """
 
     patient: Hashable
@@ -60,7 +62,7 @@ class ScanScore:
         return len(patient), patient, len(name), name
 
 
-def score_scan(
+def measure_scan(
     patient: Hashable,
     name: Hashable,
     preds: np.ndarray,
@@ -88,7 +90,7 @@ def score_scan(
         >>> target[0, 0, 0, :2] = target[0, 1, 0, :2] = True
         >>> preds = target.copy()
         >>> preds[0, 1] = False
-        >>> scan = score_scan("case1", "case1_day0", preds, target)
+        >>> scan = measure_scan("case1", "case1_day0", preds, target)
         >>> scan.dice_sums, scan.dice_numbers, scan.dice
         ((1.0, 0.0, 0.0), (2, 0, 0), 0.5)
     """
@@ -100,9 +102,9 @@ def score_scan(
     counts = np.stack([np.stack(count_pixels(*organ), axis=-1) for organ in zip(preds, target, strict=True)])
     dice_sums, dice_numbers = zip(*(sum_and_number(map(dice_score, organ)) for organ in counts.tolist()), strict=True)
     if rules.hausdorff_over == "union":
-        hausdorff = [hausdorff_distance(np.any(preds, axis=0), np.any(target, axis=0), rules)]
+        hausdorff = [normalised_hausdorff(np.any(preds, axis=0), np.any(target, axis=0), rules)]
     else:
-        hausdorff = [hausdorff_distance(*organ, rules) for organ in zip(preds, target, strict=True)]
+        hausdorff = [normalised_hausdorff(*organ, rules) for organ in zip(preds, target, strict=True)]
     return ScanScore(
         patient,
         name,
@@ -161,9 +163,9 @@ def total_patients(scans: Iterable[ScanScore]) -> Totals:
         if "labels" in totals:
             totals["labels"][row] += scan.label_counts
     for name, column in average_patients(scans).items():
-        totals[str(name)] = np.zeros((len(patients), len(ORGANS), 2))
+        total = totals[f"{CLINICAL}{name}"] = np.zeros((len(patients), len(ORGANS), 2))
         for (organ, patient), value in column.items():
-            totals[str(name)][patients[patient], ORGANS.index(organ)] = sum_and_number([value])
+            total[patients[patient], ORGANS.index(organ)] = sum_and_number([value])
     return totals
 
 
@@ -173,7 +175,7 @@ def divide(total: np.ndarray) -> np.ndarray:
         return total[..., 0] / total[..., 1]
 
 
-def scores_of(totals: Totals, rules: CompetitionRules) -> dict[str, np.ndarray]:
+def scores_from_totals(totals: Totals, rules: CompetitionRules) -> dict[str, np.ndarray]:
     """The scores that totals amount to.
 
     Args:
@@ -200,8 +202,9 @@ def scores_of(totals: Totals, rules: CompetitionRules) -> dict[str, np.ndarray]:
     if "labels" in totals:
         counts = totals["labels"]
         scores["macro_f1_seed"] = mean_known(divide(np.stack([2 * counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)))
-    for name in [name for name in totals if name not in ("dice", "empty", "dice_volume", "hausdorff", "labels")]:
-        scores |= {f"{name}_{organ}": divide(totals[name][..., index, :]) for index, organ in enumerate(ORGANS)}
+    for key in [key for key in totals if key.startswith(CLINICAL)]:
+        name = key.removeprefix(CLINICAL)
+        scores |= {f"{name}_{organ}": divide(totals[key][..., index, :]) for index, organ in enumerate(ORGANS)}
     return scores
 
 
@@ -212,6 +215,6 @@ def mean_known(values: np.ndarray) -> np.ndarray:
 
 
 def score_scans(scans: Iterable[ScanScore], rules: CompetitionRules = DEFAULT_RULES) -> dict[str, float]:
-    """The scores of scans; see `scores_of`. The same to the last digit, in whichever order they come."""
+    """The scores of scans; see `scores_from_totals`. The same to the last digit, in whichever order they come."""
     totals = {name: np.apply_along_axis(math.fsum, 0, total) for name, total in total_patients(scans).items()}
-    return {name: float(score) for name, score in scores_of(totals, rules).items()}
+    return {name: float(score) for name, score in scores_from_totals(totals, rules).items()}

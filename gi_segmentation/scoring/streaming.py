@@ -13,8 +13,8 @@ from gi_segmentation.data.slices import plan_scans
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, scan_name
-from gi_segmentation.scoring.clinical import score_organs
-from gi_segmentation.scoring.scans import ScanScore, score_scan
+from gi_segmentation.scoring.clinical import measure_organs
+from gi_segmentation.scoring.scans import ScanScore, measure_scan
 
 
 def release_memory() -> None:
@@ -94,8 +94,8 @@ class ScanScorer:
         for place, number in enumerate(numbers):
             preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).reshape(shape)
             target[:, place] = organ_masks(outlines[place], height, width)
-        clinical = score_organs(preds, target, spacing_mm if self.clinical else None)
-        return score_scan(case, scan, preds, target, self.rules, self.label_counts[scan], clinical)
+        clinical = measure_organs(preds, target, spacing_mm if self.clinical else None)
+        return measure_scan(case, scan, preds, target, self.rules, self.label_counts[scan], clinical)
 
     def take(self) -> list[ScanScore]:
         """This process's scans; then start anew.

@@ -18,9 +18,9 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, find_voxel_size_mm, scan_name
-from gi_segmentation.scoring.clinical import score_organs
+from gi_segmentation.scoring.clinical import measure_organs
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.scans import ScanScore, score_scan, score_scans
+from gi_segmentation.scoring.scans import ScanScore, measure_scan, score_scans
 from gi_segmentation.scoring.tables import format_interval
 
 COMPETITION_SCORES = (
@@ -81,17 +81,17 @@ def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[
     return volume, problems
 
 
-def score_pair(pair: ScanPair, truth: Path, submission: Path, rules: CompetitionRules) -> ScanScore | list[str]:
+def measure_pair(pair: ScanPair, truth: Path, submission: Path, rules: CompetitionRules) -> ScanScore | list[str]:
     """Score one scan of two files, with clinical scores if the size of its pixels is known; or say what is wrong."""
     target, problems = decode_volume(pair, pair.target, truth)
     preds, more = decode_volume(pair, pair.preds, submission)
     if problems or more:
         return problems + more
-    clinical = score_organs(preds, target, pair.spacing_mm)
-    return score_scan(pair.case, pair.name, preds, target, rules, clinical=clinical)
+    clinical = measure_organs(preds, target, pair.spacing_mm)
+    return measure_scan(pair.case, pair.name, preds, target, rules, clinical=clinical)
 
 
-def read_table(path: Path, rle_column: str) -> Annotations:
+def read_whole_table(path: Path, rle_column: str) -> Annotations:
     """Read truth or submission.
 
     Raises:
@@ -192,7 +192,7 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
     return pairs
 
 
-def score_files(
+def measure_submission(
     truth: Path,
     submission: Path,
     kaggle_dir: Path | None = None,
@@ -213,11 +213,11 @@ def score_files(
     Raises:
         InputError: If either file has problems or they do not fit together; names the first and how many there are.
     """
-    annotations = read_table(truth, "segmentation"), read_table(submission, "predicted")
+    annotations = read_whole_table(truth, "segmentation"), read_whole_table(submission, "predicted")
     pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical))
     workers = max(1, min(num_proc or os.cpu_count() or 1, len(pairs)))
     with ProcessPoolExecutor(workers) as pool:
-        results = pool.map(partial(score_pair, truth=truth, submission=submission, rules=rules), pairs)
+        results = pool.map(partial(measure_pair, truth=truth, submission=submission, rules=rules), pairs)
         scored = list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
     raise_first([problem for result in scored if isinstance(result, list) for problem in result])
     return [result for result in scored if isinstance(result, ScanScore)]

@@ -18,7 +18,7 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
     Returns:
         Columns `case`, `scan`, `organ`, `slices`, `dice` (mean over the slices that have the organ in either mask, of
         which there are `dice_slices`), `volume_dice`, `hausdorff` (the competition's; where it is of all organs
-        together, it stands in each row), and those of `clinical.score_organ` where they were asked for.
+        together, it stands in each row), and those of `clinical.measure_organ` where they were asked for.
     """
     rows = []
     for scan in sorted(scans, key=lambda scan: scan.key):

@@ -21,8 +21,8 @@ from gi_segmentation.scoring.clinical import (
     added_path_length,
     hausdorff_distance,
     mean_surface_distance,
+    measure_organ,
     normalised_surface_dice,
-    score_organ,
     volume_dice,
     volume_difference,
 )
@@ -159,7 +159,7 @@ def test_one_call_gives_what_each_score_gives(group: int) -> None:
             "volume_preds_ml": volume_difference(case[0], np.zeros_like(case[0]), case[2]),
             "volume_target_ml": volume_difference(case[1], np.zeros_like(case[1]), case[2]),
         }
-        scores = score_organ(*case, tolerances_mm=[1.5, 4])
+        scores = measure_organ(*case, tolerances_mm=[1.5, 4])
         assert list(scores) == list(expected)
         assert scores == pytest.approx(expected, nan_ok=True)
 
@@ -245,7 +245,7 @@ class TestByHand:
             (one, empty, math.nan, 0.0, 0.0, 0.00675),
             (empty, one, math.nan, 0.0, 1.5, -0.00675),
         ):
-            scores = score_organ(preds, target, spacing)
+            scores = measure_organ(preds, target, spacing)
             assert scores == pytest.approx(
                 {
                     "volume_dice": dice,
@@ -275,11 +275,11 @@ class TestErrors:
         assert volume_dice(labels, labels) == 1
         labels[4, 5, 6], labels[5, 0, 0] = 0.5, np.nan
         with pytest.raises(ValueError, match=r"preds: .* but got 0.5 at \(4, 5, 6\); 2 voxels are neither"):
-            score_organ(labels, pixels(), (1, 1, 1))
+            measure_organ(labels, pixels(), (1, 1, 1))
 
     @pytest.mark.parametrize("spacing", [(1, 1), (1, 1, 0), (1, -1, 1), (1, 1, math.nan), (math.inf, 1, 1)])
     def test_spacing(self, spacing: tuple[float, ...]) -> None:
-        for score in (hausdorff_distance, mean_surface_distance, added_path_length, volume_difference, score_organ):
+        for score in (hausdorff_distance, mean_surface_distance, added_path_length, volume_difference, measure_organ):
             with pytest.raises(ValueError, match="expected spacing_mm of three positive numbers"):
                 score(pixels(), pixels(), spacing)
 

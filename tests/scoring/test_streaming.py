@@ -1,4 +1,4 @@
-"""From logits to scores: masks on the native grid, scans scored as they complete, in whatever batches and order."""
+"""Scans are scored as they complete, in whatever batches and order their slices come."""
 
 import random
 from collections.abc import Iterator
@@ -8,101 +8,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from sklearn.metrics import f1_score
-from torch.nn import functional as F
-from transformers import EvalPrediction, SegformerImageProcessorPil
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers import EvalPrediction
 
 from gi_segmentation.data.slices import plan_scans
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference.masks import count_labels, label_masks, pack_masks, predict_batch, predict_masks
+from gi_segmentation.inference.masks import pack_masks
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.schema import ORGANS
-from gi_segmentation.scoring.clinical import score_organ
-from gi_segmentation.scoring.dice import count_pixels, dice_score
-from gi_segmentation.scoring.scans import score_scan, score_scans
+from gi_segmentation.scoring.clinical import measure_organ
+from gi_segmentation.scoring.scans import measure_scan, score_scans
 from gi_segmentation.scoring.streaming import ScanScorer
 from gi_segmentation.training.evaluation import ComputeMetrics
-
-
-def test_predicted_labels_are_the_stock_processors() -> None:
-    logits = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    sizes = [(266, 266), (310, 360), (5, 7)]
-    stock = SegformerImageProcessorPil().post_process_semantic_segmentation(
-        SemanticSegmenterOutput(logits=logits), sizes
-    )
-    for index, (height, width) in enumerate(sizes):
-        masks = predict_masks([logits[index][None]], "multiclass", height, width)[0]
-        assert torch.equal(masks, stock[index] == torch.arange(1, 4)[:, None, None])
-
-
-def test_organs_of_their_own_channel_may_overlap() -> None:
-    logits = torch.tensor([[3.0, -1.0], [0.5, -1.0], [-2.0, 1.0]]).reshape(1, 3, 1, 2)
-    masks = predict_masks([logits], "multilabel", 1, 2)
-    assert masks[0, :, 0].tolist() == [[True, False], [True, False], [False, True]]
-    assert label_masks(masks)[0].int().argmax(dim=0).tolist() == [[2, 3]]  # the highest label wins
-
-
-def test_several_models_are_averaged_by_probability() -> None:
-    # Organ 1 with probability 0.4 and 0.9, background 0.6 and 0.1; by logits the first would count for as much.
-    first, second = (torch.tensor([1 - p, p, 0, 0]).clamp(min=1e-30).log().reshape(1, 4, 1, 1) for p in (0.4, 0.9))
-    assert predict_masks([first, second], "multiclass", 1, 1).flatten().tolist() == [True, False, False]
-    assert predict_masks([first], "multiclass", 1, 1).flatten().tolist() == [False, False, False]
-    unsure = torch.tensor([0.1, 0.1, 0.1]).logit().reshape(1, 3, 1, 1)
-    sure = torch.tensor([0.95, 0.85, 0.1]).logit().reshape(1, 3, 1, 1)
-    assert predict_masks([unsure, sure], "multilabel", 1, 1).flatten().tolist() == [True, False, False]
-
-
-def test_masks_of_labels_partition_the_pixels() -> None:
-    organs = torch.rand(2, 3, 5, 6) < 0.4
-    masks = label_masks(organs)
-    assert masks.shape == (2, 4, 5, 6) and (masks.sum(dim=1) == 1).all()
-    assert torch.equal(masks[:, 0], ~organs.any(dim=1))
-
-
-def test_arrays_and_tensors_are_counted_alike() -> None:
-    rng = np.random.default_rng(0)
-    preds, target = rng.random((2, 3, 4, 5)) < 0.5, rng.random((2, 3, 4, 5)) < 0.5
-    arrays = count_pixels(preds, target)
-    tensors = count_pixels(torch.from_numpy(preds), torch.from_numpy(target))
-    for array, tensor in zip(arrays, tensors, strict=True):
-        assert array.shape == (2, len(ORGANS))
-        np.testing.assert_array_equal(array, tensor.numpy())
-    assert dice_score([3, 4, 4]) == 0.75
-
-
-def test_each_slice_is_predicted_on_its_own_grid_and_survives_packing() -> None:
-    logits, sizes = (
-        torch.randn(4, 4, 5, 5, generator=torch.Generator().manual_seed(0)),
-        [(9, 14), (20, 7), (3, 3), (5, 21)],
-    )
-    masks = predict_batch([logits], "multiclass", torch.tensor(sizes))
-    packed = pack_masks(masks).numpy()
-    assert packed.shape == (4, -(-3 * 20 * 7 // 8))
-    for index, (height, width) in enumerate(sizes):
-        enlarged = F.interpolate(logits[index][None], size=(height, width), mode="bilinear")[0].argmax(dim=0)
-        bits = np.unpackbits(packed[index], count=3 * height * width).reshape(3, height, width)
-        np.testing.assert_array_equal(bits, (enlarged == torch.arange(1, 4)[:, None, None]).numpy())
-
-
-def test_macro_f1_is_counted_at_the_models_resolution() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, labels = (
-        torch.randn(4, 4, 5, 5, generator=generator),
-        torch.randint(0, 4, (4, 10, 10), generator=generator),
-    )
-    counts = count_labels([logits], "multiclass", labels).sum(dim=0).tolist()
-    preds = F.interpolate(logits, size=(10, 10), mode="bilinear").argmax(dim=1)
-    expected = f1_score(labels.reshape(-1), preds.reshape(-1), average="macro")
-    assert np.mean([dice_score(count) for count in counts]) == pytest.approx(expected, abs=1e-12)
-
-
-def test_overlaps_are_scored_as_predicted() -> None:
-    masks = torch.zeros(1, 3, 8, 8, dtype=torch.bool)
-    masks[0, 0, :4] = masks[0, 2, 2:6] = True  # two rows in both
-    logits = masks.float() * 20 - 10
-    assert torch.equal(predict_batch([logits], "multilabel", torch.tensor([[8, 8]]))[0], masks[0])
-    assert count_labels([logits], "multilabel", masks.float())[0].tolist() == [[16] * 3, [16] * 3, [0] * 3, [32] * 3]
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +57,11 @@ class TestScanScorer:
             preds = [np.unpackbits(one, count=3 * size[0] * size[1]).reshape(3, *size) for one in bits]
             volume = np.stack(preds, axis=1).astype(bool)
             spacing_mm = (3.0, *rows[0]["pixel_spacing"])
-            clinical = [score_organ(*masks, spacing_mm) for masks in zip(volume, target, strict=True)]
+            clinical = [measure_organ(*masks, spacing_mm) for masks in zip(volume, target, strict=True)]
             labels = sum(counts for (case, day, _), _, counts in slices if f"case{case}_day{day}" == scan)
-            expected.append(score_scan(rows[0]["case"], scan, volume, target, label_counts=labels, clinical=clinical))
+            expected.append(
+                measure_scan(rows[0]["case"], scan, volume, target, label_counts=labels, clinical=clinical)
+            )
         scores = scored(scorer, slices)
         assert scores == score_scans(expected)
         assert 0.5 < scores["dice"] < 0.95 and scores["hausdorff_mm_large_bowel"] > 0

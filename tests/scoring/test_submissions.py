@@ -21,8 +21,8 @@ from gi_segmentation.rle import decode, encode
 from gi_segmentation.rules import PRESETS, CompetitionRules
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.score import main
-from gi_segmentation.scoring.clinical import score_organ
-from gi_segmentation.scoring.competition import hausdorff_distance
+from gi_segmentation.scoring.clinical import measure_organ
+from gi_segmentation.scoring.competition import normalised_hausdorff
 from tests.support.scoring import score_submission
 
 HEIGHT, WIDTH = 4, 5
@@ -84,7 +84,7 @@ class TestHausdorff:
         preds = rng.random(shape) < rng.choice([0.03, 0.2, 0.7])
         preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
         expected = 1.0 if preds.sum() > 10 * target.sum() else nearest_by_definition(preds, target)
-        assert hausdorff_distance(preds, target) == pytest.approx(expected, abs=1e-12)
+        assert normalised_hausdorff(preds, target) == pytest.approx(expected, abs=1e-12)
 
     @pytest.mark.parametrize(
         ("shape", "pixel", "other", "expected"),
@@ -101,7 +101,7 @@ class TestHausdorff:
     ) -> None:
         preds, target = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         preds[pixel] = target[other] = True
-        assert hausdorff_distance(preds, target) == pytest.approx(expected / math.sqrt(3), abs=1e-15)
+        assert normalised_hausdorff(preds, target) == pytest.approx(expected / math.sqrt(3), abs=1e-15)
 
     def test_it_is_the_greater_of_both_ways(self) -> None:
         target = np.zeros((1, 1, 10), dtype=bool)
@@ -109,21 +109,21 @@ class TestHausdorff:
         preds = target.copy()
         preds[..., 9] = True  # 8 pixels from the target, while every target pixel is hit
         for one, other in ((preds, target), (target, preds)):
-            assert hausdorff_distance(one, other) == pytest.approx(0.8 / math.sqrt(3))
+            assert normalised_hausdorff(one, other) == pytest.approx(0.8 / math.sqrt(3))
 
     def test_empty_volumes(self) -> None:
         empty, full = np.zeros((2, 3, 4), dtype=bool), np.ones((2, 3, 4), dtype=bool)
-        assert math.isnan(hausdorff_distance(empty, empty))
-        assert hausdorff_distance(empty, full) == hausdorff_distance(full, empty) == 1
+        assert math.isnan(normalised_hausdorff(empty, empty))
+        assert normalised_hausdorff(empty, full) == normalised_hausdorff(full, empty) == 1
 
     def test_over_ten_times_the_pixels_is_as_bad_as_can_be(self) -> None:
         target = np.zeros((1, 1, 20), dtype=bool)
         target[..., 0] = True
         preds = np.arange(20).reshape(1, 1, 20) < 10
-        assert hausdorff_distance(preds, target) == pytest.approx(9 / 20 / math.sqrt(3))
+        assert normalised_hausdorff(preds, target) == pytest.approx(9 / 20 / math.sqrt(3))
         preds = np.arange(20).reshape(1, 1, 20) < 11
-        assert hausdorff_distance(preds, target) == 1
-        assert hausdorff_distance(target, preds) < 1  # the other way round it is no reason
+        assert normalised_hausdorff(preds, target) == 1
+        assert normalised_hausdorff(target, preds) < 1  # the other way round it is no reason
 
 
 def distance_by_definition(preds: np.ndarray, target: np.ndarray, rules: CompetitionRules) -> float:
@@ -158,7 +158,7 @@ class TestRules:
             names = ("direction", "points", "normaliser", "oversized")
             rules = CompetitionRules(**dict(zip(names, choice, strict=True)))
             expected = distance_by_definition(preds, target, rules)
-            assert hausdorff_distance(preds, target, rules) == pytest.approx(expected, abs=1e-12), choice
+            assert normalised_hausdorff(preds, target, rules) == pytest.approx(expected, abs=1e-12), choice
 
     @pytest.mark.parametrize("seed", range(40))
     def test_first_place_agrees_with_the_functions_its_code_calls(self, seed: int) -> None:
@@ -168,7 +168,7 @@ class TestRules:
         preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
         edges = get_mask_edges(preds, target)
         expected = get_surface_distance(*edges).max() / math.sqrt(sum(size**2 for size in shape))
-        assert hausdorff_distance(preds, target, PRESETS["first_place"]) == pytest.approx(expected, rel=1e-6)
+        assert normalised_hausdorff(preds, target, PRESETS["first_place"]) == pytest.approx(expected, rel=1e-6)
 
     def test_empty_volumes(self) -> None:
         empty, full = np.zeros((2, 3, 4), dtype=bool), np.ones((2, 3, 4), dtype=bool)
@@ -177,7 +177,7 @@ class TestRules:
             (PRESETS["first_place"], 0.0, 1.0),
             (CompetitionRules(one_empty="skipped"), math.nan, math.nan),
         ):
-            distances = [hausdorff_distance(*pair, rules) for pair in ((empty, empty), (empty, full), (full, empty))]
+            distances = [normalised_hausdorff(*pair, rules) for pair in ((empty, empty), (empty, full), (full, empty))]
             assert distances == pytest.approx([both, one, one], nan_ok=True)
 
     def test_a_hole_counts_by_surfaces_alone(self) -> None:
@@ -186,15 +186,15 @@ class TestRules:
         preds[4, 4, 4] = False
         for points, distance in (("voxels", 1), ("surface", 3)):  # of the voxels around the hole to the outermost
             rules = CompetitionRules(points=points, normaliser="volume_diagonal")  # type: ignore[arg-type]
-            assert hausdorff_distance(preds, target, rules) == pytest.approx(distance / math.sqrt(3 * 81))
+            assert normalised_hausdorff(preds, target, rules) == pytest.approx(distance / math.sqrt(3 * 81))
 
     def test_one_direction_does_not_see_what_is_missed(self) -> None:
         target = np.zeros((1, 1, 10), dtype=bool)
         target[..., [0, 9]] = True
         preds = target.copy()
         preds[..., 9] = False
-        assert hausdorff_distance(preds, target, PRESETS["first_place"]) == 0
-        assert hausdorff_distance(preds, target) == pytest.approx(0.9 / math.sqrt(3))
+        assert normalised_hausdorff(preds, target, PRESETS["first_place"]) == 0
+        assert normalised_hausdorff(preds, target) == pytest.approx(0.9 / math.sqrt(3))
 
     def test_presets_by_hand(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         # One slice of 3x4 pixels: large bowel 1 of 2 pixels, no small bowel, the stomach only predicted.
@@ -231,7 +231,7 @@ class TestRules:
 
     def test_volumes_of_two_shapes(self) -> None:
         with pytest.raises(ValueError, match=r"one shape, but got \(1, 2, 3\) and \(1, 3, 2\)"):
-            hausdorff_distance(np.ones((1, 2, 3), dtype=bool), np.ones((1, 3, 2), dtype=bool))
+            normalised_hausdorff(np.ones((1, 2, 3), dtype=bool), np.ones((1, 3, 2), dtype=bool))
 
 
 class TestScores:
@@ -327,7 +327,7 @@ class TestClinical:
         for (scan, organ), found in rows.iterrows():
             target = np.stack([masks[f"{scan}_slice_{n:04d}"][ORGANS.index(organ)] for n in (3, 4, 5)])
             spacing = (3.0, 1.0, 1.5 if scan == "case10_day0" else 2.0)
-            expected = score_organ(np.roll(target, 1, axis=2), target, spacing)
+            expected = measure_organ(np.roll(target, 1, axis=2), target, spacing)
             assert found[list(expected)].to_dict() == pytest.approx(expected, nan_ok=True)
         out = capsys.readouterr().out
         assert "| mean ± SD over patients [95 % interval of the mean] | large bowel | small bowel | stomach |" in out

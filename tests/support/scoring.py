@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.scoring.scans import score_scans
-from gi_segmentation.scoring.submissions import score_files
+from gi_segmentation.scoring.submissions import measure_submission
 
 
 def score_submission(
@@ -15,4 +15,4 @@ def score_submission(
     rules: CompetitionRules = DEFAULT_RULES,
 ) -> dict[str, float]:
     """The scores by name, without clinical ones."""
-    return score_scans(score_files(truth, submission, kaggle_dir, num_proc, rules), rules)
+    return score_scans(measure_submission(truth, submission, kaggle_dir, num_proc, rules), rules)
