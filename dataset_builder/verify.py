@@ -49,8 +49,9 @@ def inspect_slice(slice_file: SliceFile) -> tuple[SliceFile, list[str]]:
     """Read a slice's image.
 
     Returns:
-        The slice, and its image's problems. If its size is not what its name says, it comes back as endless: against
-        which of the two sizes to check its encodings is not known, and one wrong name is one problem.
+        The slice, and its image's problems. If the image's size differs from the size in its name, nobody knows which
+        of both its encodings belong to. The slice then gets an endless size, so that the encodings fit and the wrong
+        name is the only problem reported.
     """
     try:
         read_slice(slice_file)

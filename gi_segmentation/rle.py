@@ -13,7 +13,7 @@ NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class RleError(InputError):
-    """A run-length encoding that is no mask of the image it belongs to."""
+    """A run-length encoding that does not describe a mask of its image."""
 
 
 def parse_runs(rle: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ ORGANS: tuple[str, ...] = ("large_bowel", "small_bowel", "stomach")
 LABELS: tuple[str, ...] = ("background", *ORGANS)
 ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
 
-# What a model's channels mean: one label per pixel by softmax, or one yes or no per organ by sigmoid.
+# What a model's channels mean. `multiclass`: every pixel gets one label, by softmax over four channels. `multilabel`:
+# every organ has a channel and a mask of its own, by sigmoid, so that organs may overlap.
 LabelMode: TypeAlias = Literal["multiclass", "multilabel"]
 LABELS_BY_MODE: dict[LabelMode, tuple[str, ...]] = {"multiclass": LABELS, "multilabel": ORGANS}
 

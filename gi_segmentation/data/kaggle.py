@@ -18,7 +18,7 @@ from gi_segmentation.schema import ORGANS, scan_name, slice_name
 ID_PATTERN = re.compile(r"case(0|[1-9]\d*)_day(0|[1-9]\d*)_slice_(\d{4}|[1-9]\d{4,})", re.ASCII)
 FILE_PATTERN = re.compile(r"slice_(\d{4,})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png", re.ASCII)
 SCAN_PATTERN = re.compile(r"case(\d+)_day(\d+)", re.ASCII)
-PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; Pillow does not miss it
+PNG_END = b"IEND\xaeB`\x82"  # name and checksum of the last chunk: Pillow reads a PNG without it, and says nothing
 
 # Scans whose images or outlines the competition's hosts call faulty (see the data tab and its discussion).
 FAULTY_SCANS = frozenset(
@@ -244,7 +244,7 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def excuse_missing_organs(
     annotations: dict[str, dict[str, Annotation]], ids: list[str], organs: list[str], left_out: list[int]
 ) -> None:
-    """Enter an empty mask for each row left out, where it can be told which organ of which slice the row meant.
+    """Enter an empty mask for each row that was left out, if it is clear which organ of which slice the row meant.
 
     The row is reported already: that its slice lacks an organ would be the same problem a second time.
 

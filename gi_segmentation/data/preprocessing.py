@@ -76,8 +76,9 @@ class SliceNeighbours:
 def scale_intensity(image: np.ndarray) -> np.ndarray:
     """Scale a raw slice x to 0 to 1 by its own mean, as x / (x + mean), so that nothing is clipped.
 
-    MR intensities have no unit; what is bright differs from scan to scan. A bright arm or coil would leave the organs
-    dark if the maximum were to scale them; the mean it changes little.
+    MR intensities have no unit, and each scan has its own range. The maximum is no good scale: one bright arm or coil
+    raises it, and the organs become dark. The mean hardly changes with such a spot. A pixel as bright as the mean gets
+    the value 0.5; brighter pixels approach 1.
 
     Args:
         image: Raw intensities, shape `(height, width)`.

@@ -18,7 +18,11 @@ from gi_segmentation.scoring.scans import ScanScore, measure_scan
 
 
 def release_memory() -> None:
-    """Give free memory back to the system, of which glibc would keep ever more in pieces; elsewhere nothing."""
+    """Give free memory back to the system; on Linux with glibc only.
+
+    glibc keeps freed memory in pieces for later use. Volumes of many sizes break it into more and more pieces, and the
+    process grows with every scan.
+    """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -28,7 +32,8 @@ def release_memory() -> None:
 class ScanScorer:
     """Scores the scans of a split while their slices are predicted, each as soon as it is whole.
 
-    Slices may come in any order. Of the scans that are not yet whole the masks are kept, eight pixels a byte.
+    Slices may come in any order. The masks of a scan are kept until its last slice comes, eight pixels a byte. Then
+    the scan is scored and its masks are dropped, so memory does not grow with the number of scans.
 
     Args:
         dataset: The split; its `segmentation` is the truth.
@@ -54,7 +59,7 @@ class ScanScorer:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what came."""
+        """Start anew, without any slice."""
         self.scored: dict[str, ScanScore] = {}
         self.preds: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self.label_counts: dict[str, np.ndarray] = {}

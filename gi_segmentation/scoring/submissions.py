@@ -66,7 +66,8 @@ def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[
         path: The file they come from.
 
     Returns:
-        bool, shape `(organs, slices, height, width)`; and each encoding that is no mask of its slice, as a sentence.
+        bool, shape `(organs, slices, height, width)`; and a
+        sentence for each encoding that does not describe a mask of its slice.
     """
     height, width = pair.grid.height, pair.grid.width
     volume = np.zeros((len(ORGANS), len(slices), height, width), dtype=bool)

@@ -133,6 +133,7 @@ def distances_to(voxels: np.ndarray, others: np.ndarray, spacing: Sequence[float
         >>> distances_to(voxels, others, (3.0, 1.5, 1.5))
         array([1.5, 0. ])
     """
+    # Flat indices are many times faster to find than rows of (z, y, x).
     indices = np.flatnonzero(voxels)
     if not others.any():
         return np.full(indices.size, np.inf)
@@ -182,10 +183,13 @@ def greatest_distance(voxels: np.ndarray, others: np.ndarray, spacing: Sequence[
         >>> greatest_distance(voxels, others, (1, 1, 1))
         5.0
     """
+    # Voxels that both masks have are at distance 0 and need no search.
     places = find_places(voxels & ~others)
     if not places.size:
         return 0.0
     nearest = NearestVoxel(find_surface(others), spacing)  # seen from outside, the nearest voxel is one of the surface
+    # A block's measured voxel at distance d bounds its other voxels: by the triangle inequality a voxel that is w away
+    # from it is at most d + w off. Only voxels whose bound exceeds the greatest distance so far are measured at all.
     num_blocks = [-(-size // BLOCK_SIZE) for size in voxels.shape]
     blocks = np.ravel_multi_index(tuple((places // BLOCK_SIZE).T), num_blocks)
     measured = np.full(np.prod(num_blocks), -1)

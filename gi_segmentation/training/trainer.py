@@ -128,6 +128,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         optimizer = super().create_optimizer(model)
         if existed or self.args.head_lr_multiplier == 1:
             return optimizer
+        # Trainer made two groups, with and without weight decay. Each is split again into encoder and head.
         encoder = {id(parameter) for parameter in find_encoder(self.model).parameters()}
         for group in list(optimizer.param_groups):
             head = [parameter for parameter in group["params"] if id(parameter) not in encoder]
