@@ -138,7 +138,7 @@ def test_the_original_projects_command_runs_as_it_stands(
     assert "newly made: decode_head.classifier.weight" in done.stderr
 
 
-def test_the_card_passes_the_hubs_own_validation(
+def test_the_card_passes_the_checks_of_the_loopback_hub(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     run_command(run_python, [RUN, *arguments(dataset_dir, tmp_path / "run", max_steps=1)], tmp_path, hub)
