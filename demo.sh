@@ -9,7 +9,7 @@ if [[ "${1:-}" != inside ]]; then
     mkdir demo
     # The server sets HF_ENDPOINT and HF_TOKEN for the command it runs.
     export HF_HOME="$PWD/demo/hf_home" TOKENIZERS_PARALLELISM=false
-    exec python tests/loopback_hub.py --root demo/hub -- bash demo.sh inside
+    exec python -m tests.support.loopback_hub --root demo/hub -- bash demo.sh inside
 fi
 
 step() { printf '\n\033[1m== %s\033[0m (%d s)\n' "$1" "$SECONDS"; }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loopback_hub import LoopbackHub
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import RunPython
 
 HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")  # never the user's cache: a stale entry would hide a bug

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from safetensors.torch import load_file
 
 import run_segmentation
-from tests.loopback_hub import LoopbackHub
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import CONFIGS, LAUNCH, ROOT, RunPython
 from tests.support.training import arguments

@@ -37,7 +37,7 @@ from gi_segmentation.data.kaggle import (
 )
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
-from tests.loopback_hub import LoopbackHub, check_card
+from tests.support.loopback_hub import LoopbackHub, check_card
 from tests.support.processes import RunPython
 
 HALVES = GiTractConfig(num_folds=2)

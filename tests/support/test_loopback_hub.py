@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.loopback_hub import LoopbackHub, check_card
+from tests.support.loopback_hub import LoopbackHub, check_card
 
 HERE = Path(__file__).resolve()
 SERVER = HERE.with_name("loopback_hub.py")
@@ -50,9 +50,9 @@ def environment(hub: LoopbackHub, folder: Path) -> dict[str, str]:
 
 def run_in_client(hub: LoopbackHub, folder: Path, name: str) -> None:
     """Run the function `name` of this file in a process that talks to `hub`."""
-    command = [sys.executable, "-m", "tests.test_loopback_hub", name, str(folder)]
+    command = [sys.executable, "-m", "tests.support.test_loopback_hub", name, str(folder)]
     result = subprocess.run(
-        command, env=environment(hub, folder), cwd=HERE.parents[1], capture_output=True, text=True, timeout=120
+        command, env=environment(hub, folder), cwd=HERE.parents[2], capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, f"{name} failed in its own process:\n{result.stdout}{result.stderr}"
 

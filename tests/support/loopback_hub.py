@@ -3,8 +3,8 @@
 A TEST AND DEMO TOOL. It is never product code and never for a network: it binds 127.0.0.1 only, has one user, and
 takes any token except the word "invalid". The unmodified clients (huggingface_hub, datasets, transformers) talk to it:
 
-    python tests/loopback_hub.py --root DIR [--port 0] [--verbose]   # serves until SIGINT or SIGTERM
-    python tests/loopback_hub.py --root DIR -- COMMAND ...           # runs COMMAND against it, exits with its code
+    python -m tests.support.loopback_hub --root DIR [--port 0] [--verbose]   # serves until SIGINT or SIGTERM
+    python -m tests.support.loopback_hub --root DIR -- COMMAND ...           # runs COMMAND against it
 
     with LoopbackHub(root) as hub:                                    # in a test
         HfApi(endpoint=hub.endpoint, token="any").create_repo("ns/name")
