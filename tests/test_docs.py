@@ -1,0 +1,176 @@
+"""README.md and docs/: every command runs as it stands, every link leads to a file, the tree names every file.
+
+The commands run in the order in which the README links the pages, in one folder, as a reader would run them.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from huggingface_hub import HfApi
+
+from dataset_builder.phantom import write_phantom
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.models import write_base
+from tests.support.processes import ROOT, RunPython
+
+README = ROOT / "README.md"
+MAX_README_LINES = 120
+PAGES = [README, *(ROOT / path for path in dict.fromkeys(re.findall(r"\]\((docs/\w+\.md)\)", README.read_text())))]
+
+KAGGLE_ZIP = "uw-madison-gi-tract-image-segmentation"
+# What a training of a few seconds needs. The last value of a flag wins, so the documented flags are parsed too.
+TINY = (
+    "--image_size 64 --max_steps 2 --per_device_train_batch_size 2 --dataloader_num_workers 0 --report_to none "
+    "--eval_strategy steps --eval_steps 2 --save_strategy steps --save_steps 2"
+)
+# Tiny random checkpoints under the names of those that the commands start from, by their family.
+CHECKPOINTS = {
+    "nvidia/segformer-b0-finetuned-ade-512-512": "segformer",
+    "openmmlab/upernet-convnext-small": "upernet",
+}
+# The commands that cannot run here: why, and what covers them instead.
+NOT_RUN = {
+    "make demo": "takes minutes; test_pipeline.py goes the same way, with real slices where there are some",
+    "make test": "runs this test",
+    "make table DATASET=gi_tract": "trains eight models; the trainings of this test take the same path",
+    "pip install -e .": "the environment of this test was made with it",
+    "pip install -e .[notebook]": "needs a package registry; the extra is looked up",
+    f"kaggle competitions download -c {KAGGLE_ZIP}": "needs an account; a zip of a phantom lies in its place",
+    "hf auth login": "asks for a token; HF_TOKEN has one here",
+    "jupyter lab notebooks/visualisation.ipynb": "serves until it is stopped; test_notebook.py executes the notebook",
+    "python -m benchmarks.leakage --dataset_name gi_tract": "takes minutes; tests/benchmarks runs a small one",
+}
+
+
+class Documented(NamedTuple):
+    """A command of a page, or a block of Python.
+
+    Attributes:
+        page: Where it stands.
+        language: bash or python.
+        text: A command in one line, or the whole block.
+    """
+
+    page: Path
+    language: str
+    text: str
+
+
+def documented() -> Iterator[Documented]:
+    """All commands and blocks of Python, in reading order."""
+    for page in PAGES:
+        for language, block in re.findall(r"^```(bash|python)\n(.*?)^```$", page.read_text(), re.M | re.S):
+            if language == "python":
+                yield Documented(page, language, block)
+                continue
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield Documented(page, language, " ".join(words))
+
+
+def to_python_arguments(command: str) -> list[str]:
+    """The arguments with which `python` runs a documented command."""
+    program, *words = command.split()
+    if (program, words[:1]) == ("accelerate", ["launch"]):
+        words = ["-m", "accelerate.commands.launch", *words[1:]]
+    elif program != "python":
+        pytest.fail(f"{command}: this test runs `python` and `accelerate launch`; name any other command in NOT_RUN")
+    return words + TINY.split() if "run_segmentation.py" in words else words
+
+
+def prepare_folder(folder: Path, hub: LoopbackHub) -> Path:
+    """What a reader has: a clone, the zip from Kaggle, and a Hub with the checkpoints to start from."""
+    phantom = folder / "phantom"
+    write_phantom(phantom, num_cases=5, days_per_case=1, slices_per_scan=6, num_proc=1)
+    clone = folder / "clone"
+    clone.mkdir()
+    shutil.make_archive(str(clone / KAGGLE_ZIP), "zip", phantom)
+    for name in tracked_entries():
+        (clone / name).symlink_to(ROOT / name)
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    for name, family in CHECKPOINTS.items():
+        api.create_repo(name)
+        api.upload_folder(repo_id=name, folder_path=write_base(folder / family, family))
+    return clone
+
+
+def tracked_entries() -> list[str]:
+    """The files and folders at the top of the repository, without what is not committed."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git clone, so nobody knows which files belong to it")
+    return sorted({name.split("/")[0] for name in done.stdout.split("\0") if name})
+
+
+def test_every_documented_command_runs(
+    tmp_path: Path, hub: LoopbackHub, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = prepare_folder(tmp_path, hub)
+    # One documented command starts another one, which it finds on the PATH.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    for page, language, text in documented():
+        if text in NOT_RUN:
+            continue
+        arguments = ["-c", text] if language == "python" else to_python_arguments(text)
+        done = run_python(arguments, cwd=clone, env=hub.environment(), timeout=200)
+        assert done.returncode == 0, f"{page.name}: {text}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        for printed in re.findall(r"^print\(.*\)  # (.+)$", text, re.M):
+            assert printed.removesuffix("...") in done.stdout, f"{page.name}: {text}"
+
+
+def test_the_commands_that_cannot_run_here_are_documented_and_complete() -> None:
+    assert set(NOT_RUN) <= {text for _, _, text in documented()}, "remove what no page has any more"
+    makefile, setup = (ROOT / "Makefile").read_text(), (ROOT / "setup.cfg").read_text()
+    for words in map(str.split, NOT_RUN):
+        if words[0] == "make":
+            assert f"\n{words[1]}: " in makefile
+        elif words[:2] == ["python", "-m"]:
+            source = (ROOT / words[2].replace(".", "/")).with_suffix(".py").read_text()
+            assert all(f'"{flag}"' in source for flag in words if flag.startswith("--"))
+        elif words[0] == "jupyter":
+            assert (ROOT / words[-1]).is_file()
+        elif extra := re.search(r"\[(\w+)\]", words[-1]):
+            assert f"\n{extra[1]} =\n" in setup
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= MAX_README_LINES
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    assert set(PAGES) == {README, *(ROOT / "docs").glob("*.md")}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "model_cards/README.md"))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    for link in links:
+        path, _, heading = link.partition("#")
+        if not re.match(r"\w+:", link):
+            target = (page.parent / path) if path else page
+            assert target.exists(), f"{link} leads nowhere"
+            assert not heading or heading in headings(target), f"{link}: there is no such heading"
+
+
+def headings(page: Path) -> set[str]:
+    """The headings of a page as GitHub writes them in links."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_tree_names_every_file_and_wing() -> None:
+    tree = README.read_text().split("## The tree")[1].split("```")[1]
+    named = {word.rstrip("/") for word in tree.split()}
+    wings = {path.parent.name for path in (ROOT / "gi_segmentation").glob("*/__init__.py")}
+    assert not {*tracked_entries(), *wings} - named
