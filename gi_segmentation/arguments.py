@@ -158,8 +158,8 @@ class DataArguments:
 class RunArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of this task, and the pipeline's own training flags.
 
-    Batch size, learning rate, weight decay and the number of epochs are the original project's (see README). Trials
-    led to the other defaults (see benchmarks/README.md). The best checkpoint is the one with the highest `eval_dice`.
+    Batch size, learning rate, weight decay and the number of epochs are the original project's (recipes/seed.yaml).
+    Trials led to the other defaults (benchmarks/README.md). The best checkpoint has the highest `eval_dice`.
     """
 
     output_dir: str = field(
