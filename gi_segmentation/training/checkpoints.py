@@ -1,7 +1,11 @@
-"""Checkpoints of a run: what they hold, which one is whole, which one is good, and whether the run is over.
+"""Checkpoints of a run: their weights, the last complete one, and whether the run is over.
 
-A checkpoint's `model.safetensors` is what is scored and published: averaged weights if so asked, without an auxiliary
-head. Where training goes on from other weights, these lie beside it in `training_weights.safetensors`.
+A checkpoint holds up to two sets of weights:
+
+- `model.safetensors` has the weights that are scored and published: averaged if `--ema_decay` is set, without an
+  auxiliary head.
+- `training_weights.safetensors` has the weights from which an interrupted training continues: those of the last step,
+  with the auxiliary head. It is missing if both sets are the same.
 """
 
 import json
@@ -22,48 +26,59 @@ from gi_segmentation.training.losses import MAX_LOSS
 logger = logging.getLogger(__name__)
 
 TRAINING_WEIGHTS = "training_weights.safetensors"
-STATE_FILE = "trainer_state.json"  # the last file that a checkpoint gets
+# `Trainer` writes this file last. A checkpoint that has it is complete.
+STATE_FILE = "trainer_state.json"
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Load a checkpoint's published weights into a model, every tensor of it.
-
-    `from_pretrained` knows the older names that checkpoints of some families carry; the file itself does not say.
+    """Load the published weights of a checkpoint into a model.
 
     Raises:
-        RuntimeError: If the checkpoint lacks a tensor or has one too many.
+        RuntimeError: If the tensors of the checkpoint and of the model do not have the same names and shapes.
     """
+    # Some families write their tensors under older names. Only `from_pretrained` translates these names, so the file
+    # is not read directly. `load_state_dict` then keeps the model's own tensors, which the optimizer holds.
     loaded = type(model).from_pretrained(checkpoint, config=model.config)
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 
 def has_training_weights(model: PreTrainedModel, average: AveragedModel | None) -> bool:
-    """Whether training goes on from other weights than those that are published."""
+    """Return whether training continues from other weights than the published ones."""
     return average is not None or getattr(model, "auxiliary_head", None) is not None
 
 
 def save_training_weights(model: PreTrainedModel, average: AveragedModel | None, checkpoint: Path) -> None:
-    """Write the weights that training goes on from, where they are not those that are published."""
+    """Write the weights from which training continues, unless they are the published ones."""
     if has_training_weights(model, average):
         checkpoint.mkdir(parents=True, exist_ok=True)
+        # safetensors writes only tensors that lie in memory without gaps.
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, checkpoint / TRAINING_WEIGHTS)
 
 
 def load_training_weights(model: PreTrainedModel, average: AveragedModel | None, checkpoint: Path) -> None:
-    """Load what training goes on from: the model's own weights, and their average where there is one."""
+    """Load the weights from which training continues.
+
+    Args:
+        model: Gets the weights of the last step.
+        average: Gets the averaged weights; None if `--ema_decay` is 0.
+        checkpoint: Folder of the checkpoint.
+    """
+    # The published weights come first. They have no auxiliary head, so the model must have none while they load.
     with without_auxiliary_head(model):
         load_weights(model, checkpoint)
     if average is not None:
-        # What was published is the average. How long it is follows from the step, which names the folder.
+        # At this moment the model holds the averaged weights. The number of averaged steps decides how fast the
+        # average moves. It is the step of the checkpoint.
         average.module.load_state_dict(model.state_dict())
         average.n_averaged.fill_(find_step(checkpoint))
     if has_training_weights(model, average):
+        # This file has the names that the model itself uses: `save_training_weights` wrote it.
         model.load_state_dict(load_file(checkpoint / TRAINING_WEIGHTS))
 
 
 def find_step(checkpoint: Path) -> int:
-    """The step at which a checkpoint was saved.
+    """Return the step at which a checkpoint was saved.
 
     Example:
         >>> find_step(Path("runs/gi_tract/checkpoint-40"))
@@ -73,12 +88,14 @@ def find_step(checkpoint: Path) -> int:
 
 
 def find_checkpoint(output_dir: Path) -> Path | None:
-    """The last checkpoint that was saved whole. Later ones that were cut off are removed."""
+    """Return the last complete checkpoint, or None. Later ones are removed, because their writing was cut off."""
+    # `sort_checkpoints` sorts by the step in the folder's name.
     for checkpoint in map(Path, reversed(sort_checkpoints(str(output_dir)))):
         try:
             json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            logger.warning("%s was not saved whole; going back to the one before", checkpoint)
+            logger.warning("%s is not complete, so it is removed; the checkpoint before it is used", checkpoint)
+            # Another process of this run may remove the same folder at this moment.
             shutil.rmtree(checkpoint, ignore_errors=True)
         else:
             return checkpoint
@@ -86,7 +103,9 @@ def find_checkpoint(output_dir: Path) -> Path | None:
 
 
 def find_good_checkpoint(output_dir: Path, log_history: list[dict[str, float]]) -> Path | None:
-    """The last checkpoint whose validation loss was no sign of trouble yet."""
+    """Return the last checkpoint whose validation loss was below `MAX_LOSS`, or None."""
+    # The entry of an evaluation has `eval_loss`. All other entries of the log count as infinite. So does NaN, because
+    # its comparison is false.
     good = {entry["step"] for entry in log_history if entry.get("eval_loss", math.inf) < MAX_LOSS}
     for checkpoint in map(Path, reversed(sort_checkpoints(str(output_dir)))):
         if find_step(checkpoint) in good:
@@ -95,26 +114,28 @@ def find_good_checkpoint(output_dir: Path, log_history: list[dict[str, float]]) 
 
 
 def read_state(checkpoint: Path) -> TrainerState:
-    """The Trainer's state when it saved a checkpoint.
-
-    A best checkpoint that is no longer there is forgotten, as `Trainer` does when it goes on.
-    """
+    """Return the Trainer's state at the moment when it saved a checkpoint."""
     state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    # The user may have deleted the folder of the best checkpoint. `Trainer` treats this case in the same way.
     if state.best_model_checkpoint is not None and not Path(state.best_model_checkpoint).is_dir():
         state.best_model_checkpoint = None
     return state
 
 
 def is_over(state: TrainerState, max_steps: int, early_stopping_patience: int | None) -> bool:
-    """Whether a run has nothing left to do: `Trainer` would take one step more before it looks.
+    """Return whether a run has nothing left to do.
+
+    `Trainer` itself would take one more step before it notices.
 
     Args:
         state: From `read_state`.
-        max_steps: Steps of the whole run.
-        early_stopping_patience: Evaluations without a better score after which the run stops; None: it does not.
+        max_steps: Number of steps of the whole run.
+        early_stopping_patience: Number of evaluations without a better score after which the run stops; None: never.
     """
     if state.global_step >= max_steps:
         return True
+    # `Trainer` saves the state of its callbacks, and with it the count of evaluations without a better score. A run
+    # that was started without early stopping has no such entry.
     stopping = cast(dict, state.stateful_callbacks or {}).get("EarlyStoppingCallback")
     if early_stopping_patience is None or not isinstance(stopping, dict):
         return False

@@ -1,4 +1,4 @@
-"""The Trainer's `compute_metrics`: scans are scored as their last slice is predicted."""
+"""The `compute_metrics` of the Trainer. It scores each scan as soon as its last slice is predicted."""
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -11,7 +11,9 @@ from gi_segmentation.scoring.streaming import ScanScorer
 
 
 class ComputeMetrics:
-    """The Trainer's `compute_metrics` with `batch_eval_metrics`: adds slices batch by batch, scores at the last.
+    """The `compute_metrics` of the Trainer, for `batch_eval_metrics`.
+
+    It is called after each batch and collects the slices. After the last batch it returns the scores.
 
     Args:
         dataset: The validation split.
@@ -19,8 +21,8 @@ class ComputeMetrics:
         share: As in `ScanScorer`.
 
     Attributes:
-        scorer: Takes the slices in.
-        scans: Of all processes, after the last batch.
+        scorer: Collects the slices and scores the scans.
+        scans: The scores of all scans, from all processes; empty before the first evaluation ends.
     """
 
     def __init__(self, dataset: Dataset, preset: Preset = DEFAULT_PRESET, share: tuple[int, int] = (0, 1)) -> None:
@@ -28,11 +30,21 @@ class ComputeMetrics:
         self.scans: list[ScanScore] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch: of `label_ids` the slices, of `predictions` their packed masks and counts of labels."""
+        """Add a batch, and return the scores if it is the last one.
+
+        Args:
+            prediction: From `SegmentationTrainer.prediction_step`. Its `label_ids` are the ids of the slices. Its
+                `predictions` are their packed masks and label counts.
+            compute_result: Whether this is the last batch.
+        """
+        # `Trainer` has collected this batch from all processes, so every process sees every slice. The scorer keeps
+        # the slices of its own scans.
         columns = [np.asarray(column) for column in (prediction.label_ids, *prediction.predictions)]
         for slice_id, packed, label_counts in zip(*columns, strict=True):
             self.scorer.add(slice_id, packed, label_counts)
         if not compute_result:
             return {}
+        # Only the scores of the scans travel between the processes, not the masks. All processes then compute the same
+        # means from the same list.
         self.scans = gather_object(self.scorer.take())
         return score_scans(self.scans, self.scorer.rules)

@@ -4,11 +4,11 @@ For the slices of a batch, with p the predicted probability of organ k at pixel 
 
     O_k = sum over i of p_ik * t_ik           overlap
     S_k = sum over i of (p_ik + t_ik)         total
-    Dice loss = mean over organs k that the truth shows of (1 - 2 O_k / S_k)
+    Dice loss = mean of (1 - 2 O_k / S_k) over the organs k that the truth shows
     loss = Dice loss + cross-entropy
 
-The sums run over all slices of the batch, so that a slice without an organ counts too: what is predicted there makes
-S_k larger. Each batch of an accumulated step has its own Dice loss, and the step's loss is their mean.
+The sums run over all slices of the batch. So a slice without an organ counts too: a prediction there makes S_k larger.
+Each batch of an accumulated step has its own Dice loss, and the loss of the step is their mean.
 """
 
 import math
@@ -19,20 +19,24 @@ from torch.nn import functional as F
 
 from gi_segmentation.schema import LABELS, LabelMode
 
-MAX_LOSS = 10 * (1 + math.log(len(LABELS)))  # ten times the loss of a model that knows nothing
-OVERLAP, TOTAL, TRUE = range(3)  # the first axis of `dice_sums`
+# Ten times the loss of a model that knows nothing. Its Dice loss is at most 1. Its cross-entropy is ln 4, because it
+# gives each of the four labels the probability 1/4.
+MAX_LOSS = 10 * (1 + math.log(len(LABELS)))
+# Positions on the first axis of `dice_sums`.
+OVERLAP, TOTAL, TRUE = range(3)
 
 
 def dice_sums(logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:
-    """Sum, per organ and over all slices, what soft Dice needs.
+    """Return the sums over all pixels of a batch that soft Dice needs, for each organ.
 
     Args:
-        logits: float, shape `(B, 4, H, W)` with the background first; with `multilabel` `(B, 3, H, W)`, an organ each.
-        labels: Label ids, int64, shape `(B, H, W)`; with `multilabel` masks, shape `(B, 3, H, W)`.
-        label_mode: Which of both.
+        logits: float. With `multiclass`: shape `(B, 4, H, W)`, background first. With `multilabel`: shape
+            `(B, 3, H, W)`, one channel per organ.
+        labels: With `multiclass`: label ids, int64, shape `(B, H, W)`. With `multilabel`: masks, shape `(B, 3, H, W)`.
+        label_mode: What the channels mean.
 
     Returns:
-        Overlap of prediction and truth, sum of both, and truth alone; shape `(3, organs)`.
+        Shape `(3, organs)`: the overlap O of prediction and truth, the total S, and the sum of the truth alone.
 
     Example:
         >>> labels = torch.tensor([[[0, 1], [0, 1]]])
@@ -42,9 +46,11 @@ def dice_sums(logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode)
                 [4., 0., 0.],
                 [2., 0., 0.]])
     """
+    # `float`, because with mixed precision the logits have 16 bits, and a sum over so many pixels needs more.
     if label_mode == "multilabel":
         probabilities, target = logits.float().sigmoid(), labels.float()
     else:
+        # `[:, 1:]` leaves out the background, which fills most of a slice and would make every Dice look good.
         probabilities = logits.float().softmax(dim=1)[:, 1:]
         target = F.one_hot(labels, len(LABELS)).movedim(-1, 1)[:, 1:].to(probabilities.dtype)
     sums = ((probabilities * target), (probabilities + target), target)
@@ -52,22 +58,23 @@ def dice_sums(logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode)
 
 
 def soft_dice_loss(sums: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice of each organ that the truth shows, averaged over these organs.
+    """Return one minus the soft Dice, averaged over the organs that the truth shows.
 
-    An organ that no slice shows has no Dice and is left out; cross-entropy still teaches its absence. Without any
-    organ the loss is 0. MONAI's `DiceLoss(batch=True, include_background=False)` is the same where every organ is
-    present; it counts an absent organ as fully wrong.
+    An organ that no slice of the batch shows has no Dice and is left out. Cross-entropy still teaches its absence. If
+    the truth shows no organ at all, the loss is 0. MONAI's `DiceLoss(batch=True, include_background=False)` gives the
+    same value if every organ is present. It counts an absent organ as fully wrong.
 
     Args:
         sums: From `dice_sums`.
 
     Returns:
-        Scalar in 0 to 1.
+        Scalar between 0 and 1.
 
     Example:
         >>> soft_dice_loss(torch.tensor([[2.0, 1.0, 0.0], [4.0, 4.0, 0.5], [2.0, 2.0, 0.0]]))
         tensor(0.2500)
     """
+    # The two clamps avoid 0 / 0. They change no other value: S_k is at least 1 if the truth shows the organ.
     dice = 2 * sums[OVERLAP] / sums[TOTAL].clamp(min=1e-6)
     present = sums[TRUE] > 0
     return (present * (1 - dice)).sum() / present.sum().clamp(min=1)
@@ -76,21 +83,23 @@ def soft_dice_loss(sums: torch.Tensor) -> torch.Tensor:
 def pool_dice_loss(
     sums: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor], num_processes: int
 ) -> torch.Tensor:
-    """The soft Dice loss over the slices of all processes.
+    """Return the soft Dice loss over the slices of all processes.
 
-    Its value is that of the sums of all processes. As to its gradient: the Dice loss L depends on the sums
-    s = s_1 + ... + s_P of P processes, so
+    The loss L depends on the sums s = s_1 + ... + s_P of all P processes, so its gradient is
 
         dL/dw = dL/ds * (ds_1/dw + ... + ds_P/dw).
 
-    Process p can only differentiate its own s_p; the others are constants to it. So each process gets its own term of
-    this sum, and DistributedDataParallel then takes the mean of the gradients over the processes. The mean is 1/P of
-    the sum: hence the factor P on the gradient.
+    Process p can only differentiate its own s_p. For this process, the sums of the others are constants. So each
+    process computes one term of the gradient. DistributedDataParallel then takes the mean of the P terms, which is 1/P
+    of their sum. The factor P on the gradient corrects this.
 
     Args:
-        sums: From `dice_sums`, of this process's slices.
-        reduce: Adds a tensor up over all processes, as `accelerate.Accelerator.reduce` does.
-        num_processes: How many there are.
+        sums: From `dice_sums`, for the slices of this process.
+        reduce: Adds a tensor over all processes, like `accelerate.Accelerator.reduce`.
+        num_processes: Number of processes.
+
+    Returns:
+        Scalar between 0 and 1, the same on all processes. Its gradient is that of this process, times P.
 
     Example:
         >>> ours = torch.tensor([[2.0], [4.0], [2.0]], requires_grad=True)
@@ -100,20 +109,23 @@ def pool_dice_loss(
         >>> loss.item(), ours.grad[0].item()  # 1 - 2 * 2 / 8; and 2 * -2 / 8
         (0.5, -0.5)
     """
+    # `reduce` may overwrite its argument, so it gets a copy.
     others = reduce(sums.detach().clone()) - sums.detach()
+    # The value of `sums + others` is s, but only `sums` carries a gradient.
     loss = soft_dice_loss(sums + others)
+    # The bracket is 0, so the value stays L. Its gradient is dL/dw, so the gradient becomes P times dL/dw.
     return loss.detach() + num_processes * (loss - loss.detach())
 
 
 def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:
-    """Mean cross-entropy over pixels: of label ids, or with `multilabel` of each mask; shapes as in `dice_sums`."""
+    """Return the mean cross-entropy over pixels, with `multilabel` also over the masks. Shapes as in `dice_sums`."""
     if label_mode == "multilabel":
         return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     return F.cross_entropy(logits.float(), labels)
 
 
 def resize_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Bring logits to the resolution of the labels, bilinear."""
+    """Interpolate logits to the resolution of the labels, bilinearly."""
     return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -124,23 +136,24 @@ def dice_cross_entropy_loss(
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     num_processes: int = 1,
 ) -> torch.Tensor:
-    """Soft Dice loss plus cross-entropy of one batch, at the resolution of the labels.
-
-    Cross-entropy is a mean over pixels, and all processes have equally many slices: the mean of their gradients is the
-    gradient of the whole, so it needs no factor.
+    """Return soft Dice loss plus cross-entropy of one batch, at the resolution of the labels.
 
     Args:
-        logits: float, at the model's own output resolution, shape `(B, channels, h, w)`.
-        labels: As in `dice_sums`, `(H, W)` the resolution of the model's input.
+        logits: float, shape `(B, channels, h, w)`, at the resolution of the model's output. Those of a SegFormer have
+            a quarter of the input's height and width.
+        labels: As in `dice_sums`, at the resolution of the model's input.
         label_mode: As in `dice_sums`.
-        reduce: As in `pool_dice_loss`; None takes the slices of this process alone.
-        num_processes: How many processes there are.
+        reduce: As in `pool_dice_loss`. With None, Dice counts the slices of this process only.
+        num_processes: Number of processes.
 
     Returns:
         Scalar, at least 0.
     """
+    # The logits are enlarged to the size of the labels. Smaller labels would lose the thin parts of an organ.
     logits = resize_logits(logits, labels)
     sums = dice_sums(logits, labels, label_mode)
     pooled = reduce is not None and num_processes > 1
     dice = pool_dice_loss(sums, reduce, num_processes) if pooled and reduce else soft_dice_loss(sums)
+    # Cross-entropy needs no factor P. It is a mean over pixels, and all processes have the same number of them. So the
+    # mean of their gradients is already the gradient of the whole.
     return dice + cross_entropy_loss(logits, labels, label_mode)
