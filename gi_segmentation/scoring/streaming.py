@@ -40,9 +40,6 @@ class ScanScorer:
         rules: Of the competition's distance.
         share: Which process this is, and of how many: each scores scans of its own.
 
-    Attributes:
-        clinical: Whether to add the scores in millimetres. A scan with a gap between its slices gets none.
-
     Raises:
         InputError: As `plan_scans`.
     """
@@ -55,11 +52,15 @@ class ScanScorer:
         index, number = share
         self.own = set(list(self.plans)[index::number])
         self.rules = rules
-        self.clinical = False
         self.restart()
 
-    def restart(self) -> None:
-        """Start anew, without any slice."""
+    def restart(self, clinical: bool = False) -> None:
+        """Discard all slices that were added so far, and get ready for a new evaluation.
+
+        Args:
+            clinical: Whether to add the scores in millimetres. A scan with a gap between its slices gets none.
+        """
+        self.clinical = clinical
         self.scored: dict[str, ScanScore] = {}
         self.preds: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self.label_counts: dict[str, np.ndarray] = {}

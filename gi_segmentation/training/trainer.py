@@ -215,7 +215,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         """
         self.check_loss()
         self.with_flips = flips
-        cast(ComputeMetrics, self.compute_metrics).scorer.clinical = clinical
+        cast(ComputeMetrics, self.compute_metrics).scorer.restart(clinical)
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
             return super().evaluate(*args, **kwargs)
 

@@ -47,7 +47,7 @@ def scored(scorer: ScanScorer, slices: list[Slice]) -> dict[str, float]:
 class TestScanScorer:
     def test_scores_are_those_of_the_whole_volumes(self, validation: Dataset) -> None:
         scorer, slices, expected = ScanScorer(validation), list(predicted_slices(validation)), []
-        scorer.clinical = True
+        scorer.restart(clinical=True)
         for scan in validation.unique("scan"):
             rows = validation.filter(lambda row, scan=scan: row["scan"] == scan)
             assert rows["slice"] == sorted(rows["slice"])
@@ -114,7 +114,7 @@ class TestScanScorer:
     def test_a_gap_between_slices_gives_no_millimetres(self, validation: Dataset) -> None:
         gap = validation.filter(lambda row: row["slice"] != 5)
         scorer = ScanScorer(gap)
-        scorer.clinical = True
+        scorer.restart(clinical=True)
         scores = scored(scorer, list(predicted_slices(gap)))
         assert 0.5 < scores["dice"] < 1 and "hausdorff_mm_stomach" not in scores
 
