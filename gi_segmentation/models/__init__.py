@@ -1,4 +1,4 @@
-"""In: a folder, a Hub id or a family's name. Out: a model with our labels, and its image processor.
+"""In: a folder, a Hub id or the name of a family. Out: a model with our labels, and its image processor.
 
-Imports the ground and nothing else of this package.
+This package imports the ground and nothing else of `gi_segmentation`.
 """

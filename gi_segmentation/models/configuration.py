@@ -1,4 +1,4 @@
-"""What this pipeline asks of a model's configuration: labels, neighbouring slices, an input size it can take."""
+"""The parts of a model's configuration that this pipeline sets or checks: labels, neighbouring slices, input size."""
 
 from typing import cast
 
@@ -10,7 +10,15 @@ from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 
 
 def set_task(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int) -> PreTrainedConfig:
-    """Note in a configuration what this pipeline's models do: which labels, from which slices."""
+    """Write labels and slice context into a configuration, and return it.
+
+    Args:
+        config: Configuration of a model. It is changed.
+        label_mode: What the model's channels mean.
+        slice_context: The channels are the slices i-K, i and i+K of a scan, with K this number.
+    """
+    # `transformers` makes the head with as many channels as there are labels. The configuration is published with the
+    # weights, so labels and slice context reach every user of the model.
     labels = LABELS_BY_MODE[label_mode]
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
@@ -19,21 +27,29 @@ def set_task(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int
 
 
 def find_label_mode(config: PreTrainedConfig) -> LabelMode | None:
-    """What the channels of a model mean; None where its labels are not ours.
+    """Return what the channels of a model mean, or None if its labels are not ours.
 
-    The labels say it, and travel in every published configuration.
+    The labels tell the mode: with `multiclass` there is a background, with `multilabel` there is none.
     """
     id2label = cast(dict[int, str], config.id2label or {})
+    # The order of the ids counts, because the channels have it too.
     labels = tuple(id2label[index] for index in sorted(id2label))
     return next((mode for mode, names in LABELS_BY_MODE.items() if names == labels), None)
 
 
 def check_image_size(config: PreTrainedConfig, image_size: int) -> None:
-    """Check that a family can take an input size.
+    """Check that a model can take an input size.
+
+    Args:
+        config: Configuration of the model.
+        image_size: Height and width of the input in pixels.
 
     Raises:
-        InputError: If it is no multiple of the patches that the family cuts; names the nearest sizes that are.
+        InputError: If the size is not a multiple of the model's patch size. The message names the nearest sizes that
+            are.
     """
+    # DPT and BEiT cut the image into patches, for example 288 / 16 = 18 in each direction. The patch size of a UPerNet
+    # is that of its backbone. SegFormer has no single patch size and takes every input size.
     backbone = getattr(config, "backbone_config", None) or config
     patch_size = getattr(config, "patch_size", None) or getattr(backbone, "patch_size", None)
     if isinstance(patch_size, int) and image_size % patch_size:

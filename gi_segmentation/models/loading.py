@@ -1,4 +1,4 @@
-"""Models and image processors from a folder or from the Hub."""
+"""Load models and their image processors from a folder or from the Hub."""
 
 import logging
 from typing import Any
@@ -21,14 +21,23 @@ from gi_segmentation.models.random import new_model
 from gi_segmentation.schema import LABELS_BY_MODE
 
 logger = logging.getLogger(__name__)
+# What `from_pretrained` raises for a missing, damaged or foreign checkpoint.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def log_loading(model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Say which tensors of a checkpoint were taken over and which were newly made."""
+    """Log which tensors were loaded from a checkpoint and which are new.
+
+    Args:
+        model: The loaded model.
+        info: The loading info of `from_pretrained`.
+    """
+    # `from_pretrained` does not load tensors of another shape: the last layer of a head for other labels.
     shapes = {name: f" (the checkpoint's is {list(theirs)})" for name, theirs, _ in info["mismatched_keys"]}
     new = sorted({*info["missing_keys"], *shapes})
     taken = len(model.state_dict()) - len(new)
+    # These are warnings, because messages of the level INFO are not shown by default. A tensor that is new by mistake
+    # would spoil the whole run.
     for name in new:
         logger.warning("newly made: %s %s%s", name, list(model.state_dict()[name].shape), shapes.get(name, ""))
     logger.warning("all other %d tensors were loaded from the checkpoint", taken)
@@ -37,18 +46,18 @@ def log_loading(model: PreTrainedModel, info: dict[str, Any]) -> None:
 def load_model(
     model_args: ModelArguments, image_size: int, slice_context: int = 0
 ) -> tuple[PreTrainedModel, SegformerImageProcessorPil]:
-    """The model to train, with our labels, and the image processor that goes with it.
+    """Return the model to train, with our labels, and its image processor.
 
-    The head of a checkpoint with other labels is made anew; the log says which tensors those are. A checkpoint of
-    another input size keeps its position tables, interpolated.
+    If a checkpoint has other labels, the last layer of its head is new. The log names the new tensors. If a checkpoint
+    was trained at another input size, its position tables are interpolated.
 
     Args:
-        model_args: Where the model comes from and what its labels are.
-        image_size: Height and width of its input.
-        slice_context: Noted in its configuration, for whoever prepares its input.
+        model_args: Says where the model comes from and what its channels mean.
+        image_size: Height and width of the input in pixels.
+        slice_context: Written into the model's configuration. The model itself does not use it.
 
     Raises:
-        InputError: If there is no such model, it is not for semantic segmentation, or it cannot take the size.
+        InputError: If there is no such model, it is not for semantic segmentation, or it cannot take the input size.
     """
     if model_args.model_type is not None:
         return new_model(model_args, image_size, slice_context), new_processor(image_size)
@@ -57,6 +66,8 @@ def load_model(
     name, revision = model_args.model_name_or_path, model_args.model_revision
     try:
         config = set_task(AutoConfig.from_pretrained(name, revision=revision), model_args.label_mode, slice_context)
+        # The configuration has our labels, so the model gets a head for them. `ignore_mismatched_sizes` lets tensors
+        # of another shape keep their random values, where `from_pretrained` would raise an error.
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
             name, revision=revision, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -65,21 +76,25 @@ def load_model(
         raise InputError(f"--model_name_or_path {name}: {error}") from error
     check_image_size(config, image_size)
     log_loading(model, info)
+    # The model is loaded at its own size first. At another size, `from_pretrained` would drop the position tables,
+    # because their shape differs. Families without `image_size` have no such tables.
     if getattr(config, "image_size", image_size) != image_size:
         model = resize_positions(model, image_size)
+    # The encoder expects the mean and the standard deviation of its pre-training.
     return model, new_processor(image_size, mean=base.image_mean, std=base.image_std)
 
 
 def new_processor(
     image_size: int, mean: list[float] | None = None, std: list[float] | None = None
 ) -> SegformerImageProcessorPil:
-    """An image processor that stock `transformers` loads, whichever the model's family.
+    """Return an image processor. All families get the same class, so that all published models work alike.
 
     Args:
-        image_size: Height and width of the model's input.
-        mean: Mean of the three channels; None takes ImageNet's.
-        std: Standard deviation of the three channels; None takes ImageNet's.
+        image_size: Height and width of the model's input in pixels.
+        mean: Mean of each channel, for an image scaled to 0 to 1; None: that of ImageNet.
+        std: Standard deviation of each channel; None: that of ImageNet.
     """
+    # This class needs Pillow only. The others need torchvision, which this project does not install.
     processor = SegformerImageProcessorPil(size={"height": image_size, "width": image_size})
     processor.image_mean, processor.image_std = mean or processor.image_mean, std or processor.image_std
     return processor
@@ -90,10 +105,13 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
 
     Args:
         name: Folder or Hub id.
-        revision: Branch, tag or commit.
+        revision: Branch, tag or commit on the Hub; None: the main branch.
+
+    Returns:
+        The model in evaluation mode, and its image processor.
 
     Raises:
-        InputError: If it is missing or broken, is not for semantic segmentation, or has other labels than ours.
+        InputError: If the checkpoint is missing or damaged, is not for semantic segmentation, or has other labels.
     """
     try:
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
@@ -111,12 +129,15 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
             f"got {len(labels)}: "
             f"{', '.join(map(str, labels[:4]))}{', ...' if len(labels) > 4 else ''}; fine-tune it first"
         )
+    # `from_pretrained` fills missing tensors with random values and only logs it. A prediction would be nonsense.
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise InputError(f"{name}: lacks {len(missing)} tensors, the first {missing[0]}; take a whole checkpoint")
+        raise InputError(
+            f"{name}: lacks {len(missing)} tensors, the first {missing[0]}; use a checkpoint that is complete"
+        )
     return model.eval(), processor
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Number of weights."""
+    """Return the number of weights."""
     return sum(parameter.numel() for parameter in model.parameters())

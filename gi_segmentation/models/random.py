@@ -1,4 +1,4 @@
-"""Models from random weights: a family and the values of its configuration."""
+"""Models with random weights (`--model_type` and `--config_overrides`)."""
 
 import json
 from typing import Any
@@ -17,12 +17,19 @@ from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.configuration import check_image_size, set_task
 
-# What this pipeline sets itself; to change it would be without effect, or break the model's input.
+# Keys of a configuration that follow from the data: the input always has three channels, and the labels are the organs
+# with or without the background.
 OWN_KEYS = {"num_channels", "num_labels", "id2label", "label2id"}
 
 
 def to_number(value: Any) -> Any:
-    """A value as it is, but text like `1e-4`, which YAML takes for no number, as a number."""
+    """Convert text that is a number. Any other value is returned as it is.
+
+    Example:
+        >>> to_number("1e-4"), to_number("gelu")
+        (0.0001, 'gelu')
+    """
+    # YAML 1.1 reads `1e-4` as text, because it has no decimal point.
     if isinstance(value, list):
         return [to_number(item) for item in value]
     try:
@@ -35,10 +42,10 @@ def parse_overrides(text: str) -> dict[str, Any]:
     """Read `--config_overrides`.
 
     Args:
-        text: `key=value,key=value`, or a JSON object for nested values.
+        text: `key=value,key=value`, or a JSON object for nested values. Empty text means no values.
 
     Raises:
-        InputError: If it is neither.
+        InputError: If the text has neither form.
 
     Example:
         >>> parse_overrides("depths=[1,1],drop_path_rate=0.0")
@@ -48,31 +55,40 @@ def parse_overrides(text: str) -> dict[str, Any]:
     try:
         if text.lstrip().startswith("{"):
             return dict(json.loads(text))
+        # `a=[1,2],b=3` becomes the YAML mapping `{a: [1,2],b: 3}`.
         overrides = yaml.safe_load("{" + text.replace("=", ": ") + "}")
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(expected) from error
+    # A key without a value gives None, as in `depths=` and `depths`.
     if None in overrides.values() or not all(isinstance(key, str) for key in overrides):
         raise InputError(expected)
     return {key: to_number(value) for key, value in overrides.items()}
 
 
 def random_config(model_type: str, overrides: dict[str, Any], image_size: int) -> PreTrainedConfig:
-    """The configuration of a new model of a family.
+    """Return the configuration of a new model.
+
+    Args:
+        model_type: Name of the family, for example segformer.
+        overrides: Values that replace the defaults of the family.
+        image_size: Height and width of the input in pixels.
 
     Raises:
-        InputError: If the family is unknown or has no semantic segmentation, a key is not one of its own or is set
-            by this pipeline, or a value is of the wrong type.
+        InputError: If the family is unknown or has no model for semantic segmentation, if it has no such key, if the
+            key follows from the data, or if a value has the wrong type.
     """
     families = sorted(config.model_type for config in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
     if model_type not in families:
         raise InputError(f"--model_type: expected one of {', '.join(families)}; got {model_type!r}")
     defaults = AutoConfig.for_model(model_type)
+    # A configuration accepts any key without complaint, so a misspelt key would have no effect. Its methods, for
+    # example `to_dict`, are attributes too but no keys.
     unknown = [key for key in overrides if not hasattr(defaults, key) or callable(getattr(defaults, key))]
     if unknown:
         raise InputError(f"--config_overrides: {model_type} has no {', '.join(unknown)}")
     own = sorted(OWN_KEYS & set(overrides))
     if own:
-        raise InputError(f"--config_overrides: {', '.join(own)} cannot be set; the data decides")
+        raise InputError(f"--config_overrides: {', '.join(own)} cannot be set, because the data decides")
     if overrides.get("image_size", image_size) != image_size:
         raise InputError(f"--config_overrides: image_size is {overrides['image_size']}, but --image_size {image_size}")
     sized = {"image_size": image_size} if hasattr(defaults, "image_size") else {}
@@ -83,14 +99,20 @@ def random_config(model_type: str, overrides: dict[str, Any], image_size: int) -
 
 
 def new_model(model_args: ModelArguments, image_size: int, slice_context: int) -> PreTrainedModel:
-    """A model with random weights.
+    """Return a model with random weights.
+
+    Args:
+        model_args: Says which family, which values of its configuration, and what its channels mean.
+        image_size: Height and width of the input in pixels.
+        slice_context: Written into the model's configuration.
 
     Raises:
-        InputError: If the family is unknown or these values make no model.
+        InputError: If the family is unknown, or no model can be made with these values.
     """
     overrides = parse_overrides(model_args.config_overrides or "")
     config = random_config(str(model_args.model_type), overrides, image_size)
     check_image_size(config, image_size)
+    # Values that do not fit together, for example three depths but four widths, only show when the layers are made.
     try:
         return AutoModelForSemanticSegmentation.from_config(set_task(config, model_args.label_mode, slice_context))
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ZeroDivisionError) as error:
