@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What a difficulty changes. The defaults are those of the easy phantom, where organs differ in brightness.
+    """The settings of a difficulty. The defaults make the easy phantom, where organs differ in brightness.
 
     Attributes:
         spread: How much patients and days differ, as a multiple of the easy phantom's differences.
@@ -14,8 +14,8 @@ class Difficulty:
         noise: Factor on the noise.
         hot_scans: Share of the scans with an arm beside the body that is brighter than the body.
         ghost: Strength of the strongest copy of the slice that breathing leaves along y, as a share of the signal.
-        breath_mm: How far a slice is shifted against its neighbours by breathing, as a standard deviation. A third of
-            it blurs the slice.
+        breath_mm: Breathing shifts each slice along y by a random distance with this standard deviation. A third of it
+            also blurs the slice along y.
     """
 
     spread: float = 1.0

@@ -1,4 +1,15 @@
-"""A synthetic folder in the layout of the Kaggle data, for tests and the demo."""
+"""Write a folder of synthetic patients in Kaggle's layout, for tests and the demo.
+
+The steps of a scan are:
+
+1. Draw the patient: the sizes of the body, ellipsoids for most structures, and tubes for the three organs.
+2. Cut these shapes with the plane of a slice, and paint the cuts. The masks of the organs are painted with them.
+3. Bend image and masks together, so that no outline is a perfect ellipse.
+4. Add what a scanner adds: texture, a bias field, artefacts, blur and noise. The masks stay as they are.
+
+Lengths are in millimetres, in the order (z, y, x), from the middle of the body. z grows from head to feet as the slice
+numbers do, y grows towards the back, and x grows towards the patient's left, which is at the right of the image.
+"""
 
 import os
 import shutil
@@ -23,25 +34,45 @@ from gi_segmentation.schema import ORGANS, scan_name, slice_name
 
 Array: TypeAlias = np.ndarray
 
-# Width and height in pixels, spacing in mm, slices: the four kinds of real scans.
+# The four kinds of real scans: width and height in pixels, spacing in mm, number of slices.
 SCAN_KINDS = ((266, 266, 1.50, 144), (360, 310, 1.50, 144), (276, 276, 1.63, 80), (234, 234, 1.50, 144))
-NUM_REAL_CASES = 156
+# Kaggle's 85 patients have numbers up to this one, and the days count from 0.
+HIGHEST_CASE = 156
 NUM_DAYS = 40
 
+# 144 real slices of 3 mm. The organs lie in about half of this length: 55 % of the slices are empty here, and 57 % of
+# the real ones.
 BODY_LENGTH_MM = 432.0
+# Balls at this distance make a tube. Their radii are several times as large, so the tube looks smooth.
 PATH_STEP_MM = 2.0
+# A smaller cut of an organ is left out. In 22 real scans, 5 % of the stomach's cuts are smaller than 431 mm².
 MIN_ORGAN_MM2 = 450.0
-DAY_SHARE = 0.15  # how much a day differs, of how much a patient differs
-TOUCHING_SHARE = 0.3  # of the slices: where two organs touch, their outlines share a rim
+# How much the days of a patient differ, as a share of how much patients differ. Nobody has measured the real share.
+DAY_SHARE = 0.15
+# Share of the slices on which touching organs share a rim. In 22 real scans, organs overlap on 32 % of the slices that
+# show several organs (419 of 1,313).
+TOUCHING_SHARE = 0.3
+# OpenCV draws with whole numbers. With 4 of their bits behind the binary point, centres and radii are exact to 1/16
+# of a pixel, so small changes between slices are not lost.
 SUBPIXEL_BITS = 4
 
-# Intensities relative to subcutaneous fat, each with the strength of its texture.
+# A look is a pair: the intensity relative to subcutaneous fat, and the strength of its texture. On these scans fat is
+# bright and muscle is dark.
 FAT, VISCERAL_FAT, MUSCLE, AIR = (1.0, 0.05), (0.50, 0.10), (0.24, 0.25), (0.02, 0.0)
-ORGAN_LEVEL = 0.37  # of all three in the hard phantom
+# The intensity of all three organs in the hard phantom. On the 300 real slices of our test data (8-bit copies), the
+# median intensity of each organ is 0.27 to 0.30 of the slice's 98th percentile. With this level the phantom has 0.28
+# to 0.30.
+ORGAN_LEVEL = 0.37
 
 
 class Rngs(NamedTuple):
-    """Where a scan's values come from: the patient's and the day's numbers, and how far they reach."""
+    """The random numbers of a scan.
+
+    Attributes:
+        patient: Gives the same numbers on each day of a patient, because its seed does not contain the day.
+        day: Gives other numbers on each day.
+        spread: A factor on all differences, 1.0 for the easy phantom.
+    """
 
     patient: np.random.Generator
     day: np.random.Generator
@@ -50,7 +81,17 @@ class Rngs(NamedTuple):
 
 @dataclass(frozen=True)
 class PhantomSummary:
-    """What was written: counts of cases, scans and slices, and of pixels in two organs at once."""
+    """Counts of what was written.
+
+    Attributes:
+        cases: Patients.
+        scans: Scans of all patients.
+        slices: Slices of all scans.
+        empty_slices: Slices that show no organ.
+        multi_organ_slices: Slices that show at least two organs.
+        overlapping_slices: Slices on which organs overlap.
+        overlap_pixels: Pixels that belong to more than one organ.
+    """
 
     cases: int
     scans: int
@@ -63,6 +104,8 @@ class PhantomSummary:
 
 @dataclass(frozen=True)
 class _Scan:
+    """A scan that is to be written: its name, and its size in pixels and slices."""
+
     case: int
     day: int
     num_slices: int
@@ -77,7 +120,7 @@ class _Scan:
 
 @dataclass(frozen=True)
 class _Blob:
-    """An ellipsoid; centre and radii in mm as (z, y, x), zero at the middle of the body."""
+    """An ellipsoid of one look; centre and radii in mm as (z, y, x)."""
 
     centre_mm: Array
     radii_mm: Array
@@ -86,7 +129,17 @@ class _Blob:
 
 @dataclass(frozen=True)
 class _Tube:
-    """Balls along a path: a wall around contents whose intensity swings along the path, as folds do."""
+    """A hollow organ: balls along a path, with a wall around contents.
+
+    Attributes:
+        centres_mm: Centres of the balls, shape `(points, 3)` as (z, y, x).
+        radii_mm: Their outer radii, shape `(points,)`.
+        wall_mm: Thickness of the wall.
+        wall_look: Intensity and texture of the wall.
+        contents: Intensity of the contents at each ball, shape `(points,)`. It goes up and down along the path, which
+            looks like the folds of a bowel.
+        contents_texture: Strength of the contents' texture.
+    """
 
     centres_mm: Array
     radii_mm: Array
@@ -98,6 +151,23 @@ class _Tube:
 
 @dataclass(frozen=True)
 class _Anatomy:
+    """Everything that is drawn once for a scan.
+
+    Attributes:
+        torso_mm: Half axes (y, x) of the body's elliptic outline.
+        rim_mm: Thickness (y, x) of the fat under the skin.
+        blobs: Structures in the abdominal cavity, in painting order.
+        spine: Structures along the back, which run through all slices.
+        tubes: The three organs by name, in painting order.
+        offset_mm: Where the body's middle lies (y, x), seen from the middle of the image.
+        fat_intensity: Pixel value of subcutaneous fat.
+        noise: Standard deviation of the noise, relative to fat.
+        arm: An arm beside the body; empty on scans without a hot spot.
+        hot_spot: Where the signal is too strong. The first number of its look is the gain at the centre, less 1.
+        ghost: Strength of the copies of the body that breathing leaves.
+        ghost_mm: Distance of these copies along y.
+    """
+
     torso_mm: Array
     rim_mm: Array
     blobs: list[_Blob]
@@ -107,7 +177,7 @@ class _Anatomy:
     fat_intensity: float
     noise: float
     arm: Sequence[_Blob] = ()
-    hot_spot: _Blob | None = None  # its look: the gain at the centre, less 1
+    hot_spot: _Blob | None = None
     ghost: float = 0.0
     ghost_mm: float = 0.0
 
@@ -121,27 +191,28 @@ def write_phantom(
     num_proc: int | None = None,
     difficulty: str = "easy",
 ) -> PhantomSummary:
-    """Write synthetic scans and their masks as the Kaggle folder has them: `train.csv` and `train/`.
+    """Write synthetic scans and their masks in Kaggle's layout: `train.csv` and `train/`.
 
-    The same arguments give the same bytes, whatever `num_proc`. The folder appears under its name only when complete.
+    The same arguments give the same bytes on any number of processes. The folder gets its name when it is complete.
 
     Args:
-        output_dir: Folder to create; may exist if empty.
-        num_cases: Patients.
-        days_per_case: Scans of each patient.
-        slices_per_scan: Slices that the body is divided into; None for 144 or 80 as in the real scans.
-        seed: Not negative; another one gives other patients.
-        num_proc: Processes; None for one per core. More than one needs an importable main module, as
-            `multiprocessing` with spawn does.
-        difficulty: "easy", where brightness tells the organs apart, or "hard", as on real scans: organs alike and of
-            low contrast, unlike patients, bias, noise, breathing, and on some scans a hot spot that is the maximum.
+        output_dir: Folder to create. An empty folder may exist there.
+        num_cases: Number of patients.
+        days_per_case: Number of scans of each patient.
+        slices_per_scan: Number of slices that the body is divided into; None takes 144 or 80, as the real scans have.
+        seed: A number from 0 on. Another seed gives other patients.
+        num_proc: Number of processes; None takes one per core. With more than one, Python must be able to import the
+            main module, because `multiprocessing` starts new processes (spawn).
+        difficulty: In "easy", brightness tells the organs apart. In "hard" it does not, as on real scans: all organs
+            are equally bright and have a low contrast, patients differ more, and there are bias fields, noise and
+            breathing. On some scans the maximum is a hot spot.
 
     Returns:
         Counts of what was written.
 
     Raises:
         FileExistsError: If `output_dir` is a file or a folder that is not empty.
-        ValueError: If a size is below 1, the seed below 0 or the difficulty unknown.
+        ValueError: If a size is below 1, the seed is below 0 or the difficulty is unknown.
     """
     names = ("num_cases", "days_per_case", "slices_per_scan", "num_proc")
     for name, size in zip(names, (num_cases, days_per_case, slices_per_scan, num_proc), strict=True):
@@ -152,7 +223,7 @@ def write_phantom(
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
     scans = _plan_scans(num_cases, days_per_case, slices_per_scan, seed)
-    with _folder_in_the_making(Path(output_dir)) as folder:
+    with _unfinished_folder(Path(output_dir)) as folder:
         results = _write_scans(scans, folder / "train", seed, num_proc or os.cpu_count() or 1, difficulty)
         rows = [row for scan_rows, _ in results for row in scan_rows]
         (folder / "train.csv").write_text("\n".join(["id,class,segmentation", *rows]) + "\n", newline="\n")
@@ -161,32 +232,34 @@ def write_phantom(
 
 
 @contextmanager
-def _folder_in_the_making(output_dir: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `output_dir` that takes its name at the end, or goes if anything fails."""
+def _unfinished_folder(output_dir: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `output_dir`. It is renamed at the end, or removed if anything fails."""
     output_dir = output_dir.resolve()
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise FileExistsError(
             f"{output_dir} exists and is not an empty folder: remove it or choose another output_dir"
         )
     output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # The folder lies on the same file system, so renaming it is one step that cannot stop half-way.
     folder = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
     folder.mkdir()
     try:
         yield folder
         folder.replace(output_dir)
+    # Ctrl-C is not an `Exception`, and it must not leave the folder behind either.
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None, seed: int) -> list[_Scan]:
-    """Draw cases and days; the sizes go round among the cases. Sorted by case and day."""
+    """Draw the numbers of cases and days, and give the cases the four sizes in turn. Sort by case and day."""
     rng = np.random.default_rng(np.random.SeedSequence(seed))
-    cases = rng.permutation(np.arange(1, max(NUM_REAL_CASES, num_cases) + 1))[:num_cases].tolist()
+    cases = rng.permutation(np.arange(1, max(HIGHEST_CASE, num_cases) + 1))[:num_cases].tolist()
     scans = []
     for index, case in enumerate(cases):
         width, height, spacing_mm, num_slices = SCAN_KINDS[index % len(SCAN_KINDS)]
-        # A name on the faulty list would be left out of the dataset.
+        # `build` leaves out scans whose names are on the list of faulty scans. No synthetic scan gets such a name.
         days = [day for day in range(max(NUM_DAYS, 2 * days_per_case)) if scan_name(case, day) not in FAULTY_SCANS]
         for day in sorted(rng.choice(days, size=days_per_case, replace=False).tolist()):
             scans.append(_Scan(case, day, slices_per_scan or num_slices, width, height, spacing_mm))
@@ -196,11 +269,13 @@ def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None,
 def _write_scans(
     scans: list[_Scan], train_dir: Path, seed: int, num_proc: int, difficulty: str
 ) -> list[tuple[list[str], list[int]]]:
+    """Write all scans, and return for each what `_write_scan` returns."""
     write = partial(_write_scan, train_dir=train_dir, seed=seed, difficulty=DIFFICULTIES[difficulty])
     progress = partial(tqdm, total=len(scans), desc="Writing the phantom", unit="scan")
     if min(num_proc, len(scans)) == 1:
         return list(progress(map(write, scans)))
-    # Spawned, for a fork of a process that has used OpenCV's or torch's threads can hang.
+    # The processes are spawned: a fork of a process that has used threads of OpenCV or PyTorch can hang. Each process
+    # uses one thread of OpenCV, so that `num_proc` says how many cores are busy.
     with ProcessPoolExecutor(
         min(num_proc, len(scans)), get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
     ) as pool:
@@ -211,8 +286,10 @@ def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: Difficulty)
     """Write the slices of a scan.
 
     Returns:
-        Lines of `train.csv`, and the counts of `PhantomSummary` from `empty_slices` on.
+        The scan's lines of `train.csv`, and the counts of `PhantomSummary` from `empty_slices` on.
     """
+    # Each scan has streams of its own, made from the seed and its numbers. So the order in which the processes take
+    # the scans does not matter.
     patient = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(scan.case,)))
     day = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(scan.case, scan.day)))
     folder = train_dir / f"case{scan.case}" / scan.name / "scans"
@@ -221,9 +298,10 @@ def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: Difficulty)
     painter = _Painter(scan, _draw_anatomy(rngs, difficulty), rngs, difficulty)
     rows, counts = [], np.zeros(4, dtype=int)
     for number in range(1, scan.num_slices + 1):
-        # The middle slice lies at 0 mm, where every organ is, however few the slices are.
+        # The middle slice lies at 0 mm, where all organs are. So even a scan of one slice shows every organ.
         z_mm = BODY_LENGTH_MM * (number - 1 - scan.num_slices // 2) / scan.num_slices
         image, masks = painter.paint(z_mm)
+        # Kaggle writes the width before the height.
         size = f"{scan.width}_{scan.height}_{scan.spacing_mm:.2f}_{scan.spacing_mm:.2f}"
         path = folder / f"slice_{number:04d}_{size}.png"
         if not cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
@@ -236,7 +314,11 @@ def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: Difficulty)
 
 
 def _vary(rngs: Rngs, values: float | list[float] | Array, spread: float | list[float] | Array) -> Array:
-    """Values of this patient on this day: uniform within about `spread` of the usual ones, as far as `rngs` reach."""
+    """Vary the usual values for this patient and this day.
+
+    The formula is: usual + reach * spread * (u_patient + DAY_SHARE * u_day), where both u are uniform in -1 to 1.
+    Each call takes as many numbers from both streams as there are values, so a new call changes all values after it.
+    """
     patient, day, reach = rngs
     usual = np.asarray(values, dtype=float)
     shape = usual.shape
@@ -244,9 +326,13 @@ def _vary(rngs: Rngs, values: float | list[float] | Array, spread: float | list[
 
 
 def _draw_anatomy(rngs: Rngs, difficulty: Difficulty) -> _Anatomy:
+    """Draw the body of this patient on this day."""
+    # From outside to inside: the skin's ellipse of about 224 x 296 mm, fat, 7 mm of muscle, and the cavity.
     torso_mm = _vary(rngs, [112, 148], [9, 11])
     rim_mm = _vary(rngs, [15, 14], 4)
     cavity_mm = torso_mm - rim_mm - 7
+    # Positions inside are z in mm, and y and x as shares of the cavity's half axes. This factor turns all into mm. So
+    # organs keep their place in a larger body.
     place = np.array([1.0, *cavity_mm])
     anatomy = _Anatomy(
         torso_mm=torso_mm,
@@ -259,15 +345,17 @@ def _draw_anatomy(rngs: Rngs, difficulty: Difficulty) -> _Anatomy:
             "stomach": _stomach(rngs, place),
         },
         offset_mm=_vary(rngs, [8, 0], 8),
+        # MR intensities have no unit, and they differ much between scans. The 98th percentiles of two original
+        # slices are 1,767 and 5,225.
         fat_intensity=float(_vary(rngs, 2800, 900)),
         noise=difficulty.noise * float(_vary(rngs, 0.022, 0.008)),
     )
-    # The easy phantom ends here: a further number drawn would change its bytes.
+    # The easy phantom stops here. If it drew one more number, all its later numbers and so its bytes would change.
     return anatomy if difficulty == DIFFICULTIES["easy"] else _make_hard(rngs, anatomy, difficulty)
 
 
 def _make_hard(rngs: Rngs, anatomy: _Anatomy, difficulty: Difficulty) -> _Anatomy:
-    """Make the organs alike, and draw what spoils the scan."""
+    """Give all organs the same brightness, and draw ghosts, arm and hot spot."""
     level = float(_vary(rngs, ORGAN_LEVEL, 0.03))
     anatomy = replace(
         anatomy,
@@ -282,16 +370,19 @@ def _make_hard(rngs: Rngs, anatomy: _Anatomy, difficulty: Difficulty) -> _Anatom
 
 
 def _alike(rngs: Rngs, tube: _Tube, level: float) -> _Tube:
-    """Give a tube contents of about the common level, faint folds and a faint wall."""
+    """Change a tube's contents to about the common level, with weak folds and a weak wall."""
     own = float(_vary(rngs, level, 0.04))
+    # About a third of the folds' contrast stays.
     contents = own + 0.35 * (tube.contents - tube.contents.mean())
     return replace(tube, wall_look=(0.6 * own, 0.1), contents=contents, contents_texture=0.2)
 
 
 def _arm(day: np.random.Generator, torso_mm: Array) -> tuple[list[_Blob], _Blob]:
-    """Draw an arm beside a flank, and the hot spot of a coil between the two."""
-    side, angle = day.choice([-1, 1]), day.uniform(-0.3, 0.7)  # radians, positive towards the back
+    """Draw an arm beside the body, and a hot spot between arm and body, where a receiver coil is too near."""
+    # The angle in radians says where on the flank the arm lies; positive is towards the back.
+    side, angle = day.choice([-1, 1]), day.uniform(-0.3, 0.7)
     rim_mm = np.array([0, torso_mm[0] * np.sin(angle), side * torso_mm[1] * np.cos(angle)])
+    # A radius of 1,200 mm along z makes a cylinder: its cut hardly changes over the body's 432 mm.
     centre_mm, radii_mm = rim_mm + np.array([0, 0, 36 * side]), np.array([1200, *day.uniform(26, 34, 2)])
     arm = [_Blob(centre_mm, radii_mm, FAT), _Blob(centre_mm, radii_mm - 8, MUSCLE)]
     hot_mm = rim_mm + np.array([day.uniform(-50, 50), 0, 8 * side])
@@ -301,7 +392,7 @@ def _arm(day: np.random.Generator, torso_mm: Array) -> tuple[list[_Blob], _Blob]
 def _blob(
     rngs: Rngs, place: Array, centre: list[float], radii_mm: list[float], level: float, texture: float = 0.08
 ) -> _Blob:
-    """Vary an ellipsoid; `centre` is z in mm, y and x as shares of the cavity's half axes."""
+    """Draw an ellipsoid near `centre`, which is z in mm, and y and x as shares of the cavity's half axes."""
     centre_mm = _vary(rngs, np.array(centre) * place, 4)
     return _Blob(
         centre_mm, _vary(rngs, radii_mm, 0.1 * np.array(radii_mm)), (float(_vary(rngs, level, 0.03)), texture)
@@ -309,33 +400,51 @@ def _blob(
 
 
 def _inner_blobs(rngs: Rngs, place: Array) -> list[_Blob]:
-    """What lies in the cavity, in painting order; the patient's left is at the right of the image."""
+    """Draw what lies in the cavity beside the three organs, in painting order."""
     blob = partial(_blob, rngs, place)
-    blobs = [blob([-240, 0.0, side], [125, 72, 56], 0.05, 0.05) for side in (-0.5, 0.5)]  # lungs
-    blobs += [blob([-165, -0.35, 0.15], [62, 42, 48], 0.52)]  # heart
-    blobs += [blob([-60, -0.05, -0.52], [78, 62, 58], 0.36), blob([-68, -0.35, -0.15], [36, 38, 62], 0.36)]  # liver
-    blobs += [blob([-55, 0.3, 0.72], [44, 30, 20], 0.33)]  # spleen
+    # The lungs are almost as dark as air.
+    blobs = [blob([-240, 0.0, side], [125, 72, 56], 0.05, 0.05) for side in (-0.5, 0.5)]
+    # The heart lies between them.
+    blobs += [blob([-165, -0.35, 0.15], [62, 42, 48], 0.52)]
+    # The liver's right lobe is at negative x, and its left lobe reaches over the middle.
+    blobs += [blob([-60, -0.05, -0.52], [78, 62, 58], 0.36), blob([-68, -0.35, -0.15], [36, 38, 62], 0.36)]
+    # The spleen lies behind the stomach.
+    blobs += [blob([-55, 0.3, 0.72], [44, 30, 20], 0.33)]
     for side in (-0.46, 0.46):
+        # Each kidney has a brighter pelvis inside.
         kidney = blob([12, 0.52, side], [52, 26, 23], 0.42)
         blobs += [kidney, _Blob(kidney.centre_mm, 0.42 * kidney.radii_mm, (0.6, 0.1))]
-        blobs += [blob([120, 0.55, side * 0.55], [110, 20, 18], 0.28, 0.05)]  # psoas
-        blobs += [blob([185, 0.3, side * 1.7], [70, 55, 22], 0.5, 0.15)]  # ilium
-        blobs += [blob([215, 0.0, side * 1.1], [60, 30, 34], 0.32, 0.05)]  # pelvic muscle
-    blobs += [blob([195, -0.15, 0.0], [45, 36, 44], 0.45, 0.03)]  # bladder
+        # The psoas muscles run down along the spine.
+        blobs += [blob([120, 0.55, side * 0.55], [110, 20, 18], 0.28, 0.05)]
+        # The hip bones (ilia) reach into the image from the sides.
+        blobs += [blob([185, 0.3, side * 1.7], [70, 55, 22], 0.5, 0.15)]
+        # Muscles cover the hip bones on their inner side.
+        blobs += [blob([215, 0.0, side * 1.1], [60, 30, 34], 0.32, 0.05)]
+    # The bladder lies below all three organs.
+    blobs += [blob([195, -0.15, 0.0], [45, 36, 44], 0.45, 0.03)]
     return blobs
 
 
 def _spine_blobs(rngs: Rngs, place: Array) -> list[_Blob]:
-    """What runs along the back, through all slices."""
+    """Draw what runs along the back, through all slices."""
     blob = partial(_blob, rngs, place)
-    blobs = [blob([0, 0.88, side], [1200, 19, 31], 0.24, 0.35) for side in (-0.3, 0.3)]  # muscles of the back
-    blobs += [blob([0, 0.68, 0.0], [1200, 18, 23], 0.46, 0.12), blob([0, 0.98, 0.0], [1200, 7, 10], 1.8)]  # spine
+    # There is a muscle of the back on each side of the spine.
+    blobs = [blob([0, 0.88, side], [1200, 19, 31], 0.24, 0.35) for side in (-0.3, 0.3)]
+    # Behind the vertebrae is the spinal canal, whose fluid is brighter than fat.
+    blobs += [blob([0, 0.68, 0.0], [1200, 18, 23], 0.46, 0.12), blob([0, 0.98, 0.0], [1200, 7, 10], 1.8)]
+    # The vena cava and the aorta run in front of the vertebrae.
     vessels = [blob([0, 0.38, side], [1200, 9, 9], 0.3, 0.05) for side in (-0.12, 0.1)]
     return [*vessels, *blobs]
 
 
 def _spline(points_mm: Array, radii_mm: Array) -> tuple[Array, Array, Array]:
-    """Give centres `(points, 3)`, radii and arc length in mm, every `PATH_STEP_MM` along a smooth path."""
+    """Lay a smooth path through some points.
+
+    Returns:
+        Centres `(points, 3)`, radii and distance along the path, in mm, every `PATH_STEP_MM`.
+    """
+    # The curve's parameter is the length of the straight lines between the points, so that the balls of the tube have
+    # about equal distances whatever the distances of the points.
     chords = np.linalg.norm(np.diff(points_mm, axis=0), axis=1)
     knots = np.concatenate([[0.0], np.cumsum(chords)])
     path_mm = np.arange(0.0, knots[-1], PATH_STEP_MM)
@@ -343,11 +452,15 @@ def _spline(points_mm: Array, radii_mm: Array) -> tuple[Array, Array, Array]:
 
 
 def _folds(path_mm: Array, level: float, swing: float, period_mm: float) -> Array:
+    """Return intensities that go up and down around a level along a path."""
     return level + swing * np.sin(2 * np.pi * path_mm / period_mm)
 
 
 def _small_bowel(rngs: Rngs, place: Array) -> _Tube:
-    """Loops, one bundle below the other: bright contents crossed by narrow folds."""
+    """Draw the small bowel: seven bundles of loops, one below the other, with bright contents and narrow folds."""
+    # A bundle crosses the body from one side to the other, and the next one goes back. On its way it alternates
+    # between the front (y = -0.38) and the middle (y = 0.18). In 22 real scans, the small bowel reaches over 45.5
+    # slices of 3 mm in the median. Here it reaches over 42.
     columns = np.array([-0.48, -0.29, -0.1, 0.1, 0.29, 0.48])
     points = []
     for bundle, z_mm in enumerate(np.linspace(-8, 82, 7)):
@@ -361,20 +474,25 @@ def _small_bowel(rngs: Rngs, place: Array) -> _Tube:
 
 
 def _large_bowel(rngs: Rngs, place: Array) -> _Tube:
-    """A frame from the caecum over both flexures to the sigmoid: pouches with dark, mottled contents."""
+    """Draw the large bowel: a frame around the small bowel, with pouches and dark, mottled contents."""
+    # It runs from the caecum up the patient's right side, across the front, and down the left side to the sigmoid. A
+    # real large bowel reaches over 63 slices in the median, and this one over 50.
     ascending = [[82, 0.05, -0.66], [55, 0.1, -0.74], [25, 0.1, -0.76], [0, -0.1, -0.72]]
     transverse = [[-8, -0.45, -0.5], [2, -0.64, -0.2], [4, -0.68, 0.12], [-10, -0.58, 0.42], [-34, -0.25, 0.74]]
     descending = [[-30, 0.12, 0.84], [0, 0.2, 0.84], [40, 0.18, 0.82], [72, 0.12, 0.74], [86, 0.05, 0.48]]
     points = np.array(ascending + transverse + descending) * place
     usual_mm = np.array([20, 21, 20, 18, 16, 15, 15, 15, 14, 13, 12, 12, 12, 12])
     centres_mm, radii_mm, path_mm = _spline(_vary(rngs, points, 5.0), _vary(rngs, usual_mm, 2.0))
+    # The pouches (haustra) of the colon: the radius changes by 13 %, with a pouch every 28 mm.
     pouches = 1 + 0.13 * np.sin(2 * np.pi * path_mm / 28.0)
     contents = _folds(path_mm, float(_vary(rngs, 0.15, 0.03)), 0.05, 28.0)
     return _Tube(centres_mm, radii_mm * pouches, 3.2, (float(_vary(rngs, 0.36, 0.03)), 0.1), contents, 0.8)
 
 
 def _stomach(rngs: Rngs, place: Array) -> _Tube:
-    """A J from below the left dome of the diaphragm across the middle: evenly bright contents in a thick wall."""
+    """Draw the stomach: a J with evenly bright contents in a thick wall."""
+    # It runs from below the left half of the diaphragm (z = -66 mm) to the patient's right side. It reaches over 35
+    # slices of 3 mm here, and over 32.5 in the median of 22 real scans. The second `_vary` shifts the whole organ.
     points = [[-66, 0.05, 0.42], [-46, -0.12, 0.44], [-24, -0.3, 0.32], [-6, -0.36, 0.1], [2, -0.28, -0.16]]
     points_mm = _vary(rngs, np.array(points) * place, 4.0) + _vary(rngs, [0, 0, 0], [3, 4, 5])
     centres_mm, radii_mm, path_mm = _spline(points_mm, _vary(rngs, [27, 28, 25, 20, 13], 2.5))
@@ -383,7 +501,7 @@ def _stomach(rngs: Rngs, place: Array) -> _Tube:
 
 
 class _Painter:
-    """Paints the slices of one scan, top to bottom."""
+    """Paints the slices of one scan, from head to feet. Some random numbers are drawn anew for each slice."""
 
     def __init__(self, scan: _Scan, anatomy: _Anatomy, rngs: Rngs, difficulty: Difficulty) -> None:
         patient, self.rng, _ = rngs
@@ -393,32 +511,46 @@ class _Painter:
         self.size = (scan.height, scan.width)
         self.middle = (np.array(self.size) - 1) / 2 + anatomy.offset_mm / scan.spacing_mm
         rows, columns = np.indices(self.size, dtype=np.float32)
+        # OpenCV's order is (x, y).
         self.pixels = np.stack([columns, rows])
-        # Two fields each, mixed at a turning angle from slice to slice: smooth along z and never the same.
+        # Two fields F and G give a smooth volume without much memory: the slice at z gets F cos(z / s) + G sin(z / s).
+        # The variance is the same on all slices, and slices at a distance d have a correlation of cos(d / s). Bends
+        # belong to the patient: one pair of fields is for shifts along x, and one for shifts along y.
         self.bends = [self._fields(patient, 60.0), self._fields(patient, 60.0)]
         self.texture = self._fields(self.rng, 4.5)
+        # The bias field is a gain that changes slowly over the body. It is the exponential of a field, so it is never
+        # negative, and a strength of 0.3 means factors of about 0.74 to 1.35 at one standard deviation.
         self.bias = np.exp(difficulty.bias * self._fields(self.rng, 140.0)[0])
 
     def _fields(self, rng: np.random.Generator, grain_mm: float) -> Array:
-        """Two smooth random fields of about unit strength, float32, shape `(2, height, width)`."""
+        """Return two smooth random fields with a standard deviation of about 1, float32, `(2, height, width)`."""
+        # Random numbers on a grid of `grain_mm` are enlarged to pixels by cubic interpolation.
         height, width = (int(np.ceil(side * self.spacing_mm / grain_mm)) + 3 for side in self.size)
         coarse = rng.standard_normal((2, height, width), dtype=np.float32)
         return np.stack([cv2.resize(field, self.size[::-1], interpolation=cv2.INTER_CUBIC) for field in coarse])
 
     def _ellipse(self, canvas: Array, centre_mm: Array, radii_mm: Array, look: tuple[float, float]) -> None:
+        """Fill an ellipse with a look; centre and radii as (y, x)."""
         centre, radii = self.middle + centre_mm / self.spacing_mm, radii_mm / self.spacing_mm
         y, x, radius_y, radius_x = np.rint(2**SUBPIXEL_BITS * np.concatenate([centre, radii])).astype(int).tolist()
         cv2.ellipse(canvas, (x, y), (radius_x, radius_y), 0, 0, 360, look, -1, cv2.LINE_8, SUBPIXEL_BITS)
 
     def _blobs(self, canvas: Array, blobs: Sequence[_Blob], z_mm: float) -> None:
+        """Paint the cuts of ellipsoids with the plane at a height."""
         for blob in blobs:
+            # At a distance d from the centre, the radii of the cut are sqrt(1 - (d / r)²) of the ellipsoid's radii.
             inside = 1 - ((z_mm - blob.centre_mm[0]) / blob.radii_mm[0]) ** 2
             if inside > 0:
                 self._ellipse(canvas, blob.centre_mm[1:], blob.radii_mm[1:] * np.sqrt(inside), blob.look)
 
     def _tube(self, canvas: Array, tube: _Tube, z_mm: float) -> Array:
-        """Paint a tube's cut, first all walls and then all contents, and give its mask; leave out a tiny one."""
+        """Paint the cut of a tube, and return its mask. A cut that is too small is left out.
+
+        All walls are painted before all contents. Otherwise the wall of each ball would cut through the contents of
+        the ball before it.
+        """
         mask = np.zeros(self.size, dtype=np.uint8)
+        # The cut of a ball with radius r at a distance d is a disc with radius sqrt(r² - d²).
         squares = tube.radii_mm**2 - (tube.centres_mm[:, 0] - z_mm) ** 2
         cut = np.flatnonzero(squares > 0)
         radii_mm = np.sqrt(squares[cut])
@@ -441,10 +573,14 @@ class _Painter:
         """Paint the slice at a height.
 
         Returns:
-            Image, uint16, and the mask of each organ, uint8; shape `(height, width)` each.
+            Image, uint16, and the mask of each organ, uint8; each of shape `(height, width)`.
         """
+        # The outline grows and shrinks by 4 % along z, so it is not the same on all slices.
         anatomy, torso_mm = self.anatomy, self.anatomy.torso_mm * (1 + 0.04 * np.cos(z_mm / 60))
+        # A canvas has two channels: intensity and strength of the texture.
         canvas = np.full((*self.size, 2), AIR, dtype=np.float32)
+        # The inside is painted on a canvas of its own. Only what lies in the cavity is copied, so no organ can reach
+        # into muscle or fat.
         inner = np.full((*self.size, 2), VISCERAL_FAT, dtype=np.float32)
         self._blobs(inner, anatomy.blobs, z_mm)
         masks = {organ: self._tube(inner, tube, z_mm) for organ, tube in anatomy.tubes.items()}
@@ -460,7 +596,11 @@ class _Painter:
         return self._bend_and_scan(canvas, masks, z_mm)
 
     def _separate(self, masks: dict[str, Array], cavity: Array) -> None:
-        """Keep organs out of one another but, on some slices, for a rim where they touch."""
+        """Give each pixel to one organ; on some slices, touching organs share a rim.
+
+        A later organ was painted over the earlier ones, so their common pixels belong to it. For a rim, the later one
+        is eroded by one pixel first, and the earlier organ keeps the pixels along its border.
+        """
         shares_rim = self.rng.random() < TOUCHING_SHARE
         kernel = np.ones((3, 3), dtype=np.uint8)
         organs = list(masks)
@@ -470,26 +610,42 @@ class _Painter:
                 masks[organ] &= 1 - (cv2.erode(masks[later], kernel) if shares_rim else masks[later])
 
     def _bend_and_scan(self, canvas: Array, masks: dict[str, Array], z_mm: float) -> tuple[Array, dict[str, Array]]:
-        """Bend the drawn shapes into irregular ones, and add texture, bias, blur and noise."""
+        """Bend the drawn shapes into irregular ones, and add texture, bias, blur and noise.
+
+        Returns:
+            As `paint`.
+        """
+        # Image and masks are bent by the same maps, so the masks fit exactly. Masks take the nearest pixel: they stay
+        # 0 or 1. A full turn is 80 * 2π = 503 mm, more than the body's length, so no slice has the bends of another.
         turn = np.array([np.cos(z_mm / 80), np.sin(z_mm / 80)], dtype=np.float32)
         bend = np.stack([np.tensordot(turn, fields, 1) for fields in self.bends])
         maps = self.pixels + bend * np.float32(self.difficulty.bend_mm / self.spacing_mm)
+        # Slices are taken at different moments of breathing, so each one is shifted along y by another distance.
         if self.difficulty.breath_mm:
             maps[1] += np.float32(self.difficulty.breath_mm / self.spacing_mm * self.rng.standard_normal())
         canvas = cv2.remap(canvas, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         masks = {organ: cv2.remap(mask, maps[0], maps[1], cv2.INTER_NEAREST) for organ, mask in masks.items()}
+        # Texture multiplies the intensity. Slices 3 mm apart have a correlation of cos(3 / 9) = 0.94.
         turn = np.array([np.cos(z_mm / 9), np.sin(z_mm / 9)], dtype=np.float32)
         signal = canvas[..., 0] * (1 + canvas[..., 1] * np.tensordot(turn, self.texture, 1)) * self.bias
+        # Towards both ends of the scanner's field of view the signal falls to a half.
         signal *= np.float32(1 - 0.5 * (2 * abs(z_mm) / BODY_LENGTH_MM) ** 4)
         signal = self._artefacts(signal, z_mm)
+        # The scanner's blur has a standard deviation of 1.05 mm. Breathing blurs further along y.
         sigma = 0.7 * 1.5 / self.spacing_mm
         signal = cv2.GaussianBlur(signal, (0, 0), sigma, None, sigma + self.difficulty.breath_mm / 3 / self.spacing_mm)
+        # A scanner measures a complex signal with Gaussian noise in both parts, and shows its magnitude. So the noise
+        # is Rician: air is not 0 but about 1.25 sigma (Gudbjartsson and Patz 1995, "The Rician distribution of noisy
+        # MRI data").
         noise = np.float32(self.anatomy.noise) * self.rng.standard_normal((2, *self.size), dtype=np.float32)
         magnitude = np.hypot(signal + noise[0], noise[1]) * np.float32(self.anatomy.fat_intensity)
         return np.clip(np.rint(magnitude), 0, 65535).astype(np.uint16), masks
 
     def _artefacts(self, signal: Array, z_mm: float) -> Array:
-        """Brighten the hot spot, and add ghosts of the slice above and below it, at a phase of its own."""
+        """Brighten the hot spot, and add ghosts: faint copies of the slice, shifted along y in both directions."""
+        # The gain is 1 + look * exp(-r² / 2), where r is a distance in standard deviations (the spot's radii). On the
+        # real slices of our test data, the maximum is 3.2 to 16 times the median of the image's middle (5th and 95th
+        # percentile over slices). In the hard phantom it is 4.2 to 13 times.
         spot = self.anatomy.hot_spot
         if spot:
             centre = (self.middle + spot.centre_mm[1:] / self.spacing_mm)[:, None, None]
@@ -498,6 +654,7 @@ class _Painter:
             signal = signal * (1 + spot.look[0] * np.exp(-squares / 2)).astype(np.float32)
         if self.anatomy.ghost:
             shift = round(self.anatomy.ghost_mm / self.spacing_mm)
+            # The phase of breathing is random on each slice, so a ghost brightens or darkens what it lies on.
             share = np.float32(self.anatomy.ghost * np.cos(self.rng.uniform(0, np.pi)))
             signal = signal + share * (np.roll(signal, shift, axis=0) + np.roll(signal, -shift, axis=0))
         return signal
