@@ -39,7 +39,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     counts = inspection.counts
     for problem in inspection.problems:
         print(problem)
-    # The summary goes to stderr, so that stdout holds the problems alone.
+    # The summary goes to stderr, so that stdout has only the problems and can be piped to another program.
     print(
         f"{len(inspection.problems)} problems in {counts['scans']} scans, {counts['slices']} slices "
         f"({counts['empty']} empty, {counts['overlapping']} with overlapping organs)",

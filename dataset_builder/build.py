@@ -1,4 +1,8 @@
-"""Write the dataset folder `gi_tract`: Parquet shards and a card, whole or not at all."""
+"""Write the dataset folder `gi_tract`, with Parquet files and a card.
+
+The folder is complete or it does not appear at all. All files are checked first. The dataset is then written to a
+hidden folder beside the final one, and this folder is renamed at the end.
+"""
 
 import hashlib
 import os
@@ -15,7 +19,8 @@ from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, hash_file, publish_folder
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, hash_splits
 
-MARKER = "pretty_name: UW-Madison GI Tract"  # the line of the card by which an earlier build is known
+# A line that the card of every build has. A folder whose card has it holds an earlier build.
+MARKER = "pretty_name: UW-Madison GI Tract"
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,10 @@ class BuildReport:
 
     Attributes:
         output_dir: The dataset folder.
-        config: How it was split.
-        counts: Counts by split name, as `verify.Inspection.counts`, with `patients`.
-        excluded: Scan names that the folder has and the dataset lacks.
-        split_hash: Fingerprint of which scan is in which split.
+        config: How the patients were split.
+        counts: For each split the counts of `verify.Inspection`, and the number of `patients`.
+        excluded: Names of the faulty scans that are in the Kaggle folder and not in the dataset.
+        split_hash: Fingerprint that says which scan is in which split.
     """
 
     output_dir: Path
@@ -37,7 +42,7 @@ class BuildReport:
     split_hash: str
 
     def summary(self) -> str:
-        """The report as a few lines for a terminal."""
+        """Return the report as a few lines for a terminal."""
         header = f"{'split':<12}{'patients':>9}{'scans':>7}{'slices':>8}{'empty':>7}" + "".join(
             f"{organ:>13}" for organ in ORGANS
         )
@@ -55,26 +60,32 @@ class BuildReport:
 
 
 def check_output_dir(output_dir: Path) -> None:
-    """Refuse a folder that holds anything but an earlier build: it is going to be replaced, with all it holds.
+    """Check that a folder may be replaced, because everything in it would be lost.
 
     Raises:
-        KaggleDataError: If there is something else.
+        KaggleDataError: If the folder has anything but an earlier build.
     """
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
     card = output_dir / "README.md"
     what = "exists and is no dataset of ours"
+    # An earlier build has a card with our marker, Parquet files, and nothing else. Even one file more, for example a
+    # user's notes, stops the build.
     if card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace"):
         ours = {card, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
         foreign = sorted(set(output_dir.rglob("*")) - ours)
         if not foreign:
             return
-        what = f"{foreign[0].relative_to(output_dir)} is no part of the dataset there, which is to be replaced"
+        what = f"the dataset there would be replaced, but {foreign[0].relative_to(output_dir)} is no part of it"
     raise KaggleDataError([f"{output_dir}: {what}; name another --output_dir or remove it"])
 
 
 def clear_leftovers(output_dir: Path) -> None:
-    """Remove what a killed build left beside the folder; if it was killed while replacing one, put that back first."""
+    """Remove what a killed build left beside the folder.
+
+    A build moves an earlier dataset into its hidden folder before the new one gets the name. If it was killed between
+    these two steps, the earlier dataset is moved back.
+    """
     for leftover in output_dir.parent.glob(f".{output_dir.name}.building-*"):
         if (leftover / "replaced").is_dir() and not output_dir.exists():
             (leftover / "replaced").rename(output_dir)
@@ -84,8 +95,11 @@ def clear_leftovers(output_dir: Path) -> None:
 def inspect_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, num_proc: int | None) -> dict[str, Inspection]:
     """Read every file of the splits once.
 
+    Returns:
+        The counts of each split.
+
     Raises:
-        KaggleDataError: With every problem found.
+        KaggleDataError: With all problems of all splits.
     """
     csv_path = kaggle_dir / "train.csv"
     found = {
@@ -99,16 +113,19 @@ def inspect_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, num_proc: in
 
 
 def write_parquet(config: GiTractConfig, kaggle_dir: Path, folder: Path, num_proc: int | None) -> None:
-    """Run the builder and lay its shards out as `data/SPLIT-00000-of-00001.parquet`."""
+    """Run the builder, and rename its files to `data/SPLIT-00000-of-00001.parquet`, the form that the Hub uses."""
+    # The cache lies in the temporary folder, so nothing of the build stays in the user's cache of `datasets`.
     builder = GiTract(
         cache_dir=str(folder / "cache"),
         data_dir=str(kaggle_dir),
+        # Only our own fields are passed on. The others (name, version, ...) are set by `datasets`.
         **{name: value for name, value in asdict(config).items() if name in GiTractConfig.__annotations__},
     )
     shards = folder / "shards"
     builder.download_and_prepare(str(shards), file_format="parquet", num_proc=num_proc)
     data = folder / "dataset" / "data"
     data.mkdir(parents=True)
+    # There is one file for each process, and more if a file grows too large. So how many there are is known only now.
     for split in builder.info.splits:
         paths = sorted(shards.glob(f"gi_tract-{split}*.parquet"))
         for index, path in enumerate(paths):
@@ -116,13 +133,14 @@ def write_parquet(config: GiTractConfig, kaggle_dir: Path, folder: Path, num_pro
 
 
 def hash_content(data: Path) -> str:
-    """Fingerprint of the shards.
+    """Compute the fingerprint of the Parquet files, which is written into the card.
 
-    It stands in the card because `load_dataset` caches a local folder by what the card says of its files, and would
-    otherwise go on giving the rows of an earlier build, of another fold say, or of another folder of the same name.
+    `load_dataset` keeps local folders in a cache. It recognises a folder by what the card says of its files, not by
+    the files themselves. With the fingerprint in the card, a new build has another card, so `load_dataset` reads it
+    anew. Without it, a user could get the rows of an earlier build, for example of another fold.
 
     Args:
-        data: Folder of the shards.
+        data: Folder of the Parquet files.
 
     Returns:
         The first 16 hexadecimal digits of a SHA-256 of their names and bytes.
@@ -132,7 +150,7 @@ def hash_content(data: Path) -> str:
 
 
 def dataset_card(report: BuildReport, content_hash: str) -> str:
-    """The card of a built dataset, with its counts."""
+    """Return the text of the dataset's card, with its counts."""
     return render_card(
         "dataset_card.md",
         counts=report.counts,
@@ -150,30 +168,32 @@ def build(
 ) -> BuildReport:
     """Build the dataset folder from a Kaggle folder.
 
-    Everything is checked before anything is written, and the folder appears under its name only when it is whole:
-    a build that is stopped half-way leaves at most a hidden folder beside it.
+    A build that is stopped half-way leaves at most a hidden folder beside `output_dir`. The next build removes it.
 
     Args:
         kaggle_dir: Folder with `train.csv` and `train/`.
-        output_dir: Where the dataset goes; an earlier build there is replaced.
-        config: How to split.
-        num_proc: Processes; None takes one per core.
+        output_dir: Where the dataset is written. An earlier build there is replaced.
+        config: How to split the patients.
+        num_proc: Number of processes; None takes one per core.
 
     Returns:
         What was written.
 
     Raises:
-        KaggleDataError: If the data has problems or `output_dir` holds something else.
+        KaggleDataError: If the data has problems, or `output_dir` has anything but an earlier build.
     """
     config = config or GiTractConfig()
     num_proc = num_proc or os.cpu_count()
     output_dir = output_dir.resolve()
+    # Leftovers come first: they may contain the earlier dataset, which the check must then see.
     clear_leftovers(output_dir)
     check_output_dir(output_dir)
+    # Names and CSV are checked first, which is quick. Then every image is read.
     splits = split_scans(kaggle_dir, config)
     found = inspect_splits(splits, kaggle_dir, num_proc)
     names = {split: [scan.name for scan in scans] for split, scans in splits.items()}
     kept = {name for members in names.values() for name in members}
+    # `split_scans` drops faulty scans, so the folder is listed again to name those that it has.
     all_scans, _ = read_scans(kaggle_dir)
     report = BuildReport(
         output_dir=output_dir,
@@ -186,11 +206,15 @@ def build(
         split_hash=hash_splits(names),
     )
     output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # The temporary folder is beside the final one, on the same disk. So the renaming at the end copies nothing, and it
+    # cannot stop half-way.
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.building-") as scratch:
         write_parquet(config, kaggle_dir, Path(scratch), num_proc)
         dataset_dir = Path(scratch) / "dataset"
         card = dataset_card(report, hash_content(dataset_dir / "data"))
         (dataset_dir / "README.md").write_text(card, encoding="utf-8")
+        # A folder that is not empty cannot be replaced by renaming. So the earlier dataset is moved away first, into
+        # the temporary folder, which removes it at the end.
         if output_dir.exists():
             shutil.move(output_dir, Path(scratch) / "replaced")
         dataset_dir.rename(output_dir)
@@ -198,15 +222,19 @@ def build(
 
 
 def push_dataset(report: BuildReport, repo_id: str) -> Publication:
-    """Publish a built dataset, privately: the licence of the data is not established.
+    """Publish a built dataset in a private repository, because the licence of the data is not established.
 
     Args:
         report: What `build` returned.
         repo_id: `NAMESPACE/gi_tract`.
 
+    Returns:
+        Address, tag and commit of what was published.
+
     Raises:
         InputError: As `publish_folder`.
     """
+    # Each split has a tag of its own, so that several folds of one dataset can be told apart in the repository.
     tag = f"fold-{report.config.fold}-of-{report.config.num_folds}-{report.split_hash[:8]}"
     message = f"Build gi_tract, fold {report.config.fold} of {report.config.num_folds}"
     return publish_folder(report.output_dir, repo_id, "dataset", tag, message, private=True)

@@ -208,8 +208,8 @@ def test_folds_balance_organs_where_chance_would_not() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (GiTractConfig(num_folds=5), "--num_folds: expected 2 up to the number of patients, 4; got 5"),
-        (GiTractConfig(num_folds=1), "--num_folds: expected 2 up to the number of patients, 4; got 1"),
+        (GiTractConfig(num_folds=5), "--num_folds: expected 2 to 4, the number of patients; got 5"),
+        (GiTractConfig(num_folds=1), "--num_folds: expected 2 to 4, the number of patients; got 1"),
         (GiTractConfig(num_folds=2, fold=2), "--fold: expected 0 to 1, got 2"),
         (GiTractConfig(num_folds=2, fold=-1), "--fold: expected 0 to 1, got -1"),
     ],
