@@ -1,7 +1,8 @@
-"""All the places where we stand on what `transformers` and `datasets` keep to themselves, each with its reason.
+"""All code that uses private names of `transformers` and `datasets`, each with its reason.
 
-Everything else in this project uses public names. tests/test_internals.py says in words what a new release changed
-here; `make test-transformers` runs it at the lowest and the highest release that setup.cfg allows.
+Everything else in this project uses public names. A new release may change private names. tests/test_internals.py then
+fails and says what changed. `make test-transformers` runs it at the lowest and the highest release of `transformers`
+that setup.cfg allows.
 """
 
 import functools
@@ -12,23 +13,27 @@ from typing import Any
 
 
 class CheckpointLoading(ABC):
-    """Lets a `Trainer` load checkpoints by two methods of ours; a class inherits from this one first.
+    """A `Trainer` that inherits from this class loads checkpoints by the two methods below.
 
-    Reason: `Trainer` loads a checkpoint's file key by key and skips keys that it does not know. Checkpoints of some
-    families carry older names, so most weights would stay as they were, with nothing but a warning (116 of 124 tensors
-    of a SegFormer). To load them once more after `Trainer` did, in `on_train_begin`, would leave that warning, and
-    without `load_best_model_at_end` its `EarlyStoppingCallback` warns.
+    Reason: `Trainer` loads the file of a checkpoint key by key and skips keys that it does not know. Some families
+    save older names, so most weights would stay as they were, with only a warning. For a SegFormer these were 116 of
+    124 tensors. Two public ways have drawbacks. A callback could load the weights once more in `on_train_begin`, but
+    the warning of `Trainer` would stay. A run without `load_best_model_at_end` could load the best checkpoint itself,
+    but then `EarlyStoppingCallback` warns.
     """
 
     state: Any
 
     @abstractmethod
     def load_training_weights(self, checkpoint: Path) -> None:
-        """Load what training goes on from."""
+        """Load the weights from which training continues."""
 
     @abstractmethod
     def load_best_weights(self, checkpoint: Path) -> None:
-        """Load what is scored and published at the end."""
+        """Load the weights that are scored and published at the end."""
+
+    # `Trainer` defines the next two methods too. A subclass names this class before `Trainer`, so that Python finds
+    # these first.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_training_weights(Path(resume_from_checkpoint))
@@ -38,21 +43,22 @@ class CheckpointLoading(ABC):
 
 
 def find_train_batch_size(trainer: Any) -> int:
-    """Slices a batch of this process.
+    """Return the number of slices in a training batch of this process.
 
-    Reason: with `--auto_find_batch_size` it shrinks while training, and only the Trainer itself knows by how much.
+    Reason: with `--auto_find_batch_size`, `Trainer` makes the batches smaller until they fit the memory. Only this
+    attribute has the present number.
     """
     return int(trainer._train_batch_size)
 
 
 def checkpoint_convnext_layers(model: Any) -> int:
-    """Let the layers of a ConvNeXt backbone drop their activations and compute them anew in the backward pass.
+    """Make gradient checkpointing possible for the layers of a ConvNeXt backbone.
 
-    Reason: `transformers` offers gradient checkpointing for layers of its class `GradientCheckpointingLayer` only, and
-    its ConvNeXt layers are not of that class. So the layers of this model become layers of a class that is both.
+    Reason: `transformers` checkpoints only layers of its class `GradientCheckpointingLayer`. Its ConvNeXt layers are
+    not of this class. So the layers of the model get a new class that inherits from both.
 
     Returns:
-        How many layers there are.
+        The number of these layers.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
     from transformers.models.convnext.modeling_convnext import ConvNextLayer
@@ -61,8 +67,10 @@ def checkpoint_convnext_layers(model: Any) -> int:
         """A ConvNeXt layer that can drop its activations."""
 
     layers = [module for module in model.modules() if type(module) is ConvNextLayer]
+    # A new class changes neither the weights nor the names of a layer, so checkpoints stay the same.
     for layer in layers:
         layer.__class__ = CheckpointedConvNextLayer
+    # `transformers` refuses to switch checkpointing on where this attribute is false.
     if layers:
         model.supports_gradient_checkpointing = True
     return len(layers)
@@ -72,17 +80,20 @@ def register_dataset(name: str, find: Callable[[str | None], Any | None]) -> Non
     """Teach `datasets.load_dataset` a name.
 
     Reason: `datasets` loads no scripts any more, only builders that it knows by name, and it offers no way to add one.
-    Its own table of packaged builders takes no notice of `train.csv`, so an edited file would load as it was; it lists
-    the current folder where `data_dir` is missing; and it needs 40 s for the files of the whole competition.
+    An entry in its private table of packaged builders would have three faults. It does not notice that `train.csv` was
+    edited, and loads the old rows. Without `data_dir` it reads the current folder. And it needs 40 s to list the files
+    of the whole competition.
 
     Args:
-        name: What users pass to `load_dataset`.
-        find: From the argument `data_dir` to a `datasets.load.DatasetModule`; None leaves the name to `datasets`.
+        name: The name that users pass to `load_dataset`.
+        find: Takes the argument `data_dir` and returns a `datasets.load.DatasetModule`. If it returns None, `datasets`
+            itself looks the name up.
     """
     import datasets.load
 
     find_module = datasets.load.dataset_module_factory
 
+    # `load_dataset` calls this function first, with the name, to find out which builder to use.
     @functools.wraps(find_module)
     def find_module_or_ours(path: str, *args: Any, data_dir: str | None = None, **kwargs: Any) -> Any:
         ours = find(data_dir) if path == name else None
