@@ -1,4 +1,8 @@
-"""The Trainer of this task: loss at input resolution, scores at native resolution, the right checkpoint at the end."""
+"""The Trainer of this task.
+
+It computes the loss at the resolution of the model's input, and the scores at the native resolution of each slice. At
+the end of a training it holds the weights of the best checkpoint.
+"""
 
 import logging
 import math
@@ -55,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training transform which epoch it is, so that every epoch augments differently."""
+    """Tells the training transform the number of the epoch, so that each epoch augments the slices differently."""
 
     def __init__(self, transform: SliceTransform) -> None:
         self.transform = transform
@@ -64,18 +68,32 @@ class EpochCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the epoch before its first slice is read."""
+        # After an interruption within an epoch, `state.epoch` has a fraction. `int` drops the fraction, because the
+        # rest of this epoch must be drawn and augmented like its beginning. `fill_` changes the tensor in place, so
+        # that the processes which load slices see the new number: the tensor lies in shared memory.
         self.transform.epoch.fill_(int(state.epoch or 0))
 
 
 class SegmentationTrainer(CheckpointLoading, Trainer):
     """`Trainer` for semantic segmentation of slices of many sizes.
 
+    Args:
+        balanced: Whether to draw the training slices by `BalancedSampler`.
+        *args: The same as those of `Trainer`.
+        **kwargs: The same as those of `Trainer`.
+
     Attributes:
-        average: The averaged weights while training with `--ema_decay`, else None.
+        average: The averaged weights during a training with `--ema_decay`; otherwise None.
         label_mode: What the model's channels mean, from the training transform.
+        with_flips: Whether the present evaluation averages logits over flipped slices.
+        greatest_loss: The greatest loss of a training batch since the last `check_loss`.
+        checked_step: The step of the last `check_loss`.
     """
 
-    loss_is_scaled_for_ga = False  # our loss is the mean of one batch, which Trainer divides by the number of batches
+    # Gradient accumulation ("ga"): our loss is a mean over one batch. With False, `Trainer` divides the loss by the
+    # number of batches of the step, so that a step follows the mean of its batches. With True, the gradient of a step
+    # with 4 batches would be 4 times too large.
+    loss_is_scaled_for_ga = False
 
     args: RunArguments
     model: PreTrainedModel
@@ -85,7 +103,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         self.balanced = balanced
         self.label_mode: LabelMode = attached_transform(cast(Dataset, self.train_dataset)).label_mode
         self.with_flips = False
-        # Kept on the device: to look at every loss as it comes would let the GPU wait for the CPU at every batch.
+        # This number stays on the GPU. Reading each loss from the GPU would make the CPU wait for every batch.
         self.greatest_loss = torch.zeros((), device=self.args.device)
         self.checked_step = 0
         self.average: AveragedModel | None = None
@@ -94,18 +112,20 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             self.add_callback(AverageCallback(self.average))
 
     def train_sampler(self) -> Sampler:
-        """Which slices an epoch draws, and in which order."""
+        """Return the sampler that decides which slices an epoch draws, and in which order."""
         dataset = cast(Dataset, self.train_dataset)
         if self.balanced:
             return BalancedSampler(shown_organs(dataset), self.args.seed, attached_transform(dataset).epoch)
         return RandomSampler(dataset)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The training batches, without a last batch of a single slice.
+        """Return the training batches, without a last batch of a single slice.
 
-        Batch normalisation of a map that is pooled to one pixel (UPerNet, BEiT) needs two slices for a variance, and
-        raises where it has one. Other slices are left out in other epochs.
+        UPerNet and BEiT pool a feature map to one pixel and normalise it over the batch. A variance needs at least two
+        values, so PyTorch raises an error for a batch of one slice. Each epoch leaves out another slice.
         """
+        # `Trainer` has its own method for this. It can only drop the last batch of all loaders, and that would leave
+        # out validation slices too.
         dataset, batch_size = cast(Dataset, self.train_dataset), find_train_batch_size(self)
         loader = DataLoader(
             dataset,
@@ -120,15 +140,23 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             in_order=self.args.dataloader_in_order,
         )
+        # `prepare` gives each process its own batches, and moves them to its device.
         return cast(DataLoader, self.accelerator.prepare(loader))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer asked for, with a learning rate of its own for what lies behind the encoder."""
+        """Return the optimizer of `--optim`; layers after the encoder have their own learning rate.
+
+        The encoder is pre-trained and should change slowly. The head has a new task and starts at least partly from
+        random weights, so its learning rate is `--head_lr_multiplier` times that of the encoder.
+        """
         existed = self.optimizer is not None
         optimizer = super().create_optimizer(model)
+        # `Trainer` may call this method several times. The groups of an optimizer are split only once.
         if existed or self.args.head_lr_multiplier == 1:
             return optimizer
-        # Trainer made two groups, with and without weight decay. Each is split again into encoder and head.
+        # `Trainer` makes two groups of parameters: with weight decay, and without it (biases and normalisation
+        # layers). Each of them is split again into encoder and head, so in the end there are four groups. The
+        # scheduler multiplies the learning rate of all groups by the same factor, so their ratio stays the same.
         encoder = {id(parameter) for parameter in find_encoder(self.model).parameters()}
         for group in list(optimizer.param_groups):
             head = [parameter for parameter in group["params"] if id(parameter) not in encoder]
@@ -138,17 +166,21 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
-        """The scheduler asked for, or the one drop of `--lr_drop_at`."""
+        """Return the scheduler of `--lr_scheduler_type`, or one that drops the learning rate once (`--lr_drop_at`)."""
         if self.args.lr_drop_at is not None and self.lr_scheduler is None:
             drop_step = self.args.lr_drop_at * num_training_steps
-            assert self.optimizer is not None  # made before; only the type checker doubts it
+            # `Trainer` creates the optimizer first. The type checker does not know that.
+            assert self.optimizer is not None
+            # `LambdaLR` multiplies the initial learning rate of each group by this factor.
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: 1.0 if step < drop_step else 0.1)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def find_max_steps(self) -> int:
-        """Steps of the whole run, as `Trainer` counts them: an epoch's last step may have fewer batches."""
+        """Return the number of steps of the whole run, as `Trainer` counts them."""
         if self.args.max_steps > 0:
             return self.args.max_steps
+        # The last step of an epoch may have fewer batches than the others. Hence `ceil`: with 10 batches and an
+        # accumulation of 4, an epoch has the steps 4 + 4 + 2.
         steps_per_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
         return math.ceil(self.args.num_train_epochs * max(steps_per_epoch, 1))
 
@@ -159,12 +191,19 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Dice plus cross-entropy at input resolution, of the head and of the auxiliary head if there is one.
+        """Return the loss of a batch: Dice plus cross-entropy, at the resolution of the model's input.
 
-        In training Dice is pooled over the slices that all processes have at this moment; `training.losses` has the
-        formula. The batches of an accumulated step are not pooled: the step's loss is the mean of theirs.
+        In training, all processes share one Dice: the sums of its formula (`training.losses`) run over the slices of
+        all processes. The batches of an accumulated step do not share it: each batch has its own Dice, and the loss of
+        the step is the mean over its batches.
+
+        An auxiliary head adds its own loss, times the `auxiliary_loss_weight` of the model's configuration.
         """
+        # `Trainer` offers `compute_loss_func` for a loss like this. It would multiply the loss by the number of
+        # processes, which is right for a sum over tokens but not for a mean.
         outputs = model(pixel_values=inputs["pixel_values"])
+        # The validation loss only shows whether something is wrong. So it is the mean over the batches of each
+        # process, and the processes exchange no sums for it.
         reduce = self.accelerator.reduce if model.training else None
         weights = (1.0, getattr(self.model.config, "auxiliary_loss_weight", 0.0))
         loss = torch.zeros((), device=outputs.logits.device)
@@ -172,18 +211,23 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             arguments = inputs["labels"], self.label_mode, reduce, self.args.world_size
             loss = loss + weight * dice_cross_entropy_loss(logits, *arguments)
         if model.training:
-            self.greatest_loss = torch.maximum(self.greatest_loss, loss.detach())  # NaN wins over every number
+            # The maximum of NaN and a number is NaN, so a loss that is not a number is not lost.
+            self.greatest_loss = torch.maximum(self.greatest_loss, loss.detach())
         return (loss, outputs) if return_outputs else loss
 
     def check_loss(self) -> None:
-        """Stop a run that has stopped learning; called where the Trainer waits for the GPU anyway.
+        """Stop a run that cannot learn any more.
 
         Raises:
-            InputError: If a loss since the last look is not finite, or ten times that of a model that knows nothing.
+            InputError: If a loss since the last call is not finite, or is ten times as high as the loss of a model
+                that knows nothing.
         """
+        # `item` waits for the GPU. This method is called before each log line and each evaluation, where `Trainer`
+        # waits too.
         greatest, since = self.greatest_loss.item(), self.state.global_step - self.checked_step
         self.greatest_loss.zero_()
         self.checked_step = self.state.global_step
+        # With NaN this comparison is false, so NaN goes on to the error.
         if greatest < MAX_LOSS:
             return
         good = find_good_checkpoint(Path(self.args.output_dir), self.state.log_history)
@@ -197,22 +241,23 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, once it is sure that the loss is sound."""
+        """Check the loss, then log."""
         self.check_loss()
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, flips: bool = False, clinical: bool = False, **kwargs: Any) -> dict[str, float]:
-        """Score the weights that are published, without the auxiliary head.
+        """Score the weights that would be published: averaged if `--ema_decay` is set, without the auxiliary head.
 
         Args:
             flips: Whether to average logits over flipped slices.
             clinical: Whether to add the scores in millimetres.
-            *args: As `Trainer.evaluate`.
-            **kwargs: As `Trainer.evaluate`.
+            *args: The same as those of `Trainer.evaluate`.
+            **kwargs: The same as those of `Trainer.evaluate`.
 
         Raises:
-            InputError: As `check_loss`: a broken model is neither scored nor saved.
+            InputError: If `check_loss` finds that the model is broken. Such a model is neither scored nor saved.
         """
+        # `Trainer` evaluates first and saves a checkpoint afterwards. So this check protects both.
         self.check_loss()
         self.with_flips = flips
         cast(ComputeMetrics, self.compute_metrics).scorer.restart(clinical)
@@ -226,7 +271,14 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Loss; in place of logits the organs' masks, packed, and counts of labels; which slices they are."""
+        """Return what `ComputeMetrics` needs of a batch: predicted masks and label counts in place of logits.
+
+        Returns:
+            The loss; the masks of the organs, packed to bits, together with label counts; the ids of the slices.
+        """
+        # `Trainer` collects these results from all processes. Logits of one slice take 4 bytes per pixel and channel,
+        # and packed masks take a bit per pixel and organ. The masks have the native size of their slice, because the
+        # scores are computed there.
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
             logits = flip_logits(model, inputs["pixel_values"]).mean(dim=0) if self.with_flips else outputs.logits
@@ -236,18 +288,22 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         return loss.detach(), (masks, count_labels([logits], self.label_mode, inputs["labels"])), inputs["slice_id"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the weights that are published, and beside them those that training goes on from."""
+        """Save the weights to publish, and beside them the weights from which an interrupted training continues."""
+        # `should_save` is true on the main process only. All processes have the same weights.
         if self.args.should_save:
             save_training_weights(self.model, self.average, Path(output_dir or self.args.output_dir))
+        # `Trainer` writes what the model holds at this moment: its averaged weights, without the auxiliary head.
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
             super().save_model(output_dir, _internal_call)
 
     def load_training_weights(self, checkpoint: Path) -> None:
-        """Load what training goes on from, average and auxiliary head included."""
+        """Load the weights from which training continues, and the averaged weights."""
         load_training_weights(self.model, self.average, checkpoint)
 
     def load_best_weights(self, checkpoint: Path) -> None:
-        """Turn the model into what is published: the best checkpoint's weights, without average and auxiliary head."""
+        """Turn the model into the one that is published: the best checkpoint, without an auxiliary head."""
+        # The published weights of a checkpoint are the averaged ones. From here on, `evaluate` must not exchange them
+        # for the average at the end of the training.
         self.average = None
         drop_auxiliary_head(self.model)
         load_weights(self.model, checkpoint)
@@ -261,27 +317,31 @@ def build_trainer(
     data_args: DataArguments,
     run_args: RunArguments,
 ) -> SegmentationTrainer:
-    """Put model, data, loss and scores together.
+    """Return the trainer of a run.
 
     Args:
-        model: From `modeling.load_model`.
-        processor: Saved with every checkpoint.
-        train_dataset: With a `SliceTransform` attached.
-        eval_dataset: With a scoring `SliceTransform` attached.
-        data_args: How slices are drawn.
-        run_args: How to train.
+        model: From `models.loading.load_model`.
+        processor: The model's image processor. It is saved with every checkpoint.
+        train_dataset: The training split with a `SliceTransform` attached.
+        eval_dataset: The validation split with a scoring `SliceTransform` attached.
+        data_args: Says how slices are drawn.
+        run_args: Says how to train.
 
     Raises:
-        InputError: If the run is to be published and the Hub refuses that, or the model has no layers to checkpoint.
+        InputError: If the run is to be published but the Hub refuses, or if `--gradient_checkpointing` is set but the
+            model does not support it.
     """
     return_auxiliary_logits(model)
+    # `Trainer` switches gradient checkpointing on when the training starts. This call makes that possible for ConvNeXt
+    # backbones, and stops here for a family that cannot do it.
     if run_args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     callbacks: list[TrainerCallback] = [EpochCallback(attached_transform(train_dataset))]
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
+    # Every process gets the predictions of all slices, and scores its own share of the scans.
     share = run_args.process_index, run_args.world_size
-    # With --push_to_hub the Trainer makes the repository at once: a wrong token is better known before than after.
+    # With `--push_to_hub`, `Trainer` creates the repository here. So a wrong token stops the run before the training.
     with hub_errors(str(run_args.hub_model_id)):
         return SegmentationTrainer(
             model=model,
@@ -297,11 +357,11 @@ def build_trainer(
 
 
 class Evaluation(NamedTuple):
-    """How the best checkpoint scored.
+    """The scores of the best checkpoint.
 
     Attributes:
-        scores: By name, `eval_*` and, with `--test_time_flips`, `eval_flips_*`.
-        scans: What they follow from, by prefix.
+        scores: The scores by name: `eval_*` and, with `--test_time_flips`, `eval_flips_*`.
+        scans: The scores of the single scans, from which `scores` follow, by prefix: `eval` and `eval_flips`.
     """
 
     scores: dict[str, float]
@@ -309,10 +369,13 @@ class Evaluation(NamedTuple):
 
 
 def train(trainer: SegmentationTrainer) -> Evaluation:
-    """Train to the end, going on where an earlier run of the same command stopped; then score the best checkpoint.
+    """Train to the end, then score the best checkpoint.
+
+    If an earlier run of the same command was interrupted, training continues from its last checkpoint. If the earlier
+    run is over, only the best checkpoint is scored.
 
     Returns:
-        The scores of the weights that the trainer's model holds afterwards, those in millimetres too.
+        The scores of the best checkpoint, with those in millimetres. The trainer's model then holds its weights.
 
     Raises:
         InputError: If no checkpoint was scored.
@@ -327,9 +390,12 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
     else:
         if checkpoint is not None:
             logger.warning("Resuming from %s", checkpoint)
+        # `Trainer` restores the optimizer, the scheduler, the random numbers and the place in the epoch. Our methods
+        # `load_training_weights` and, at the end, `load_best_weights` restore the weights.
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.best_model_checkpoint is None:
         raise InputError("no checkpoint was scored: train for at least one evaluation (--eval_strategy, --eval_steps)")
+    # During the training only the fast scores are computed. Surface distances take longer, so they come once, here.
     metrics = cast(ComputeMetrics, trainer.compute_metrics)
     scores, scans = trainer.evaluate(clinical=True), {"eval": metrics.scans}
     if trainer.args.test_time_flips:
