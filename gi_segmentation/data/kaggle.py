@@ -1,9 +1,13 @@
-"""Read a folder in Kaggle's layout: `train.csv` and the slice images, every problem named by file and row."""
+"""Read a folder in Kaggle's layout: `train.csv` and the slice images.
+
+A problem of the data does not stop the reading. It becomes one line of text that names the file, the row and what to
+do, so that a user sees all problems at once.
+"""
 
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +19,16 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, parse_runs
 from gi_segmentation.schema import ORGANS, scan_name, slice_name
 
+# Ids and file names have ASCII digits only. Without `re.ASCII`, `\d` would also match digits of other scripts. An id
+# pads the number of the slice to four digits, and has no other leading zero: each slice has exactly one valid id.
 ID_PATTERN = re.compile(r"case(0|[1-9]\d*)_day(0|[1-9]\d*)_slice_(\d{4}|[1-9]\d{4,})", re.ASCII)
 FILE_PATTERN = re.compile(r"slice_(\d{4,})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png", re.ASCII)
 SCAN_PATTERN = re.compile(r"case(\d+)_day(\d+)", re.ASCII)
-PNG_END = b"IEND\xaeB`\x82"  # name and checksum of the last chunk: Pillow reads a PNG without it, and says nothing
+# Name and checksum of the last chunk of every PNG. Pillow reads a file without this chunk and gives no error, so a
+# download that stopped too early would not be noticed.
+PNG_END = b"IEND\xaeB`\x82"
 
-# Scans whose images or outlines the competition's hosts call faulty (see the data tab and its discussion).
+# Scans with faulty images or outlines, according to the competition's hosts (data tab and its discussion).
 FAULTY_SCANS = frozenset(
     {
         "case7_day0",
@@ -40,10 +48,10 @@ FAULTY_SCANS = frozenset(
 
 
 class KaggleDataError(InputError):
-    """What is wrong with a Kaggle folder.
+    """The problems that were found in a Kaggle folder.
 
     Attributes:
-        problems: One line each, naming the file, the row where there is one, and the remedy.
+        problems: One line per problem, with the file, the row if there is one, and what to do.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -54,15 +62,20 @@ class KaggleDataError(InputError):
         super().__init__(problems[0] + more)
 
     def __reduce__(self) -> tuple[type["KaggleDataError"], tuple[list[str]]]:
-        return KaggleDataError, (self.problems,)  # so that it crosses process borders whole
+        # Worker processes send exceptions as pickles. By default, a pickle calls the class again with the message, and
+        # the message would then stand in for the list of problems.
+        return KaggleDataError, (self.problems,)
 
 
 class SliceSizeError(KaggleDataError):
-    """A slice image of another size than its name says."""
+    """A slice image whose size differs from the size in its name.
+
+    `dataset_builder.verify` treats this problem on its own, because the encodings may fit either of the two sizes.
+    """
 
 
 class SliceFile(NamedTuple):
-    """One slice image, as its path tells it."""
+    """One slice image, described by its path. No pixel has been read."""
 
     path: Path
     case: int
@@ -70,21 +83,22 @@ class SliceFile(NamedTuple):
     number: int
     width: int
     height: int
-    pixel_spacing: tuple[float, float]  # (row mm, column mm)
+    # Height and width of a pixel in millimetres.
+    pixel_spacing: tuple[float, float]
 
     @property
     def scan(self) -> str:
-        """Name of the volume that the slice belongs to, `case123_day20`."""
+        """Name of the scan (volume) that the slice belongs to, for example `case123_day20`."""
         return scan_name(self.case, self.day)
 
     @property
     def id(self) -> str:
-        """Kaggle's id of the slice, `case123_day20_slice_0001`."""
+        """Kaggle's id of the slice, for example `case123_day20_slice_0001`."""
         return slice_name(self.scan, self.number)
 
 
 class Annotation(NamedTuple):
-    """One row of `train.csv`: an organ on a slice, `row` being its line in the file."""
+    """One row of `train.csv`: the mask of an organ on a slice. `row` is the line number in the file."""
 
     rle: str
     row: int
@@ -92,7 +106,14 @@ class Annotation(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """The slices of one volume, ascending, with their annotations by slice id where the split has any."""
+    """One volume.
+
+    Attributes:
+        name: For example `case123_day20`.
+        case: Number of the patient.
+        slices: Sorted by number.
+        annotations: By slice id and organ; None if the split has no annotations.
+    """
 
     name: str
     case: int
@@ -101,19 +122,20 @@ class Scan:
 
 
 def scan_folder(path: Path) -> str:
-    """Name of the folder that should name a slice's scan."""
+    """Return the name of the folder above a slice that should be the name of its scan."""
+    # Kaggle puts the folder `scans` between the scan and its slices. Predictions also accept slices without it.
     return path.parent.parent.name if path.parent.name == "scans" else path.parent.name
 
 
 def parse_slice_path(path: Path) -> SliceFile:
-    """Read what a slice's path says.
+    """Read scan, number, size and pixel spacing of a slice from its path.
 
     Args:
         path: Path that ends in `caseN_dayN/scans/slice_NUMBER_WIDTH_HEIGHT_SPACING_SPACING.png`, or in
             `caseN_dayN/slice_....png`.
 
     Raises:
-        KaggleDataError: If the file or its folder is not named so.
+        KaggleDataError: If the file or its folder has another form of name.
 
     Example:
         >>> parsed = parse_slice_path(Path("case12_day3/scans/slice_0007_360_310_1.50_1.50.png"))
@@ -126,6 +148,7 @@ def parse_slice_path(path: Path) -> SliceFile:
         raise KaggleDataError(
             [f"{path}: expected caseN_dayN/scans/slice_NUMBER_WIDTH_HEIGHT_SPACING_SPACING.png; rename or remove it"]
         )
+    # The name states the width before the height. All of our code uses the order of arrays: height, then width.
     number, width, height = (int(text) for text in name.groups()[:3])
     column_spacing, row_spacing = (float(text) for text in name.groups()[3:])
     return SliceFile(path, int(scan[1]), int(scan[2]), number, width, height, (row_spacing, column_spacing))
@@ -135,11 +158,11 @@ def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
     """List the slice images below a folder.
 
     Args:
-        folder: Any folder above the scans, `train` of a Kaggle folder or one scan.
+        folder: Any folder above the slices: `train` of a Kaggle folder, or the folder of one scan.
 
     Returns:
-        The slices, sorted by case, day and number, and a problem for every PNG whose path is not a slice's, or that
-        repeats an id.
+        The slices, sorted by case, day and number. Then the problems: each PNG whose path does not describe a slice,
+        and each PNG with the id of another one.
     """
     slices: dict[str, SliceFile] = {}
     problems: list[str] = []
@@ -149,9 +172,11 @@ def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
         except KaggleDataError as error:
             problems += error.problems
             continue
+        # Two files can have one id, because the id has neither size nor spacing.
         if parsed.id in slices:
             problems.append(f"{path}: the same slice as {slices[parsed.id].path}; remove one of them")
         slices[parsed.id] = parsed
+    # Sorted by numbers: as text, case10 would come before case2.
     return sorted(slices.values(), key=lambda item: (item.case, item.day, item.number)), problems
 
 
@@ -159,7 +184,7 @@ def find_input(folder: Path) -> list[SliceFile]:
     """List the slices to predict.
 
     Raises:
-        InputError: If the folder is missing, has no slices, or has PNGs that are not slices.
+        InputError: If the folder does not exist, has no slices, or has PNGs that are not slices.
     """
     if not folder.is_dir():
         raise InputError(f"--input {folder}: no such folder")
@@ -177,15 +202,15 @@ def read_annotations(
     """Read an annotation CSV, or a submission.
 
     Args:
-        csv_path: File with the columns `id`, `class` and the one of the encodings; others are ignored.
-        rle_column: `segmentation` in Kaggle's `train.csv`, `predicted` in a submission.
+        csv_path: File with the columns `id`, `class` and `rle_column`; other columns are ignored.
+        rle_column: Column of the run-length encodings: `segmentation` in `train.csv`, `predicted` in a submission.
 
     Returns:
-        Annotations by slice id and organ, and the problems of the rows that were left out. Run-length encodings are
-        not looked at here: that needs the image's size, see `check_segmentation`.
+        Annotations by slice id and organ, and the problems of the rows that were left out. The encodings are not
+        checked here, because this needs the size of the image; see `check_segmentation`.
 
     Raises:
-        KaggleDataError: If the file is missing, is no CSV, lacks a column or has no rows.
+        KaggleDataError: If the file does not exist, is not a CSV, lacks a column or has no rows.
     """
     columns = ("id", "class", rle_column)
     if not csv_path.is_file():
@@ -198,10 +223,12 @@ def read_annotations(
     problems: list[str] = []
     left_out: list[int] = []
     for index, (slice_id, organ, rle) in enumerate(zip(ids, organs, rles, strict=True)):
-        row = index + 2  # line 1 is the header
+        # Rows are numbered as an editor numbers lines: from 1, and line 1 is the header.
+        row = index + 2
         where = f"{csv_path}, row {row}"
+        # A blank line is harmless. It was read only so that the rows below keep their numbers.
         if not (slice_id or organ or rle):
-            continue  # a blank line
+            continue
         if not ID_PATTERN.fullmatch(slice_id):
             problems.append(f"{where}: expected an id like case123_day20_slice_0001, got {slice_id!r}; correct it")
             left_out.append(index)
@@ -210,22 +237,29 @@ def read_annotations(
             left_out.append(index)
         elif organ in annotations[slice_id]:
             first = annotations[slice_id][organ].row
-            problems.append(f"{where}: {slice_id} {organ} stands in row {first} already; remove one")
+            problems.append(f"{where}: {slice_id} {organ} is in row {first} already; remove one")
         else:
             annotations[slice_id][organ] = Annotation(rle, row)
     if not annotations and not problems:
         raise KaggleDataError([f"{csv_path}: no rows below the header; download it again"])
-    excuse_missing_organs(annotations, ids, organs, left_out)
+    # One mistake must give one message. A row that was left out has been reported, and its slice would be reported
+    # again because it lacks an organ. An empty mask prevents this. It is never used: a folder with problems is not
+    # built, and a submission with problems is not scored.
+    for index in left_out:
+        if meant := guess_row(index, ids, organs, annotations):
+            slice_id, organ = meant
+            annotations[slice_id][organ] = Annotation("", index + 2)
     return dict(annotations), problems
 
 
 def read_table(csv_path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV as text, blank lines included, so that a row's number is its line in the file.
+    """Read a CSV as text. Blank lines are kept, so that the number of a row is its line in the file.
 
     Raises:
-        KaggleDataError: If it is no CSV or lacks a column.
+        KaggleDataError: If the file is not a CSV or lacks a column.
     """
     try:
+        # Without `na_filter=False`, pandas would read an empty segmentation as NaN, a float.
         table = pd.read_csv(csv_path, dtype=str, keep_default_na=False, na_filter=False, skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
@@ -241,33 +275,33 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def excuse_missing_organs(
-    annotations: dict[str, dict[str, Annotation]], ids: list[str], organs: list[str], left_out: list[int]
-) -> None:
-    """Enter an empty mask for each row that was left out, if it is clear which organ of which slice the row meant.
-
-    The row is reported already: that its slice lacks an organ would be the same problem a second time.
+def guess_row(
+    index: int, ids: Sequence[str], organs: Sequence[str], annotations: dict[str, dict[str, Annotation]]
+) -> tuple[str, str] | None:
+    """Guess which organ of which slice a row with a wrong id or a wrong class stands for.
 
     Args:
-        annotations: Annotations by slice id and organ, changed in place.
-        ids: Column `id` of all rows. A slice's rows stand together, so a wrong id means a neighbour's slice.
+        index: Index of the row.
+        ids: Column `id` of all rows.
         organs: Column `class` of all rows.
-        left_out: Indices of the rows whose id or class is wrong.
+        annotations: By slice id and organ, from the rows that are right.
+
+    Returns:
+        Slice id and organ. None if all slices near the row have all their organs.
     """
-    for index in left_out:
-        neighbours = [
-            ids[near] for near in (index, index - 1, index + 1, index - 2, index + 2) if 0 <= near < len(ids)
-        ]
-        for slice_id in filter(ID_PATTERN.fullmatch, neighbours):
-            lacking = [organ for organ in ORGANS if organ not in annotations.get(slice_id, {})]
-            meant = organs[index] if organs[index] in ORGANS else next(iter(lacking), None)
-            if meant in lacking:
-                annotations.setdefault(slice_id, {})[meant] = Annotation("", index + 2)
-                break
+    # The three rows of a slice stand together. So the slice is that of the row itself or, if its id is wrong, that of
+    # a row at most two lines away.
+    near = [ids[other] for other in (index, index - 1, index + 1, index - 2, index + 2) if 0 <= other < len(ids)]
+    possible = (organs[index],) if organs[index] in ORGANS else ORGANS
+    for slice_id in filter(ID_PATTERN.fullmatch, near):
+        for organ in possible:
+            if organ not in annotations.get(slice_id, {}):
+                return slice_id, organ
+    return None
 
 
 def check_segmentation(organs: dict[str, Annotation], slice_file: SliceFile, csv_path: Path) -> Iterator[str]:
-    """Yield the problems of one slice's run-length encodings, and of organs without a row."""
+    """Yield the problems of the encodings of a slice, and its organs without a row."""
     for organ in ORGANS:
         if organ not in organs:
             yield f"{csv_path}: {slice_file.id} has no row for {organ}; add one, with an empty segmentation if need be"
@@ -279,23 +313,30 @@ def check_segmentation(organs: dict[str, Annotation], slice_file: SliceFile, csv
 
 
 def read_slice(slice_file: SliceFile) -> bytes:
-    """Read a slice's PNG and check that it is what its name says.
+    """Read the PNG of a slice, and check that it is a whole image of the size in its name.
 
     Returns:
-        The file's bytes, unchanged.
+        The bytes of the file, unchanged.
 
     Raises:
-        KaggleDataError: If it is no whole 16-bit grayscale PNG of the named size.
+        KaggleDataError: If the file is not a whole 16-bit grayscale PNG, or has another size than its name says.
     """
     try:
+        # The file is read once. The bytes that pass the checks are the bytes that the dataset stores.
         data = slice_file.path.read_bytes()
+        # With `formats`, another kind of image that is merely called .png is an error.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            # `open` reads the header only. `load` decodes the pixels, and so finds a file that was cut off.
             image.load()
         if not data.endswith(PNG_END):
             raise OSError("its end is missing")
+    # For a broken chunk Pillow raises SyntaxError or ValueError. For a header with an absurd size, which would fill
+    # the memory, it raises DecompressionBombError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "no PNG header" if isinstance(error, UnidentifiedImageError) else error
         raise KaggleDataError([f"{slice_file.path}: not a whole PNG ({reason}); download it again"]) from error
+    # 16 bits: older releases of Pillow call the mode `I`, newer ones `I;16`. In an image of 8 bits, which other tools
+    # write, most of the intensities are lost.
     if image.mode not in ("I;16", "I"):
         raise KaggleDataError(
             [f"{slice_file.path}: expected 16-bit grayscale, got mode {image.mode}; use the original file"]
@@ -309,12 +350,13 @@ def read_slice(slice_file: SliceFile) -> bytes:
 
 
 def split_names(kaggle_dir: Path) -> list[str]:
-    """Which of `train` and `test` a Kaggle folder has; a `test` without slices counts as none."""
+    """Return the splits of a Kaggle folder: always `train`, and `test` if that folder has slices."""
+    # `next` stops at the first PNG; a list would look at all files.
     return ["train", "test"] if next((kaggle_dir / "test").rglob("*.png"), None) else ["train"]
 
 
 def group_scans(slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]] | None) -> list[Scan]:
-    """Collect sorted slices into scans, each with the annotations of its own slices."""
+    """Group sorted slices into scans, and add the annotations of their slices."""
     by_scan: dict[str, list[SliceFile]] = defaultdict(list)
     for slice_file in slices:
         by_scan[slice_file.scan].append(slice_file)
@@ -330,18 +372,18 @@ def group_scans(slices: list[SliceFile], annotations: dict[str, dict[str, Annota
 
 
 def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Scan], list[str]]:
-    """Read the layout of a Kaggle folder: which scans it has, with which annotations.
+    """List the scans of a Kaggle folder and their annotations.
 
     Args:
         kaggle_dir: Folder with `train.csv` and `train/`.
-        split: `train`, whose slices need annotations, or `test`, which has none.
+        split: `train`, whose slices need annotations, or `test`, whose slices have none.
 
     Returns:
-        The scans, sorted by case and day, and the problems of CSV and file names. Pixels are not read here. Scans
-        whose CSV cannot be read at all have no annotations.
+        The scans, sorted by case and day, and the problems of the CSV and of the file names. Pixels are not read. If
+        the CSV is not readable, the scans have no annotations.
 
     Raises:
-        KaggleDataError: If there is no such folder.
+        KaggleDataError: If the folder does not exist.
     """
     folder = kaggle_dir / split
     if not kaggle_dir.is_dir():
@@ -353,6 +395,7 @@ def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Scan], list
         try:
             annotations, problems = read_annotations(csv_path)
         except KaggleDataError as error:
+            # The images are checked all the same: one run must report all problems.
             problems = error.problems
     slices, path_problems = find_slices(folder)
     problems += path_problems
@@ -368,16 +411,25 @@ def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Scan], list
 def compare_slices(
     slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]], folder: Path, csv_path: Path
 ) -> list[str]:
-    """Problems of slices that have an image but no annotation, or the other way round."""
+    """Return the problems of slices with an image but no rows, and of slices with rows but no image."""
     found = {slice_file.id for slice_file in slices}
-    missing = [slice_id for slice_id in annotations if slice_id not in found and annotations[slice_id]]
-    unread = set(folder.rglob("*.png")) - {slice_file.path for slice_file in slices} if missing else set()
-    excused = excuse_missing_images([path for path in unread if not FILE_PATTERN.fullmatch(path.name)], missing)
+    missing: dict[str, list[str]] = defaultdict(list)
+    for slice_id in annotations:
+        if slice_id not in found:
+            missing[slice_id.split("_slice_")[0]].append(slice_id)
+    # Again one message for one mistake: `find_slices` has reported every image with a wrong name, so its slice is not
+    # reported as missing too. Names with a number come first, because they leave fewer slices to choose from.
+    misnamed = [path for path in folder.rglob("*.png") if not FILE_PATTERN.fullmatch(path.name)] if missing else []
+    for path in sorted(misnamed, key=lambda path: (re.search(r"\d", path.name) is None, path)):
+        candidates = missing.get(scan_folder(path), [])
+        meant = guess_slice(path, candidates)
+        if meant is not None:
+            candidates.remove(meant)
     problems = [
         f"{csv_path}, row {min(annotation.row for annotation in annotations[slice_id].values())}: "
         f"no PNG for {slice_id} under {folder}; add the file or remove its rows"
-        for slice_id in missing
-        if slice_id not in excused
+        for candidates in missing.values()
+        for slice_id in candidates
     ]
     problems += [
         f"{s.path}: no rows for {s.id} in {csv_path}; add them or remove the file"
@@ -387,27 +439,18 @@ def compare_slices(
     return problems
 
 
-def excuse_missing_images(misnamed: Iterable[Path], missing: list[str]) -> set[str]:
-    """Slices without an image whose image is most likely there under a wrong name, which is reported already.
+def guess_slice(path: Path, candidates: Sequence[str]) -> str | None:
+    """Guess which slice an image with a wrong name is.
 
     Args:
-        misnamed: Images whose names could not be read.
-        missing: Ids of the slices without an image.
+        path: The image.
+        candidates: Ids of the slices of its scan that have no image.
 
     Returns:
-        Ids of slices: those of the number in a wrong name, or else the only one missing in its folder.
+        The slice with the number in the name or, if the scan has only one candidate, this one. Otherwise None.
     """
-    by_scan: dict[str, set[str]] = defaultdict(set)
-    for slice_id in missing:
-        by_scan[slice_id.split("_slice_")[0]].add(slice_id)
-    excused: set[str] = set()
-    for path in sorted(misnamed, key=lambda path: re.search(r"\d", path.name) is None):  # the certain ones first
-        candidates = by_scan[scan_folder(path)]
-        number = re.search(r"\d+", path.name, re.ASCII)
-        meant = slice_name(scan_folder(path), int(number[0])) if number else ""
-        if meant not in candidates and len(candidates) == 1:
-            meant = next(iter(candidates))
-        if meant in candidates:
-            candidates.remove(meant)
-            excused.add(meant)
-    return excused
+    number = re.search(r"\d+", path.name, re.ASCII)
+    meant = slice_name(scan_folder(path), int(number[0])) if number else None
+    if meant in candidates:
+        return meant
+    return candidates[0] if len(candidates) == 1 else None

@@ -291,7 +291,7 @@ class TestErrors:
         line = row(masks, "case2_day1_slice_0001", "small_bowel") + "\n"
         self.replace(submission, line, line + line)
         message = self.message(truth, submission)
-        assert "submission.csv, row 4: case2_day1_slice_0001 small_bowel stands in row 3 already" in message
+        assert "submission.csv, row 4: case2_day1_slice_0001 small_bowel is in row 3 already" in message
 
     def test_slices_too_few_and_too_many(self, masks: Masks, truth: Path, tmp_path: Path) -> None:
         fewer = {slice_id: masks[slice_id] for slice_id in masks if "slice_0003" not in slice_id}
