@@ -1,4 +1,4 @@
-"""In: a run that is over, or a built dataset. Out: its facts, pictures and card, and its repository on a Hub.
+"""In: a finished run, or a built dataset. Out: its facts, pictures and card, and its repository on a Hub.
 
-May import every other wing; only the command lines import it, and `dataset_builder`.
+This package may import every other one. Only the command lines and `dataset_builder` import it.
 """

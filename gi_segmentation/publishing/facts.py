@@ -1,4 +1,7 @@
-"""The facts of a run, kept in `run.json`: what was trained on what, with what, and how it scored."""
+"""The facts of a run in `run.json`: the model, the data, the settings, the versions and, at the end, the scores.
+
+The model card is made from these facts. They also show whether a command may continue an interrupted run.
+"""
 
 import dataclasses
 import hashlib
@@ -23,8 +26,10 @@ from gi_segmentation.rules import Preset
 from gi_segmentation.schema import ORGANS, LabelMode, hash_splits
 
 RUN_FILE = "run.json"
+# Libraries that may change a result. Their versions are facts of the run.
 PACKAGES = ("transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "albumentations", "numpy")
-# What must be the same for a run to go on from its checkpoints.
+# A run continues from its checkpoints only if these facts are the same. Facts that may change between two starts, such
+# as the number of processes, are not among them.
 IDENTITY = (
     "base_model", "model_type", "architecture", "image_size", "label_mode", "slice_context", "ema_decay",
     "dataset_fingerprint", "split_hash",
@@ -33,38 +38,38 @@ IDENTITY = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What is known of a run before it trains.
+    """The facts that are known before the training.
 
     Attributes:
         project_version: Version of this project.
-        git_commit: Its commit, with `-dirty` where a file was changed; None outside of git.
-        versions: Of Python and of the libraries, by name.
+        git_commit: Commit of this project, with `-dirty` if a file was changed; None outside of git.
+        versions: Versions of Python and of the libraries, by name.
         device: Name of the GPU, or cpu.
-        num_processes: How many train together.
+        num_processes: Number of processes that train together.
         architecture: Class of the model.
-        model_type: Its family.
-        base_model: Checkpoint that it started from; None for random weights.
+        model_type: Family of the model.
+        base_model: Checkpoint from which the training started; None for random weights.
         num_parameters: Number of weights.
-        image_size: Height and width of its input in pixels.
-        label_mode: What its channels mean.
-        slice_context: How far the neighbouring slices are that are channels too; 0 for none.
-        slice_sampling: How slices were drawn.
+        image_size: Height and width of the model's input in pixels.
+        label_mode: What the model's channels mean.
+        slice_context: With a value K, the channels are the slices i-K, i and i+K. With 0, all are the slice i.
+        slice_sampling: How slices are drawn.
         dataset: Name of the dataset.
-        dataset_title: What the card calls it.
-        dataset_fingerprint: SHA-256 over ids and outlines of all slices.
-        split_hash: SHA-256 over which scan stands in which split.
-        splits: Numbers of patients, scans, slices and empty slices, by split.
-        sizes: Numbers of slices by their size, by split.
-        seed: Of weights, order and augmentation.
-        train_batch_size: Slices of an optimizer step, on all processes.
-        learning_rate: The highest one, of the encoder.
-        head_lr_multiplier: The learning rate behind the encoder, as a multiple.
-        ema_decay: Decay of the averaged weights; 0 for none.
-        weight_decay: Of the optimizer.
-        optimizer: Its name.
+        dataset_title: Name of the dataset on the card.
+        dataset_fingerprint: From `fingerprint_dataset`.
+        split_hash: From `schema.hash_splits`.
+        splits: Numbers of patients, scans, slices and slices without any organ, by split.
+        sizes: Numbers of slices by size, by split.
+        seed: Seed of the random weights, the order of the slices and the augmentation.
+        train_batch_size: Number of slices in an optimizer step, on all processes together.
+        learning_rate: Highest learning rate of the encoder.
+        head_lr_multiplier: Factor on the learning rate for all layers after the encoder.
+        ema_decay: Decay of the averaged weights; 0 if the weights are not averaged.
+        weight_decay: Weight decay of the optimizer.
+        optimizer: Name of the optimizer.
         lr_scheduler: Name of the schedule of the learning rate.
-        augmentation: Whether training slices were changed at random.
-        competition_preset: Whose reading of the competition's metric the scores follow.
+        augmentation: Whether training slices are changed at random.
+        competition_preset: How the scores read the competition's metric.
         arguments: All arguments that differ from their defaults.
     """
 
@@ -102,17 +107,17 @@ class RunFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults(RunFacts):
-    """What is known of a run after it: its facts, and how its best checkpoint scored.
+    """The facts of a finished run, with the scores of its best checkpoint.
 
     Attributes:
-        date: Day on which it ended, as 2026-01-31.
+        date: Day on which the run ended, for example 2026-01-31.
         best_step: Step of the best checkpoint.
-        steps: Steps of the whole run.
-        epochs: Epochs of the whole run.
-        scores: By name; None where there was nothing to score.
-        intervals: Of 95 %, over patients, by name; None where fewer than two patients were scored.
+        steps: Number of steps of the whole run.
+        epochs: Number of epochs of the whole run.
+        scores: The scores by name; None if there was nothing to score.
+        intervals: The 95 % intervals over patients, by name; None if fewer than two patients have the score.
         clinical: From `scoring.tables.describe_clinical`.
-        cases: By name, as best or worst, a scan and its mean Dice.
+        cases: Single scans, from `results.pick_cases`.
     """
 
     date: str
@@ -126,9 +131,10 @@ class RunResults(RunFacts):
 
 
 def git_commit() -> str | None:
-    """Commit of this project's working tree, with `-dirty` where it was changed; None outside of git."""
+    """Return the commit of this project's working tree, with `-dirty` if it was changed; None outside of git."""
     folder = Path(__file__).parent
     try:
+        # `--exclude=*` ignores all tags, so that git describes the commit by its full hash and not by a tag.
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=folder, capture_output=True, text=True, check=True,
@@ -139,48 +145,67 @@ def git_commit() -> str | None:
 
 
 def fingerprint_dataset(slices: DatasetDict) -> str:
-    """SHA-256 over ids and outlines of all slices: the same on any machine, another when an outline changes."""
+    """Return the SHA-256 of the ids and outlines of all slices, 64 hexadecimal digits.
+
+    It is the same on every machine, and it changes if a slice, an outline or the split changes.
+    """
+    # `datasets` has a fingerprint too, but it also depends on paths and versions. The images are left out, because all
+    # of them would have to be read at every start. The ids say which images they are.
     digest = hashlib.sha256()
     for split in sorted(slices):
         columns = slices[split].select_columns(["id", "segmentation"])
         for row in columns:
+            # The organs come in a fixed order, because the order of the columns has no meaning.
             outlines = " ".join(f"{organ}:{row['segmentation'][organ]}" for organ in ORGANS)
             digest.update(f"{split} {row['id']} {outlines}\n".encode())
     return digest.hexdigest()
 
 
 def public_name(name: str) -> str:
-    """A Hub id as it is, a local path by its last part: where things lie on somebody's disk is no fact of the run."""
+    """Return a Hub id as it is, and of a local path only the last part.
+
+    `run.json` is published, and the path may contain the name of a user or of a hospital.
+    """
+    # Every other name is a Hub id. `resolve` gives `.` and `..` a last part too.
     path = Path(name)
     return path.resolve().name if path.is_dir() or path.is_absolute() or name.startswith(".") else name
 
 
 def changed_arguments(*arguments: Any) -> dict[str, Any]:
-    """The arguments that differ from their defaults, without tokens and without paths of the machine."""
+    """Return the arguments that differ from their defaults, by name.
+
+    Args:
+        *arguments: The dataclasses of the command line.
+    """
+    # `run.json` is published, so secrets and paths of this machine stay out. The names of dataset and model are facts
+    # of their own, without paths.
     hidden = {"hub_token", "output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path"}
     changed = {}
     for group in arguments:
         for item in dataclasses.fields(group):
+            # A field has either a default or a function that makes one, for example for a list.
             default = item.default_factory() if callable(item.default_factory) else item.default
             value = getattr(group, item.name)
-            value = getattr(value, "value", value)  # enumerations by their value
+            # An enumeration of `transformers`, for example of the optimizers, becomes its text.
+            value = getattr(value, "value", value)
             if value != default and item.name not in hidden and isinstance(value, str | int | float | bool | list):
                 changed[item.name] = value
     return changed
 
 
 def count_split(dataset: Dataset) -> dict[str, int]:
-    """Patients, scans, slices and slices without any organ of a split."""
+    """Return the numbers of patients, scans, slices and slices without any organ of a split."""
     return {
         "patients": len(dataset.unique("case")),
         "scans": len(dataset.unique("scan")),
         "slices": len(dataset),
+        # An organ that the slice does not show has an empty text.
         "empty": sum(not any(organs.values()) for organs in dataset["segmentation"]),
     }
 
 
 def count_sizes(dataset: Dataset) -> dict[str, int]:
-    """Slices of each size, the most frequent first."""
+    """Return the number of slices of each size, the most frequent size first."""
     columns = zip(dataset["height"], dataset["width"], dataset["pixel_spacing"], strict=True)
     sizes = Counter(f"{h}×{w} pixels of {spacing[0]:.2f}×{spacing[1]:.2f} mm" for h, w, spacing in columns)
     return dict(sizes.most_common())
@@ -193,8 +218,17 @@ def describe_run(
     data_args: DataArguments,
     run_args: RunArguments,
 ) -> RunFacts:
-    """Collect what is known before training."""
-    device = run_args.device  # the first look at it starts the process group: before that, world_size is 1
+    """Return the facts of a run before the training.
+
+    Args:
+        model: From `models.loading.load_model`.
+        slices: The splits of the run, after `--max_train_samples` and `--max_eval_samples`.
+        model_args: Arguments of the model.
+        data_args: Arguments of the data.
+        run_args: Arguments of the training.
+    """
+    # The first access to `device` connects the processes. Before it, `world_size` is 1 on every process.
+    device = run_args.device
     return RunFacts(
         project_version=__version__,
         git_commit=git_commit(),
@@ -217,6 +251,7 @@ def describe_run(
         splits={split: count_split(slices[split]) for split in slices},
         sizes={split: count_sizes(slices[split]) for split in slices},
         seed=run_args.seed,
+        # `run_args.train_batch_size` is the batch of one process.
         train_batch_size=run_args.train_batch_size * run_args.gradient_accumulation_steps * run_args.world_size,
         learning_rate=run_args.learning_rate,
         head_lr_multiplier=run_args.head_lr_multiplier,
@@ -232,43 +267,51 @@ def describe_run(
 
 
 def write_facts(output_dir: Path, facts: RunFacts) -> None:
-    """Write `run.json` whole or not at all.
+    """Write `run.json`. An interruption leaves the earlier file as it was.
 
     Raises:
-        ValueError: If a value is infinite or not a number; what is not known is None.
+        ValueError: If a value is NaN or infinite. JSON has no such numbers; use None.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     scratch = output_dir / f".{RUN_FILE}"
     text = json.dumps(dataclasses.asdict(facts), indent=2, allow_nan=False)
     scratch.write_text(text + "\n", encoding="utf-8")
+    # Replacing a file by another one in the same folder cannot be interrupted half-way.
     scratch.replace(output_dir / RUN_FILE)
 
 
 def read_results(output_dir: Path) -> RunResults:
-    """Read the `run.json` of a run that is over.
+    """Read the `run.json` of a finished run.
 
     Raises:
-        InputError: If a fact is missing there, or it has one that we do not know.
+        InputError: If a fact is missing or unknown, because the run is not finished or another version wrote the file.
     """
     found = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
     names = {item.name for item in dataclasses.fields(RunResults)}
     if found.keys() != names:
         missing, foreign = sorted(names - found.keys()), sorted(found.keys() - names)
         raise InputError(
-            f"{output_dir / RUN_FILE}: expected the facts of a finished run, but missing are {missing}, and unknown "
-            f"are {foreign}; run the same command again, with the version of this project that began the run"
+            f"{output_dir / RUN_FILE}: expected the facts of a finished run, but got others (missing: "
+            f"{', '.join(missing) or 'none'}; unknown: {', '.join(foreign) or 'none'}); run the same command again, "
+            f"with the version of this project that began the run"
         )
     return RunResults(**found)
 
 
 def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> None:
-    """Make sure that the output folder is new, or that of the same run; then write the facts there.
+    """Write the facts into a new output folder, or check that the folder belongs to an earlier start of this run.
+
+    Args:
+        run_args: Arguments of the training.
+        facts: From `describe_run`.
 
     Raises:
-        InputError: If the folder holds something else, or a run of another model, dataset or split. To go on there
-            could train on patients who are now in validation.
+        InputError: If the folder holds something else, or a run with another model, dataset or split. With another
+            split, patients of the earlier training could now be in the validation.
     """
     output_dir = Path(run_args.output_dir)
+    # The main process finds an empty folder and writes `run.json`. The others wait until then, and find a run with the
+    # same facts. `local=False`, because the machines of a run share this folder.
     with run_args.main_process_first(local=False, desc="checking the output folder"):
         if not output_dir.exists() or not any(output_dir.iterdir()):
             write_facts(output_dir, facts)
@@ -277,11 +320,12 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> None:
             earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
-                f"--output_dir {output_dir}: exists and holds no run of ours; name another folder or empty it"
+                f"--output_dir {output_dir}: the folder exists and holds no run of ours; name another folder or empty "
+                f"this one"
             ) from error
         for name in IDENTITY:
             if earlier.get(name) != getattr(facts, name):
                 raise InputError(
-                    f"--output_dir {output_dir}: holds a run with {name} {earlier.get(name)}, but this one has "
-                    f"{getattr(facts, name)}; name another folder"
+                    f"--output_dir {output_dir}: the folder holds a run with {name} {earlier.get(name)}, but this run "
+                    f"has {getattr(facts, name)}; name another folder"
                 )

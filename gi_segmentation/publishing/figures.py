@@ -1,4 +1,4 @@
-"""The pictures of a run: outlines on slices, and the learning curve."""
+"""The pictures of a run: slices with outlines, and the learning curve."""
 
 import math
 from collections import defaultdict
@@ -20,6 +20,7 @@ from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import COLOURS, ORGANS
 from gi_segmentation.scoring.dice import count_pixels, dice_score, nanmean
 
+# Matplotlib takes colours as numbers from 0 to 1. The background has no outline.
 ORGAN_COLOURS = [(red / 255, green / 255, blue / 255) for red, green, blue in COLOURS[1:]]
 
 
@@ -27,9 +28,9 @@ class Panel(NamedTuple):
     """A slice to draw.
 
     Attributes:
-        image: Intensities in 0 to 1, shape `(height, width)`.
-        masks: bool, shape `(organs, height, width)`.
-        title: What stands above.
+        image: Scaled intensities between 0 and 1, shape `(height, width)`.
+        masks: Mask of each organ, bool, shape `(organs, height, width)`.
+        title: The text above the slice.
     """
 
     image: np.ndarray
@@ -38,30 +39,39 @@ class Panel(NamedTuple):
 
 
 def outlined_by_hand(row: dict[str, Any], title: str) -> Panel:
-    """A row of the dataset with the outlines drawn by hand."""
+    """Return a slice of the dataset with the outlines that were drawn by hand.
+
+    Args:
+        row: A row of the dataset, without a transform.
+        title: The text above the slice.
+    """
     masks = organ_masks(row["segmentation"], row["height"], row["width"])
     return Panel(scale_intensity(np.array(row["image"])), masks, title)
 
 
 def draw_outlines(axes: Axes, panel: Panel) -> None:
     """Draw a slice with the outline of each organ."""
-    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1)  # fixed ends, so that dark slices look dark
+    # Without fixed limits, matplotlib would stretch each slice to its own range, and a dark slice would look bright.
+    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1)
     for mask, colour in zip(panel.masks, ORGAN_COLOURS, strict=True):
+        # `contour` warns about a mask without any edge. The level 0.5 lies between outside (0) and inside (1).
         if mask.any():
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
     axes.set_title(panel.title, fontsize=9)
 
 
 def draw_panels(panels: Sequence[Panel], columns: int, width: float = 3.2) -> Figure:
-    """Draw slices row by row, with a legend below.
+    """Draw slices row by row, with a legend below them.
 
     Args:
-        panels: What to draw; at least one.
-        columns: Slices a row.
-        width: Inches a slice.
+        panels: The slices to draw, at least one.
+        columns: Number of slices in a row.
+        width: Width of a slice in inches.
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
+    # `Figure`, and not `pyplot`, which keeps every figure in memory and may look for a screen. The extra height is for
+    # the titles and the legend.
     figure = Figure(figsize=(width * columns, (width + 0.1) * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -74,52 +84,69 @@ def draw_panels(panels: Sequence[Panel], columns: int, width: float = 3.2) -> Fi
 
 
 def pick_slices(dataset: Dataset, number: int) -> list[int]:
-    """Rows to show: from as many scans as possible, evenly spaced among the slices that show an organ."""
+    """Choose slices that show an organ, from as many scans as possible.
+
+    Args:
+        dataset: A split.
+        number: Number of slices. There may be fewer slices to choose from.
+
+    Returns:
+        Their rows.
+    """
     scans: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(dataset.with_format(None).select_columns(["scan", "segmentation"])):
         if any(row["segmentation"].values()):
             scans[row["scan"]].append(index)
+    # Each scan gives the same number of slices. The scans with the most slices that show an organ come first.
     share = math.ceil(number / len(scans))
     chosen: list[int] = []
     for members in sorted(scans.values(), key=len, reverse=True):
+        # Evenly spaced positions without the two ends, because an organ is small on its first and last slice. If there
+        # are few slices, rounding gives the same position twice. `dict.fromkeys` then keeps it once, in order.
         positions = np.linspace(0, len(members) - 1, share + 2)[1:-1].round()
         chosen += [members[position] for position in dict.fromkeys(positions.astype(int).tolist())]
     return chosen[:number]
 
 
 def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple[Panel, Panel]:
-    """A slice as outlined by hand and as the model outlines it, with the mean Dice of its organs.
+    """Return a slice with the outlines drawn by hand, and the same slice with the predicted outlines.
 
     Args:
-        model: Predicts.
+        model: The model that predicts.
         dataset: A split with a `SliceTransform` attached.
         index: Row of the slice.
+
+    Returns:
+        Both slices. The title of the second one has the mean Dice of its organs.
     """
+    # `with_format(None)` gives the stored row, and not the tensors of the transform.
     row, transform = dataset.with_format(None)[index], attached_transform(dataset)
     truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
     with torch.no_grad():
         pixel_values = transform.pixel_values(transform.raw_slices(row))[None].to(model.device)
         logits = [model(pixel_values=pixel_values).logits]
         preds = predict_masks(logits, transform.label_mode, row["height"], row["width"])[0].cpu().numpy()
+    # Both masks have the native size of the slice, as in the scores. An organ that is in neither mask has a Dice of
+    # NaN and is left out of the mean.
     dice = nanmean(dice_score(counts) for counts in np.stack(count_pixels(preds, truth.masks), axis=-1).tolist())
     return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
 
 
 def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: int = 4) -> None:
-    """Draw outlines by hand above the model's prediction for a few validation slices.
+    """Draw a few validation slices: outlines by hand in the upper row, predicted outlines in the lower row.
 
     Args:
-        model: The model to show.
+        model: The model that predicts.
         dataset: The validation split, with a `SliceTransform` attached.
-        path: PNG to write.
-        number: How many slices.
+        path: The PNG file to write.
+        number: Number of slices.
     """
     by_hand, predicted = zip(*[compare_slice(model, dataset, i) for i in pick_slices(dataset, number)], strict=True)
     draw_panels([*by_hand, *predicted], columns=len(by_hand)).savefig(path, dpi=110)
 
 
 def fullest_slice(dataset: Dataset, scan: str) -> int:
-    """Row of the slice with the most organ outlined by hand, of those of a scan."""
+    """Return the row of the slice of a scan on which the organs outlined by hand have the most pixels together."""
     rows = [row for row, name in enumerate(dataset.with_format(None)["scan"]) if name == scan]
     slices = dataset.with_format(None).select(rows).select_columns(["segmentation", "height", "width"])
     areas = [int(organ_masks(one["segmentation"], one["height"], one["width"]).sum()) for one in slices]
@@ -127,24 +154,33 @@ def fullest_slice(dataset: Dataset, scan: str) -> int:
 
 
 def draw_cases(model: PreTrainedModel, dataset: Dataset, cases: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw outlines by hand above the model's for single scans, on the slice that shows most of the organs.
+    """Draw one slice of each case, as `draw_overlay` does. It is the slice that shows most of the organs.
 
     Args:
-        model: The model to show.
+        model: The model that predicts.
         dataset: The validation split, with a `SliceTransform` attached.
-        cases: By what it is called, as best or worst, a case's `scan` and `dice`.
-        path: PNG to write.
+        cases: Single scans, from `results.pick_cases`.
+        path: The PNG file to write.
     """
     by_hand, predicted = [], []
     for name, case in cases.items():
         truth, preds = compare_slice(model, dataset, fullest_slice(dataset, case["scan"]))
+        # The Dice of the case is a mean over all slices of the scan. The Dice below is of this slice only.
         by_hand.append(truth._replace(title=f"{name} case, Dice {case['dice']:.2f}\n{truth.title}"))
         predicted.append(preds._replace(title=f"{preds.title} on this slice"))
     draw_panels([*by_hand, *predicted], columns=len(by_hand), width=3.6).savefig(path, dpi=110)
 
 
 def logged(log_history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """The entries that have a key, one a step, ascending: the best checkpoint, scored again at the end, counts not."""
+    """Return the entries of a log that have a key, one for each step, in the order of the steps.
+
+    Args:
+        log_history: The log of the Trainer.
+        key: For example `eval_dice`.
+    """
+    # At the end of a run the best checkpoint is scored again, and the log gives this score the number of the last
+    # step. Only the first entry of a step is a point of the curve. In reverse order, the first entry comes last and
+    # replaces the others.
     first = {entry["step"]: entry for entry in reversed(log_history) if key in entry}
     return [first[step] for step in sorted(first)]
 
@@ -153,9 +189,9 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
     """Draw loss and Dice against the training step.
 
     Args:
-        log_history: As the Trainer keeps it.
-        best_step: Step of the best checkpoint, marked.
-        path: PNG to write.
+        log_history: The log of the Trainer.
+        best_step: Step of the best checkpoint. A vertical line marks it.
+        path: The PNG file to write.
     """
     figure = Figure(figsize=(10, 3.8), layout="tight")
     loss_axes, dice_axes = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""The model card, rendered from the facts of a run."""
+"""The model card. All its numbers come from the `run.json` of a finished run."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +13,10 @@ from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import CONFIDENCE, NUM_RESAMPLES
 from gi_segmentation.scoring.tables import format_clinical
 
+# Names of files in the output folder.
 CARD, SCAN_SCORES = "README.md", "scan_scores.csv"
 OVERLAY, CASES, CURVE = "overlay.png", "cases.png", "learning_curve.png"
+# The scores of every run in the order of the card, with their names there.
 SCORE_NAMES = {
     "eval_dice": "Dice, mean over slices and organs",
     **{f"eval_dice_{organ}": f"Dice, {organ.replace('_', ' ')}" for organ in ORGANS},
@@ -23,34 +25,47 @@ SCORE_NAMES = {
     "eval_hausdorff_score": "1 − normalised 3D Hausdorff distance",
     "eval_competition_score": "Competition score, 0.4 Dice + 0.6 of the line above",
 }
-FLIP_SCORE = "eval_flips_dice"  # there with --test_time_flips only
+# Only runs with `--test_time_flips` have this score.
+FLIP_SCORE = "eval_flips_dice"
+# The score that the original project calls Dice.
 SEED_SCORE = "eval_macro_f1_seed"
+# These scores depend on the preset.
 OF_THE_COMPETITION = ("eval_hausdorff_score", "eval_competition_score")
-# What the Hub groups scores by; all others are Dice.
+# The Hub groups scores by this type. The type of all other scores is `dice`.
 METRIC_TYPES = {SEED_SCORE: "f1", **{key: key.removeprefix("eval_") for key in OF_THE_COMPETITION}}
 
 
 def score_titles(facts: RunResults) -> dict[str, str]:
-    """What the scores of a run are called, in the order of a card, with their preset and the gain of flips."""
-    names = dict(SCORE_NAMES)
+    """Return the names of a run's scores, in the order of the card.
+
+    The names of the competition's scores contain the preset. The name of the score with flips contains its gain over
+    `eval_dice`.
+    """
+    names, size = dict(SCORE_NAMES), facts.image_size
     for key in OF_THE_COMPETITION:
         names[key] += f" (preset {facts.competition_preset})"
     if FLIP_SCORE in facts.scores:
         gain = (facts.scores[FLIP_SCORE] or 0) - (facts.scores["eval_dice"] or 0)
         names[FLIP_SCORE] = f"{SCORE_NAMES['eval_dice']}, averaged over four flips of the slice ({gain:+.4f})"
-    names[SEED_SCORE] = f"Macro F1 over four labels with background, pooled, at {facts.image_size} pixels a side"
+    names[SEED_SCORE] = f"Macro F1 over four labels with background, all pixels pooled, at {size}×{size} pixels"
     return names
 
 
 def eval_results(facts: RunResults) -> list[EvalResult]:
-    """The scores of a run as entries of a `model-index`, each with what it needs to be compared."""
+    """Return the scores of a run as entries of the card's `model-index`, from which the Hub reads them.
+
+    Two scores can only be compared if they were measured in the same way on the same slices. So each entry has the
+    split, the interval, the number of patients, and the rules that it depends on.
+    """
     rules = PRESETS[facts.competition_preset]
     results = []
     for key, name in score_titles(facts).items():
         score, interval = facts.scores[key], facts.intervals[key]
+        # An entry must have a number. The table of the card says that there was nothing to score.
         if score is None:
             continue
         rounded = interval and [round(end, 4) for end in interval]
+        # What the score depends on: the rules of the preset, or how slices without an organ count.
         how: dict[str, Any] = {"interval_95": rounded, "patients": facts.splits["validation"]["patients"]}
         if key in OF_THE_COMPETITION:
             how |= {"preset": facts.competition_preset, **asdict(rules)}
@@ -59,7 +74,7 @@ def eval_results(facts: RunResults) -> list[EvalResult]:
         results.append(
             EvalResult(
                 task_type="image-segmentation",
-                task_name="Semantic segmentation, patients apart",
+                task_name="Semantic segmentation of unseen patients",
                 dataset_type="gi_tract",
                 dataset_name=f"{facts.dataset_title} (split {facts.split_hash[:12]})",
                 dataset_split="validation",
@@ -74,37 +89,47 @@ def eval_results(facts: RunResults) -> list[EvalResult]:
 
 
 def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
-    """The card's YAML front matter, with the scores as `model-index`."""
+    """Return the front matter of the card as YAML, with the scores as `model-index`.
+
+    Args:
+        facts: The facts of the run.
+        model_name: Name of the model, without a namespace.
+        license_name: Licence identifier of the Hub.
+    """
     data = ModelCardData(
         language="en",
         license=license_name,
         library_name="transformers",
         pipeline_tag="image-segmentation",
+        # The Hub makes links of these two. A name without `/` is that of a local folder.
         base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,
         datasets=facts.dataset if "/" in facts.dataset else None,
         tags=["medical", "mri", "radiotherapy", "semantic-segmentation"],
         model_name=model_name,
         eval_results=eval_results(facts),
+        # The Hub asks for a name if the licence is `other`.
         license_name="non-commercial-competition-data" if license_name == "other" else None,
     )
     return data.to_yaml()
 
 
 def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
-    """Render the model card from `run.json`.
+    """Write the model card from `run.json`.
 
     Args:
-        output_dir: Where `run.json` is and the card goes, as README.md.
-        repo_id: What users pass to `from_pretrained`.
+        output_dir: Folder with `run.json`. The card is written there as README.md.
+        repo_id: The name that users pass to `from_pretrained`.
         license_name: Licence identifier of the Hub.
 
     Returns:
-        The card's path.
+        The path of the card.
 
     Raises:
-        jinja2.UndefinedError: If a fact that the template names is missing.
-        KeyError: If one that stands in a table or in the front matter is.
+        InputError: If `run.json` is not that of a finished run.
+        jinja2.UndefinedError: If a variable of the template has no value.
+        KeyError: If a score or an interval is missing.
     """
+    # The facts are read from the file, so that the card agrees with the `run.json` that is published beside it.
     facts = read_results(output_dir)
     model_name = repo_id.split("/")[-1]
     card = render_card(

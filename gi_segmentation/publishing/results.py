@@ -1,4 +1,4 @@
-"""The results of a run in its output folder: best weights, scores, pictures, card; and their publication."""
+"""The results of a run: best weights, scores, pictures and card in its output folder, and their publication."""
 
 import math
 import shutil
@@ -33,16 +33,23 @@ from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.scoring.tables import describe_clinical, format_interval, tabulate_scans
 from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
 
+# The files that `from_pretrained` needs.
 WEIGHTS = ("model.safetensors", "config.json", "preprocessor_config.json")
 PUBLISHED = (*WEIGHTS, CARD, RUN_FILE, SCAN_SCORES, OVERLAY, CASES, CURVE)
 
 
 def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
-    """The best, the median and the worst scan by their mean Dice; of fewer than three those there are.
+    """Choose the best, the median and the worst scan by mean Dice.
+
+    Args:
+        scans: The scores of all scans.
 
     Returns:
-        By name, `scan` and `dice`.
+        The keys are `best`, `median` and `worst`; with two scans `best` and `worst`; with one scan `only`. Each value
+        has the name of the `scan` and its mean `dice`.
     """
+    # A scan whose Dice is NaN has no organ in either mask, so it is neither good nor bad. Scans with equal Dice are
+    # sorted by their key, so that the choice does not depend on the order of the processes.
     ranked = sorted((scan for scan in scans if not math.isnan(scan.dice)), key=lambda scan: (-scan.dice, scan.key))
     last = len(ranked) - 1
     places = {"best": 0, "median": last // 2, "worst": last}
@@ -52,15 +59,22 @@ def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
 
 
 def describe_scores(evaluation: Evaluation, preset: Preset) -> dict[str, Any]:
-    """The facts of an evaluation: scores, their intervals over patients, scores in millimetres, single cases."""
+    """Return what `RunResults` needs of an evaluation: `scores`, `intervals`, `clinical` and `cases`.
+
+    Args:
+        evaluation: From `training.trainer.train`.
+        preset: How to read the competition's metric.
+    """
     rules = PRESETS[preset]
     keys = [*SCORE_NAMES, SEED_SCORE, *([FLIP_SCORE] if "eval_flips" in evaluation.scans else [])]
+    # Intervals have the names of their scores, such as `eval_dice` and `eval_flips_dice`.
     intervals = {
         f"{prefix}_{name}": interval
         for prefix, scans in evaluation.scans.items()
         for name, interval in find_intervals(scans, rules).items()
     }
     return {
+        # JSON has no NaN. A score without anything to score is null there.
         "scores": {
             key: None if math.isnan(evaluation.scores[key]) else evaluation.scores[key] for key in (*keys, "eval_loss")
         },
@@ -73,22 +87,23 @@ def describe_scores(evaluation: Evaluation, preset: Preset) -> dict[str, Any]:
 def write_results(
     trainer: SegmentationTrainer, validation: Dataset, facts: RunFacts, evaluation: Evaluation
 ) -> RunResults:
-    """Put the best checkpoint's files, its scores, pictures and card into the output folder.
+    """Write the weights, scores, pictures and card of the best checkpoint into the output folder.
 
-    The weights are the checkpoint's own files, byte for byte. No pickle is written.
+    Only the main process calls this function.
 
     Args:
-        trainer: After `trainer.train`, holding the best weights.
+        trainer: The trainer after `training.trainer.train`. Its model holds the best weights.
         validation: The validation split, with its transform.
         facts: From `facts.describe_run`.
-        evaluation: Of the best checkpoint.
+        evaluation: The scores of the best checkpoint.
 
     Returns:
-        The facts and the results.
+        The facts of the finished run.
     """
     output_dir = Path(trainer.args.output_dir)
     best_step = int(trainer.state.best_global_step or 0)
     best = Path(trainer.state.best_model_checkpoint or "")
+    # Copies of the checkpoint's own files. So the published weights are, byte for byte, those that were scored.
     for name in WEIGHTS:
         shutil.copyfile(best / name, output_dir / name)
     trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
@@ -102,25 +117,33 @@ def write_results(
         epochs=round(float(trainer.state.epoch or 0), 2),
         **describe_scores(evaluation, facts.competition_preset),
     )
+    # `run.json` comes before the card, because `write_card` reads it.
     write_facts(output_dir, results)
     draw_overlay(trainer.model, validation, output_dir / OVERLAY)
     draw_cases(trainer.model, validation, results.cases, output_dir / CASES)
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
+    # If the run is not published, the code on the card loads the model from the name of the output folder.
     write_card(output_dir, trainer.args.hub_model_id or output_dir.resolve().name, trainer.args.license)
     return results
 
 
 def publish_model(run_args: RunArguments, facts: RunResults) -> Publication:
-    """Push the results, and nothing else of the output folder, to `--hub_model_id`.
+    """Publish the results under `--hub_model_id`.
 
     Args:
-        run_args: How the run was told to publish.
+        run_args: Arguments of the training.
         facts: From `write_results`.
 
+    Returns:
+        Where they were published.
+
     Raises:
-        InputError: As `publish_folder`.
+        InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
     """
     dice, step = facts.scores["eval_dice"], facts.best_step
+    # `Trainer.push_to_hub` would replace our card by its own. `publish_folder` publishes all files of a folder. The
+    # output folder also has the logs and the checkpoints, with the pickled state of the optimizer. So the results are
+    # copied to a folder of their own.
     with tempfile.TemporaryDirectory() as scratch:
         for name in PUBLISHED:
             shutil.copyfile(Path(run_args.output_dir) / name, Path(scratch) / name)
@@ -135,13 +158,20 @@ def publish_model(run_args: RunArguments, facts: RunResults) -> Publication:
 
 
 def summarize(run_args: RunArguments, facts: RunResults, publication: Publication | None) -> str:
-    """The end of a run as a few lines for a terminal."""
+    """Return the summary of a run, a few lines for the terminal.
+
+    Args:
+        run_args: Arguments of the training.
+        facts: From `write_results`.
+        publication: From `publish_model`; None if the run was not published.
+    """
     output_dir = Path(run_args.output_dir)
     lines = [f"best checkpoint: step {facts.best_step} of {facts.steps}, scores on unseen patients:"]
     for key, name in score_titles(facts).items():
         score, interval = facts.scores[key], format_interval(facts.intervals[key], ".3f")
         lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
     patients = facts.splits["validation"]["patients"]
+    # With one patient, nobody can tell how far the scores vary from patient to patient.
     lines.append(
         f"in brackets 95 % intervals over {patients} patients" if patients > 1 else "no intervals: one patient"
     )

@@ -85,7 +85,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
     Attributes:
         average: The averaged weights during a training with `--ema_decay`; otherwise None.
         label_mode: What the model's channels mean, from the training transform.
-        with_flips: Whether the present evaluation averages logits over flipped slices.
+        with_flips: Whether the current evaluation averages logits over flipped slices.
         greatest_loss: The greatest loss of a training batch since the last `check_loss`.
         checked_step: The step of the last `check_loss`.
     """
@@ -124,8 +124,8 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         UPerNet and BEiT pool a feature map to one pixel and normalise it over the batch. A variance needs at least two
         values, so PyTorch raises an error for a batch of one slice. Each epoch leaves out another slice.
         """
-        # `Trainer` has its own method for this. It can only drop the last batch of all loaders, and that would leave
-        # out validation slices too.
+        # `Trainer` has its own method for this, with `--dataloader_drop_last`. But that flag also drops the last batch
+        # of an evaluation, so validation slices would not be scored.
         dataset, batch_size = cast(Dataset, self.train_dataset), find_train_batch_size(self)
         loader = DataLoader(
             dataset,
