@@ -7,13 +7,15 @@ import warnings
 
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the network for a newer version
+# Set before the import, because the import asks the network for a newer version otherwise.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
 
-# The original project's list. Its rotation of "0.15" was meant in radians and its dropout of 5 to 8 holes never took
-# effect, because albumentations ignores arguments it does not know.
+# The transforms and their sizes are those of the original project. Its rotation of 0.15 was meant in radians. Its 5 to
+# 8 holes were never made, because albumentations ignores arguments that it does not know. Shift, scale change and the
+# sides of the holes are fractions of the image's size.
 MAX_SHIFT = 0.12
 MAX_SCALE_CHANGE = 0.12
 MAX_ROTATION_DEGREES = math.degrees(0.15)
@@ -22,18 +24,19 @@ HOLE_SIDE = (1 / 40, 1 / 20)
 
 
 def build_augmentation() -> A.Compose:
-    """The augmentation of a training slice and its label map.
+    """Build the augmentation of a training slice and its labels.
 
-    Flips both ways; shift, scale and rotation; brightness and contrast; holes in the image but not in the labels.
-    Each with probability 0.5. Brightness and contrast stop short of clipping.
+    The changes are: a left-right flip; an up-down flip; shift, scale and rotation together; brightness and contrast;
+    holes in the image, but not in the labels. Each change happens with a probability of 0.5.
 
     Returns:
-        A pipeline for `image`, float32 in 0 to 1, shape `(height, width, channels)`, and `mask`, uint8, shape
-        `(height, width)` or `(height, width, organs)`, which is only ever resampled by nearest neighbour.
+        A pipeline that takes and returns `image` (float32 in 0 to 1, shape `(height, width, channels)`) and `mask`
+        (uint8, shape `(height, width)` or `(height, width, organs)`).
 
     Raises:
-        UserWarning: If albumentations does not know an argument (it would otherwise ignore it).
+        UserWarning: If albumentations does not know an argument.
     """
+    # By default albumentations warns about an unknown argument, ignores it and goes on. Here the warning is an error.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return A.Compose(
@@ -44,10 +47,13 @@ def build_augmentation() -> A.Compose:
                     translate_percent=(-MAX_SHIFT, MAX_SHIFT),
                     scale=(1 - MAX_SCALE_CHANGE, 1 + MAX_SCALE_CHANGE),
                     rotate=(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES),
+                    # Label ids have no order. A mean of 1 (large bowel) and 3 (stomach) would be 2, the small bowel.
                     interpolation=cv2.INTER_LINEAR,
                     mask_interpolation=cv2.INTER_NEAREST,
                     p=0.5,
                 ),
+                # With `ensure_safe_range` the changes are limited so far that no intensity leaves 0 to 1. Without it,
+                # bright tissue would be clipped to one flat value.
                 A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, ensure_safe_range=True, p=0.5),
                 A.CoarseDropout(
                     num_holes_range=NUM_HOLES, hole_height_range=HOLE_SIDE, hole_width_range=HOLE_SIDE, fill=0, p=0.5
@@ -65,12 +71,14 @@ def augment(
         augmentation: From `build_augmentation`.
         image: float32 in 0 to 1, shape `(height, width, channels)`.
         labels: Label ids or masks, uint8, shape `(height, width)` or `(height, width, organs)`.
-        seed: What happens depends on this alone, so that a resumed run repeats an uninterrupted one.
+        seed: The changes depend on this number alone. So a resumed run makes the same changes as an uninterrupted one.
 
     Returns:
-        Image and labels, shapes and types as given.
+        Image and labels, with the same shapes and types.
     """
-    # Not set_random_seed, which seeds every transform alike: then all of them happen, or none.
+    # `set_random_seed` would give the same seed to every transform. All of them draw their probability first, so
+    # either all would happen or none. `set_random_state` gives them one generator, from which they draw one after the
+    # other.
     augmentation.set_random_state(np.random.default_rng(seed), random.Random(seed))
     changed = augmentation(image=image, mask=labels)
     return changed["image"], changed["mask"]

@@ -1,4 +1,4 @@
-"""The dataset `gi_tract`, loaded and checked: its splits, its scans, and the slices to train and to score."""
+"""The dataset `gi_tract`: load it, check its splits and scans, and choose the slices to train on and to score."""
 
 from functools import partial
 from pathlib import Path
@@ -20,65 +20,75 @@ BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --outpu
 def find_dataset(name: str, revision: str | None) -> DatasetDict:
     """Load the dataset from a folder or from the Hub.
 
+    Args:
+        name: A folder, or a Hub id of the form `NAMESPACE/NAME`.
+        revision: Branch, tag or commit on the Hub; None: its main branch.
+
     Raises:
-        InputError: If there is none; says which command makes one.
+        InputError: If it cannot be loaded. The message has the command that builds a dataset.
     """
     folder = Path(name)
+    # A Hub id of a dataset has exactly one slash. Everything else can only be a folder.
     if not folder.is_dir() and name.count("/") != 1:
         raise InputError(f"--dataset_name {name}: no such folder; `{BUILD_COMMAND}` makes one")
     if (folder / "train.csv").is_file():
         raise InputError(f"--dataset_name {name}: a Kaggle folder, not a dataset yet; `{BUILD_COMMAND}` makes one")
     try:
-        # The absolute path, because the bare name may mean the builder that `dataset_builder` registers.
+        # The absolute path, because `gi_tract` alone may also name the builder that `dataset_builder` registers.
         loaded = load_dataset(str(folder.resolve()) if folder.is_dir() else name, revision=revision)
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise InputError(f"--dataset_name {name}: {error}; `{BUILD_COMMAND}` makes one") from error
     if not isinstance(loaded, DatasetDict):
-        raise InputError(f"--dataset_name {name}: expected splits, got {type(loaded).__name__}")
+        raise InputError(
+            f"--dataset_name {name}: expected splits, got {type(loaded).__name__}; `{BUILD_COMMAND}` makes one"
+        )
     return loaded
 
 
 def load_slices(data_args: DataArguments) -> DatasetDict:
-    """Load the splits to train and validate on, whole.
+    """Load and check the splits `train` and `validation`.
 
     Args:
-        data_args: Which dataset.
+        data_args: Name and revision of the dataset.
 
     Returns:
-        `train` and `validation`.
+        `train` and `validation`, with all slices.
 
     Raises:
-        InputError: If the dataset, a split or a column is missing, a patient stands in both splits, or validation
-            slices make no volume.
+        InputError: If the dataset, a split or a column is missing, a patient is in both splits, or the slices of a
+            validation scan do not form a volume.
     """
     loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision)
     missing = [split for split in ("train", "validation") if split not in loaded]
     if missing:
         raise InputError(
-            f"{data_args.dataset_name}: expected the splits train and validation, got {', '.join(loaded)}"
+            f"{data_args.dataset_name}: expected the splits train and validation, got {', '.join(loaded)}; "
+            f"`{BUILD_COMMAND}` makes them"
         )
     columns = set(dataset_features()) - set(loaded["train"].column_names)
     if columns:
         raise InputError(f"{data_args.dataset_name}: lacks the columns {', '.join(sorted(columns))}; rebuild it")
     train, validation = loaded["train"], loaded["validation"]
+    # Scans of one patient look alike. A model that knows the patient from training would score too well on the others.
     shared = set(train.unique("case")) & set(validation.unique("case"))
     if shared:
         raise InputError(
-            f"{data_args.dataset_name}: patients {sorted(shared)} stand in train and in validation, so that scores "
-            f"would flatter; split by patient"
+            f"{data_args.dataset_name}: patients {sorted(shared)} are in train and in validation, so the scores "
+            f"would be too good; split by patient"
         )
-    plan_scans(validation)  # better known now than after the first epoch
+    # The result is not used. A fault of the validation scans is found here, and not after the first epoch.
+    plan_scans(validation)
     return DatasetDict(train=train, validation=validation)
 
 
 class ScanPlan(NamedTuple):
-    """What a scan is made of.
+    """The slices of a scan, and their size.
 
     Attributes:
-        case: Whose scan it is.
-        rows: Row of each slice in the dataset, by its number.
-        size: Height and width of its slices.
-        spacing_mm: Voxel size (z, y, x); None where slices are missing between the first and the last.
+        case: Number of the patient.
+        rows: Row of each slice in the dataset, by the number of the slice.
+        size: Height and width of the slices in pixels.
+        spacing_mm: Voxel size (z, y, x) in millimetres; None if slices are missing between the first and the last.
     """
 
     case: int
@@ -88,23 +98,28 @@ class ScanPlan(NamedTuple):
 
 
 def plan_scans(dataset: Dataset) -> dict[str, ScanPlan]:
-    """The scans of a split by name, sorted by case and day.
+    """Return the scans of a split by name, sorted by case and day.
 
     Raises:
-        InputError: If a scan has slices of several sizes, or a slice twice; names the first and how many there are.
+        InputError: If a scan has slices of several sizes, or a slice twice. The message has the first such scan and
+            their number.
     """
+    # Only these columns are read, because decoding all images would take minutes.
     columns = ["case", "day", "scan", "slice", "height", "width", "pixel_spacing"]
     table = dataset.with_format(None).select_columns(columns).to_pandas()
+    # A list cannot be an element of a set, a tuple can.
     table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
     plans: dict[str, ScanPlan] = {}
     problems = []
     for (case, _, scan), slices in table.groupby(["case", "day", "scan"]):
         rows = dict(zip(slices["slice"].tolist(), slices.index.tolist(), strict=True))
+        # A volume needs one size and one spacing. Slices of several sizes cannot be stacked.
         grids = set(zip(slices["height"], slices["width"], slices["pixel_spacing"], strict=True))
         if len(grids) > 1:
             problems.append(f"{scan}: expected slices of one size and spacing, but got {len(grids)}")
         elif len(rows) < len(slices):
             problems.append(f"{scan}: expected each slice once, but {len(slices) - len(rows)} come again")
+        # A scan without a problem has one grid. After a problem any will do, because the plans are not returned.
         height, width, pixel_spacing = min(grids)
         plans[scan] = ScanPlan(int(case), rows, (height, width), find_voxel_size_mm(rows, pixel_spacing))
     if problems:
@@ -113,21 +128,24 @@ def plan_scans(dataset: Dataset) -> dict[str, ScanPlan]:
 
 
 def select_samples(slices: DatasetDict, data_args: DataArguments, seed: int) -> DatasetDict:
-    """The slices to train and score: all, or as many as the arguments say.
+    """Choose the slices to train on and to score: all of them, or as many as the arguments say.
 
     Args:
         slices: From `load_slices`.
-        data_args: How much of it.
-        seed: Draws `max_train_samples`.
+        data_args: `max_train_samples` and `max_eval_samples`.
+        seed: Seed of the random choice of training slices.
 
     Raises:
         InputError: If the validation slices show no organ.
     """
     train, validation = slices["train"], slices["validation"]
+    # Training slices are drawn at random: the first ones would all come from a few patients. Validation slices are the
+    # first ones, so that they form whole scans, at most one of which is cut off.
     if data_args.max_train_samples is not None:
         train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
     if data_args.max_eval_samples is not None:
         validation = validation.select(range(min(data_args.max_eval_samples, len(validation))))
+    # Dice skips a slice and organ if prediction and truth are both empty. Without any organ, the score could be NaN.
     if not any(rle for organs in validation["segmentation"] for rle in organs.values()):
         raise InputError("the validation slices show no organ, so there is nothing to score; take more of them")
     return DatasetDict(train=train, validation=validation)
@@ -141,23 +159,28 @@ def transform_splits(
     data_args: DataArguments,
     seed: int,
 ) -> tuple[Dataset, Dataset]:
-    """Attach the transforms, which run as slices are read: `train` augmented, `validation` ready to be scored.
+    """Attach the transforms that turn a slice into tensors each time it is read.
 
     Args:
-        slices: From `load_slices`; where neighbours are found.
-        samples: From `select_samples`.
-        processor: The model's.
-        model_args: What the labels are.
-        data_args: What the channels are, and whether to augment.
-        seed: Of the augmentation.
+        slices: From `load_slices`; the neighbours are found among them.
+        samples: From `select_samples`; these get the transforms.
+        processor: The model's image processor.
+        model_args: Its `label_mode` is used.
+        data_args: `slice_context` and `augmentation` are used.
+        seed: Seed of the augmentation.
+
+    Returns:
+        The training slices, with augmentation, and the validation slices, with what scoring needs.
 
     Raises:
-        InputError: If neighbours are wanted and a split has none.
+        InputError: If the model needs neighbours and no slice of a split has one.
     """
+    # A neighbour may be any slice of the split, even one that `select_samples` left out.
     neighbours = dict.fromkeys(slices)
     if data_args.slice_context:
         neighbours = {split: SliceNeighbours(slices[split], data_args.slice_context) for split in slices}
     augmentation = partial(augment, build_augmentation()) if data_args.augmentation else None
+    # Nothing is computed here. The transforms run when a slice is read, so every epoch makes other random changes.
     mode = model_args.label_mode
     train = SliceTransform(processor, mode, neighbours["train"], augmentation, seed)
     validation = SliceTransform(processor, mode, neighbours["validation"], scoring=True)

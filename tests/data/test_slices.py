@@ -191,7 +191,7 @@ class TestLoading:
         folder = self.rewrite(dataset_dir, tmp_path / "d", lambda d: {"train": d["train"], "validation": d["train"]})
         case = self.load(dataset_dir)["train"][0]["case"]
         message = self.message(folder)
-        assert "stand in train and in validation" in message and str(case) in message
+        assert "are in train and in validation" in message and str(case) in message
 
     def test_validation_without_organs(self, dataset_dir: Path, tmp_path: Path) -> None:
         folder = self.rewrite(
