@@ -1,12 +1,20 @@
-"""The real configurations of the recipes' models, for tests and benchmarks without a download."""
+"""The configurations of the recipes' models at full size, so that tests and benchmarks need no download.
+
+The values are those of the published checkpoints. Weights are random, or not even made (tests on the `meta`
+device).
+"""
 
 from typing import Any, NamedTuple
 
 
 class Architecture(NamedTuple):
-    """A family, the values of its configuration, and the millions of weights that the original project's table prints.
+    """A model of the original project's table.
 
-    The table counts the published checkpoints: 150 labels and the auxiliary head.
+    Attributes:
+        model_type: Its family in `transformers`.
+        overrides: Values of its configuration that differ from the family's defaults.
+        millions: Millions of weights as the table prints them. The table counts published checkpoints, which have
+            150 labels and an auxiliary head.
     """
 
     model_type: str
@@ -15,10 +23,12 @@ class Architecture(NamedTuple):
 
 
 def segformer(depths: list[int], hidden_sizes: list[int], decoder_hidden_size: int) -> dict[str, Any]:
-    """What differs between the sizes of SegFormer (arXiv 2105.15203), and the heads they share."""
+    """Return the configuration of a SegFormer of some size (arXiv 2105.15203)."""
     return {
         "depths": depths,
         "hidden_sizes": hidden_sizes,
+        # All sizes from B0 to B5 share these values. Attention at high resolution would be too slow, so the first
+        # stages reduce keys and values by 8 x 8, 4 x 4 and 2 x 2 pixels.
         "num_attention_heads": [1, 2, 5, 8],
         "sr_ratios": [8, 4, 2, 1],
         "mlp_ratios": [4, 4, 4, 4],
@@ -27,7 +37,10 @@ def segformer(depths: list[int], hidden_sizes: list[int], decoder_hidden_size: i
 
 
 def upernet_convnext(hidden_sizes: list[int]) -> dict[str, Any]:
-    """UPerNet on ConvNeXt; Small, Base and Large differ in their widths only (arXiv 2201.03545)."""
+    """Return the configuration of UPerNet on a ConvNeXt (arXiv 2201.03545).
+
+    Small, Base and Large differ only in the number of channels of the four stages.
+    """
     return {
         "backbone_config": {
             "model_type": "convnext",
@@ -38,6 +51,7 @@ def upernet_convnext(hidden_sizes: list[int]) -> dict[str, Any]:
         "hidden_size": 512,
         "pool_scales": [1, 2, 3, 6],
         "use_auxiliary_head": True,
+        # The auxiliary head reads the third of the four stages.
         "auxiliary_in_channels": hidden_sizes[2],
         "auxiliary_channels": 256,
         "auxiliary_num_convs": 1,
@@ -83,7 +97,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "upernet-convnext-base": Architecture("upernet", upernet_convnext([128, 256, 512, 1024]), 122),
     "upernet-convnext-large": Architecture("upernet", upernet_convnext([192, 384, 768, 1536]), 234),
     "dpt-large": Architecture("dpt", DPT_LARGE, 343),
-    # Not in the table: counted here. The published file of 900 MB is these weights, 654 MB, and twelve index tables of
-    # 1601 x 1601 positions, 246 MB.
+    # The table has no number for BEiT, so we counted. The published file has 900 MB: these weights are 654 MB of it,
+    # and twelve tables of indices for 1601 x 1601 pairs of positions are the other 246 MB.
     "beit-base": Architecture("beit", BEIT_BASE, 163),
 }

@@ -1,4 +1,9 @@
-"""Evaluate 200 and 20,000 slices, each in a new process: memory must not grow with their number."""
+"""Evaluate 200 and 20,000 slices, and compare the memory: it must not grow with the number of slices.
+
+Logits of 20,000 slices would need many gigabytes. The evaluation keeps only one scan at a time, so the difference
+between both runs should be small. Each run is a process of its own, because the peak memory of a process
+counts from its start.
+"""
 
 import argparse
 import resource
@@ -8,12 +13,14 @@ import tempfile
 from pathlib import Path
 
 NUMBERS = (200, 20_000)
-SCAN = 144  # slices, of the largest size there is
+# Slices of a scan.
+SCAN = 144
+# The large run may need at most this much more than the small one.
 LIMIT_GB = 0.05
 
 
 def write_dataset(folder: Path) -> Path:
-    """The dataset of two patients with a scan of 144 slices each."""
+    """Write a dataset of two patients, one for each split, with a scan of 144 slices each."""
     from dataset_builder.build import build
     from dataset_builder.gi_tract import GiTractConfig
     from dataset_builder.phantom import write_phantom
@@ -24,7 +31,11 @@ def write_dataset(folder: Path) -> Path:
 
 
 def evaluate_slices(dataset_dir: str, output_dir: str, number: int) -> None:
-    """Score a tiny random model on `number` slices: the same scan over and over, each time of another patient."""
+    """Score a tiny random model on `number` slices, and print the peak memory in GB.
+
+    The slices are copies of one scan. Each copy has another patient's number, so it counts as another scan.
+    """
+    # Imports stand here, because the process that only starts the others needs none of them.
     from datasets import DatasetDict, concatenate_datasets
 
     from gi_segmentation.arguments import parse_arguments
@@ -40,13 +51,15 @@ def evaluate_slices(dataset_dir: str, output_dir: str, number: int) -> None:
     slices = load_slices(data_args)
     scan = slices["validation"].remove_columns("case")
     patients = [scan.add_column("case", [case] * SCAN) for case in range(1, 2 + number // SCAN)]
-    # All share the pages of one file: the system's cache of a large dataset would else count as memory.
+    # All copies share the pages of one small file. The pages of a large file would count as memory of this process,
+    # although the system can take them back at any time.
     samples = DatasetDict(train=slices["train"], validation=concatenate_datasets(patients).take(number))
     model, processor = load_model(model_args, data_args.image_size)
     splits = transform_splits(samples, samples, processor, model_args, data_args, run_args.seed)
     trainer = build_trainer(model, processor, *splits, data_args, run_args)
     trainer.evaluate()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)  # kilobytes on Linux
+    # `ru_maxrss` is the peak of the resident memory since the start. Linux counts it in kilobytes.
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 
 def main() -> None:
@@ -73,6 +86,7 @@ def main() -> None:
                 str(number),
             ]
             done = subprocess.run(job, stdout=subprocess.PIPE, text=True, check=True)
+            # The last line of the output is the number that `evaluate_slices` prints.
             peaks[number] = float(done.stdout.splitlines()[-1])
             more = 1000 * (peaks[number] - peaks[NUMBERS[0]])
             print(f"| {number} | {peaks[number]:.3f} | {more:.0f} |", flush=True)

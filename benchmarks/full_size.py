@@ -1,4 +1,9 @@
-"""Two optimizer steps of every recipe at full size, each in a new process: seconds of the second, and peak memory."""
+"""Train two steps of every recipe at full size, and print the seconds of the second step and the peak memory.
+
+The first step is slower, because libraries allocate and compile what they need. Each recipe runs in a process of its
+own with random weights. The seconds are of one CPU and say little about a GPU; the memory says which machine is large
+enough.
+"""
 
 import argparse
 import json
@@ -14,6 +19,7 @@ from benchmarks.architectures import ARCHITECTURES
 ROOT = Path(__file__).resolve().parents[1]
 
 BATCH = 2
+# These flags win over the recipe, so that two steps and one evaluation are enough. All other values are the recipe's.
 FLAGS = {
     "per_device_train_batch_size": BATCH,
     "gradient_accumulation_steps": 1,
@@ -32,7 +38,7 @@ FLAGS = {
 
 
 class Measured(NamedTuple):
-    """Millions of weights, seconds of the second step, and the most memory the process held."""
+    """Millions of trained weights, seconds of the second step, and peak memory of the process."""
 
     millions: float
     step_seconds: float
@@ -40,7 +46,7 @@ class Measured(NamedTuple):
 
 
 def write_dataset(folder: Path) -> Path:
-    """A dataset of two slices a patient, the second of which shows the organs; three patients in each split."""
+    """Write a dataset of three patients in each split. Each has two slices, and the second slice shows the organs."""
     from dataset_builder.build import build
     from dataset_builder.gi_tract import GiTractConfig
     from dataset_builder.phantom import write_phantom
@@ -54,13 +60,14 @@ def run_and_measure_memory(command: list[str], log: Path) -> float:
     """Run a command in a process of its own.
 
     Returns:
-        Its largest resident memory in GB, as the kernel counts it.
+        Its peak resident memory in GB, as the kernel counts it.
 
     Raises:
-        RuntimeError: If it fails.
+        RuntimeError: If the command fails.
     """
     with log.open("w") as output:
         running = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        # `wait4` gives the resources of this one child. `getrusage` would give the maximum over all children so far.
         _, status, usage = os.wait4(running.pid, 0)
     running.returncode = os.waitstatus_to_exitcode(status)
     if running.returncode:
@@ -69,18 +76,21 @@ def run_and_measure_memory(command: list[str], log: Path) -> float:
 
 
 def second_step_seconds(output_dir: Path) -> float:
-    """Time between the log entries of the two steps: reading the slices, forward, backward, optimizer."""
+    """Return the time between the log entries of both steps: reading, forward pass, backward pass and optimizer."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = min(output_dir.rglob("events.out.tfevents.*"))  # the evaluation after the training writes another
+    # The name of an event file has the time of its start. The first one is the training's, and the evaluation after it
+    # writes another one.
+    events = min(output_dir.rglob("events.out.tfevents.*"))
     losses = EventAccumulator(str(events)).Reload().Scalars("train/loss")
     first, second = (loss.wall_time for loss in losses)
     return second - first
 
 
 def measure(recipe: str, dataset_dir: Path, scratch: Path) -> Measured:
-    """Run a recipe's model from random weights, with the recipe's own values but for batch and steps."""
+    """Train a recipe's model from random weights. Everything but batch and steps is as in the recipe."""
     model_type, overrides, _ = ARCHITECTURES[recipe]
+    # The pipeline sets these two values itself, so they must not be among the overrides.
     of_the_run = {"image_size", "use_auxiliary_head"}
     overrides = {key: value for key, value in overrides.items() if key not in of_the_run}
     output_dir = scratch / recipe
@@ -106,6 +116,8 @@ def main() -> None:
     recipes = parser.parse_args().recipes
     print(f"| recipe | weights, millions | seconds a step of {BATCH} slices | peak memory, GB |\n|---|---|---|---|")
     for recipe in recipes:
+        # A checkpoint of the largest model has more than a gigabyte, so the files of a recipe are removed before the
+        # next.
         with tempfile.TemporaryDirectory() as scratch:
             measured = measure(recipe, write_dataset(Path(scratch)), Path(scratch))
         millions, step_seconds, peak_gb = measured

@@ -1,11 +1,17 @@
-"""What a split by slice or by scan flatters: the same small model trained under three splits of the same slices.
+"""Measure how much a split by slice or by scan flatters: train the same small model under three splits.
 
-Each seed holds some patients out of all splits. The slices of the others are divided three times, with as many to
-validate on each time: by slice, at random; by scan, so that other days of a patient may be trained on; by patient. A
-split claims the Dice of its best checkpoint on its own validation slices. It flatters by what that is above the Dice
-of the same checkpoint on the patients held out.
+Each seed first puts some patients aside. The slices of the other patients are divided in three ways, with about as
+many validation slices each time:
 
-A single split by patient is not exact either: it claims what a few patients happen to score, too much or too little.
+- by slice: single slices are drawn at random, so neighbours of a validation slice are trained on;
+- by scan: whole scans are drawn, so other days of a patient may be trained on;
+- by patient: whole patients are drawn.
+
+A split claims the Dice of its best checkpoint on its own validation slices. It flatters by the difference to the Dice
+of the same checkpoint on the patients put aside. Both numbers are of one model, so the difference comes from
+the slices alone.
+
+A single split by patient is not exact either. It claims the Dice of a few patients, which can be too high or too low.
 """
 
 import argparse
@@ -38,12 +44,13 @@ from gi_segmentation.training.trainer import SegmentationTrainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("slice", "scan", "patient")
-# What is changed in the demo's recipe: smaller slices, and more of those with organs. By trial, benchmarks/README.md.
+# Changes of the demo's recipe: smaller slices, and slices with organs are drawn more often. Both were found by trial
+# (benchmarks/README.md). A leak can be seen only if the model has learnt its own patients.
 RECIPE = {"config": ROOT / "recipes" / "demo.yaml", "image_size": 96, "slice_sampling": "balanced"}
 
 
 class Parts(NamedTuple):
-    """Rows of the slices to train on, to validate on, and of the patients who stand in neither."""
+    """Row numbers of the slices to train on, of those to validate on, and of those of the patients put aside."""
 
     train: list[int]
     validation: list[int]
@@ -51,7 +58,14 @@ class Parts(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Dice of a best checkpoint on its validation slices, on training slices, on new patients; seconds in all."""
+    """The scores of one training.
+
+    Attributes:
+        claimed: Dice of the best checkpoint on the validation slices, by which it was chosen.
+        training: Its Dice on some of its training slices.
+        honest: Its Dice on the patients put aside.
+        seconds: Seconds of training and scoring.
+    """
 
     claimed: float
     training: float
@@ -60,24 +74,26 @@ class Trained(NamedTuple):
 
 
 def count_share(num_patients: int, share: float) -> int:
-    """How many patients a share is, at least one."""
+    """Return how many patients make a share, at least one."""
     return max(1, round(share * num_patients))
 
 
 def draw_groups(groups: np.ndarray, target: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw whole groups at random, each if it brings the number of slices nearer to a target.
+    """Draw whole groups at random, until about as many slices are drawn as wanted.
 
     Args:
-        groups: Group of each slice.
-        target: How many slices are wanted.
-        rng: Draws.
+        groups: Group of each slice, shape `(slices,)`.
+        target: Number of slices wanted.
+        rng: Source of random numbers.
 
     Returns:
-        bool, per slice whether its group was drawn.
+        For each slice whether its group was drawn, bool, shape `(slices,)`.
     """
     names, sizes = np.unique(groups, return_counts=True)
     drawn, missing = [], target
     for index in rng.permutation(len(names)):
+        # A group is taken only if the number of slices comes nearer to the target by it. So the result differs from
+        # the target by at most half of the largest group.
         if abs(missing - sizes[index]) < missing:
             drawn.append(names[index])
             missing -= sizes[index]
@@ -85,22 +101,29 @@ def draw_groups(groups: np.ndarray, target: int, rng: np.random.Generator) -> np
 
 
 def divide(slices: Dataset, way: str, share: float, seed: int) -> Parts:
-    """Hold patients out and divide the slices of the others.
+    """Put some patients aside, and divide the slices of the others.
 
     Args:
-        slices: All of them.
-        way: "slice", "scan" or "patient". The same patients are held out for all three, and about as many slices
-            validate: those of as many patients as are held out.
-        share: Of the patients to hold out, and of the patients to validate on.
-        seed: Draws.
+        slices: The slices of all patients.
+        way: "slice", "scan" or "patient".
+        share: Share of the patients to put aside. As many patients, or about as many slices as these have, are for
+            validation.
+        seed: Seed of all draws. The same seed puts the same patients aside for all three ways.
+
+    Returns:
+        The row numbers of the three parts. Each slice is in one of them.
     """
     rng = np.random.default_rng(seed)
     cases = np.array(slices["case"])
+    # This permutation is the first draw in all three ways. So they put the same patients aside, and their models are
+    # compared on the same slices.
     patients = rng.permutation(np.unique(cases))
     number = count_share(len(patients), share)
     is_held_out = np.isin(cases, patients[:number])
     is_validation = np.isin(cases, patients[number : 2 * number])
     if way != "patient":
+        # With a group for each slice, single slices are drawn. The target is the number of slices that the split by
+        # patient has, so all ways train on about as many slices.
         groups = np.arange(len(cases)) if way == "slice" else np.array(slices["scan"])
         target = int(np.count_nonzero(is_validation))
         is_validation[:] = False
@@ -110,67 +133,90 @@ def divide(slices: Dataset, way: str, share: float, seed: int) -> Parts:
 
 
 def pool_slices(data_args: DataArguments) -> Dataset:
-    """The slices of a dataset's train and validation together."""
+    """Return the slices of the train and the validation split together."""
     return concatenate_datasets(list(load_slices(data_args).values()))
 
 
 def check_slices(slices: Dataset, share: float) -> None:
-    """Check that slices can be divided in the three ways.
+    """Check that the slices can be divided in all three ways.
 
     Raises:
-        InputError: If there are too few patients or scans.
+        InputError: If there are too few patients, or if each patient has only one scan.
     """
     num_patients, num_scans = len(slices.unique("case")), len(slices.unique("scan"))
     number = count_share(num_patients, share)
     if not 0 < share < 1 or 2 * number >= num_patients:
         raise InputError(
-            f"--share {share:g}: expected patients left to train on when {number} are held out and {number} validate; "
-            f"got {num_patients} in all; take a share between 0 and 0.5, or more patients"
+            f"--share {share:g}: with {number} patients put aside and {number} for validation, expected patients left "
+            f"to train on, but got {num_patients} in all; take a share between 0 and 0.5, or more patients"
         )
     if num_scans == num_patients:
         raise InputError(
-            f"--dataset_name: expected patients with several scans, got one of each of the {num_patients} patients, "
-            f"so that a split by scan is one by patient; take a dataset with several days of a patient"
+            f"--dataset_name: expected patients with several scans, got one of each of the {num_patients} patients. "
+            f"A split by scan would be a split by patient; take a dataset with several days of each patient"
         )
 
 
 def score(
     trainer: SegmentationTrainer, part: Dataset, every: int, model_args: ModelArguments, data_args: DataArguments
 ) -> float:
-    """Dice of the trainer's model on every so many slices of a part."""
+    """Return the Dice of the trainer's model on a part.
+
+    Args:
+        trainer: A trainer with the model that is scored.
+        part: The slices.
+        every: A step: 1 scores all slices, 2 every second one, and so on.
+        model_args: As in the training.
+        data_args: As in the training.
+    """
+    # The dataset of a split finds neighbouring slices among all slices of the part, and scores only the samples.
     whole = DatasetDict(train=part, validation=part)
     samples = DatasetDict(train=part, validation=part.select(range(0, len(part), every)))
     processor = cast(SegformerImageProcessorPil, trainer.processing_class)
     _, dataset = transform_splits(whole, samples, processor, model_args, data_args, trainer.args.seed)
+    # The metrics collect the scans of one dataset, so another dataset needs new ones.
     trainer.compute_metrics = ComputeMetrics(dataset)
     return trainer.evaluate(dataset)["eval_dice"]
 
 
 def run(flags: dict[str, Any], words: list[str], parts: list[list[int]]) -> Trained:
-    """Train and score in this process."""
+    """Train and score in this process.
+
+    Args:
+        flags: Flags of the training.
+        words: More words of the command line, which come later and win.
+        parts: The row numbers of `Parts`.
+    """
     start = time.perf_counter()
     model_args, data_args, run_args = parse_arguments([*flag_words(flags), *words])
     trained_on, validation, held_out = map(pool_slices(data_args).select, parts)
     splits = DatasetDict(train=trained_on, validation=validation)
     samples = select_samples(splits, data_args, run_args.seed)
     trainer = make_trainer(splits, samples, model_args, data_args, run_args)
+    # `train` ends with the best checkpoint and scores it. So the next two scores are of the same weights.
     claimed = train(trainer).scores["eval_dice"]
+    # About as many training slices are scored as validation slices; -(-a // b) rounds up.
     training = score(trainer, trained_on, -(-len(trained_on) // len(validation)), model_args, data_args)
     honest = score(trainer, held_out, 1, model_args, data_args)
     return Trained(claimed, training, honest, time.perf_counter() - start)
 
 
 def run_flags(dataset: str, seed: int, steps: int) -> dict[str, Any]:
-    """The flags of a training but for its output."""
+    """Return the flags of a training without `output_dir`."""
     return {**RECIPE, **evaluation_flags(steps), "dataset_name": dataset, "seed": seed}
 
 
 def report(dataset: str, arguments: argparse.Namespace) -> dict[str, list[Trained]]:
-    """Train under each split with each seed, the splits in turn, and say of each what came out."""
+    """Train under each split with each seed, and print a line for each training.
+
+    Returns:
+        The results of all seeds by split.
+    """
     words = [*flag_words(run_flags(dataset, 0, arguments.steps)), *arguments.flags]
     slices = pool_slices(parse_arguments(words)[1])
     check_slices(slices, arguments.share)
     trained_by: dict[str, list[Trained]] = {way: [] for way in WAYS}
+    # The seed is the outer loop. If the machine becomes slower or is interrupted, all splits are affected alike.
     for seed, way in itertools.product(arguments.seeds, WAYS):
         parts = divide(slices, way, arguments.share, seed)
         job = {"flags": run_flags(dataset, seed, arguments.steps), "words": arguments.flags, "parts": parts}
@@ -186,11 +232,18 @@ def report(dataset: str, arguments: argparse.Namespace) -> dict[str, list[Traine
 
 
 def format_table(trained_by: dict[str, list[Trained]]) -> str:
-    """The scores as Markdown, mean ± standard deviation over seeds; differences are taken seed by seed."""
+    """Return the scores as Markdown: mean ± standard deviation over seeds.
+
+    Differences are taken within a seed. Much of the variation is common to all splits of a seed, because they share
+    patients and first weights. It cancels in the difference.
+    """
     names = ["split", "claims", "new patients", "flatters by", "claims more than by patient", "training slices"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for way, runs in trained_by.items():
+        # How much more this split claims than the split by patient with the same seed.
         more = [one.claimed - other.claimed for one, other in zip(runs, trained_by["patient"], strict=True)]
+        # The fifth column is harder to read than the fourth: it also contains that splits by slice and by scan train
+        # on more patients (docs/leakage.md).
         cells = [
             mean_and_spread([one.claimed for one in runs]),
             mean_and_spread([one.honest for one in runs]),
@@ -228,6 +281,8 @@ def main() -> None:
         do_job(arguments.job, run)
         return
     with tempfile.TemporaryDirectory() as scratch:
+        # The split of the dataset does not matter, because `pool_slices` joins both parts again. Two folds are the
+        # fewest that `build` makes.
         sizes = arguments.patients, arguments.days, arguments.slices
         dataset = arguments.dataset_name
         if dataset is None:

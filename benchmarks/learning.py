@@ -1,11 +1,13 @@
-"""Our default recipe against the original project's: same slices, model, minutes and seeds, patients apart.
+"""Compare our default recipe with the original project's: same slices, model, minutes and seeds.
 
-Each training is a process of its own. A recipe plans as many steps as fit into the minutes, which a few steps tell
-before, and ends when the minutes are over; evaluations and checkpoints do not count. All recipes keep their best
-checkpoint by `eval_dice`.
+Both recipes get the same time and not the same number of steps, because a recipe with slower steps would otherwise get
+more computing. First, a few steps of each recipe are timed. From them follows the number of steps that fit into the
+minutes, and the learning rate is planned for this number. The training ends when the minutes are over. Evaluations and
+checkpoints do not count. Each training is a process of its own, and keeps its best checkpoint by `eval_dice`.
 
-With a GPU and the real slices: SegFormer-B0 and UPerNet on ConvNeXt-Small from random weights, two patients to train
-on and four to validate on. Otherwise a small SegFormer on the hard phantom, eighteen patients and six.
+With a GPU and real slices, SegFormer-B0 and UPerNet on ConvNeXt-Small start from random weights. Two patients are for
+training and four for validation. Otherwise a small SegFormer is trained on 18 patients of the hard phantom, and six
+are for validation. A patient is never on both sides.
 """
 
 import argparse
@@ -42,8 +44,10 @@ from gi_segmentation.training.trainer import SegmentationTrainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
-CALIBRATION_STEPS, SLOW_STEPS = 24, 4  # the first ones are slow
-REAL_TRAIN_CASES = (16, 6)  # those with a whole scan
+# Steps of a timing run. The first ones are slower than the rest and are not counted.
+CALIBRATION_STEPS, SLOW_STEPS = 24, 4
+# The patients of our test data with a whole scan.
+REAL_TRAIN_CASES = (16, 6)
 SMALL_SEGFORMER = Architecture(
     "segformer",
     {
@@ -55,13 +59,19 @@ SMALL_SEGFORMER = Architecture(
     0.9,
 )
 MODELS = {"small-segformer": SMALL_SEGFORMER, **ARCHITECTURES}
-# A recipe is its flags. What is trained on, model, sizes and steps are the benchmark's and win over the recipe's.
+# A recipe is a set of flags. The benchmark sets data, model, sizes and steps itself, and these win over the recipe.
 RECIPES: dict[str, dict[str, Any]] = {"default": {}, "seed": {"config": ROOT / "recipes" / "seed.yaml"}}
 SCORES = ("eval_dice", *(f"eval_dice_{organ}" for organ in ORGANS), "eval_macro_f1_seed")
 
 
 class Task(NamedTuple):
-    """What all recipes share: a dataset, every how many validation slices one is scored, and flags."""
+    """What all recipes share.
+
+    Attributes:
+        dataset: Folder of the dataset.
+        score_every: Step between the validation slices that are scored: 1 scores all, 6 every sixth.
+        flags: Flags that win over those of a recipe.
+    """
 
     dataset: Path
     score_every: int
@@ -69,14 +79,14 @@ class Task(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a training gave: scores of its best checkpoint, and seconds of each step."""
+    """The scores of a training's best checkpoint, and the seconds of each step."""
 
     scores: dict[str, float]
     seconds: list[float]
 
 
 class OriginalTrainer(SegmentationTrainer):
-    """The original project's loss: soft Dice of all four labels, background included, plus cross-entropy."""
+    """A trainer with the original project's loss: soft Dice of all four labels, plus cross-entropy."""
 
     def compute_loss(
         self,
@@ -85,20 +95,22 @@ class OriginalTrainer(SegmentationTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Pooled over the batch, on the logits at input resolution; an auxiliary head has no part in it."""
+        """Compute the loss of a batch at input resolution. It has no part for an auxiliary head."""
         outputs, labels = model(pixel_values=inputs["pixel_values"]), inputs["labels"]
         logits = resize_logits(outputs.logits, labels).float()
         probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)
+        # The sums run over all slices of the batch. The background is one of the four labels. It is easy to find and
+        # fills most pixels, so it hides part of the organs' errors. Our own loss leaves it out.
         overlap, total = (both.sum(dim=(0, 2, 3)) for both in (probabilities * target, probabilities + target))
         loss = 1 - (2 * overlap / total).mean() + cross_entropy_loss(logits, labels, "multiclass")
         return (loss, outputs) if return_outputs else loss
 
 
 class Stopwatch(TrainerCallback):
-    """Measures each step from the end of the one before: with reading slices, without evaluating and saving.
+    """Measures the seconds of each step. Reading slices counts; evaluating and saving do not.
 
     Args:
-        limit: Seconds after which training ends, with a last evaluation.
+        limit: Seconds after which the training ends, with a last evaluation.
     """
 
     def __init__(self, limit: float) -> None:
@@ -107,7 +119,7 @@ class Stopwatch(TrainerCallback):
         self.start = 0.0
 
     def restart(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave out the time since the last step."""
+        """Start the next step now, so that the time since the last step does not count."""
         self.start = time.perf_counter()
 
     on_train_begin = on_evaluate = on_save = restart
@@ -115,24 +127,26 @@ class Stopwatch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note how long the step took, and end when time is over: a busy machine gives no recipe more of it."""
+        """Store the seconds of the step, and end the training when the time is over."""
+        # A GPU works asynchronously. Without waiting for it, only the time for queueing its work would be measured.
         if args.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds.append(now - self.start)
         self.start = now
+        # The steps were planned for this time, but another program may have made the machine slower since.
         if sum(self.seconds) >= self.limit:
             control.should_evaluate = control.should_save = control.should_training_stop = True
 
 
 def find_real_slices() -> Path | None:
-    """The Kaggle folder of real slices, if there is one."""
+    """Return the Kaggle folder of real slices, or None if there is none."""
     folder = Path(os.environ.get("GI_SEGMENTATION_TEST_DATA", ROOT.parent / "shared" / "data")) / "uwmgi_sample"
     return folder if folder.is_dir() else None
 
 
 def write_real_dataset(folder: Path, kaggle_dir: Path) -> Path:
-    """Two patients' whole scans to train on; loose slices of the others to validate on."""
+    """Write a dataset of real slices: whole scans of two patients to train on, single slices of others to score."""
     import dataset_builder  # noqa: F401 - registers the name
 
     built = load_dataset("gi_tract", data_dir=str(kaggle_dir), num_folds=2)
@@ -145,33 +159,36 @@ def write_real_dataset(folder: Path, kaggle_dir: Path) -> Path:
 
 
 def make_task(dataset: Path | None, real: bool, folder: Path) -> Task:
-    """Make what the recipes are compared on.
+    """Make the dataset and the flags for the comparison.
 
     Args:
-        dataset: A dataset that is there already; None makes one.
-        real: Whether to take real slices at full size, which wants a GPU.
-        folder: Where the dataset is made.
+        dataset: Folder of a dataset; None makes one.
+        real: Whether to take real slices at full size. This needs a GPU.
+        folder: Folder for a dataset that is made here.
 
     Raises:
-        FileNotFoundError: If real slices are wanted and there are none.
+        FileNotFoundError: If real slices are asked for and there are none.
     """
     if not real:
         flags = {"image_size": 96, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}
-        # A whole scan of each of 24 patients, six of them to validate on.
+        # 24 patients with a whole scan each; one of four folds, six patients, is for validation. Neighbouring slices
+        # are much alike, so every sixth validation slice is enough.
         return Task(dataset or write_phantom_dataset(folder, 24, 1, 144, num_folds=4), 6, flags)
     kaggle_dir = find_real_slices()
     if kaggle_dir is None:
         raise FileNotFoundError("no real slices: set GI_SEGMENTATION_TEST_DATA to the folder with uwmgi_sample")
     workers = min(8, os.cpu_count() or 1)
-    # The loose slices have no neighbours.
+    # The single slices have no neighbours, so there is no slice context.
     flags = {"image_size": 288, "per_device_train_batch_size": 32, "dataloader_num_workers": workers}
     return Task(dataset or write_real_dataset(folder, kaggle_dir), 1, {**flags, "slice_context": 0})
 
 
 def run_flags(task: Task, model: str, recipe: str, seed: int, steps: int) -> dict[str, Any]:
-    """The flags of one training but for its output."""
+    """Return the flags of one training without `output_dir`."""
     model_type, overrides, _ = MODELS[model]
+    # The pipeline sets these two values itself, so they must not be among the overrides.
     of_the_run = {"image_size", "use_auxiliary_head"}
+    # In a dictionary the later value wins: the recipe first, then what the benchmark fixes.
     return {
         **RECIPES[recipe],
         "model_type": model_type,
@@ -185,12 +202,13 @@ def run_flags(task: Task, model: str, recipe: str, seed: int, steps: int) -> dic
 
 
 def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: float) -> Trained:
-    """Train in this process, for `limit` seconds at most."""
+    """Train in this process, for at most `limit` seconds."""
     model_args, data_args, run_args = parse_arguments(flag_words(flags))
     slices = load_slices(data_args)
     scored = slices["validation"].select(range(0, len(slices["validation"]), score_every))
     samples = DatasetDict(train=slices["train"], validation=scored)
     trainer = make_trainer(slices, samples, model_args, data_args, run_args)
+    # The class is exchanged afterwards, so everything else is built by the same function for both recipes.
     if original_loss:
         trainer.__class__ = OriginalTrainer
     stopwatch = Stopwatch(limit)
@@ -200,10 +218,10 @@ def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: flo
 
 
 def run_recipe(task: Task, model: str, recipe: str, seed: int, steps: int, minutes: float) -> Trained:
-    """Train in a process of its own, for so many steps if the minutes suffice.
+    """Train in a process of its own, for the given steps or until the minutes are over.
 
     Raises:
-        RuntimeError: If it fails.
+        RuntimeError: If the training fails.
     """
     job = {"flags": run_flags(task, model, recipe, seed, steps), "original_loss": recipe == "seed"}
     job |= {"score_every": task.score_every, "limit": 60 * minutes}
@@ -211,8 +229,9 @@ def run_recipe(task: Task, model: str, recipe: str, seed: int, steps: int, minut
 
 
 def count_steps(task: Task, model: str, recipes: list[str], minutes: float) -> dict[str, int]:
-    """How many steps of each recipe fit, by two short tries each, in turn."""
+    """Time two short trainings of each recipe, and return how many steps of each fit into the minutes."""
     tries: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+    # The recipes take turns, so a slow minute of the machine does not hit only one of them.
     for recipe in recipes * 2:
         seconds = run_recipe(task, model, recipe, 0, CALIBRATION_STEPS, minutes=10).seconds[SLOW_STEPS:]
         tries[recipe].append(statistics.mean(seconds))
@@ -220,7 +239,7 @@ def count_steps(task: Task, model: str, recipes: list[str], minutes: float) -> d
 
 
 def compare(task: Task, model: str, recipes: list[str], seeds: list[int], minutes: float) -> None:
-    """Train every recipe with every seed, the recipes in turn, so that what else the machine does meets all alike."""
+    """Train every recipe with every seed, the recipes in turn, and print a table."""
     steps = count_steps(task, model, recipes, minutes)
     print(f"\n{model}, {minutes:g} minutes, seeds {', '.join(map(str, seeds))}; mean ± standard deviation\n")
     names = ["recipe", *(name.removeprefix("eval_") for name in SCORES), "steps", "seconds"]

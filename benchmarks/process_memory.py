@@ -1,4 +1,4 @@
-"""Peak memory of a command and all it starts."""
+"""Measure the time and the peak memory of a command and of all processes that it starts."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds and peak memory, in GB, of a command; its standard output."""
+    """Seconds of a command, its peak memory in GB, and its standard output."""
 
     seconds: float
     peak_gb: float
@@ -19,18 +19,21 @@ class Measured:
 
 
 def proportional_memory(root: psutil.Process) -> int:
-    """Bytes that a process and its children hold; pages they share count once."""
+    """Count the bytes of a process and of all its children. A page that several of them share is counted once."""
+    # The resident memory counts a shared page fully in each process, so the sum over processes would be too high.
+    # Linux also knows the proportional set size (PSS): a page shared by n processes counts as 1/n in each of them.
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
             total += process.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it ended between listing and looking
+            # The process ended after it was listed.
+            continue
     return total
 
 
 def measure(arguments: list[str]) -> Measured:
-    """Run `python ARGUMENTS` and look at its memory ten times a second.
+    """Run `python ARGUMENTS`, and measure its memory ten times a second. A shorter peak can be missed.
 
     Raises:
         RuntimeError: If the command fails.

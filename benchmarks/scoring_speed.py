@@ -1,4 +1,9 @@
-"""Dice, Hausdorff and HD95 of three organs a scan against MONAI, on the same arrays in one run: seconds and ratios."""
+"""Compare the speed of our scores with that of MONAI and of distance transforms.
+
+Both sides score the same scans in the same run, and their results must agree. The ratio is the peer's seconds divided
+by ours: 10 means that we are ten times as fast. Seconds depend on the machine; the ratio of one run depends on it much
+less.
+"""
 
 import argparse
 import math
@@ -20,21 +25,29 @@ from gi_segmentation.scoring.clinical import measure_organ
 from gi_segmentation.scoring.competition import normalised_hausdorff
 
 SHAPE, SPACING_MM = (144, 266, 266), (SLICE_THICKNESS_MM, 1.5, 1.5)
-ORGAN_SHARE = 0.01  # of the voxels: about 100,000, as of a real organ
-Scan = tuple[np.ndarray, np.ndarray]  # prediction and target, bool, shape (organs, D, H, W)
-kept: list[Scan] = []  # of a worker process
+# Share of the voxels that belong to an organ: about 100,000 voxels, as in a real one.
+ORGAN_SHARE = 0.01
+# Prediction and target, bool, shape `(organs, D, H, W)`.
+Scan = tuple[np.ndarray, np.ndarray]
+# The scans that a worker process keeps.
+kept: list[Scan] = []
 
 
 def draw_scan(seed: int) -> Scan:
-    """Winding blobs of the organs' size in the middle of the body, and a prediction that errs at their borders."""
+    """Draw winding shapes of the size of real organs, and a prediction that is wrong at their borders."""
     rng = np.random.default_rng(seed)
     places = np.meshgrid(*(np.linspace(-1, 1, size, dtype=np.float32) for size in SHAPE), indexing="ij", sparse=True)
+    # Distance from the middle, squared; 1 at the middle of a side.
     middle = sum(place**2 for place in places)
     volumes = np.zeros((2, len(ORGANS), *SHAPE), dtype=bool)
     for preds, target in volumes.swapaxes(0, 1):
+        # An organ is where a smooth random field is above a level. The coarse field gives the shape. The finer one is
+        # added for the prediction, so its border is wrong here and there, by a few voxels.
         coarse, fine = (rng.standard_normal(size, dtype=np.float32) for size in ((9, 12, 12), (24, 34, 34)))
         field, errors = (zoom(noise, np.array(SHAPE) / noise.shape, order=1) for noise in (coarse, fine))
+        # The field is lowered towards the outside, so the organs lie in the middle.
         field -= 2 * middle
+        # With this quantile as the level, exactly the wanted share of voxels is above it.
         level = np.quantile(field, 1 - ORGAN_SHARE)
         np.greater(field, level, out=target)
         np.greater(field + 0.15 * errors, level, out=preds)
@@ -42,47 +55,56 @@ def draw_scan(seed: int) -> Scan:
 
 
 def score_here(scan: Scan) -> list[list[float]]:
-    """Dice, Hausdorff and HD95 of each organ, of all the scores that come with them."""
+    """Return Dice, Hausdorff and HD95 of each organ. `measure_organ` computes all other clinical scores too."""
     scores = [measure_organ(*masks, SPACING_MM) for masks in zip(*scan, strict=True)]
     return [[organ[name] for organ in scores] for name in ("volume_dice", "hausdorff_mm", "hausdorff95_mm")]
 
 
 def score_with_monai(scan: Scan) -> list[list[float]]:
-    """The same from MONAI."""
+    """Return the same scores, computed by MONAI."""
     preds, target = (torch.from_numpy(volume[None]) for volume in scan)
     measure = partial(compute_hausdorff_distance, preds, target, include_background=True, spacing=list(SPACING_MM))
     return [scores[0].tolist() for scores in (compute_dice(preds, target), measure(), measure(percentile=95))]
 
 
 def union_here(scan: Scan) -> float:
-    """The competition's distance of all organs together."""
+    """Return the competition's distance of the union of all organs."""
     return normalised_hausdorff(np.any(scan[0], axis=0), np.any(scan[1], axis=0))
 
 
 def union_by_transform(scan: Scan) -> float:
-    """The competition's distance from two distance transforms of the box around both masks."""
+    """Return the same distance, computed by two distance transforms of the box around both masks."""
     preds, target = (np.any(volume, axis=0) for volume in scan)
     box = find_objects((preds | target).astype(np.int8))[0]
     sampling = [1 / size for size in SHAPE]
+    # The transform of one mask gives each voxel's distance to it. The maximum over the other mask is the distance in
+    # one direction, and the larger of both directions is the Hausdorff distance. Coordinates are divided by the shape
+    # of the volume, and distances by the diagonal of the unit cube.
     pairs = ((preds[box], target[box]), (target[box], preds[box]))
     return float(max(distance_transform_edt(~b, sampling=sampling)[a].max() for a, b in pairs)) / math.sqrt(3)
 
 
 def keep(scans: list[Scan]) -> None:
-    """Give a worker process its scans, and one thread."""
+    """Store the scans in a worker process, which uses one thread."""
     torch.set_num_threads(1)
     kept.extend(scans)
 
 
 def score_kept(score: Callable[[Scan], Any], index: int) -> Any:
-    """Score a scan that the process holds."""
+    """Score one of the scans that the process keeps."""
     return score(kept[index])
 
 
 def time_all(score: Callable[[Scan], Any], scans: list[Scan], num_proc: int) -> tuple[float, list[Any]]:
-    """Seconds and results, in worker processes that inherit the scans: none is sent."""
+    """Score all scans in worker processes.
+
+    Returns:
+        Seconds, and the scores of each scan.
+    """
+    # A forked process inherits the scans. If they were sent to it, the time for 61 MB a scan would be measured too.
     with ProcessPoolExecutor(num_proc, get_context("fork"), initializer=keep, initargs=(scans,)) as pool:
-        list(pool.map(abs, range(num_proc)))  # the processes are up before the clock starts
+        # The processes are started before the clock is.
+        list(pool.map(abs, range(num_proc)))
         start = time.perf_counter()
         results = list(pool.map(partial(score_kept, score), range(len(scans))))
         return time.perf_counter() - start, results
@@ -100,7 +122,8 @@ def main() -> None:
         help="numbers of processes; each gets a table (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # MONAI's, on deprecated names
+    # MONAI warns of deprecated names.
+    warnings.simplefilter("ignore")
     scans = [draw_scan(seed) for seed in range(arguments.scans)]
     for num_proc in arguments.num_proc:
         print(f"| {len(scans)} scans, {num_proc} process(es) | seconds | peer's | ratio |\n|---|---|---|---|")
@@ -110,7 +133,9 @@ def main() -> None:
         ):
             seconds, results = time_all(score, scans, num_proc)
             peer_seconds, expected = time_all(peer, scans, num_proc)
-            np.testing.assert_allclose(results, expected, rtol=1e-3)  # MONAI ranks percentiles in single precision
+            # A ratio means something only if both sides compute the same. MONAI takes percentiles in single precision,
+            # so they agree to three digits.
+            np.testing.assert_allclose(results, expected, rtol=1e-3)
             print(f"| {name} | {seconds:.2f} | {peer_seconds:.2f} | {peer_seconds / seconds:.1f} |", flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Train the recipes on one dataset and write the results table, as Markdown and as `model-index`.
+"""Train the recipes on one dataset, and write a table of results as Markdown and as `model-index`.
 
-Finished runs are only scored again, interrupted ones go on: the same command may be repeated.
+The same command may be repeated: it scores a finished run again, and continues an interrupted one.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.tables import format_interval
 
 ROOT = Path(__file__).resolve().parents[1]
-# What the original project reports: its "Dice" is macro F1 with background, over a split that is not by patient.
+# What the original project reports as "Dice". It is a macro F1 with the background, most likely on a split that is not
+# by patient (docs/scores.md). So it is a column of the table, and no target.
 ORIGINAL_DICE = {
     "segformer-b0": 0.8813,
     "segformer-b4": 0.9196,
@@ -33,7 +34,11 @@ ORIGINAL_DICE = {
 
 
 def run(words: list[str], log: Path) -> str | None:
-    """Run a command with its output in a file; the last line of it where it fails."""
+    """Run a Python command, and write its output to a file.
+
+    Returns:
+        The last line of the output if the command fails, else None.
+    """
     with log.open("w") as file:
         done = subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=False)
     lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
@@ -44,15 +49,18 @@ def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train a recipe and score its best checkpoint.
 
     Returns:
-        `facts` of the run, and what `gi_segmentation.compare` writes; or why it `failed`.
+        The `facts` of the run with all that `gi_segmentation.compare` writes, or only `failed` with the reason.
     """
     folder, log = arguments.output_dir / recipe, arguments.output_dir / f"{recipe}.log"
     launch = ["-m", "accelerate.commands.launch", "--quiet"]
     launch += ["--config_file", str(arguments.config_file)] if arguments.config_file else []
     flags = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), "--dataset_name", str(arguments.dataset_name)]
     script = str(ROOT / "run_segmentation.py")
+    # The user's flags come last, so they win over the recipe. A training that is already complete is only scored
+    # again.
     failed = run([*launch, script, *flags, "--output_dir", str(folder), *arguments.flags], log)
     if failed is None:
+        # `compare` scores the checkpoint a second time, alone and with flips, and gives the intervals over patients.
         compared = folder / "compared.json"
         words = [
             "-m",
@@ -69,11 +77,12 @@ def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table_row(recipe: str, result: dict[str, Any]) -> str:
-    """One line of the Markdown table."""
+    """Return one line of the Markdown table."""
     original = ORIGINAL_DICE[recipe]
     theirs = "–" if original is None else f"{original:.4f}"
     if "failed" in result:
         return f"| {recipe} | failed: {result['failed']} |{' |' * (len(ORGANS) + 4)} {theirs} | |"
+    # `compare` of one checkpoint has two entries: the checkpoint alone, and with flips.
     alone, flips = result["scores"]
     dice = [(alone, "dice"), *((alone, f"dice_{organ}") for organ in ORGANS), (flips, "dice")]
     cells = [
@@ -85,29 +94,30 @@ def table_row(recipe: str, result: dict[str, Any]) -> str:
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as Markdown, with what the columns mean."""
+    """Return the results as Markdown, and below the table what the columns mean."""
     columns = ["recipe", "parameters", "Dice", *(organ.replace("_", " ") for organ in ORGANS), "with flips"]
     columns += ["competition score", "macro F1", "its macro F1", "s a scan"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [table_row(*item) for item in results.items()]
+    # All recipes share dataset, split and preset, so the facts of the first finished one hold for the whole table.
     done = [(result["facts"], result["preset"]) for result in results.values() if "facts" in result]
     if done:
         facts, preset = done[0]
         counts = facts.splits["validation"]
         lines += [
             "",
-            f"Validation: {counts['patients']} patients apart from the training ones, {counts['slices']} slices, "
-            f"split `{facts.split_hash[:12]}`. Dice: mean over slices and organs at native resolution, slices "
-            f"without the organ in both skipped. In brackets: 95 % intervals over patients. Competition score: "
-            f"preset {preset}. Macro F1: over four labels with background, pooled, which the original project calls "
-            f"Dice; its figures are of another split, most likely with slices of a patient on both sides. Seconds: "
-            f"model and masks of {SCAN_SLICES} slices on {facts.device}, reading aside.",
+            f"Validation: {counts['slices']} slices of {counts['patients']} patients, none of whom was trained on "
+            f"(split `{facts.split_hash[:12]}`). Dice: mean over slices and organs at native resolution; a pair with "
+            f"the organ in neither outline is skipped. In brackets: 95 % intervals over patients. Competition score: "
+            f"preset {preset}. Macro F1: over all pixels and four labels, one of them the background. The original "
+            f"project calls it Dice. Its numbers are of another split, most likely with slices of a patient on both "
+            f"sides. Seconds: model and masks of {SCAN_SLICES} slices on {facts.device}, without reading.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def model_index(results: dict[str, dict[str, Any]]) -> str:
-    """The results as YAML of the form that the Hub reads from model cards, a model each."""
+    """Return the results as YAML, one model each, in the form that the Hub reads from model cards."""
     index = []
     for recipe, result in results.items():
         if "failed" not in result:
@@ -133,7 +143,7 @@ def main() -> None:
     for recipe in arguments.recipes:
         print(f"{recipe}: output in {arguments.output_dir / recipe}.log", file=sys.stderr, flush=True)
         results[recipe] = run_recipe(recipe, arguments)
-        # Written after each, so that a long evening's work is not lost.
+        # Both files are written after each recipe, so an interruption loses one training at most.
         (arguments.output_dir / "table.md").write_text(format_table(results), encoding="utf-8")
         (arguments.output_dir / "model-index.yml").write_text(model_index(results), encoding="utf-8")
     print(format_table(results))

@@ -1,4 +1,4 @@
-"""What the benchmarks that train share: data, a job in a process of its own, a trainer, a cell of a table."""
+"""What the benchmarks that train have in common: data, processes, a trainer, and cells of a table."""
 
 import argparse
 import json
@@ -18,11 +18,13 @@ from gi_segmentation.data.slices import transform_splits
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer
 
+# The best of this many checkpoints is scored.
 NUM_EVALUATIONS = 4
 
 
 def evaluation_flags(steps: int) -> dict[str, Any]:
-    """Flags of a training of so many steps that is scored and saved a few times, and quiet."""
+    """Return the flags of a quiet training of some steps, which is scored and saved `NUM_EVALUATIONS` times."""
+    # Division that rounds up: -(-a // b). Rounded down, there could be one evaluation more.
     evaluate_every = -(-steps // NUM_EVALUATIONS)
     return {
         "max_steps": steps,
@@ -43,12 +45,13 @@ def write_phantom_dataset(
     num_folds: int,
     difficulty: str = "hard",
 ) -> Path:
-    """Patients of the phantom, one fold of them to validate on."""
+    """Write a dataset of synthetic patients, and return its folder. One of `num_folds` folds is for validation."""
     from dataset_builder.build import build
     from dataset_builder.gi_tract import GiTractConfig
     from dataset_builder.phantom import write_phantom
 
-    # Seed 1: none of the choices in benchmarks/README.md was made on these patients.
+    # The choices in benchmarks/README.md were made on patients of other seeds. On the same patients, the chosen recipe
+    # would look better than it is.
     sizes = num_cases, days_per_case, slices_per_scan
     write_phantom(folder / "kaggle", *sizes, seed=1, num_proc=1, difficulty=difficulty)
     build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=num_folds), num_proc=1)
@@ -62,12 +65,12 @@ def make_trainer(
     data_args: DataArguments,
     run_args: RunArguments,
 ) -> SegmentationTrainer:
-    """Go through the project's own stages up to the training.
+    """Make a trainer by the stages of `run_segmentation.py`.
 
     Args:
-        slices: Where neighbours are found, `train` and `validation`.
-        samples: What is trained on and scored, of the same splits.
-        model_args: From `parse_arguments`, as the others.
+        slices: All slices of `train` and `validation`. Neighbouring slices are looked up here.
+        samples: The slices of both splits that are trained on and scored.
+        model_args: Which model. This and the next two come from `parse_arguments`.
         data_args: How slices are read.
         run_args: How to train.
     """
@@ -78,16 +81,21 @@ def make_trainer(
 
 
 def run_apart(module: str, name: str, job: dict[str, Any]) -> Any:
-    """Do a job of a benchmark in a process of its own, with a folder `output_dir` that goes with it.
+    """Do one job of a benchmark in a process of its own, with a temporary `output_dir`.
 
     Args:
-        module: The benchmark, as `benchmarks.leakage`; calls `add_job_flag` and `do_job`.
-        name: What to call the job if it fails.
-        job: What its function is called with, as JSON has it; `output_dir` among the `flags` is added.
+        module: Name of the benchmark's module, for example `benchmarks.leakage`. It calls `add_job_flag` and `do_job`.
+        name: Name of the job in the error message.
+        job: Arguments of the benchmark's function. They must have a form in JSON. `output_dir` is added to `flags`.
+
+    Returns:
+        What the function returned, as JSON has it.
 
     Raises:
-        RuntimeError: If it fails.
+        RuntimeError: If the job fails.
     """
+    # So each training starts from the same state: random numbers, memory and threads. Job and result are files,
+    # because a training also prints other lines.
     with tempfile.TemporaryDirectory() as scratch:
         job = {**job, "flags": {**job["flags"], "output_dir": Path(scratch) / "run"}}
         job_file, result_file = Path(scratch) / "job.json", Path(scratch) / "result.json"
@@ -100,19 +108,19 @@ def run_apart(module: str, name: str, job: dict[str, Any]) -> Any:
 
 
 def add_job_flag(parser: argparse.ArgumentParser) -> None:
-    """Let a benchmark be started for one job."""
+    """Add the hidden flag `--job`, with which `run_apart` starts a benchmark for one job."""
     parser.add_argument("--job", nargs=2, type=Path, help=argparse.SUPPRESS)
 
 
 def do_job(files: list[Path], function: Callable[..., Any]) -> None:
-    """Call the function with the job of the first file and write what it gives into the second."""
+    """Call a function with the job of the first file, and write its result to the second file."""
     job_file, result_file = files
     result = function(**json.loads(job_file.read_text(encoding="utf-8")))
     result_file.write_text(json.dumps(result), encoding="utf-8")
 
 
 def flag_words(flags: dict[str, Any]) -> list[str]:
-    """Command-line words.
+    """Turn flags into the words of a command line.
 
     Example:
         >>> flag_words({"max_steps": 4, "augmentation": False})
@@ -122,15 +130,16 @@ def flag_words(flags: dict[str, Any]) -> list[str]:
 
 
 def mean_and_spread(values: list[float], sign: str = "") -> str:
-    """A cell of the table.
+    """Format the mean and the standard deviation over seeds for a table.
 
     Args:
-        values: Of each seed.
-        sign: "+" for a difference.
+        values: The value of each seed.
+        sign: "+" shows the sign of positive values too, for differences.
 
     Example:
         >>> mean_and_spread([0.5, 0.7])
         '0.600 ± 0.141'
     """
+    # The sample's standard deviation, with n - 1. The `z` below writes -0.000 as 0.000.
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):{sign}z.3f} ± {spread:.3f}"
