@@ -18,7 +18,7 @@ from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.scans import ScanScore, score_scans
-from gi_segmentation.scoring.streaming import ScanScorer
+from gi_segmentation.scoring.streaming import StreamingScorer
 from gi_segmentation.scoring.tables import format_interval
 
 COLUMNS = {
@@ -78,7 +78,7 @@ def compare_members(
         What each scan scores, by way; and the seconds that the first checkpoint alone needed for `SCAN_SLICES` slices,
         reading them aside.
     """
-    scorers: dict[str, ScanScorer] = defaultdict(partial(ScanScorer, dataset, rules))
+    scorers: dict[str, StreamingScorer] = defaultdict(partial(StreamingScorer, dataset, rules))
     seconds, number, label_mode = 0.0, 0, members[0].label_mode
     progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
     with progress, torch.no_grad():
@@ -106,29 +106,29 @@ def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]
     return time.perf_counter() - start
 
 
-def describe_ways(scans: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, dict[str, Any]]:
+def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, dict[str, Any]]:
     """What each way scores, and gains in Dice over the best single checkpoint without flips.
 
     Args:
-        scans: From `compare_members`.
+        scans_by_way: From `compare_members`.
         rules: The competition's.
 
     Returns:
         By way the `scores`, their `intervals`, and as `gains` the way it is compared with, the gain and its interval
         over the same patients.
     """
-    scores = {way: score_scans(scored, rules) for way, scored in scans.items()}
-    single = [way for way in scans if ", flips" not in way and way != "all together"]
+    scores = {way: score_scans(scans, rules) for way, scans in scans_by_way.items()}
+    single = [way for way in scans_by_way if ", flips" not in way and way != "all together"]
     best = max(single, key=lambda way: scores[way]["dice"])
     gains = {
         way: (
             best,
             scores[way]["dice"] - scores[best]["dice"],
-            find_intervals(scored, rules, baseline=scans[best])["dice"],
+            find_intervals(scans, rules, baseline=scans_by_way[best])["dice"],
         )
-        for way, scored in scans.items()
+        for way, scans in scans_by_way.items()
     }
-    intervals = {way: find_intervals(scored, rules) for way, scored in scans.items()}
+    intervals = {way: find_intervals(scans, rules) for way, scans in scans_by_way.items()}
     return {"scores": scores, "intervals": intervals, "gains": gains}
 
 

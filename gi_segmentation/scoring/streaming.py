@@ -29,7 +29,7 @@ def release_memory() -> None:
             trim(0)
 
 
-class ScanScorer:
+class StreamingScorer:
     """Scores the scans of a split while their slices are predicted, each as soon as it is whole.
 
     Slices may come in any order. The masks of a scan are kept until its last slice comes, eight pixels a byte. Then
@@ -61,7 +61,7 @@ class ScanScorer:
             clinical: Whether to add the scores in millimetres. A scan with a gap between its slices gets none.
         """
         self.clinical = clinical
-        self.scored: dict[str, ScanScore] = {}
+        self.scans: dict[str, ScanScore] = {}
         self.preds: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self.label_counts: dict[str, np.ndarray] = {}
 
@@ -82,16 +82,16 @@ class ScanScorer:
             raise ValueError(f"expected slices of the split, but got {scan} slice {number}")
         if scan not in self.own:
             return
-        if scan in self.scored or number in self.preds[scan]:
+        if scan in self.scans or number in self.preds[scan]:
             raise ValueError(f"expected each slice once, but {scan} slice {number} came again")
         self.preds[scan][number] = packed
         self.label_counts[scan] = self.label_counts.get(scan, 0) + label_counts
         if len(self.preds[scan]) == len(self.plans[scan].rows):
-            self.scored[scan] = self.score(scan)
+            self.scans[scan] = self.measure(scan)
             del self.preds[scan]
             release_memory()
 
-    def score(self, scan: str) -> ScanScore:
+    def measure(self, scan: str) -> ScanScore:
         """Score a scan whose slices are all there."""
         case, rows, (height, width), spacing_mm = self.plans[scan]
         numbers, shape = sorted(rows), (len(ORGANS), height, width)
@@ -109,9 +109,9 @@ class ScanScorer:
         Raises:
             ValueError: If slices are missing.
         """
-        scored, missing = list(self.scored.values()), self.own - self.scored.keys()
+        scans, missing = list(self.scans.values()), self.own - self.scans.keys()
         self.restart()
         if missing:
             first = next(scan for scan in self.plans if scan in missing)
             raise ValueError(f"slices of {len(missing)} scans have not come, the first {first}")
-        return scored
+        return scans

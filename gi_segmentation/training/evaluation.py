@@ -7,7 +7,7 @@ from transformers import EvalPrediction
 
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, Preset
 from gi_segmentation.scoring.scans import ScanScore, score_scans
-from gi_segmentation.scoring.streaming import ScanScorer
+from gi_segmentation.scoring.streaming import StreamingScorer
 
 
 class ComputeMetrics:
@@ -18,7 +18,7 @@ class ComputeMetrics:
     Args:
         dataset: The validation split.
         preset: How to read the competition's metric.
-        share: As in `ScanScorer`.
+        share: As in `StreamingScorer`.
 
     Attributes:
         scorer: Collects the slices and scores the scans.
@@ -26,7 +26,7 @@ class ComputeMetrics:
     """
 
     def __init__(self, dataset: Dataset, preset: Preset = DEFAULT_PRESET, share: tuple[int, int] = (0, 1)) -> None:
-        self.scorer = ScanScorer(dataset, PRESETS[preset], share)
+        self.scorer = StreamingScorer(dataset, PRESETS[preset], share)
         self.scans: list[ScanScore] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:

@@ -16,7 +16,7 @@ from gi_segmentation.inference.masks import pack_masks
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.scoring.clinical import measure_organ
 from gi_segmentation.scoring.scans import measure_scan, score_scans
-from gi_segmentation.scoring.streaming import ScanScorer
+from gi_segmentation.scoring.streaming import StreamingScorer
 from gi_segmentation.training.evaluation import ComputeMetrics
 
 
@@ -38,7 +38,7 @@ def predicted_slices(dataset: Dataset) -> Iterator[Slice]:
         yield [row["case"], row["day"], row["slice"]], np.pad(packed, (0, 5)), rng.integers(0, 9, (4, 3))
 
 
-def scored(scorer: ScanScorer, slices: list[Slice]) -> dict[str, float]:
+def score_slices(scorer: StreamingScorer, slices: list[Slice]) -> dict[str, float]:
     for one in slices:
         scorer.add(*one)
     return score_scans(scorer.take(), scorer.rules)
@@ -46,7 +46,7 @@ def scored(scorer: ScanScorer, slices: list[Slice]) -> dict[str, float]:
 
 class TestScanScorer:
     def test_scores_are_those_of_the_whole_volumes(self, validation: Dataset) -> None:
-        scorer, slices, expected = ScanScorer(validation), list(predicted_slices(validation)), []
+        scorer, slices, expected = StreamingScorer(validation), list(predicted_slices(validation)), []
         scorer.restart(clinical=True)
         for scan in validation.unique("scan"):
             rows = validation.filter(lambda row, scan=scan: row["scan"] == scan)
@@ -62,16 +62,16 @@ class TestScanScorer:
             expected.append(
                 measure_scan(rows[0]["case"], scan, volume, target, label_counts=labels, clinical=clinical)
             )
-        scores = scored(scorer, slices)
+        scores = score_slices(scorer, slices)
         assert scores == score_scans(expected)
         assert 0.5 < scores["dice"] < 0.95 and scores["hausdorff_mm_large_bowel"] > 0
 
     def test_order_and_processes_change_no_bit(self, validation: Dataset) -> None:
         slices = list(predicted_slices(validation))
-        expected = scored(ScanScorer(validation), slices)
+        expected = score_slices(StreamingScorer(validation), slices)
         shuffled = random.Random(0).sample(slices, len(slices))
-        assert scored(ScanScorer(validation), shuffled) == expected
-        shares = [ScanScorer(validation, share=(index, 2)) for index in range(2)]
+        assert score_slices(StreamingScorer(validation), shuffled) == expected
+        shares = [StreamingScorer(validation, share=(index, 2)) for index in range(2)]
         for scorer in shares:
             for one in slices:
                 scorer.add(*one)
@@ -80,7 +80,7 @@ class TestScanScorer:
         assert score_scans([*parts[1], *parts[0]]) == expected
 
     def test_a_scan_is_scored_and_its_masks_are_dropped_as_soon_as_it_is_whole(self, validation: Dataset) -> None:
-        scorer, slices = ScanScorer(validation), list(predicted_slices(validation))
+        scorer, slices = StreamingScorer(validation), list(predicted_slices(validation))
         kept = []
         for one in slices:
             scorer.add(*one)
@@ -88,11 +88,11 @@ class TestScanScorer:
         assert len(slices) == 24 and max(kept) == 11 and kept[11] == kept[23] == 0
 
     def test_evaluations_follow_each_other(self, validation: Dataset) -> None:
-        scorer, slices = ScanScorer(validation), list(predicted_slices(validation))
-        assert scored(scorer, slices) == scored(scorer, slices)
+        scorer, slices = StreamingScorer(validation), list(predicted_slices(validation))
+        assert score_slices(scorer, slices) == score_slices(scorer, slices)
 
     def test_no_slice_counts_twice_and_none_is_lost(self, validation: Dataset) -> None:
-        scorer, slices = ScanScorer(validation), list(predicted_slices(validation))
+        scorer, slices = StreamingScorer(validation), list(predicted_slices(validation))
         (case, day, number), *rest = slices[0]
         scorer.add(*slices[0])
         with pytest.raises(ValueError, match=f"each slice once, but case{case}_day{day} slice {number} came again"):
@@ -113,21 +113,21 @@ class TestScanScorer:
 
     def test_a_gap_between_slices_gives_no_millimetres(self, validation: Dataset) -> None:
         gap = validation.filter(lambda row: row["slice"] != 5)
-        scorer = ScanScorer(gap)
+        scorer = StreamingScorer(gap)
         scorer.restart(clinical=True)
-        scores = scored(scorer, list(predicted_slices(gap)))
+        scores = score_slices(scorer, list(predicted_slices(gap)))
         assert 0.5 < scores["dice"] < 1 and "hausdorff_mm_stomach" not in scores
 
     def test_what_makes_no_volume(self, validation: Dataset) -> None:
         first = validation.unique("scan")[0]
         wider = validation.map(lambda row, n: {"width": row["width"] + (n % 12 == 3)}, with_indices=True)
         with pytest.raises(InputError, match=rf"^{first}: expected slices of one size .* \(2 such scans of 2\)"):
-            ScanScorer(wider)
+            StreamingScorer(wider)
         coarser = validation.map(lambda row, n: {"pixel_spacing": [1.5, 1.5 + n]}, with_indices=True)
         with pytest.raises(InputError, match="of one size and spacing, but got 12"):
-            ScanScorer(coarser)
+            StreamingScorer(coarser)
         with pytest.raises(InputError, match=rf"^{first}: expected each slice once, but 2 come again \(1 such scans"):
-            ScanScorer(validation.select([*range(24), 0, 1]))
+            StreamingScorer(validation.select([*range(24), 0, 1]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 24])
@@ -141,4 +141,4 @@ def test_batches_change_no_bit(batch_size: int, validation: Dataset) -> None:
         prediction = EvalPrediction(predictions=(rows, np.stack(counts)), label_ids=np.array(ids))
         found.append(metrics(prediction, compute_result=start + batch_size >= 24))
     assert not any(found[:-1])
-    assert found[-1] == scored(ScanScorer(validation), slices) and len(metrics.scans) == 2
+    assert found[-1] == score_slices(StreamingScorer(validation), slices) and len(metrics.scans) == 2
