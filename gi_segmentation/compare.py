@@ -34,14 +34,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Compare checkpoints on a split and print a table.
 
     Returns:
-        The scores by way of predicting, for example a checkpoint alone or with flips.
+        The scores of each way to predict: a checkpoint alone, a checkpoint with flips, and so on.
 
     Raises:
         InputError: If a checkpoint or the dataset cannot be used.
     """
     arguments = parse_arguments(argv)
-    # These imports stand here because PyTorch takes seconds to load, and `--help` or a mistake in a flag does not need
-    # it.
+    # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.data.slices import find_dataset
     from gi_segmentation.inference.comparison import compare_members, describe_ways, format_comparison
     from gi_segmentation.inference.predictor import load_members
@@ -51,15 +50,17 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     if arguments.split not in slices:
         raise InputError(f"--split {arguments.split}: expected one of {', '.join(slices)}")
     dataset = slices[arguments.split]
+    # The split `test` has no outlines: its `segmentation` is None, or all its texts are empty.
     if not any(rle for organs in dataset["segmentation"] for rle in (organs or {}).values()):
         raise InputError(f"--split {arguments.split}: expected outlines to compare with, but no slice has any")
     members = load_members(arguments.model, arguments.revision, arguments.device)
     scans, seconds = compare_members(members, dataset, arguments.batch_size, arguments.num_workers, rules)
+    # Each way is scored on the same scans, so the differences between the ways have intervals of their own.
     described = describe_ways(scans, rules)
     print(format_comparison(described))
     print(
         f"preset {arguments.preset}; the brackets show 95 % intervals over {len(dataset.unique('case'))} patients; a "
-        f"gain compares the same patients, and a gain whose interval contains 0 may be chance"
+        f"gain compares scores of the same patients; if its interval contains 0, the gain may be chance"
     )
     print(
         f"{members[0].name} alone: {seconds:.2f} s for a scan of {SCAN_SLICES} slices, without the time to read files"

@@ -36,19 +36,21 @@ def main(argv: list[str] | None = None) -> Path:
         InputError: If a checkpoint or the input cannot be used, or if the output exists.
     """
     arguments = parse_arguments(argv)
-    # These imports stand here because PyTorch takes seconds to load, and `--help` or a mistake in a flag does not need
-    # it.
+    # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.data.kaggle import find_input
     from gi_segmentation.inference.outputs import WRITERS
     from gi_segmentation.inference.predictor import load_members, predict_slices
 
     file_name, write = WRITERS[arguments.format]
     path: Path = arguments.output_dir / file_name
+    # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
     if path.exists():
         raise InputError(f"{path}: exists; remove it or name another --output_dir")
     slices = find_input(arguments.input)
     members = load_members(arguments.model, arguments.revision, arguments.device)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    # `predict_slices` gives one slice after the other, and `write` writes each at once. So the memory does not grow
+    # with the number of slices.
     flips = arguments.test_time_flips
     write(predict_slices(members, slices, arguments.batch_size, arguments.num_workers, flips), path)
     print(f"{len(slices)} slices of {len({s.scan for s in slices})} scans: {path}")

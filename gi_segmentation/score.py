@@ -38,9 +38,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def choose_rules(arguments: argparse.Namespace) -> tuple[CompetitionRules, str]:
     """Return the rules that the flags ask for, and a name for them: the preset, and the choices that differ."""
+    # Without its flag, a choice is None and stays as the preset has it.
     preset = PRESETS[arguments.preset]
     chosen = {name: getattr(arguments, name) for name in asdict(preset) if getattr(arguments, name) is not None}
-    name = arguments.preset + (f" but for {', '.join(chosen)}" if chosen else "")
+    name = arguments.preset + (f" except for {', '.join(chosen)}" if chosen else "")
     return replace(preset, **chosen), name
 
 
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """
     arguments = parse_arguments(argv)
     rules, preset = choose_rules(arguments)
-    # These imports stand here because pandas and SciPy load slowly, and `--help` or a mistake in a flag needs neither.
+    # These imports stand here because pandas and SciPy load slowly. `--help` or a mistake in a flag needs neither.
     from gi_segmentation.scoring.scans import score_scans
     from gi_segmentation.scoring.submissions import format_scores, measure_submission
     from gi_segmentation.scoring.tables import describe_clinical, format_clinical, tabulate_scans

@@ -99,7 +99,7 @@ class TestPresets:
         rules = replace(PRESETS["mle_bench"], hausdorff_over="organ", both_empty="perfect")
         scores = main([*command, "--hausdorff_over", "organ", "--both_empty", "perfect"])
         assert scores == score_submission(truth, submission, num_proc=1, rules=rules) != main(command)
-        assert "preset mle_bench but for both_empty, hausdorff_over: both_empty perfect" in capsys.readouterr().out
+        assert "preset mle_bench except for both_empty, hausdorff_over: both_empty perfect" in capsys.readouterr().out
 
 
 class TestScores:
