@@ -110,8 +110,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     make.add_argument(
         "--push_to_hub",
         metavar="NAMESPACE/gi_tract",
-        help="also publish the dataset on the Hub. The repository is private, because the licence does not allow us "
-        "to share the data",
+        help="also publish the dataset on the Hub. The repository is private, because the licence of the data "
+        "is not established",
     )
     make.set_defaults(run=run_build)
 
