@@ -1,4 +1,5 @@
-"""In: masks predicted and drawn by hand. Out: the scores of scans, their intervals over patients, tables.
+"""In: predicted masks and masks drawn by hand. Out: the scores of scans, their intervals over patients, tables.
 
-Imports the ground and `data`, and no PyTorch: it must not know which model predicted.
+This package imports `data` and the modules that `data` may import, but not PyTorch. It must not know which
+model predicted.
 """

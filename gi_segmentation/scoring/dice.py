@@ -1,60 +1,72 @@
-"""Dice from counts of pixels."""
+"""Dice from counts of pixels.
+
+For the predicted pixels P and the true pixels T of an organ,
+
+    Dice = 2 |P and T| / (|P| + |T|).
+
+Three counts are all that it needs. Counts of a scan's slices add up to the counts of its volume, so masks need not be
+kept.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-INTERSECTION, PREDICTED, TRUE = range(3)  # the last axis of all counts
+# The order of the counts, on the last axis of every array of counts.
+INTERSECTION, PREDICTED, TRUE = range(3)
 
 
 def count_pixels(preds: Any, target: Any) -> tuple[Any, Any, Any]:
-    """Count what overlap measures need.
+    """Count the pixels of masks and of their overlap.
 
     Args:
-        preds: Predicted masks, bool, shape `(..., height, width)`; NumPy array or torch tensor.
-        target: True masks, same shape and kind.
+        preds: Predicted masks, bool, shape `(..., height, width)`; a NumPy array or a torch tensor.
+        target: True masks, same shape and type.
 
     Returns:
-        Pixels in both, pixels predicted, pixels true; each of shape `(...)`.
+        The numbers of pixels in both masks, in `preds` and in `target`; each of shape `(...)`.
 
     Example:
         >>> import numpy as np
         >>> count_pixels(np.array([[[True, True, False]]]), np.array([[[True, False, False]]]))
         (array([1]), array([2]), array([1]))
     """
+    # These operators and methods are the same for NumPy and torch, so masks on a GPU are counted there.
     return (preds & target).sum(axis=(-2, -1)), preds.sum(axis=(-2, -1)), target.sum(axis=(-2, -1))
 
 
 def dice_score(counts: Sequence[int]) -> float:
-    """Dice of one organ: twice the common pixels over the pixels of both.
+    """Return the Dice of one organ: twice the common pixels, divided by the pixels of both masks.
 
     Args:
-        counts: Pixels in both, predicted and true.
+        counts: Pixels in both masks, in the prediction and in the truth.
 
     Returns:
-        0 to 1; NaN where neither mask has a pixel, since nothing was asked.
+        0 to 1; NaN if both masks are empty.
 
     Example:
         >>> dice_score([1, 2, 1]), dice_score([0, 0, 0])
         (0.6666666666666666, nan)
     """
+    # 0 / 0 has no value. A Dice of 1 for two empty masks would raise the mean by slices that show nothing.
     total = counts[PREDICTED] + counts[TRUE]
     return 2 * counts[INTERSECTION] / total if total else math.nan
 
 
 def sum_and_number(values: Iterable[float]) -> tuple[float, int]:
-    """Sum of the values that are not NaN, the same in any order, and how many they are.
+    """Return the sum of the values that are not NaN, and their number.
 
     Example:
         >>> sum_and_number([0.5, math.nan, 1.0])
         (1.5, 2)
     """
+    # `math.fsum` rounds once, at the end. So the sum has the same bits for any order of slices and processes.
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known), len(known)
 
 
 def nanmean(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN, the same in any order; NaN where there are none.
+    """Return the mean of the values that are not NaN, or NaN if all of them are.
 
     Example:
         >>> nanmean([1.0, math.nan, 0.5])

@@ -1,4 +1,4 @@
-"""How far chance may have moved a score: confidence intervals over patients."""
+"""Confidence intervals of scores: how much a score depends on which patients were scored."""
 
 import math
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ def find_intervals(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval | None]:
-    """Confidence intervals of 95 %: how far the scores move with who happened to be among the patients.
+    """Compute confidence intervals of 95 % by the bootstrap over patients.
 
-    Patients are drawn with replacement, as many as there are and with all their scans, and scored; the interval lies
-    between two percentiles of these scores. As few patients make it too narrow, the percentiles are set farther apart
-    than 2.5 and 97.5, by Student's t and the root of n / (n - 1). What chance does in training is not in it.
+    A bootstrap draws patients with replacement, as many as there are, and scores the scans of these patients. It does
+    so many times. The interval lies between two percentiles of the scores, see `expanded_percentiles`. The interval
+    shows the chance in the choice of patients. It does not show the chance in training, such as the random start.
 
     Args:
-        scans: What was scored.
-        rules: Of the competition's score.
-        baseline: What the scores are compared with, of the same patients: the intervals are then of the differences,
-            which are much narrower than the scores' own where both find the same patients hard.
+        scans: The scores of the scans.
+        rules: How to read the competition's metric.
+        baseline: The scores of another model on the same patients. With it, the intervals are those of the differences
+            between the two. Some patients are hard for both models, which widens the interval of each score, but not
+            that of the difference.
         num_resamples: How often patients are drawn.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
-        Lower and upper end for each score of `scores_from_totals`; None where fewer than
-        two patients have it.
+        Lower and upper end for each score of `scores_from_totals`; None if fewer than two patients have this score.
 
     Raises:
         ValueError: If the baseline has other patients.
@@ -61,31 +61,49 @@ def find_intervals(
     patients = len(totals["dice"])
     if not patients:
         return {}
+    # Each row of `weights` is one draw of n patients with replacement: how often each patient was drawn. Scans of one
+    # patient are not independent, so a patient is drawn with all scans or not at all. Shape (resamples, patients).
     weights = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), num_resamples)
 
+    # Every score is a ratio of sums over patients. So no scan is scored again: a draw's sums are the patients' sums
+    # times the row of `weights`.
     def resample(of: Totals) -> dict[str, np.ndarray]:
         return scores_from_totals({name: np.tensordot(weights, total, 1) for name, total in of.items()}, rules)
 
     scores = resample(totals)
+    # The baseline has the same draws, so each difference compares the same patients.
     if baseline is not None:
         others = resample(total_patients(baseline))
         scores = {name: values - others[name] for name, values in scores.items() if name in others}
-    alone = scores_from_totals(totals, rules)  # of each patient
+    # The scores of each patient alone. They show how many patients have a score at all: some never show an organ.
+    alone = scores_from_totals(totals, rules)
     return {name: expanded_percentiles(values, alone[name]) for name, values in scores.items()}
 
 
 def expanded_percentiles(values: np.ndarray, alone: np.ndarray) -> Interval | None:
-    """The interval that a score of resampled patients gives; None where fewer than two patients have that score.
+    """Return the expanded percentile interval of a score.
 
-    The plain interval lies between the percentiles 2.5 and 97.5, which are the normal distribution's at ±1.96. With n
-    patients two things make it too narrow. The variance of resampled scores divides by n, not by n - 1: hence the
-    factor sqrt(n / (n - 1)). And their spread is itself an estimate: Student's t with n - 1 degrees of freedom takes
-    the place of 1.96. So the percentiles are the normal distribution's at ±r,
+    The plain interval lies between the percentiles 2.5 and 97.5. These belong to -1.96 and +1.96 of the normal
+    distribution. With n patients, this interval is too narrow for two reasons:
 
-        r = sqrt(n / (n - 1)) * t(0.975; n - 1),
+    - Resampled scores have a variance with n in the denominator, and not n - 1. The factor sqrt(n / (n - 1)) corrects
+      this.
+    - The spread is itself an estimate from n patients. So Student's t with n - 1 degrees of freedom replaces 1.96.
 
-    for n = 10 at ±2.38, the percentiles 0.86 and 99.14.
+    The percentiles are therefore those of the normal distribution at -r and +r, with
+
+        r = sqrt(n / (n - 1)) * t(0.975; n - 1).
+
+    For n = 10, r is 2.38, and the percentiles are 0.86 and 99.14.
+
+    Args:
+        values: The score of each draw, shape `(resamples,)`.
+        alone: The score of each patient alone, shape `(patients,)`; NaN if the patient has none.
+
+    Returns:
+        Lower and upper end; None if fewer than two patients have the score.
     """
+    # A draw may by chance hold no patient with the organ. Its score is NaN and is left out.
     values, patients = values[~np.isnan(values)], int(np.count_nonzero(~np.isnan(alone)))
     if patients < 2:
         return None
