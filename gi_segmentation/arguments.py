@@ -93,6 +93,12 @@ class ModelArguments:
         metadata=MODEL | {"help": "Train a new model of this family from random weights, in place of "
                                   "--model_name_or_path. Examples: segformer, upernet, dpt, beit."},
     )  # fmt: skip
+    backbone: str | None = field(
+        default=None,
+        metadata=MODEL | {"help": "Pre-trained encoder for a new model: folder or Hub id, of transformers (for example "
+                                  "facebook/convnextv2-tiny-22k-224) or of timm (timm/resnet50.a1_in1k). Only the "
+                                  "head starts from random weights. It needs --model_type upernet."},
+    )  # fmt: skip
     config_overrides: str | None = field(
         default=None,
         metadata=MODEL | {"help": "Values for the configuration of a new model (--model_type). Write them as "
@@ -104,6 +110,11 @@ class ModelArguments:
                                   "pipeline of transformers. multilabel: each organ has its own channel (sigmoid), so "
                                   "that the model learns and predicts overlaps."},
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Check what depends on several fields."""
+        if self.backbone is not None and self.model_type != "upernet":
+            raise ValueError(f"--backbone needs --model_type upernet, but got {self.model_type}")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from transformers import (
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.configuration import check_image_size, find_label_mode, set_task
+from gi_segmentation.models.encoders import new_upernet
 from gi_segmentation.models.positions import resize_positions
 from gi_segmentation.models.random import new_model
 from gi_segmentation.schema import LABELS_BY_MODE
@@ -59,6 +60,9 @@ def load_model(
     Raises:
         InputError: If there is no such model, it is not for semantic segmentation, or it cannot take the input size.
     """
+    if model_args.backbone is not None:
+        model, mean, std = new_upernet(model_args, image_size, slice_context)
+        return model, new_processor(image_size, mean, std)
     if model_args.model_type is not None:
         return new_model(model_args, image_size, slice_context), new_processor(image_size)
     if model_args.config_overrides is not None:

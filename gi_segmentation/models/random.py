@@ -16,6 +16,7 @@ from transformers import (
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.configuration import check_image_size, set_task
+from gi_segmentation.schema import LabelMode
 
 # Keys of a configuration that follow from the data: the input always has three channels, and the labels are the organs
 # with or without the background.
@@ -98,6 +99,24 @@ def random_config(model_type: str, overrides: dict[str, Any], image_size: int) -
         raise InputError(f"--config_overrides: {error}") from error
 
 
+def build_model(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int) -> PreTrainedModel:
+    """Return a model with random weights.
+
+    Args:
+        config: From `random_config`.
+        label_mode: What the model's channels mean.
+        slice_context: Written into the model's configuration.
+
+    Raises:
+        InputError: If no model can be made with these values.
+    """
+    # Values that do not fit together, for example three depths but four widths, only show when the layers are made.
+    try:
+        return AutoModelForSemanticSegmentation.from_config(set_task(config, label_mode, slice_context))
+    except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"--config_overrides: these values make no {config.model_type} ({error})") from error
+
+
 def new_model(model_args: ModelArguments, image_size: int, slice_context: int) -> PreTrainedModel:
     """Return a model with random weights.
 
@@ -112,8 +131,4 @@ def new_model(model_args: ModelArguments, image_size: int, slice_context: int) -
     overrides = parse_overrides(model_args.config_overrides or "")
     config = random_config(str(model_args.model_type), overrides, image_size)
     check_image_size(config, image_size)
-    # Values that do not fit together, for example three depths but four widths, only show when the layers are made.
-    try:
-        return AutoModelForSemanticSegmentation.from_config(set_task(config, model_args.label_mode, slice_context))
-    except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"--config_overrides: these values make no {model_args.model_type} ({error})") from error
+    return build_model(config, model_args.label_mode, slice_context)
