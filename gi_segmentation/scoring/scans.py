@@ -1,7 +1,14 @@
-"""What one scan adds to the scores, and the scores of many scans.
+"""The scores of one scan, and of many scans.
 
-Every score is a ratio of sums over patients, so that the scores of any patients, drawn anew however often, follow from
-a few sums of each.
+The way from masks to scores has three steps:
+
+    measure_scan          masks of a scan    -> ScanScore, a few numbers
+    total_patients        all ScanScores     -> sums for each patient
+    scores_from_totals    sums               -> scores
+
+Every score is a ratio of two sums over patients, such as the sum of Dice over the number of pairs of slice and organ.
+Two things follow from this. Processes can measure scans on their own, and their results are only added up. And
+confidence intervals can draw patients thousands of times without a look at the masks.
 """
 
 import math
@@ -15,28 +22,30 @@ import pandas as pd
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import LABELS, ORGANS
 from gi_segmentation.scoring.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, normalised_hausdorff
-from gi_segmentation.scoring.dice import count_pixels, dice_score, sum_and_number
+from gi_segmentation.scoring.dice import INTERSECTION, PREDICTED, count_pixels, dice_score, sum_and_number
 
-CLINICAL = "clinical: "  # begins the names of the clinical scores among the totals
+# Prefix of the clinical scores' names among the totals. `clinical.py` decides which scores there are.
+CLINICAL = "clinical: "
 
-Totals: TypeAlias = dict[str, np.ndarray]  # by name, the last axis a sum and a number where a mean is wanted
+# Sums by the name of a score. If the score is a mean, the last axis has two elements: the sum of values, their number.
+Totals: TypeAlias = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class ScanScore:
-    """What is known of a scan.
+    """The scores of one scan.
 
     Attributes:
-        patient: Whose it is; chance moves the scans of a patient together.
-        name: The scan's own.
-        num_slices: How many there are.
-        dice_sums: Per organ, the sum of Dice over the slices that have it in either mask.
-        dice_numbers: Per organ, how many slices these are.
-        volume_dice: Per organ, Dice over the whole scan; NaN where neither mask has it.
-        hausdorff: The competition's distance, one or one of each organ; NaN where skipped.
-        label_counts: Per label, background first, pixels in both, predicted and true, at the model's resolution:
-            shape `(labels, 3)`; None where nothing is known of it.
-        clinical: Per organ what `clinical.measure_organ` gives; none where it was not asked for.
+        patient: Name or number of the patient.
+        name: Name of the scan.
+        num_slices: Number of its slices.
+        dice_sums: Per organ, the sum of Dice over the slices with the organ in the prediction, the truth or both.
+        dice_numbers: Per organ, the number of these slices.
+        volume_dice: Per organ, Dice over the whole scan; NaN if neither mask has the organ.
+        hausdorff: The competition's distance: one of all organs together, or one per organ; NaN if it is skipped.
+        label_counts: Per label, with the background first, the pixels in both masks, predicted and true, at the size
+            of the model's input: shape `(labels, 3)`; None if they were not counted.
+        clinical: Per organ, the scores of `clinical.measure_organ`; empty if they were not measured.
     """
 
     patient: Hashable
@@ -51,13 +60,14 @@ class ScanScore:
 
     @property
     def dice(self) -> float:
-        """Mean over slices and organs; NaN where there is nothing to score."""
+        """Mean Dice over slices and organs; NaN if all of them are empty in both masks."""
         number = sum(self.dice_numbers)
         return math.fsum(self.dice_sums) / number if number else math.nan
 
     @property
     def key(self) -> tuple[int, str, int, str]:
-        """What scans are sorted by, so that sums do not depend on the order in which they came: 2 before 10."""
+        """Key to sort scans, so that sums do not depend on the order in which scans were measured."""
+        # Shorter names come first. Sorted as text alone, case10 would come before case2.
         patient, name = str(self.patient), str(self.name)
         return len(patient), patient, len(name), name
 
@@ -74,16 +84,16 @@ def measure_scan(
     """Score a scan.
 
     Args:
-        patient: Whose it is.
-        name: Its name.
+        patient: Name or number of the patient.
+        name: Name of the scan.
         preds: Predicted masks, bool, shape `(organs, D, H, W)`.
         target: True masks, same shape.
-        rules: Of the competition's distance.
+        rules: How to measure the competition's distance.
         label_counts: As in `ScanScore`.
         clinical: As in `ScanScore`.
 
     Raises:
-        ValueError: If the shapes differ, or there is no mask of each organ.
+        ValueError: If the shapes differ, or do not have a mask for each organ.
 
     Example:
         >>> target = np.zeros((3, 2, 1, 4), dtype=bool)
@@ -99,8 +109,10 @@ def measure_scan(
             f"{name}: expected predicted and true masks of one shape ({len(ORGANS)}, D, H, W), "
             f"but got {preds.shape} and {target.shape}"
         )
+    # Shape (organs, D, 3): the counts of every slice. Their sum over the slices gives the Dice of the volume below.
     counts = np.stack([np.stack(count_pixels(*organ), axis=-1) for organ in zip(preds, target, strict=True)])
     dice_sums, dice_numbers = zip(*(sum_and_number(map(dice_score, organ)) for organ in counts.tolist()), strict=True)
+    # For `union`, a pixel counts if any organ has it. A pixel with the wrong organ does not change this distance.
     if rules.hausdorff_over == "union":
         hausdorff = [normalised_hausdorff(np.any(preds, axis=0), np.any(target, axis=0), rules)]
     else:
@@ -119,32 +131,42 @@ def measure_scan(
 
 
 def average_patients(scans: Iterable[ScanScore]) -> pd.DataFrame:
-    """Mean clinical scores of each patient, each of whose scans counts alike.
+    """Average the clinical scores over the scans of each patient.
 
     Returns:
-        The scores by organ and case. A scan with the organ in neither mask is left out, since nothing was asked; so is
-        an undefined score.
+        A table with a row per organ and patient and a column per score. A scan without the organ in both masks is left
+        out, and so is a score that is NaN.
     """
+    # The mean over patients is taken later, of these means. If all scans went into one mean, a patient with five scans
+    # would count five times as much as a patient with one, although the five are much alike.
     rows = [
         {"organ": organ, "case": scan.patient, **scores}
         for scan in sorted(scans, key=lambda scan: scan.key)
+        # Without clinical scores `clinical` is empty, and shorter than `ORGANS`: this gives no rows.
         for organ, scores in zip(ORGANS, scan.clinical, strict=bool(scan.clinical))
         if not math.isnan(scores["volume_dice"])
     ]
     if not rows:
         return pd.DataFrame()
+    # pandas leaves NaN out of a mean.
     return pd.DataFrame(rows).groupby(["organ", "case"]).mean()
 
 
 def total_patients(scans: Iterable[ScanScore]) -> Totals:
-    """What each patient adds to the scores.
+    """Add up the scans of each patient.
 
     Returns:
-        Arrays whose first axis is patients: sums and numbers of slice Dice and of volume Dice, per organ; slices with
-        an organ in neither mask, per organ; sum and number of distances; pixels per label; sum and number of each
-        clinical score's patient means, per organ.
+        Arrays with patients on the first axis:
+
+        - `dice`, `dice_volume`: sum and number of slice Dice and of volume Dice, shape `(patients, organs, 2)`;
+        - `empty`: number of slices without the organ in both masks, shape `(patients, organs, 1)`;
+        - `hausdorff`: sum and number of distances, shape `(patients, 2)`;
+        - `labels`, if all scans have them: counts of pixels, shape `(patients, labels, 3)`;
+        - each clinical score, with `CLINICAL` before it: the patient's mean and 1, or 0 and 0 if the patient
+          does not have the score, shape `(patients, organs, 2)`.
     """
     scans = sorted(scans, key=lambda scan: scan.key)
+    # Row of each patient in the arrays.
     patients = {name: row for row, name in enumerate(dict.fromkeys(scan.patient for scan in scans))}
     totals = {
         "dice": np.zeros((len(patients), len(ORGANS), 2)),
@@ -157,6 +179,7 @@ def total_patients(scans: Iterable[ScanScore]) -> Totals:
     for scan in scans:
         row = patients[scan.patient]
         totals["dice"][row] += np.column_stack([scan.dice_sums, scan.dice_numbers])
+        # The other slices of the scan are empty in both masks.
         totals["empty"][row, :, 0] += scan.num_slices - np.array(scan.dice_numbers)
         totals["dice_volume"][row] += [sum_and_number([value]) for value in scan.volume_dice]
         totals["hausdorff"][row] += sum_and_number(scan.hausdorff)
@@ -170,27 +193,38 @@ def total_patients(scans: Iterable[ScanScore]) -> Totals:
 
 
 def divide(total: np.ndarray) -> np.ndarray:
-    """Means from sums and numbers on the last axis; NaN where there is nothing."""
+    """Return means from sums and numbers on the last axis; NaN if the number is 0."""
+    # NumPy warns about 0 / 0. Here the NaN that it gives is the answer.
     with np.errstate(invalid="ignore", divide="ignore"):
         return total[..., 0] / total[..., 1]
 
 
 def scores_from_totals(totals: Totals, rules: CompetitionRules) -> dict[str, np.ndarray]:
-    """The scores that totals amount to.
+    """Compute the scores from sums.
 
     Args:
-        totals: From `total_patients`, with patients added up.
-        rules: Of the competition's score.
+        totals: From `total_patients`, added up over patients. The first axis may also hold many such sums, or single
+            patients; the scores then have this axis too.
+        rules: How to read the competition's metric.
 
     Returns:
-        By name: `dice`, mean over slices and organs; `dice_volume`, mean over scans and organs; both with
-        `_{organ}` too; `hausdorff_score`, one minus the mean distance; `competition_dice`, the mean Dice by the
-        rules; `competition_score`; `macro_f1_seed` where labels were counted; the clinical scores per organ, means
-        over patients, where they were asked for. NaN where there is nothing to score.
+        Scores by name; NaN if there is nothing to score:
+
+        - `dice`: mean over slices and organs, and `dice_{organ}`;
+        - `dice_volume`: mean over scans and organs, and `dice_volume_{organ}`;
+        - `hausdorff_score`: 1 minus the mean distance;
+        - `competition_dice`: mean Dice according to the rules;
+        - `competition_score`: 0.4 Dice plus 0.6 Hausdorff score, according to the rules;
+        - `macro_f1_seed`: the score of the original project, if labels were counted;
+        - `{score}_{organ}`: the clinical scores, means over patients, if they were measured.
     """
+    # A slice that counts as perfect adds a Dice of 1 to the sum, and 1 to the number. So `empty`, with one element on
+    # the last axis, is added to both.
     with_empty = rules.both_empty == "perfect"
     competition = totals["dice"] + totals["empty"] if with_empty else totals["dice"]
     scores = {}
+    # The axis before the last is organs. Without its sum, the mean is of one organ. With it, every pair of slice and
+    # organ counts alike, so an organ in many slices weighs more than an organ in few.
     for name in ("dice", "dice_volume"):
         scores[name] = divide(totals[name].sum(axis=-2))
         scores |= {f"{name}_{organ}": divide(totals[name][..., index, :]) for index, organ in enumerate(ORGANS)}
@@ -199,22 +233,25 @@ def scores_from_totals(totals: Totals, rules: CompetitionRules) -> dict[str, np.
     scores["competition_score"] = (
         DICE_WEIGHT * scores["competition_dice"] + HAUSDORFF_WEIGHT * scores["hausdorff_score"]
     )
+    # F1 of a label is 2 TP / (2 TP + FP + FN), which is the same as Dice: 2 TP over the pixels predicted and true.
     if "labels" in totals:
-        counts = totals["labels"]
-        scores["macro_f1_seed"] = mean_known(divide(np.stack([2 * counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)))
+        common, both = totals["labels"][..., INTERSECTION], totals["labels"][..., PREDICTED:].sum(axis=-1)
+        scores["macro_f1_seed"] = mean_over_labels(divide(np.stack([2 * common, both], axis=-1)))
     for key in [key for key in totals if key.startswith(CLINICAL)]:
         name = key.removeprefix(CLINICAL)
         scores |= {f"{name}_{organ}": divide(totals[key][..., index, :]) for index, organ in enumerate(ORGANS)}
     return scores
 
 
-def mean_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of the values that are not NaN."""
+def mean_over_labels(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis, without labels whose value is NaN."""
+    # `numpy.nanmean` would warn if all labels of a draw are NaN.
     known = ~np.isnan(values)
     return divide(np.stack([np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1)], axis=-1))
 
 
 def score_scans(scans: Iterable[ScanScore], rules: CompetitionRules = DEFAULT_RULES) -> dict[str, float]:
-    """The scores of scans; see `scores_from_totals`. The same to the last digit, in whichever order they come."""
+    """Compute the scores of scans, see `scores_from_totals`. The order of the scans does not change them."""
+    # As in `dice.sum_and_number`, `fsum` gives the same bits in any order of patients.
     totals = {name: np.apply_along_axis(math.fsum, 0, total) for name, total in total_patients(scans).items()}
     return {name: float(score) for name, score in scores_from_totals(totals, rules).items()}

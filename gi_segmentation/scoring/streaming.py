@@ -1,4 +1,9 @@
-"""Scores of a split's scans while their slices are predicted; neither logits nor masks pile up."""
+"""Score the scans of a split while their slices are predicted.
+
+The common way keeps all predictions and scores them at the end. For the competition's 38,496 slices, the masks of the
+three organs alone would take 8 GB, with one byte per pixel. Here a scan is scored when its last slice comes, and its
+masks are dropped. Only a few numbers of each scan remain.
+"""
 
 import ctypes
 import math
@@ -18,27 +23,25 @@ from gi_segmentation.scoring.scans import ScanScore, measure_scan
 
 
 def release_memory() -> None:
-    """Give free memory back to the system; on Linux with glibc only.
-
-    glibc keeps freed memory in pieces for later use. Volumes of many sizes break it into more and more pieces, and the
-    process grows with every scan.
-    """
+    """Give free memory back to the system. This works on Linux with glibc; elsewhere nothing happens."""
+    # glibc keeps freed memory for later use. Volumes of many sizes break it into pieces that fit no other volume, and
+    # the process would grow with every scan.
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
+            # The argument is the number of free bytes to keep.
             trim(0)
 
 
 class StreamingScorer:
-    """Scores the scans of a split while their slices are predicted, each as soon as it is whole.
+    """Takes predicted slices one by one, and measures each scan when its last slice comes.
 
-    Slices may come in any order. The masks of a scan are kept until its last slice comes, eight pixels a byte. Then
-    the scan is scored and its masks are dropped, so memory does not grow with the number of scans.
+    Slices may come in any order. Masks of scans that are not complete are kept with eight pixels per byte.
 
     Args:
-        dataset: The split; its `segmentation` is the truth.
-        rules: Of the competition's distance.
-        share: Which process this is, and of how many: each scores scans of its own.
+        dataset: The split. Its column `segmentation` is the truth.
+        rules: How to measure the competition's distance.
+        share: Index of this process and number of processes. Each process measures its own part of the scans.
 
     Raises:
         InputError: As `plan_scans`.
@@ -47,8 +50,11 @@ class StreamingScorer:
     def __init__(
         self, dataset: Dataset, rules: CompetitionRules = DEFAULT_RULES, share: tuple[int, int] = (0, 1)
     ) -> None:
+        # The truth of a scan is decoded when the scan is measured, and not before. Images are never read.
         self.outlines = dataset.with_format(None).select_columns(["segmentation"])
         self.plans = plan_scans(dataset)
+        # Every process gets all slices of all processes, and ignores those of scans that are not its own. So each scan
+        # is measured once, and the work is spread evenly.
         index, number = share
         self.own = set(list(self.plans)[index::number])
         self.rules = rules
@@ -66,24 +72,26 @@ class StreamingScorer:
         self.label_counts: dict[str, np.ndarray] = {}
 
     def add(self, slice_id: Sequence[int], packed: np.ndarray, label_counts: np.ndarray) -> None:
-        """Add a slice.
+        """Add a predicted slice.
 
         Args:
-            slice_id: Case, day and number.
-            packed: Its predicted masks, from `pack_masks`.
-            label_counts: From `count_labels`, shape `(labels, 3)`.
+            slice_id: Case, day and number of the slice.
+            packed: Its predicted masks, from `pack_masks`: uint8, shape `(bytes,)`.
+            label_counts: Counts of its labels, from `count_labels`: shape `(labels, 3)`.
 
         Raises:
-            ValueError: If the split has no such slice, or it came before.
+            ValueError: If the split does not have the slice, or if it was added before.
         """
         case, day, number = (int(part) for part in slice_id)
         scan = scan_name(case, day)
         if scan not in self.plans or number not in self.plans[scan].rows:
-            raise ValueError(f"expected slices of the split, but got {scan} slice {number}")
+            raise ValueError(f"expected slices of the split, but got {scan} slice {number}, which it does not have")
         if scan not in self.own:
             return
+        # A split rarely divides evenly among processes, and some samplers repeat slices to fill the last batch. Such a
+        # slice must not count twice.
         if scan in self.scans or number in self.preds[scan]:
-            raise ValueError(f"expected each slice once, but {scan} slice {number} came again")
+            raise ValueError(f"expected each slice once, but {scan} slice {number} was added twice")
         self.preds[scan][number] = packed
         self.label_counts[scan] = self.label_counts.get(scan, 0) + label_counts
         if len(self.preds[scan]) == len(self.plans[scan].rows):
@@ -92,19 +100,21 @@ class StreamingScorer:
             release_memory()
 
     def measure(self, scan: str) -> ScanScore:
-        """Score a scan whose slices are all there."""
+        """Measure a scan with all its slices."""
         case, rows, (height, width), spacing_mm = self.plans[scan]
         numbers, shape = sorted(rows), (len(ORGANS), height, width)
         outlines = self.outlines[[rows[number] for number in numbers]]["segmentation"]
         preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
         for place, number in enumerate(numbers):
+            # All slices of a batch have the bytes of the largest one. `count` leaves the padding out.
             preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).reshape(shape)
             target[:, place] = organ_masks(outlines[place], height, width)
+        # Millimetres need the true distance between slices. `plan_scans` gives no voxel size to a scan with a gap.
         clinical = measure_organs(preds, target, spacing_mm if self.clinical else None)
         return measure_scan(case, scan, preds, target, self.rules, self.label_counts[scan], clinical)
 
     def take(self) -> list[ScanScore]:
-        """This process's scans; then start anew.
+        """Return the scores of this process's scans, and get ready for a new evaluation.
 
         Raises:
             ValueError: If slices are missing.
@@ -113,5 +123,7 @@ class StreamingScorer:
         self.restart()
         if missing:
             first = next(scan for scan in self.plans if scan in missing)
-            raise ValueError(f"slices of {len(missing)} scans have not come, the first {first}")
+            raise ValueError(
+                f"expected all slices of the split, but {len(missing)} scans are incomplete, the first {first}"
+            )
         return scans

@@ -95,15 +95,15 @@ class TestScanScorer:
         scorer, slices = StreamingScorer(validation), list(predicted_slices(validation))
         (case, day, number), *rest = slices[0]
         scorer.add(*slices[0])
-        with pytest.raises(ValueError, match=f"each slice once, but case{case}_day{day} slice {number} came again"):
+        with pytest.raises(ValueError, match=f"once, but case{case}_day{day} slice {number} was added twice"):
             scorer.add(*slices[0])
         for one in slices[1:12]:
             scorer.add(*one)
-        with pytest.raises(ValueError, match="came again"):  # its scan is over
+        with pytest.raises(ValueError, match="was added twice"):  # its scan is over
             scorer.add(*slices[0])
         with pytest.raises(ValueError, match="expected slices of the split"):
             scorer.add([case, day, 999], *rest)
-        with pytest.raises(ValueError, match="slices of 1 scans have not come"):
+        with pytest.raises(ValueError, match="1 scans are incomplete"):
             scorer.take()
 
     def test_millimetres_are_those_of_the_file_names(self, dataset_dir: Path) -> None:
