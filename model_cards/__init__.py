@@ -1,1 +1,1 @@
-"""Card templates, filled by `gi_segmentation.publishing.cards`: `model_card.md` and `dataset_card.md`."""
+"""The card templates `model_card.md` and `dataset_card.md`. `gi_segmentation.publishing.cards` fills them."""
