@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     model_args, data_args, run_args = parse_arguments(argv)
     # The stages are imported after the arguments are read. Their packages take seconds to load, and `--help` or a
-    # mistake in a flag needs none of them.
+    # mistake in a flag does not need them.
     from transformers import set_seed
 
     from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
@@ -27,21 +27,25 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.publishing.results import publish_model, summarize, write_results
     from gi_segmentation.training.trainer import build_trainer, train
 
+    # With several processes, each of them runs all of these lines. They need the same random weights at the start.
     set_seed(run_args.seed)
     slices = load_slices(data_args)
     samples = select_samples(slices, data_args, run_args.seed)
     model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
     facts = describe_run(model, samples, model_args, data_args, run_args)
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
+    # Before the training, this stops a run that would continue from the checkpoints of another model or split.
     prepare_output_dir(run_args, facts)
     trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
     evaluation = train(trainer)
+    # All processes have the same scores. One of them writes the files, and the others wait for it below.
     if trainer.is_world_process_zero():
         results = write_results(trainer, eval_dataset, facts, evaluation)
         publication = publish_model(run_args, results) if run_args.push_to_hub else None
         print(summarize(run_args, results, publication))
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # without it, several processes sometimes abort at their end
+    # This disconnects the processes. Without it, they sometimes abort when the program ends.
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
