@@ -1,4 +1,7 @@
-"""What the tests share. Hugging Face libraries read their variables when they are imported: hence the first lines."""
+"""Fixtures and settings of all tests.
+
+Libraries of Hugging Face read their environment variables when they are imported. So this file sets them first.
+"""
 
 import os
 import shutil
@@ -13,7 +16,8 @@ import pytest
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import RunPython
 
-HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")  # never the user's cache: a stale entry would hide a bug
+# The tests never use the user's cache, because an old entry there could hide a bug.
+HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")
 ENVIRONMENT = {
     "HF_HUB_DISABLE_XET": "1",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -21,6 +25,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 os.environ |= {**ENVIRONMENT, "HF_HOME": HF_HOME}
+# With these variables of the user, the tests would reach a real Hub.
 for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
     os.environ.pop(variable, None)
 
@@ -31,7 +36,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """Folder of real data, described in its README; tests that need it skip where it is absent."""
+    """The folder of real data, which has a README. Tests that need it are skipped if it is missing."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("GI_SEGMENTATION_TEST_DATA", beside))
     if not (folder / "uwmgi_rle" / "train.csv").is_file():
@@ -41,7 +46,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kaggle folder of 4 patients with a scan of 12 slices each; read only."""
+    """A Kaggle folder of 4 patients with one scan of 12 slices each. Tests only read it."""
     from dataset_builder.phantom import write_phantom
 
     folder = tmp_path_factory.mktemp("phantom") / "kaggle"
@@ -51,7 +56,7 @@ def kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset_dir(kaggle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset `gi_tract` built from `kaggle_dir`, 2 patients in each split; read only."""
+    """The dataset `gi_tract` built from `kaggle_dir`, with 2 patients in each split. Tests only read it."""
     from dataset_builder.build import build
     from dataset_builder.gi_tract import GiTractConfig
 
@@ -62,7 +67,7 @@ def dataset_dir(kaggle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def small_kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kaggle folder of 2 patients with a scan of 3 slices each; read only."""
+    """A Kaggle folder of 2 patients with one scan of 3 slices each. Tests only read it."""
     from dataset_builder.phantom import write_phantom
 
     folder = tmp_path_factory.mktemp("small_phantom") / "kaggle"
@@ -72,20 +77,20 @@ def small_kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kaggle_copy(small_kaggle_dir: Path, tmp_path: Path) -> Path:
-    """A copy of `small_kaggle_dir` of the test's own, to damage."""
+    """A copy of `small_kaggle_dir` that a test may damage."""
     return Path(shutil.copytree(small_kaggle_dir, tmp_path / "kaggle"))
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    """An empty Hub; `run_python(..., env=hub.environment())` reaches it."""
+    """An empty Hub on this machine. A process started by `run_python(..., env=hub.environment())` uses it."""
     with LoopbackHub(tmp_path / "hub") as running:
         yield running
 
 
 @pytest.fixture
 def run_python(tmp_path_factory: pytest.TempPathFactory) -> RunPython:
-    """Run `python ARGS` in a process of its own, its HF_HOME shared only by the calls of one test."""
+    """A function that runs `python ARGS` in a new process. All calls in one test share an HF_HOME of their own."""
     hf_home = str(tmp_path_factory.mktemp("hf_home"))
 
     def run(

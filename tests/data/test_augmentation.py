@@ -1,4 +1,4 @@
-"""Augmentation moves image and labels together, invents no label, clips nothing and repeats itself by seed."""
+"""Augmentation moves image and labels together, makes no new label, clips nothing, and depends on the seed alone."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def augmentation() -> A.Compose:
 
 @pytest.fixture(scope="module")
 def labels() -> np.ndarray:
-    """Three organs, two of them touching: between ids 1 and 3 lies an id 2 that interpolation would invent."""
+    """Labels 1 and 3, whose areas touch. Interpolation between them would make a label 2 that is not there."""
     labels = np.zeros((96, 80), dtype=np.uint8)
     labels[20:60, 25:60] = 1
     labels[50:80, 10:40] = 3
@@ -29,13 +29,13 @@ def labels() -> np.ndarray:
 def augment(
     augmentation: A.Compose, image: np.ndarray, labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augment a slice of one channel, given and returned without that axis."""
+    """Augment a slice of one channel. Neither argument nor result has an axis for the channel."""
     changed, changed_labels = module.augment(augmentation, image[:, :, None], labels, seed)
     return changed[:, :, 0], changed_labels
 
 
 def only(augmentation: A.Compose, *kinds: type) -> A.Compose:
-    """The transforms of some kinds, as they are configured."""
+    """Return the transforms of some kinds, with their own settings."""
     kept = [transform for transform in augmentation.transforms if isinstance(transform, kinds)]
     assert len(kept) == len(kinds)
     return A.Compose(kept)
@@ -75,18 +75,21 @@ def test_image_and_labels_move_together(augmentation: A.Compose, labels: np.ndar
     assert moved > len(SEEDS) / 2
 
 
-def test_shift_scale_and_rotation_stay_within_what_was_meant(augmentation: A.Compose) -> None:
+def test_shift_scale_and_rotation_stay_within_their_limits(augmentation: A.Compose) -> None:
     affine = only(augmentation, A.Affine)
     image = np.zeros((201, 201), dtype=np.float32)
     labels = np.zeros(image.shape, dtype=np.uint8)
-    labels[100, 60:141] = 1  # a bar through the centre, 81 pixels long
+    # A bar through the centre, 81 pixels long. Its direction, length and middle give rotation, scale and shift.
+    labels[100, 60:141] = 1
     angles, lengths, shifts = [], [], []
     for seed in SEEDS:
         rows, columns = np.nonzero(augment(affine, image, labels, seed)[1])
         angles.append(np.degrees(np.arctan2(np.ptp(rows), np.ptp(columns))))
         lengths.append(np.hypot(np.ptp(rows), np.ptp(columns)) + 1)
         shifts.append(max(abs(rows.mean() - 100), abs(columns.mean() - 100)) / 201)
-    assert 6 < max(angles) < 10  # 0.15 radians are 8.6 degrees
+    # The limits are 0.15 radians (8.6 degrees), and 12 % for scale and shift. With 150 seeds, the largest value is
+    # near its limit but not above it. Rounding to pixels needs some tolerance.
+    assert 6 < max(angles) < 10
     assert 81 * 0.87 < min(lengths) < 76 and 86 < max(lengths) < 81 * 1.13 + 1
     assert 0.09 < max(shifts) < 0.13
 
@@ -97,13 +100,14 @@ def test_brightness_and_contrast_clip_nothing(augmentation: A.Compose) -> None:
     changes = 0
     for seed in SEEDS:
         changed, _ = augment(intensity, image, np.zeros(image.shape, dtype=np.uint8), seed)
-        assert (np.diff(changed.reshape(-1)) > 0).all()  # what was brighter is brighter still, up to the brightest
+        # The image is a ramp. With clipping, several pixels at one end would get the same value.
+        assert (np.diff(changed.reshape(-1)) > 0).all()
         assert changed.min() >= 0 and changed.max() <= 1
         changes += not np.array_equal(changed, image)
     assert len(SEEDS) / 4 < changes < len(SEEDS)
 
 
-def test_dropout_makes_holes_in_the_image_alone(augmentation: A.Compose, labels: np.ndarray) -> None:
+def test_dropout_makes_holes_in_the_image_and_not_in_the_labels(augmentation: A.Compose, labels: np.ndarray) -> None:
     dropout = only(augmentation, A.CoarseDropout)
     image = np.ones((200, 200), dtype=np.float32)
     labels = np.ones(image.shape, dtype=np.uint8)
@@ -115,26 +119,30 @@ def test_dropout_makes_holes_in_the_image_alone(augmentation: A.Compose, labels:
         shares.append(float((changed == 0).mean()))
     holed = [share for share in shares if share]
     assert len(SEEDS) / 4 < len(holed) < len(SEEDS)
-    assert max(holed) <= 8 / 20**2  # at most 8 holes of a twentieth of the side
-    assert np.mean(holed) > 5 / 40**2  # at least 5 of a fortieth, save for what overlaps
+    # There are 5 to 8 holes. A side of a hole is 1/40 to 1/20 of the slice's side. Holes may overlap, so the lower
+    # limit holds only for the mean.
+    assert max(holed) <= 8 / 20**2
+    assert np.mean(holed) > 5 / 40**2
 
 
-def test_the_seed_decides_alone(augmentation: A.Compose, labels: np.ndarray) -> None:
+def test_only_the_seed_decides(augmentation: A.Compose, labels: np.ndarray) -> None:
     image = np.random.default_rng(0).random(labels.shape, dtype=np.float32)
     results = {}
     for seed in SEEDS:
         results[seed] = augment(augmentation, image, labels, seed)
-    np.random.seed(1)  # the global state of other libraries has no say
+    # Neither NumPy's global state nor the order of the calls may matter.
+    np.random.seed(1)
     other = build_augmentation()
     for seed in reversed(SEEDS):
         again = augment(other, image, labels, seed)
         np.testing.assert_array_equal(again[0], results[seed][0])
         np.testing.assert_array_equal(again[1], results[seed][1])
-    # One in eight is only flipped, and so like others; hardly any two of the rest are.
+    # Affine, brightness and holes each happen with probability 1/2. So one slice in eight is at most flipped, and many
+    # of these are equal. Nearly all others differ.
     assert len({changed.tobytes() for changed, _ in results.values()}) > 0.75 * len(SEEDS)
 
 
-def test_each_change_happens_or_not_whatever_the_others_do(augmentation: A.Compose) -> None:
+def test_both_flips_are_independent(augmentation: A.Compose) -> None:
     image = np.full((40, 40), 0.5, dtype=np.float32)
     image[:20, :20] = 0.25
     flips = only(augmentation, A.HorizontalFlip, A.VerticalFlip)
@@ -143,10 +151,12 @@ def test_each_change_happens_or_not_whatever_the_others_do(augmentation: A.Compo
         changed, _ = augment(flips, image, np.zeros(image.shape, dtype=np.uint8), seed)
         corners.append(int(np.argmin(changed[::39, ::39])))
     counts = np.bincount(corners, minlength=4)
-    assert counts.min() > len(SEEDS) / 8  # a quarter each is expected: none, one, the other, both
+    # The dark corner shows which flips happened. Neither flip, only one of them, and both are expected in a quarter of
+    # the cases each.
+    assert counts.min() > len(SEEDS) / 8
 
 
-def test_the_input_is_left_as_it_was(augmentation: A.Compose, labels: np.ndarray) -> None:
+def test_the_input_is_not_changed(augmentation: A.Compose, labels: np.ndarray) -> None:
     image = np.random.default_rng(0).random(labels.shape, dtype=np.float32)
     image_before, labels_before = image.copy(), labels.copy()
     for seed in SEEDS[:20]:

@@ -1,4 +1,4 @@
-"""From slices to tensors: nothing clipped, nothing invented, the same on any worker, other in every epoch."""
+"""From slices to tensors: no intensity is clipped, no label is new, and unusable datasets are refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +28,13 @@ def slices(dataset_dir: Path) -> DatasetDict:
 
 
 def transformed(slices: DatasetDict, label_mode: str = "multiclass", **settings: Any) -> tuple[Dataset, Dataset]:
-    """The training and the validation slices, ready for a model."""
+    """Return the training and the validation slices, ready for a model."""
     arguments = ModelArguments(label_mode=label_mode), DataArguments(**settings)
     return transform_splits(slices, slices, new_processor(SIZE), *arguments, seed=0)
 
 
 def pixel_values_by_the_card(raw: np.ndarray, processor: Any, size: int) -> torch.Tensor:
-    """The model card's own lines."""
+    """Compute pixel values by the lines of the model card."""
     scaled = torch.from_numpy(raw.astype("float32"))
     image = (scaled / (scaled + scaled.mean().clamp(min=1))).expand(1, 3, -1, -1)
     image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
@@ -46,13 +46,16 @@ class TestPixels:
         raw = np.arange(65536, dtype=np.uint16).reshape(256, 256)
         scaled = scale_intensity(raw)
         assert scaled.dtype == np.float32 and scaled.min() == 0
+        # The slice has each value from 0 to 65535 once, so its mean is 32767.5.
         np.testing.assert_allclose(scaled, raw / (raw + 32767.5), rtol=1e-6)
         assert (np.diff(scaled.ravel()) > 0).all()
 
-    def test_a_bright_spot_leaves_the_rest_as_it_was(self) -> None:
+    def test_a_bright_spot_hardly_changes_the_rest_of_the_slice(self) -> None:
         raw = np.random.default_rng(0).integers(0, 2000, (266, 266)).astype(np.uint16)
         spotted = raw.copy()
         spotted[:8, :8] = 20_000
+        # 64 pixels of 20,000 raise the mean of about 1,000 by about 17, or 2 %. Scaling by the maximum would make all
+        # other pixels ten times as dark.
         np.testing.assert_allclose(scale_intensity(spotted)[8:], scale_intensity(raw)[8:], atol=0.005)
 
     @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint8])
@@ -62,7 +65,7 @@ class TestPixels:
 
     @pytest.mark.parametrize("shape", [(266, 266), (310, 360), (40, 30)])
     @pytest.mark.parametrize("kind", ["bright", "dark", "black"])
-    def test_pixel_values_are_those_of_the_model_card(self, shape: tuple[int, int], kind: str) -> None:
+    def test_pixel_values_equal_those_of_the_model_cards_lines(self, shape: tuple[int, int], kind: str) -> None:
         top = {"bright": 65535, "dark": 300, "black": 0}[kind]
         raw = np.random.default_rng(0).integers(0, top + 1, shape).astype(np.uint16)
         processor = new_processor(SIZE, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
@@ -70,18 +73,19 @@ class TestPixels:
         assert (values.shape, values.dtype) == ((3, SIZE, SIZE), torch.float32)
         torch.testing.assert_close(values, pixel_values_by_the_card(raw, processor, SIZE), atol=2e-6, rtol=0)
 
-    def test_shrinking_averages_instead_of_picking(self) -> None:
+    def test_shrinking_an_image_averages_its_pixels(self) -> None:
         chequered = np.indices((128, 128)).sum(axis=0) % 2
+        # A checkerboard of 0 and 1 becomes grey. If single pixels were picked, it would stay 0 or 1.
         np.testing.assert_allclose(resize_image(chequered.astype(np.float32), 32)[2:-2, 2:-2], 0.5, atol=0.01)
 
-    def test_labels_are_picked_and_not_averaged(self) -> None:
+    def test_resizing_labels_takes_the_nearest_pixel(self) -> None:
         labels = np.array([[0, 3], [1, 2]], dtype=np.uint8)
         np.testing.assert_array_equal(resize_labels(labels, 6), labels.repeat(3, axis=0).repeat(3, axis=1))
         wide = np.repeat([[1, 3]], 50, axis=1).repeat(70, axis=0).astype(np.uint8)
         small = resize_labels(wide, 10)
         assert (small[:, :5] == 1).all() and (small[:, 5:] == 3).all() and small.dtype == np.uint8
 
-    def test_image_and_labels_keep_their_places(self) -> None:
+    def test_resized_image_and_labels_still_fit(self) -> None:
         labels = np.zeros((266, 310), dtype=np.uint8)
         labels[60:200, 100:250] = 1
         image = resize_image(labels.astype(np.float32), SIZE)
@@ -114,7 +118,7 @@ class TestOrganMasks:
             assert organs.any() == labels.any() and organs[labels[labels > 0] - 1].all()
 
 
-def test_collate_stacks_what_the_examples_have() -> None:
+def test_collate_stacks_the_tensors_of_the_examples() -> None:
     examples = [{"pixel_values": torch.full((3, 8, 8), float(n)), "slice_id": torch.tensor([1, 0, n])} for n in (4, 5)]
     batch = collate(examples)
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [4, 5]
@@ -132,54 +136,57 @@ class TestLoading:
         return str(caught.value)
 
     def rewrite(self, dataset_dir: Path, folder: Path, change: Callable[[DatasetDict], dict[str, Dataset]]) -> Path:
-        """A copy of the dataset with other splits."""
+        """Write a copy of the dataset with other splits."""
         (folder / "data").mkdir(parents=True)
         for split, rows in change(load_dataset(str(dataset_dir))).items():
             rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
         return folder
 
-    def test_the_built_dataset(self, dataset_dir: Path) -> None:
+    def test_a_built_dataset_is_loaded(self, dataset_dir: Path) -> None:
         loaded = self.load(dataset_dir)
         assert set(loaded) == {"train", "validation"}
         assert not set(loaded["train"]["case"]) & set(loaded["validation"]["case"])
 
-    def test_fewer_slices(self, dataset_dir: Path) -> None:
+    def test_fewer_slices_are_drawn_from_all(self, dataset_dir: Path) -> None:
         whole, fewer = self.load(dataset_dir), self.load(dataset_dir, max_train_samples=5, max_eval_samples=12)
         assert (len(fewer["train"]), len(fewer["validation"])) == (5, 12)
-        assert fewer["train"]["id"] != whole["train"]["id"][:5]  # drawn, so that they are not all of one scan's end
+        # The first five slices are all from one end of one scan. Drawn slices are not.
+        assert fewer["train"]["id"] != whole["train"]["id"][:5]
         assert fewer["train"]["id"] == self.load(dataset_dir, max_train_samples=5)["train"]["id"]
         assert fewer["validation"]["id"] == whole["validation"]["id"][:12]
         many = self.load(dataset_dir, max_train_samples=10_000, max_eval_samples=10_000)
         assert (len(many["train"]), len(many["validation"])) == (len(whole["train"]), len(whole["validation"]))
 
-    def test_no_such_folder(self, tmp_path: Path) -> None:
+    def test_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
         message = self.message(tmp_path / "a" / "b")
         assert "no such folder" in message and "python -m dataset_builder build" in message
 
-    def test_the_bare_name_without_a_build(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_name_gi_tract_without_a_build_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         message = self.message("gi_tract")
         assert "no such folder" in message and "python -m dataset_builder build" in message
 
-    def test_a_kaggle_folder(self, kaggle_dir: Path) -> None:
+    def test_a_kaggle_folder_is_refused(self, kaggle_dir: Path) -> None:
         message = self.message(kaggle_dir)
         assert "a Kaggle folder, not a dataset yet" in message and "python -m dataset_builder build" in message
 
-    def test_an_empty_folder(self, tmp_path: Path) -> None:
+    def test_an_empty_folder_is_refused(self, tmp_path: Path) -> None:
         assert "python -m dataset_builder build" in self.message(tmp_path)
 
     @pytest.mark.parametrize("split", ["train", "validation"])
-    def test_a_missing_split(self, split: str, dataset_dir: Path, tmp_path: Path) -> None:
+    def test_a_missing_split_is_refused(self, split: str, dataset_dir: Path, tmp_path: Path) -> None:
         folder = self.rewrite(dataset_dir, tmp_path / "d", lambda d: {name: d[name] for name in d if name != split})
         assert "expected the splits train and validation, got" in self.message(folder)
 
-    def test_a_missing_column(self, dataset_dir: Path, tmp_path: Path) -> None:
+    def test_a_missing_column_is_refused(self, dataset_dir: Path, tmp_path: Path) -> None:
         folder = self.rewrite(
             dataset_dir, tmp_path / "d", lambda d: {name: d[name].remove_columns("segmentation") for name in d}
         )
         assert "lacks the columns segmentation" in self.message(folder)
 
-    def test_validation_slices_that_make_no_volume(self, dataset_dir: Path, tmp_path: Path) -> None:
+    def test_validation_slices_that_do_not_form_a_volume_are_refused(self, dataset_dir: Path, tmp_path: Path) -> None:
         def widen(slices: DatasetDict) -> dict[str, Dataset]:
             wider = slices["validation"].map(lambda row, n: {"width": row["width"] + n % 2}, with_indices=True)
             return {"train": slices["train"], "validation": wider}
@@ -187,13 +194,13 @@ class TestLoading:
         message = self.message(self.rewrite(dataset_dir, tmp_path / "d", widen))
         assert "expected slices of one size and spacing, but got 2 (2 such scans of 2)" in message
 
-    def test_a_patient_in_both_splits(self, dataset_dir: Path, tmp_path: Path) -> None:
+    def test_a_patient_in_both_splits_is_refused(self, dataset_dir: Path, tmp_path: Path) -> None:
         folder = self.rewrite(dataset_dir, tmp_path / "d", lambda d: {"train": d["train"], "validation": d["train"]})
         case = self.load(dataset_dir)["train"][0]["case"]
         message = self.message(folder)
         assert "are in train and in validation" in message and str(case) in message
 
-    def test_validation_without_organs(self, dataset_dir: Path, tmp_path: Path) -> None:
+    def test_a_validation_split_without_organs_is_refused(self, dataset_dir: Path, tmp_path: Path) -> None:
         folder = self.rewrite(
             dataset_dir,
             tmp_path / "d",
@@ -205,7 +212,7 @@ class TestLoading:
         assert "the validation slices show no organ" in self.message(folder)
 
 
-def test_the_processor_on_disk_normalizes_alike(tmp_path: Path) -> None:
+def test_a_saved_processor_normalizes_with_its_own_mean_and_deviation(tmp_path: Path) -> None:
     new_processor(SIZE, mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1.0]).save_pretrained(tmp_path)
     transform = SliceTransform(SegformerImageProcessorPil.from_pretrained(tmp_path))
     values = transform.normalize(np.full((2, 2, 1), 0.75, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""The built dataset holds what the Kaggle folder holds, splits by patient, and loads the same in all three ways."""
+"""A built dataset has the content of the Kaggle folder, splits by patient, and is the same in all ways of loading."""
 
 import csv
 import hashlib
@@ -21,7 +21,7 @@ import pytest
 from huggingface_hub import HfApi
 from PIL import Image
 
-import dataset_builder  # noqa: F401 (teaches load_dataset the name gi_tract)
+import dataset_builder  # noqa: F401 (registers the name gi_tract with load_dataset)
 from dataset_builder.__main__ import main
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig, split_scans
@@ -44,7 +44,10 @@ HALVES = GiTractConfig(num_folds=2)
 
 
 def describe(dataset):  # type: ignore[no-untyped-def]
-    """Rows by split as JSON can hold them, pictures as the hash of their bytes; its source runs elsewhere, too."""
+    """Return the rows of each split in a form for JSON, with pictures as hashes of their bytes.
+
+    Other processes run the source code of this function. So it uses only what `describe_elsewhere` imports there.
+    """
     rows = {}
     for split, part in dataset.items():
         for column in ("image", "annotation"):
@@ -58,7 +61,7 @@ def describe(dataset):  # type: ignore[no-untyped-def]
 
 
 def load_raw(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows by split, pictures as bytes."""
+    """Return the rows of each split, with pictures as bytes."""
     loaded = datasets.load_dataset(str(folder))
     for column in ("image", "annotation"):
         loaded = loaded.cast_column(column, datasets.Image(decode=False))
@@ -66,7 +69,7 @@ def load_raw(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def describe_elsewhere(run_python: RunPython, cwd: Path, statements: str, env: dict[str, str] | None = None) -> Any:
-    """What `statements` print in another process, as JSON."""
+    """Run statements in another process, and return what they print as JSON."""
     imports = "import datasets, hashlib, json\nfrom datasets import load_dataset"
     script = "\n".join([imports, inspect.getsource(describe), statements])
     result = run_python(["-c", script], cwd, env)
@@ -87,7 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def check_rows(rows: list[dict[str, Any]], kaggle_dir: Path) -> None:
-    """Compare every column with the Kaggle folder, without the code under test."""
+    """Compare every column with the Kaggle folder, without using the code under test."""
     truth = read_truth(kaggle_dir)
     for row in rows:
         number, scan = f"{row['slice']:04d}", f"case{row['case']}_day{row['day']}"
@@ -100,7 +103,7 @@ def check_rows(rows: list[dict[str, Any]], kaggle_dir: Path) -> None:
         assert row["segmentation"] == truth[row["id"]]
 
 
-def test_rows_are_the_kaggle_folder_s(dataset_dir: Path, kaggle_dir: Path) -> None:
+def test_rows_equal_the_kaggle_folder(dataset_dir: Path, kaggle_dir: Path) -> None:
     splits = load_raw(dataset_dir)
     assert list(splits) == ["train", "validation"]
     for rows in splits.values():
@@ -115,6 +118,8 @@ def test_annotations_are_palette_pngs_painted_in_the_order_of_ids(dataset_dir: P
     shown, overlapping = set(), 0
     for part in datasets.load_dataset(str(dataset_dir)).values():
         for row in part:
+            # The expected map is made here by hand. An encoding is start, length, start, length, ...; it starts at 1
+            # and runs along the rows. Later organs overwrite earlier ones.
             expected = np.zeros(row["height"] * row["width"], dtype=np.uint8)
             covered = np.zeros_like(expected)
             for organ in ("large_bowel", "small_bowel", "stomach"):
@@ -132,8 +137,8 @@ def test_annotations_are_palette_pngs_painted_in_the_order_of_ids(dataset_dir: P
     assert (shown, overlapping > 0) == ({0, 1, 2, 3}, True)
 
 
-def test_columns_and_types_are_the_schema_s(dataset_dir: Path) -> None:
-    integers = ("case", "day", "slice", "height", "width")
+def test_columns_and_types_equal_the_schema(dataset_dir: Path) -> None:
+    integers = ("case", "day", "slice", "fold", "height", "width")
     text, integer, image = datasets.Value("string"), datasets.Value("int32"), datasets.Image()
     assert dict(dataset_features()) == {
         **{"id": text, "scan": text, "image": image, "annotation": image, "segmentation": dict.fromkeys(ORGANS, text)},
@@ -145,12 +150,13 @@ def test_columns_and_types_are_the_schema_s(dataset_dir: Path) -> None:
         assert part.column_names == list(dataset_features())
 
 
-def test_the_real_sample_comes_through_unchanged(test_data: Path, tmp_path: Path) -> None:
+def test_the_real_sample_is_built_unchanged(test_data: Path, tmp_path: Path) -> None:
     kaggle_dir = test_data / "uwmgi_sample"
     report = build(kaggle_dir, tmp_path / "gi_tract", HALVES, num_proc=2)
     splits = load_raw(tmp_path / "gi_tract")
     for rows in splits.values():
         check_rows(rows, kaggle_dir)
+    # The sample has 300 slices of six patients.
     assert sum(map(len, splits.values())) == 300
     assert sum(counts["slices"] for counts in report.counts.values()) == 300
     assert {row["case"] for rows in splits.values() for row in rows} == {6, 16, 101, 107, 110, 117}
@@ -162,7 +168,7 @@ def test_the_number_of_processes_does_not_change_the_rows(dataset_dir: Path, kag
     assert load_raw(tmp_path / "gi_tract") == load_raw(dataset_dir)
 
 
-def test_every_fold_parts_the_patients_and_together_they_cover_all(kaggle_dir: Path) -> None:
+def test_every_fold_separates_the_patients_and_each_patient_validates_once(kaggle_dir: Path) -> None:
     validated: Counter[int] = Counter()
     for fold in range(4):
         splits = split_scans(kaggle_dir, GiTractConfig(num_folds=4, fold=fold))
@@ -174,7 +180,7 @@ def test_every_fold_parts_the_patients_and_together_they_cover_all(kaggle_dir: P
 
 
 @pytest.mark.parametrize("num_folds", [2, 3, 4])
-def test_folds_of_the_real_annotations_are_alike(test_data: Path, num_folds: int) -> None:
+def test_folds_of_the_real_annotations_show_each_organ_about_equally_often(test_data: Path, num_folds: int) -> None:
     annotations, problems = read_annotations(test_data / "uwmgi_rle" / "train.csv")
     assert problems == []
     keys = [(slice_id, *map(int, ID_PATTERN.fullmatch(slice_id).groups())) for slice_id in annotations]  # type: ignore
@@ -189,11 +195,12 @@ def test_folds_of_the_real_annotations_are_alike(test_data: Path, num_folds: int
         for bit in range(len(ORGANS)):
             overall = np.mean(np.concatenate(presence) >> bit & 1)
             shares = [np.mean(fold >> bit & 1) / overall for fold in presence]
+            # Nine patients cannot be divided exactly, so a fold may show an organ up to 30 % less or 40 % more often.
             assert min(shares) > 0.7 and max(shares) < 1.4, (ORGANS[bit], shares)
 
 
-def test_folds_balance_organs_where_chance_would_not() -> None:
-    """Of 8 patients 4 show no organ: each of 4 folds gets one of these."""
+def test_folds_balance_patients_with_and_without_organs() -> None:
+    """Four of eight patients show no organ. Each of four folds must get one of them, which chance would rarely do."""
     scans = []
     for case in range(8):
         slices = [SliceFile(Path(), case, 0, number, 9, 9, (1.5, 1.5)) for number in range(10)]
@@ -222,7 +229,7 @@ def test_folds_that_do_not_exist_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_faulty_scans_stay_out_unless_asked_for(
+def test_faulty_scans_are_left_out_unless_the_flag_keeps_them(
     kaggle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(kaggle_dir, tmp_path / "kaggle"))
@@ -281,7 +288,7 @@ def test_the_summary_and_the_card_state_the_right_counts(
     assert check_card((folder / "README.md").read_text(), "dataset")[0] == []
 
 
-def test_a_folder_of_someone_else_is_refused_and_untouched(
+def test_an_output_dir_with_other_files_is_refused_and_not_changed(
     kaggle_copy: Path, tmp_path: Path, dataset_dir: Path
 ) -> None:
     notes = tmp_path / "notes"
@@ -319,7 +326,7 @@ def test_an_output_folder_that_cannot_be_made_is_one_error(
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_killed_build_leaves_no_half_of_a_dataset(
+def test_a_killed_build_leaves_no_incomplete_dataset(
     earlier: bool, kaggle_dir: Path, dataset_dir: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "gi_tract"
@@ -346,8 +353,11 @@ def test_a_killed_build_leaves_no_half_of_a_dataset(
     assert not list(tmp_path.glob(".gi_tract.building-*")), "the next build cleans up"
 
 
-def test_a_dataset_that_was_being_replaced_comes_back(kaggle_dir: Path, dataset_dir: Path, tmp_path: Path) -> None:
-    # killed after the earlier folder was set aside, before the new one took its name
+def test_a_build_killed_while_replacing_a_dataset_gives_it_back(
+    kaggle_dir: Path, dataset_dir: Path, tmp_path: Path
+) -> None:
+    # This is what is left if a build is killed after the earlier dataset was moved away and before the new one got its
+    # name. The next build fails too, but it moves the earlier dataset back first.
     shutil.copytree(dataset_dir, tmp_path / ".gi_tract.building-abc" / "replaced")
     with pytest.raises(KaggleDataError, match="num_folds"):
         build(kaggle_dir, tmp_path / "gi_tract", GiTractConfig(num_folds=9), num_proc=1)
@@ -398,7 +408,7 @@ def test_all_ways_of_loading_give_the_same_rows(
     assert remote == [expected] * 2, "way 3: from the Hub, stored and streamed"
 
 
-def test_a_refused_push_is_one_error_and_keeps_the_build(
+def test_a_refused_push_ends_in_one_error_and_keeps_the_build(
     kaggle_copy: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     command = ["build", "--kaggle_dir", str(kaggle_copy), "--num_folds", "2", "--push_to_hub", "user/gi_tract"]
@@ -409,23 +419,26 @@ def test_a_refused_push_is_one_error_and_keeps_the_build(
     assert sum(map(len, load_raw(tmp_path / "gi_tract").values())) == 6
 
 
-def test_another_build_under_the_same_name_is_read_anew(kaggle_copy: Path, tmp_path: Path) -> None:
+def test_load_dataset_sees_a_new_build_under_the_same_name(kaggle_copy: Path, tmp_path: Path) -> None:
     validated = []
     for folder, fold in (("one", 0), ("one", 1), ("two", 0)):
         report = build(kaggle_copy, tmp_path / folder / "gi_tract", GiTractConfig(num_folds=2, fold=fold), num_proc=1)
         loaded = datasets.load_dataset(str(report.output_dir))["validation"]
         validated.append(set(loaded["case"]))
+    # Fold 1 replaced fold 0 in the same folder, and another folder of the same name has fold 0. Each was read as it
+    # is.
     assert validated[0] == validated[2] != validated[1]
     before = next(row["segmentation"]["stomach"] for row in loaded if row["segmentation"]["stomach"])
     text = (kaggle_copy / "train.csv").read_text()
-    (kaggle_copy / "train.csv").write_text(text.replace(before, "1 7"))  # still an organ, so the same deal
+    # The outline changes, but the slice still shows the organ. So the split stays the same, and only the rows differ.
+    (kaggle_copy / "train.csv").write_text(text.replace(before, "1 7"))
     build(kaggle_copy, tmp_path / "two" / "gi_tract", HALVES, num_proc=1)
     again = datasets.load_dataset(str(tmp_path / "two" / "gi_tract"))["validation"]
     assert again["id"][:] == loaded["id"][:]
     assert "1 7" in [organs["stomach"] for organs in again["segmentation"]]
 
 
-def test_an_edited_kaggle_folder_is_read_anew(kaggle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_dataset_sees_an_edit_of_the_kaggle_folder(kaggle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(kaggle_copy.parent)
 
     def load() -> dict[str, dict[str, Any]]:
@@ -447,7 +460,7 @@ def test_an_edited_kaggle_folder_is_read_anew(kaggle_copy: Path, monkeypatch: py
     assert np.unique(np.array(load()[edited]["image"])).tolist() == [777]
 
 
-def test_an_unchanged_kaggle_folder_is_not_read_again(kaggle_dir: Path) -> None:
+def test_load_dataset_reads_an_unchanged_kaggle_folder_once(kaggle_dir: Path) -> None:
     files = [
         datasets.load_dataset("gi_tract", data_dir=str(kaggle_dir), num_folds=num_folds)["train"].cache_files
         for num_folds in (2, 2, 4)
@@ -463,7 +476,7 @@ def test_the_bare_name_without_any_data_says_what_to_do(tmp_path: Path, monkeypa
         datasets.load_dataset("gi_tract", data_dir="nowhere")
 
 
-def test_other_datasets_load_as_ever(tmp_path: Path) -> None:
+def test_other_datasets_load_as_before(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     for arguments in ({"path": str(tmp_path)}, {"path": "csv", "data_files": str(tmp_path / "table.csv")}):
         assert datasets.load_dataset(**arguments)["train"].to_list() == [{"a": 1, "b": 2}]

@@ -1,4 +1,8 @@
-"""Every fault of a Kaggle folder is one problem that names file, row and remedy; a faulty folder is never built."""
+"""Every damage to a Kaggle folder is reported as one problem, and a damaged folder is never built.
+
+A problem names the file, the row and what to do. Each damage below changes a folder and returns the words that its
+problem must contain.
+"""
 
 import csv
 import re
@@ -19,7 +23,8 @@ from gi_segmentation.data.kaggle import KaggleDataError, find_slices, parse_slic
 from gi_segmentation.schema import ORGANS
 from tests.support.processes import RunPython
 
-Damage = Callable[[Path, int], list[str]]  # damages a slice of a folder; returns what its problem must say
+# Damages the slice with this number in a folder, and returns the words that its problem must contain.
+Damage = Callable[[Path, int], list[str]]
 
 
 def read_rows(folder: Path) -> list[list[str]]:
@@ -183,7 +188,7 @@ def contents(folder: Path) -> list[tuple[Path, int]]:
 
 
 @pytest.mark.parametrize("name", [*SLICE_DAMAGES, *FOLDER_DAMAGES])
-def test_a_damage_is_one_problem_and_stops_the_build(name: str, kaggle_copy: Path, tmp_path: Path) -> None:
+def test_each_damage_is_one_problem_and_stops_the_build(name: str, kaggle_copy: Path, tmp_path: Path) -> None:
     words = (SLICE_DAMAGES | FOLDER_DAMAGES)[name](kaggle_copy, 1)
     before = contents(tmp_path)
     problems = verify(kaggle_copy, num_proc=1).problems
@@ -196,9 +201,10 @@ def test_a_damage_is_one_problem_and_stops_the_build(name: str, kaggle_copy: Pat
     assert contents(tmp_path) == before
 
 
-def test_all_damages_at_once_are_each_one_problem(kaggle_dir: Path, tmp_path: Path) -> None:
+def test_many_damages_at_once_are_one_problem_each(kaggle_dir: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(kaggle_dir, tmp_path / "kaggle"))
-    # Each on a slice of its own, from a late one backwards, so that no row is renumbered after its damage.
+    # Each damage is on a slice of its own. It starts with a late slice and goes backwards, so a removed row does not
+    # change the row numbers of the damages before it.
     expected = [damage(folder, len(SLICE_DAMAGES) - place) for place, damage in enumerate(SLICE_DAMAGES.values())]
     problems = verify(folder, num_proc=2).problems
     for words in expected:
@@ -250,7 +256,7 @@ def test_a_damaged_image_of_the_test_split_is_a_problem(kaggle_copy: Path, tmp_p
         build(kaggle_copy, tmp_path / "gi_tract", GiTractConfig(num_folds=2), num_proc=1)
 
 
-def test_a_clean_folder_has_no_problems_and_right_counts(kaggle_dir: Path) -> None:
+def test_an_undamaged_folder_has_no_problems_and_right_counts(kaggle_dir: Path) -> None:
     found = verify(kaggle_dir, num_proc=1)
     shown: dict[str, set[str]] = {}
     for slice_id, organ, rle in read_rows(kaggle_dir)[1:]:
@@ -267,7 +273,7 @@ def test_a_clean_folder_has_no_problems_and_right_counts(kaggle_dir: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["no such folder", "not UTF-8", "8 bits"])
-def test_the_command_build_ends_on_one_line_and_leaves_nothing(
+def test_the_command_build_ends_in_one_error_and_writes_nothing(
     name: str, kaggle_copy: Path, tmp_path: Path, run_python: RunPython
 ) -> None:
     words = (SLICE_DAMAGES | FOLDER_DAMAGES)[name](kaggle_copy, 1)
@@ -293,11 +299,13 @@ def test_the_command_verify_lists_the_problems_and_fails(kaggle_copy: Path, run_
     assert "Traceback" not in result.stderr
 
 
-def test_no_damage_to_a_png_escapes_as_another_error(kaggle_copy: Path, tmp_path: Path) -> None:
+def test_each_damage_to_a_png_header_raises_our_own_error(kaggle_copy: Path, tmp_path: Path) -> None:
     slice_file = parse_slice_path(image_of(kaggle_copy, 0))._replace(path=tmp_path / "slice.png")
     data = image_of(kaggle_copy, 0).read_bytes()
     rng = np.random.default_rng(0)
-    for place in range(60):  # signature and header, where a byte can mean anything
+    # The first 60 bytes are the signature, the header and the start of the data. Pillow answers a wrong byte there
+    # with many kinds of exceptions.
+    for place in range(60):
         damaged = bytearray(data)
         damaged[place] ^= rng.integers(1, 256)
         slice_file.path.write_bytes(damaged)
