@@ -1,13 +1,16 @@
-"""Scores that clinics compare contours by: of one organ in one scan, in millimetres and millilitres.
+"""Scores by which clinics compare contours: of one organ in one scan, in millimetres and millilitres.
 
-All take bool volumes `(D, H, W)`, or numbers that are all 0 or 1, and the size of a voxel, `spacing_mm` (z, y, x). A
-surface is the voxels of a mask with one of their six neighbours outside it; what lies beyond the volume is outside.
+All functions take two volumes of shape `(D, H, W)`, bool or with values of 0 and 1, and the size of a voxel,
+`spacing_mm` (z, y, x). The surface of a mask is its voxels with at least one of their six neighbours outside the mask.
+Everything beyond the volume is outside.
 
-With MONAI 1.6 every score it has is the same up to its single precision, but for empty masks: where one is, MONAI has
-a distance of inf (a percentile may be NaN), and where both are, NaN. google-deepmind's surface-distance 0.1 has the
-same Dice; its surface is of points between the voxels, each weighted with an area: Hausdorff distances differ by at
-most a voxel's diagonal (not at all for boxes moved without turning), and mean, percentile and surface Dice weigh the
-surface otherwise.
+Two other libraries have such scores:
+
+- MONAI 1.6 gives the same values up to its single precision, except for empty masks. If one mask is empty, its
+  distances are inf, and a percentile may be NaN. If both masks are empty, its distances are NaN.
+- google-deepmind's surface-distance 0.1 gives the same Dice. Its surface is made of points between the voxels, each
+  with an area. So its Hausdorff distance differs by at most the diagonal of a voxel, and is the same for a box and a
+  shifted copy. Its mean, percentiles and surface Dice weigh the parts of the surface by their area.
 """
 
 import math
@@ -19,22 +22,25 @@ import numpy as np
 from gi_segmentation.scoring.dice import dice_score
 from gi_segmentation.scoring.surface import crop_to_both, distances_to, find_surface, surface_distances
 
-SurfaceDistances: TypeAlias = tuple[np.ndarray, np.ndarray]  # prediction to target, target to prediction
+# From the surface of the prediction to that of the target, and from that of the target to that of the prediction.
+SurfaceDistances: TypeAlias = tuple[np.ndarray, np.ndarray]
 
+# One stray voxel far away decides the Hausdorff distance. Its 95th percentile leaves out the farthest 5 % of a
+# surface.
 ROBUST_PERCENTILE = 95.0
-# Millimetres for the surface Dice: one slice's thickness, and what FLARE 2022 allows for the stomach.
+# Tolerances of the surface Dice: the thickness of a slice, and the tolerance of FLARE 2022 for the stomach.
 TOLERANCES_MM = (3.0, 5.0)
 
 
 def check_masks(preds: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Make sure of two masks of one shape.
+    """Check that two masks are binary and have one shape.
 
     Returns:
-        Both, bool, shape `(D, H, W)`.
+        Both masks, bool, shape `(D, H, W)`.
 
     Raises:
-        ValueError: If they have no three axes, their shapes differ, or there is a value besides 0 and 1; names the
-            first such voxel and how many there are.
+        ValueError: If they do not have three axes, their shapes differ, or a value is neither 0 nor 1. The message has
+            the first such voxel and their number.
 
     Example:
         >>> check_masks(np.ones((1, 1, 2)), [[[0, 2]]])
@@ -46,6 +52,7 @@ def check_masks(preds: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
     if arrays["preds"].shape != arrays["target"].shape or arrays["preds"].ndim != 3:
         shapes = " and ".join(str(array.shape) for array in arrays.values())
         raise ValueError(f"expected preds and target of one shape (D, H, W), but got {shapes}")
+    # A map of label ids is a likely mistake. Taken as bool, it would be one mask of all organs, with plausible scores.
     for name, array in arrays.items():
         if array.dtype != np.bool_:
             wrong = np.argwhere((array != 0) & (array != 1))
@@ -57,11 +64,12 @@ def check_masks(preds: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
-    """Make sure of a voxel's size.
+    """Check the size of a voxel.
 
     Raises:
         ValueError: If it is not three positive numbers.
     """
+    # NaN and inf are not caught by `side > 0` alone: NaN compares as False, but inf does not.
     if len(spacing_mm) != 3 or not all(math.isfinite(side) and side > 0 for side in spacing_mm):
         raise ValueError(f"expected spacing_mm of three positive numbers (z, y, x), but got {tuple(spacing_mm)}")
     depth, height, width = (float(side) for side in spacing_mm)
@@ -69,10 +77,10 @@ def check_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
 
 
 def check_tolerance(tolerance_mm: float) -> float:
-    """Make sure of a tolerance.
+    """Check a tolerance.
 
     Raises:
-        ValueError: If it is negative or no finite number.
+        ValueError: If it is negative or not finite.
     """
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise ValueError(f"expected tolerance_mm of at least 0, but got {tolerance_mm}")
@@ -80,14 +88,14 @@ def check_tolerance(tolerance_mm: float) -> float:
 
 
 def volume_dice(preds: np.ndarray, target: np.ndarray) -> float:
-    """Dice over a whole volume: twice the common voxels over the voxels of both.
+    """Return the Dice over a whole volume: twice the common voxels, divided by the voxels of both masks.
 
     Args:
         preds: Predicted mask, bool, shape `(D, H, W)`.
         target: Reference mask, same shape.
 
     Returns:
-        0 to 1; NaN where both masks are empty.
+        0 to 1; NaN if both masks are empty.
 
     Raises:
         ValueError: If the shapes differ or a mask is not binary.
@@ -99,6 +107,7 @@ def volume_dice(preds: np.ndarray, target: np.ndarray) -> float:
         >>> volume_dice(preds, target)
         0.5
     """
+    # The box around both masks has all their voxels, and is much smaller than the volume.
     preds, target = check_masks(preds, target)
     return _dice(*crop_to_both(preds, target))
 
@@ -106,23 +115,24 @@ def volume_dice(preds: np.ndarray, target: np.ndarray) -> float:
 def hausdorff_distance(
     preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], percentile: float = 100.0
 ) -> float:
-    """Symmetric Hausdorff distance between the surfaces of two binary volumes.
+    """Return the symmetric Hausdorff distance between the surfaces of two masks.
 
     Args:
         preds: Predicted mask, bool, shape `(D, H, W)`.
         target: Reference mask, same shape.
         spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
-        percentile: Which percentile of the distances of each surface to the other to take, instead of the greatest;
-            95 gives HD95. Between two distances it is interpolated, as by `numpy.percentile`.
+        percentile: Percentile of the distances from one surface to the other. 100 is the greatest distance, and 95
+            gives HD95. Between two distances it is interpolated linearly, as in `numpy.percentile`.
 
     Returns:
-        Millimetres, the greater of both ways; NaN where exactly one mask is empty, 0.0 where both are.
+        Millimetres, the greater value of both directions; NaN if exactly one mask is empty, 0.0 if both are.
 
     Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive or the percentile is none.
+        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or the percentile is not
+            within 0 to 100.
 
-    Source: Taha and Hanbury, BMC Medical Imaging 15 (2015) 29; MONAI's `compute_hausdorff_distance`. From pixel to
-    pixel of the masks, as the competition measures, a hole in one mask counts less.
+    Source: Taha and Hanbury, BMC Medical Imaging 15 (2015) 29; MONAI's `compute_hausdorff_distance`. The competition
+    measures between all voxels of the masks, not only those of the surfaces; there a hole in one mask counts less.
 
     Example:
         >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
@@ -130,13 +140,14 @@ def hausdorff_distance(
         >>> hausdorff_distance(preds, target, (3, 1.5, 1.5))  # two pixels of 1.5 mm apart
         3.0
     """
+    # Checked first, because `numpy.percentile` would complain only after the search for the distances.
     if not 0 <= percentile <= 100:
         raise ValueError(f"expected a percentile of 0 to 100, but got {percentile}")
-    return _hausdorff(_measure(preds, target, spacing_mm), percentile)
+    return _hausdorff(_measure_surfaces(preds, target, spacing_mm), percentile)
 
 
 def mean_surface_distance(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Mean distance of the voxels of either surface to the other surface.
+    """Return the mean distance between two surfaces, over the voxels of both.
 
     Args:
         preds: Predicted mask, bool, shape `(D, H, W)`.
@@ -144,27 +155,27 @@ def mean_surface_distance(preds: np.ndarray, target: np.ndarray, spacing_mm: Seq
         spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
 
     Returns:
-        Millimetres; NaN where exactly one mask is empty, 0.0 where both are.
+        Millimetres; NaN if exactly one mask is empty, 0.0 if both are.
 
     Raises:
-        ValueError: If the shapes differ, a mask is not binary or a spacing is not positive.
+        ValueError: If the shapes differ, a mask is not binary, or a spacing is not positive.
 
     Source: Heimann et al., IEEE TMI 28 (2009) 1251, average symmetric surface distance; MONAI's
-    `compute_average_surface_distance(symmetric=True)`: one mean over the voxels of both surfaces, not the mean of two.
+    `compute_average_surface_distance(symmetric=True)`.
 
     Example:
         >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
         >>> preds[0, 0, :3] = target[0, 0, 0] = True
-        >>> mean_surface_distance(preds, target, (1, 1, 1))  # of 0, 1 and 2, and of 0
+        >>> mean_surface_distance(preds, target, (1, 1, 1))  # the mean of 0, 1 and 2 (preds) and 0 (target)
         0.75
     """
-    return _mean_distance(_measure(preds, target, spacing_mm))
+    return _mean_distance(_measure_surfaces(preds, target, spacing_mm))
 
 
 def normalised_surface_dice(
     preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float
 ) -> float:
-    """Share of both surfaces' voxels that lie no farther from the other surface than a tolerance.
+    """Return the share of the voxels of both surfaces that are within a tolerance of the other surface.
 
     Args:
         preds: Predicted mask, bool, shape `(D, H, W)`.
@@ -173,13 +184,13 @@ def normalised_surface_dice(
         tolerance_mm: At least 0.
 
     Returns:
-        0 to 1; 0 where exactly one mask is empty, NaN where both are.
+        0 to 1; 0 if exactly one mask is empty, NaN if both are.
 
     Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive or the tolerance negative.
+        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or the tolerance is below 0.
 
-    Source: Nikolov et al., arXiv:1809.04430, who weigh the surface by area; counted in voxels as by Seidlitz et al.,
-    arXiv:2111.05408, and MONAI's `compute_surface_dice`.
+    Source: Nikolov et al., arXiv:1809.04430, measure the area of the surface. Seidlitz et al., arXiv:2111.05408, and
+    MONAI's `compute_surface_dice` count its voxels, and so does this function.
 
     Example:
         >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
@@ -187,32 +198,32 @@ def normalised_surface_dice(
         >>> normalised_surface_dice(preds, target, (1, 1, 1), tolerance_mm=1)  # 2 of 3 voxels, and 1 of 1
         0.75
     """
-    return _surface_dice(_measure(preds, target, spacing_mm), check_tolerance(tolerance_mm))
+    return _surface_dice(_measure_surfaces(preds, target, spacing_mm), check_tolerance(tolerance_mm))
 
 
 def added_path_length(
     preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = 0.0
 ) -> float:
-    """Length of contour to be drawn anew, slice by slice, to turn the prediction into the target.
+    """Return the length of the contour that must be redrawn, slice by slice, to correct the prediction.
 
     Args:
         preds: Predicted mask, bool, shape `(D, H, W)`.
         target: Reference mask, same shape.
         spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
-        tolerance_mm: How far within the slice the prediction's contour may be from the target's and still count as
-            drawn.
+        tolerance_mm: A pixel of the target's contour need not be redrawn if a pixel of the prediction's contour on the
+            same slice is at most this far away.
 
     Returns:
-        Millimetres: pixels of the target's contours that the contour of the prediction on that slice does not cover,
-        times the pixel's side (the mean of both sides where they differ). All of them where `preds` is empty; 0.0
-        where `target` is, since contour to be deleted costs no path.
+        Millimetres: the number of pixels of the target's contours that must be redrawn, times the side of a pixel (the
+        mean of both sides if they differ). If `preds` is empty, all pixels must be redrawn. If `target` is empty, the
+        result is 0.0: a contour only needs to be deleted.
 
     Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive or the tolerance negative.
+        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or the tolerance is below 0.
 
-    Source: Vaassen et al., Physics and Imaging in Radiation Oncology 13 (2020) 1; the tolerance as in the authors'
-    later code, pyAPL. A contour is the pixels of the mask with one of their four neighbours on the slice outside it;
-    implementations that compare with the prediction's mask instead of its contour find less.
+    Source: Vaassen et al., Physics and Imaging in Radiation Oncology 13 (2020) 1. The tolerance is from the authors'
+    later code, pyAPL. A contour is the pixels of a mask with at least one of their four neighbours on the slice
+    outside of it. Some implementations compare with the mask of the prediction instead of its contour, and find less.
 
     Example:
         >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.ones((1, 1, 4), dtype=bool)
@@ -222,12 +233,13 @@ def added_path_length(
         >>> added_path_length(preds, target, (3, 1.5, 1.5), tolerance_mm=1.5)
         0.0
     """
+    # The thickness of a slice has no effect. It is asked for so that all functions take the same `spacing_mm`.
     spacing, tolerance = check_spacing(spacing_mm), check_tolerance(tolerance_mm)
     return _path_length(*crop_to_both(*check_masks(preds, target)), spacing, tolerance)
 
 
 def volume_difference(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Volume of the prediction less that of the target.
+    """Return the volume of the prediction minus the volume of the target.
 
     Args:
         preds: Predicted mask, bool, shape `(D, H, W)`.
@@ -235,16 +247,17 @@ def volume_difference(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequenc
         spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
 
     Returns:
-        Millilitres, below 0 where the prediction is too small.
+        Millilitres; below 0 if the prediction is too small.
 
     Raises:
-        ValueError: If the shapes differ, a mask is not binary or a spacing is not positive.
+        ValueError: If the shapes differ, a mask is not binary, or a spacing is not positive.
 
     Example:
         >>> preds, target = np.ones((10, 10, 20), dtype=bool), np.zeros((10, 10, 20), dtype=bool)
         >>> volume_difference(preds, target, (1, 1, 1))
         2.0
     """
+    # This score does not look at places: two masks of one volume have a difference of 0 even if they do not overlap.
     spacing = check_spacing(spacing_mm)
     preds, target = check_masks(preds, target)
     return _millilitres(preds, spacing) - _millilitres(target, spacing)
@@ -256,19 +269,19 @@ def measure_organ(
     spacing_mm: Sequence[float],
     tolerances_mm: Sequence[float] = TOLERANCES_MM,
 ) -> dict[str, float]:
-    """All scores of one organ in one scan; the box, the surfaces and their distances are found once.
+    """Return all scores of one organ in one scan.
 
     Args:
         preds: Predicted mask, bool, shape `(D, H, W)`.
         target: Reference mask, same shape.
         spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
-        tolerances_mm: For the normalised surface Dice, each at least 0.
+        tolerances_mm: Tolerances of the normalised surface Dice, each at least 0.
 
     Returns:
-        What each score's function gives, by name and unit, and the volumes of both masks in millilitres.
+        The results of the functions of this module, and the volumes of both masks. The names end with the unit.
 
     Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive or a tolerance negative.
+        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or a tolerance is negative.
 
     Example:
         >>> scores = measure_organ(np.ones((1, 2, 2)), np.ones((1, 2, 2)), (3, 1, 1), tolerances_mm=[3.0])
@@ -277,6 +290,7 @@ def measure_organ(
     """
     spacing = check_spacing(spacing_mm)
     tolerances = [check_tolerance(tolerance) for tolerance in tolerances_mm]
+    # The box, the surfaces and their distances take nearly all the time. All scores share them.
     preds, target = crop_to_both(*check_masks(preds, target))
     distances = surface_distances(preds, target, spacing)
     volumes = _millilitres(preds, spacing), _millilitres(target, spacing)
@@ -296,20 +310,20 @@ def measure_organ(
 def measure_organs(
     preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | None
 ) -> list[dict[str, float]]:
-    """What `measure_organ` gives for each organ of a scan; nothing where the size of a voxel is not known.
+    """Return the scores of `measure_organ` for each organ of a scan.
 
     Args:
         preds: Predicted masks, bool, shape `(organs, D, H, W)`.
         target: Reference masks, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres.
+        spacing_mm: Voxel size (z, y, x) in millimetres; None if it is not known or the scores are not wanted. The
+            result is then empty.
     """
     if spacing_mm is None:
         return []
     return [measure_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
 
 
-def _measure(preds: Any, target: Any, spacing_mm: Sequence[float]) -> SurfaceDistances:
-    """Distances between two surfaces, both ways."""
+def _measure_surfaces(preds: Any, target: Any, spacing_mm: Sequence[float]) -> SurfaceDistances:
     return surface_distances(*crop_to_both(*check_masks(preds, target)), check_spacing(spacing_mm))
 
 
@@ -319,9 +333,13 @@ def _dice(preds: np.ndarray, target: np.ndarray) -> float:
 
 
 def _hausdorff(distances: SurfaceDistances, percentile: float) -> float:
+    # There is no distance to an empty mask, so the value is NaN, and not 0, inf or another made-up number. Two empty
+    # masks agree, so the value is 0.
     present = [way.size > 0 for way in distances]
     if not all(present):
         return math.nan if any(present) else 0.0
+    # HD = max(h(A, B), h(B, A)). Each direction has its own percentile, so a missed part of a small target counts even
+    # if the prediction has many more surface voxels.
     return max(float(np.percentile(way, percentile)) for way in distances)
 
 
@@ -329,19 +347,25 @@ def _mean_distance(distances: SurfaceDistances) -> float:
     present = [way.size > 0 for way in distances]
     if not all(present):
         return math.nan if any(present) else 0.0
+    # One mean over the voxels of both surfaces, (sum of A to B + sum of B to A) / (n_A + n_B). It is not the mean of
+    # two means, which would give more weight to the voxels of the smaller surface.
     return float(np.concatenate(distances).mean())
 
 
 def _surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
+    # If one mask is empty, all distances of the other are inf, and the share is 0 without a special case.
     number = sum(way.size for way in distances)
     near = sum(int(np.count_nonzero(way <= tolerance_mm)) for way in distances)
     return near / number if number else math.nan
 
 
 def _path_length(preds: np.ndarray, target: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
+    # Neighbours within the slice only: people draw contours slice by slice.
     preds, target = (find_surface(mask, axes=(1, 2)) for mask in (preds, target))
+    # The usual tolerance of 0 needs no search: a pixel is drawn already if both contours have it.
     if tolerance_mm:
-        # Slices are moved so far apart that the nearest contour pixel within the tolerance is on the same slice.
+        # The search for the nearest pixel is in 3D. With slices twice the tolerance apart, no pixel of another slice
+        # is within the tolerance.
         number = np.count_nonzero(distances_to(target, preds, (2 * tolerance_mm, *spacing[1:])) > tolerance_mm)
     else:
         number = np.count_nonzero(target & ~preds)
@@ -349,4 +373,5 @@ def _path_length(preds: np.ndarray, target: np.ndarray, spacing: Sequence[float]
 
 
 def _millilitres(mask: np.ndarray, spacing: Sequence[float]) -> float:
+    # A millilitre has 1000 cubic millimetres.
     return int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
