@@ -1,4 +1,8 @@
-"""The scores of a submission file against the outlines by hand."""
+"""Score a submission file against the outlines drawn by hand.
+
+Three steps: read both files, pair their slices scan by scan, and measure the scans in several processes. Files with
+problems are not scored. The error has the first problem and the number of all.
+"""
 
 import math
 import os
@@ -23,6 +27,7 @@ from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.scans import ScanScore, measure_scan, score_scans
 from gi_segmentation.scoring.tables import format_interval
 
+# The scores that are printed, in this order. Scores of whole scans are in the table that `--output` writes.
 COMPETITION_SCORES = (
     "dice",
     *(f"dice_{organ}" for organ in ORGANS),
@@ -30,22 +35,34 @@ COMPETITION_SCORES = (
     "competition_dice",
     "competition_score",
 )
+# By slice id and organ.
 Annotations = dict[str, dict[str, Annotation]]
 
 
 class SliceGrid(NamedTuple):
-    """Size of a slice, and of its pixels where that is asked for: (row mm, column mm)."""
+    """Size of a slice in pixels, and of a pixel.
+
+    Scores in millimetres need the size of a pixel, and the competition's scores do not.
+    """
 
     height: int
     width: int
+    # Height and width of a pixel in millimetres; None if it is not needed.
     pixel_spacing: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class ScanPair:
-    """Truth and prediction of one scan as encodings: slices in order, organs in the order of `ORGANS`.
+    """Truth and prediction of one scan, as run-length encodings.
 
-    `spacing_mm` is the size of a voxel (z, y, x), None where it was not asked for.
+    Attributes:
+        case: Number of the patient.
+        name: Name of the scan.
+        grid: Size of all its slices.
+        spacing_mm: Voxel size (z, y, x) in millimetres; None if it is not needed.
+        slice_ids: Ids of the slices, sorted by number.
+        target: True encodings of each slice, in the order of `ORGANS`.
+        preds: Predicted encodings of each slice, likewise.
     """
 
     case: int
@@ -58,16 +75,16 @@ class ScanPair:
 
 
 def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[np.ndarray, list[str]]:
-    """Masks of a scan.
+    """Decode the masks of a scan.
 
     Args:
         pair: The scan.
         slices: Its `target` or its `preds`.
-        path: The file they come from.
+        path: The file of these encodings, for messages.
 
     Returns:
-        bool, shape `(organs, slices, height, width)`; and a
-        sentence for each encoding that does not describe a mask of its slice.
+        Masks, bool, shape `(organs, slices, height, width)`, and a line of text for each encoding that does not fit
+        its slice.
     """
     height, width = pair.grid.height, pair.grid.width
     volume = np.zeros((len(ORGANS), len(slices), height, width), dtype=bool)
@@ -75,6 +92,7 @@ def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[
     for number, (slice_id, organs) in enumerate(zip(pair.slice_ids, slices, strict=True)):
         for index, rle in enumerate(organs):
             try:
+                # Most encodings are empty, and the volume is empty to begin with.
                 if rle:
                     volume[index, number] = decode(rle, height, width)
             except RleError as error:
@@ -83,7 +101,9 @@ def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[
 
 
 def measure_pair(pair: ScanPair, truth: Path, submission: Path, rules: CompetitionRules) -> ScanScore | list[str]:
-    """Score one scan of two files, with clinical scores if the size of its pixels is known; or say what is wrong."""
+    """Measure one scan, with clinical scores if `spacing_mm` is known, or return the problems of its encodings."""
+    # Problems are returned and not raised. An exception in one process would end the others, and the message could not
+    # count the problems of all scans.
     target, problems = decode_volume(pair, pair.target, truth)
     preds, more = decode_volume(pair, pair.preds, submission)
     if problems or more:
@@ -93,15 +113,15 @@ def measure_pair(pair: ScanPair, truth: Path, submission: Path, rules: Competiti
 
 
 def read_whole_table(path: Path, rle_column: str) -> Annotations:
-    """Read truth or submission.
+    """Read the truth or a submission.
 
     Raises:
-        InputError: If any row has a problem, a slice lacks an organ, or there are no rows; names the first problem
-            and their number.
+        InputError: If a row has a problem, a slice lacks an organ, or there are no rows. The message has the first
+            problem and their number.
     """
     annotations, problems = read_annotations(path, rle_column)
     problems += [
-        f"{path}: {slice_id} has no row for {organ}"
+        f"{path}: {slice_id} has no row for {organ}; add one, with an empty encoding if need be"
         for slice_id, organs in annotations.items()
         for organ in ORGANS
         if organ not in organs
@@ -111,18 +131,19 @@ def read_whole_table(path: Path, rle_column: str) -> Annotations:
 
 
 def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str, SliceGrid]:
-    """Size of each slice, from `kaggle_dir`'s file names or the truth's own columns.
+    """Find the size of each slice, from columns of the truth or from the names of the images.
 
     Args:
-        truth: CSV; with the columns `width` and `height` it needs no folder, nor with `spacing_x` and `spacing_y` for
-            clinical scores.
-        kaggle_dir: Folder with the slices; None looks beside the CSV.
-        clinical: Whether the size of pixels is needed.
+        truth: CSV. Its columns `width` and `height` are used if it has them; for clinical scores it needs `spacing_x`
+            and `spacing_y` too. Otherwise the names of the images are used.
+        kaggle_dir: Folder with the images, in place of the columns; None: the folder of the CSV.
+        clinical: Whether the size of a pixel is needed.
 
     Raises:
-        InputError: If a column has something else than numbers, a PNG is not named as a slice, a slice has two sizes,
-            or pixels have none; names the first slice and how many there are.
+        InputError: If a column has other values than numbers, a PNG does not have the name of a slice, a slice has two
+            sizes, or the size of a pixel is not positive. The message has the first slice and their number.
     """
+    # An encoding alone does not give the size of its image: "1 3" is three pixels in an image of any size.
     table = pd.read_csv(truth, dtype=str, na_filter=False)
     columns = ["height", "width", *(["spacing_y", "spacing_x"] if clinical else [])]
     grids: dict[str, SliceGrid] = {}
@@ -131,45 +152,62 @@ def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str
         try:
             for slice_id, *texts in zip(table["id"], *(table[column] for column in columns), strict=True):
                 spacing = (float(texts[2]), float(texts[3])) if clinical else None
+                # A slice has a row for each organ, and all of them must state the same size.
                 grid = SliceGrid(int(texts[0]), int(texts[1]), spacing)
                 if grids.setdefault(slice_id, grid) != grid:
                     several.add(slice_id)
         except ValueError as error:
             wanted = "millimetres in spacing_x and spacing_y, " if clinical else ""
-            raise InputError(f"{truth}: expected {wanted}pixels in the columns width and height ({error})") from error
+            raise InputError(
+                f"{truth}: expected {wanted}pixels in the columns width and height ({error}); correct the columns"
+            ) from error
         if several:
-            raise InputError(f"{truth}: rows of {len(several)} slices disagree on their size, first {min(several)}")
+            raise InputError(
+                f"{truth}: expected the same size in all rows of a slice, but {len(several)} slices have several "
+                f"sizes, the first {min(several)}; correct the columns"
+            )
     else:
         slices, problems = find_slices(kaggle_dir or truth.parent)
         if problems:
             raise KaggleDataError(problems)
         for item in slices:
             grids[item.id] = SliceGrid(item.height, item.width, item.pixel_spacing if clinical else None)
+    # "nan" and "inf" are floats too, and all comparisons with NaN are false.
     flat = [i for i, grid in grids.items() if not all(0 < side < math.inf for side in grid.pixel_spacing or ())]
     if flat:
-        raise InputError(f"{len(flat)} slices have pixels without a size in millimetres, the first {min(flat)}")
+        raise InputError(
+            f"expected pixels of more than 0 mm, but {len(flat)} slices have others, the first {min(flat)}; correct "
+            f"the names of the images, or the columns spacing_x and spacing_y"
+        )
     return grids
 
 
 def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, SliceGrid]) -> list[ScanPair]:
-    """Bring truth and submission together, scan by scan.
+    """Pair the slices of truth and submission, scan by scan.
 
     Raises:
-        InputError: If their slices differ, a slice's size is unknown, or slices of a scan do not make a volume.
+        InputError: If they have different slices, the size of a slice is not known, or the slices of a scan do not
+            form a volume.
     """
-    sides = ("lacks", truth.keys() - submission.keys()), ("has, unlike the truth,", submission.keys() - truth.keys())
+    # A slice that is missing in the submission is an error, and not an empty prediction: most often, the wrong file
+    # was given.
+    sides = ("lacks", truth.keys() - submission.keys()), ("adds", submission.keys() - truth.keys())
     differences = [f"{what} {len(ids)} slices, the first {min(ids)}" for what, ids in sides if ids]
     if differences:
-        raise InputError(f"the submission {' and '.join(differences)}; score the same slices")
+        raise InputError(
+            f"expected the slices of the truth, but the submission {' and '.join(differences)}; "
+            f"predict the same slices"
+        )
     unknown = truth.keys() - grids.keys()
     if unknown:
         raise InputError(
-            f"no image for {len(unknown)} slices, the first {min(unknown)}: its size is needed; name the folder that "
-            f"has them with --kaggle_dir"
+            f"expected an image of each slice, because its name has the size, but {len(unknown)} slices have none, "
+            f"the first {min(unknown)}; name the folder with the images by --kaggle_dir"
         )
     scans: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)
     for slice_id in truth:
         case, day, number = (int(text) for text in ID_PATTERN.fullmatch(slice_id).groups())  # type: ignore[union-attr]
+        # Sorted as numbers below: slices of a file may come in any order, but a volume needs them along z.
         scans[case, day].append((number, slice_id))
     pairs, uneven, broken = [], [], []
     for (case, day), members in sorted(scans.items()):
@@ -178,6 +216,8 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         grid = grids[ordered[0]]
         if any(grids[slice_id] != grid for slice_id in ordered):
             uneven.append(name)
+        # The competition's distance takes slices as neighbours even if slices between them are missing, as the graders
+        # do. Distances in millimetres would be wrong there.
         numbers = [number for number, _ in members]
         spacing_mm = find_voxel_size_mm(numbers, grid.pixel_spacing) if grid.pixel_spacing else None
         if grid.pixel_spacing and spacing_mm is None:
@@ -185,8 +225,12 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         target, preds = ([[t[i][organ].rle for organ in ORGANS] for i in ordered] for t in (truth, submission))
         pairs.append(ScanPair(case, name, grid, spacing_mm, ordered, target, preds))
     for names, what in (
-        (uneven, "slices of several sizes are no volume; correct the file names"),
-        (broken, "slices between its first and last are missing, without which millimetres cannot be measured"),
+        (uneven, "expected slices of one size and spacing, but got several; correct the sizes"),
+        (
+            broken,
+            "expected every slice from the first to the last, because scores in millimetres need them, but some are "
+            "missing; add them, or score without --clinical",
+        ),
     ):
         if names:
             raise InputError(f"{names[0]}: {what}" + (f" ({len(names)} such scans)" if names[1:] else ""))
@@ -201,31 +245,35 @@ def measure_submission(
     rules: CompetitionRules = DEFAULT_RULES,
     clinical: bool = False,
 ) -> list[ScanScore]:
-    """Score each scan of a submission.
+    """Measure each scan of a submission.
 
     Args:
         truth: CSV with `id,class,segmentation`.
         submission: CSV with `id,class,predicted` for the same slices.
-        kaggle_dir: Folder with the slices, for their sizes; None looks beside `truth`.
-        num_proc: Processes; None takes one per core.
-        rules: The competition's, where there is a choice.
+        kaggle_dir: Folder with the images, for their sizes; None: the folder of `truth`.
+        num_proc: Number of processes; None: one per core.
+        rules: How to measure the competition's distance.
         clinical: Whether to add the scores in millimetres.
 
     Raises:
-        InputError: If either file has problems or they do not fit together; names the first and how many there are.
+        InputError: If a file has problems or the files do not fit together. The message has the first problem and
+            their number.
     """
+    # Both files are read whole before the first scan is measured, so a mistake shows in seconds and not in minutes.
     annotations = read_whole_table(truth, "segmentation"), read_whole_table(submission, "predicted")
     pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical))
+    # A scan goes to a process as encodings of some kilobytes. Its masks, tens of megabytes, are made and dropped
+    # there.
     workers = max(1, min(num_proc or os.cpu_count() or 1, len(pairs)))
     with ProcessPoolExecutor(workers) as pool:
         results = pool.map(partial(measure_pair, truth=truth, submission=submission, rules=rules), pairs)
-        scored = list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
-    raise_first([problem for result in scored if isinstance(result, list) for problem in result])
-    return [result for result in scored if isinstance(result, ScanScore)]
+        measured = list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
+    raise_first([problem for result in measured if isinstance(result, list) for problem in result])
+    return [result for result in measured if isinstance(result, ScanScore)]
 
 
 def raise_first(problems: list[str]) -> None:
-    """Raise the first problem, if there is any, and say how many there are.
+    """Raise the first problem, if there is one, with the number of problems.
 
     Raises:
         InputError: If there are problems.
@@ -235,9 +283,16 @@ def raise_first(problems: list[str]) -> None:
 
 
 def format_scores(scans: list[ScanScore], rules: CompetitionRules, preset: str) -> str:
-    """The scores as lines, each with the interval in which chance may have moved it, under the rules' names."""
+    """Format the scores as text: a line with the rules, and a line for each score with its confidence interval.
+
+    Args:
+        scans: The scans of a submission.
+        rules: How to read the competition's metric.
+        preset: Name of the rules.
+    """
     scores, intervals = score_scans(scans, rules), find_intervals(scans, rules)
     lines = [f"preset {preset}: " + ", ".join(f"{name} {value}" for name, value in asdict(rules).items())]
+    # With one patient there is no interval, and so no brackets to explain.
     if any(intervals.values()):
         lines.append(f"in brackets 95 % intervals over {len({scan.patient for scan in scans})} patients")
     for name in COMPETITION_SCORES:

@@ -1,4 +1,4 @@
-"""Scores as tables: a row per scan and organ, and the clinical scores of patients in Markdown."""
+"""Scores as tables: one row per scan and organ for a CSV file, and the clinical scores of patients in Markdown."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,12 @@ from gi_segmentation.scoring.scans import ScanScore, average_patients
 
 
 def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
-    """All that is known of each scan, a row per scan and organ.
+    """List all scores of each scan, one row per scan and organ.
 
     Returns:
-        Columns `case`, `scan`, `organ`, `slices`, `dice` (mean over the slices that have the organ in either mask, of
-        which there are `dice_slices`), `volume_dice`, `hausdorff` (the competition's; where it is of all organs
-        together, it stands in each row), and those of `clinical.measure_organ` where they were asked for.
+        A table with the columns `case`, `scan`, `organ` and `slices`; `dice`, the mean over the slices with the organ
+        in at least one mask, and `dice_slices`, their number; `volume_dice`; `hausdorff`, the competition's distance;
+        and the scores of `clinical.measure_organ` if they were measured.
     """
     rows = []
     for scan in sorted(scans, key=lambda scan: scan.key):
@@ -30,9 +30,11 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
                     "scan": scan.name,
                     "organ": organ,
                     "slices": scan.num_slices,
+                    # Empty in both masks on all slices: there is no Dice, and 0 would be wrong.
                     "dice": scan.dice_sums[index] / number if number else math.nan,
                     "dice_slices": number,
                     "volume_dice": scan.volume_dice[index],
+                    # A distance of all organs together is a single number, and is in all rows of its scan.
                     "hausdorff": scan.hausdorff[index if len(scan.hausdorff) > 1 else 0],
                     **(scan.clinical[index] if scan.clinical else {}),
                 }
@@ -41,16 +43,18 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
 
 
 def describe_clinical(scans: Sequence[ScanScore]) -> dict[str, Any]:
-    """The clinical scores of patients: how they lie, and how sure their mean is.
+    """Summarise the clinical scores over patients.
 
     Args:
-        scans: With clinical scores, all or some of them.
+        scans: The scans; those without clinical scores are left out.
 
     Returns:
-        `scores`: by name and organ the `mean` and `sd` (n − 1) over `patients`, and the mean's `interval`; None where
-        there is none. `scans`: how many were measured. `one_sided`: per organ how many of them have it in one mask
-        only, and thus no distance.
+        - `scores`: by name and organ, `mean`, standard deviation `sd` (with n - 1), number of `patients`, and the
+          confidence `interval` of the mean; None if a value does not exist;
+        - `scans`: number of scans with clinical scores;
+        - `one_sided`: per organ, the number of these scans with the organ in exactly one mask. They have no distance.
     """
+    # A scan with a gap between its slices has no clinical scores.
     measured = [scan for scan in scans if scan.clinical]
     patients, intervals = average_patients(measured), find_intervals(measured)
     known = set(patients.index.get_level_values("organ")) if len(patients) else set()
@@ -64,6 +68,7 @@ def describe_clinical(scans: Sequence[ScanScore]) -> dict[str, Any]:
             for name in patients.columns
         },
         "scans": len(measured),
+        # The means leave out these scans, which are often the worst. So the table must say how many there are.
         "one_sided": {
             organ: sum(math.isnan(scan.clinical[index]["hausdorff_mm"]) for scan in measured)
             for index, organ in enumerate(ORGANS)
@@ -72,7 +77,8 @@ def describe_clinical(scans: Sequence[ScanScore]) -> dict[str, Any]:
 
 
 def describe_values(values: Sequence[float], interval: Interval | None) -> dict[str, Any]:
-    """Mean, standard deviation and number of patients' scores; None where they have none."""
+    """Return mean, standard deviation and number of the patients' scores; None if a value does not exist."""
+    # `ddof=1`: the patients are a sample. One patient has no deviation.
     return {
         "mean": float(np.mean(values)) if values else None,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -82,7 +88,7 @@ def describe_values(values: Sequence[float], interval: Interval | None) -> dict[
 
 
 def format_interval(interval: Sequence[float] | None, form: str) -> str:
-    """An interval in brackets, after a blank; nothing where there is none.
+    """Format an interval in brackets, with a space before it; an empty text for None.
 
     Example:
         >>> format_interval((0.81, 0.9), ".3f"), format_interval(None, ".3f")
@@ -92,23 +98,26 @@ def format_interval(interval: Sequence[float] | None, form: str) -> str:
 
 
 def format_clinical(described: dict[str, Any]) -> str:
-    """A Markdown table of the clinical scores, a column per organ.
+    """Format the clinical scores as a Markdown table with a column per organ.
 
     Args:
         described: From `describe_clinical`.
     """
     scores = described["scores"]
+    # An organ that no patient shows gets no column.
     organs = [organ for organ in ORGANS if any(organ in by_organ for by_organ in scores.values())]
     head = "mean ± SD over patients [95 % interval of the mean]"
     lines = [f"| {head} | " + " | ".join(organ.replace("_", " ") for organ in organs) + " |"]
     lines.append("|---" * (len(organs) + 1) + "|")
     patients = [max(by_organ[organ]["patients"] for by_organ in scores.values()) for organ in organs]
     for name, by_organ in scores.items():
+        # A tenth of a millimetre or millilitre is finer than the voxels. Scores from 0 to 1 need three digits.
         form = ".1f" if name.endswith(("_mm", "_ml")) else ".3f"
         cells: list[str] = []
         for one in (by_organ[organ] for organ in organs):
             spread = "" if one["sd"] is None else f" ± {one['sd']:{form}}"
             mean = "none" if one["mean"] is None else f"{one['mean']:{form}}"
+            # The last row has the number of patients with the organ. A score that fewer patients have says so itself.
             fewer = f" ({one['patients']} patients)" if 0 < one["patients"] < patients[len(cells)] else ""
             cells.append(f"{mean}{spread}{format_interval(one['interval'], form)}{fewer}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
