@@ -24,6 +24,7 @@ README = ROOT / "README.md"
 MAX_README_LINES = 120
 PAGES = [README, *(ROOT / path for path in dict.fromkeys(re.findall(r"\]\((docs/\w+\.md)\)", README.read_text())))]
 
+FOLDERS_WITH_README = ("benchmarks", "model_cards", "tests/support/loopback_hub")
 KAGGLE_ZIP = "uw-madison-gi-tract-image-segmentation"
 # What a training of a few seconds needs. The last value of a flag wins, so the documented flags are parsed too.
 TINY = (
@@ -150,7 +151,7 @@ def test_every_page_can_be_found_from_the_readme() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "model_cards/README.md"))],
+    [*PAGES, ROOT / "CONTRIBUTING.md", *(ROOT / folder / "README.md" for folder in FOLDERS_WITH_README)],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_every_link_leads_to_a_file(page: Path) -> None:
