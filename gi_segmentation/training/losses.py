@@ -152,8 +152,10 @@ def dice_cross_entropy_loss(
     # The logits are enlarged to the size of the labels. Smaller labels would lose the thin parts of an organ.
     logits = resize_logits(logits, labels)
     sums = dice_sums(logits, labels, label_mode)
-    pooled = reduce is not None and num_processes > 1
-    dice = pool_dice_loss(sums, reduce, num_processes) if pooled and reduce else soft_dice_loss(sums)
+    if reduce is None or num_processes == 1:
+        dice = soft_dice_loss(sums)
+    else:
+        dice = pool_dice_loss(sums, reduce, num_processes)
     # Cross-entropy needs no factor P. It is a mean over pixels, and all processes have the same number of them. So the
     # mean of their gradients is already the gradient of the whole.
     return dice + cross_entropy_loss(logits, labels, label_mode)
