@@ -72,9 +72,9 @@ def return_auxiliary_logits(model: PreTrainedModel) -> None:
     The models of `transformers` compute these logits, but they use them only for their own loss and do not return
     them. Two hooks add them to the output: the first keeps what the auxiliary head computes, and the second adds it.
     """
-    # The logits must be part of the output. DistributedDataParallel searches the output for the parameters that took
-    # part in it. It would take those of the auxiliary head for unused, and raise an error as soon as their gradients
-    # came.
+    # The logits must be part of the output. DistributedDataParallel searches the output of a forward pass for the
+    # parameters that will get a gradient. Without these logits, it would count the parameters of the auxiliary head as
+    # unused, and raise an error when their gradients arrive.
     auxiliary_head = getattr(model, "auxiliary_head", None)
     if auxiliary_head is None:
         return
