@@ -1,4 +1,5 @@
 """In: a checkpoint and slices. Out: masks on the slices' own grid, prediction files, comparisons of checkpoints.
 
-Imports the ground, `data`, `models` and `scoring`; it must not import `training` or `publishing`.
+This package imports `data`, `models`, `scoring`, and the modules that these may import. It does not import `training`
+or `publishing`.
 """

@@ -1,4 +1,7 @@
-"""The flags of all commands that predict. This module is light, so that `--help` answers at once."""
+"""The flags of all commands that predict.
+
+This module does not import PyTorch, so `--help` does not wait for it.
+"""
 
 import argparse
 
@@ -27,6 +30,7 @@ def check_prediction_flags(arguments: argparse.Namespace) -> argparse.Namespace:
     Raises:
         InputError: If one is too small.
     """
+    # With 0 workers, the slices are read in the main process.
     if arguments.batch_size < 1 or arguments.num_workers < 0:
         raise InputError(
             f"expected --batch_size of at least 1 and --num_workers of at least 0, "

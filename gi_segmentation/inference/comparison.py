@@ -1,4 +1,4 @@
-"""Checkpoints side by side on one split: alone, with test-time flips, and as an ensemble."""
+"""Compare checkpoints on one split: each alone, each with test-time flips, and all of them as an ensemble."""
 
 import time
 from collections import defaultdict
@@ -21,6 +21,7 @@ from gi_segmentation.scoring.scans import ScanScore, score_scans
 from gi_segmentation.scoring.streaming import StreamingScorer
 from gi_segmentation.scoring.tables import format_interval
 
+# The columns of the table: names of scores, and their headings.
 COLUMNS = {
     "dice": "Dice",
     **{f"dice_{organ}": organ.replace("_", " ") for organ in ORGANS},
@@ -30,12 +31,16 @@ COLUMNS = {
 
 
 def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """The logits to combine, by what the way is called.
+    """List the ways to predict, each with the logits that it combines.
 
     Args:
         members: The checkpoints.
-        logits: Of each, from `evaluation.flip_logits`.
+        logits: Logits of each checkpoint, from `flip_logits`: shape `(flips, B, channels, h, w)`.
+
+    Returns:
+        By the name of the way, one tensor of shape `(B, channels, h, w)` per checkpoint that it uses.
     """
+    # All ways follow from the same forward passes: the first element is without a flip, and the mean is with flips.
     ways = {}
     for member, flipped in zip(members, logits, strict=True):
         ways[member.name] = [flipped[0]]
@@ -49,11 +54,14 @@ def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[s
 def read_batches(
     members: list[Member], dataset: Dataset, batch_size: int, num_workers: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """The same slices for each member, as it wants them; batch by batch."""
+    """Yield the same slices for all checkpoints, batch by batch: one batch per checkpoint, prepared for it."""
+    # Checkpoints may differ in input size and neighbours, so each needs its own transform. The loaders read the slices
+    # in the same order.
     loaders = []
     for member in members:
         neighbours = SliceNeighbours(dataset, member.slice_context) if member.slice_context else None
         transform = SliceTransform(member.processor, member.label_mode, neighbours, scoring=True)
+        # The processes are shared among the loaders. If any are wanted, each loader has at least one.
         workers = max(num_workers // len(members), min(num_workers, 1))
         loaders.append(
             DataLoader(dataset.with_transform(transform), batch_size, num_workers=workers, collate_fn=collate)
@@ -70,13 +78,13 @@ def compare_members(
     Args:
         members: The checkpoints, on their device.
         dataset: The slices.
-        batch_size: Slices a forward pass.
-        num_workers: Processes that read slices.
-        rules: The competition's, where there is a choice.
+        batch_size: Number of slices in a forward pass.
+        num_workers: Number of processes that read slices.
+        rules: How to read the competition's metric.
 
     Returns:
-        What each scan scores, by way; and the seconds that the first checkpoint alone needed for `SCAN_SLICES` slices,
-        reading them aside.
+        The scores of the scans, by way; and the seconds that the first checkpoint alone needs for `SCAN_SLICES`
+        slices, without the time to read them.
     """
     scorers: dict[str, StreamingScorer] = defaultdict(partial(StreamingScorer, dataset, rules))
     seconds, number, label_mode = 0.0, 0, members[0].label_mode
@@ -85,12 +93,14 @@ def compare_members(
         for batches in read_batches(members, dataset, batch_size, num_workers):
             inputs = [b["pixel_values"].to(m.model.device) for m, b in zip(members, batches, strict=True)]
             logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
+            # Sizes and ids are the same in all batches. `labels` have the input size of the first checkpoint.
             batch = batches[0]
             for way, chosen in ways_to_predict(members, logits).items():
                 packed = pack_masks(predict_batch(chosen, label_mode, batch["native_size"])).numpy()
                 label_counts = count_labels(chosen, label_mode, batch["labels"]).numpy()
                 for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
                     scorers[way].add(*one)
+            # The time of a usual scan is enough, so only the first slices are predicted a second time for it.
             seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
             number += len(inputs[0]) if number < SCAN_SLICES else 0
             progress.update(len(inputs[0]))
@@ -98,28 +108,31 @@ def compare_members(
 
 
 def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]) -> float:
-    """Seconds from model input to masks on the native grid."""
+    """Measure the seconds from model input to masks on the native grid."""
     start = time.perf_counter()
     logits = member.model(pixel_values=pixel_values).logits
+    # A GPU works on while Python goes on. `cpu()` waits until a mask is there, so the time is that of the whole work.
     for mask in predict_batch([logits], member.label_mode, batch["native_size"]):
         mask.cpu()
     return time.perf_counter() - start
 
 
 def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, dict[str, Any]]:
-    """What each way scores, and gains in Dice over the best single checkpoint without flips.
+    """Compute the scores of each way, and its gain in Dice over the best single checkpoint without flips.
 
     Args:
         scans_by_way: From `compare_members`.
-        rules: The competition's.
+        rules: How to read the competition's metric.
 
     Returns:
-        By way the `scores`, their `intervals`, and as `gains` the way it is compared with, the gain and its interval
-        over the same patients.
+        `scores` and their confidence `intervals` by way, and `gains` by way: the way that it is compared with, the
+        gain, and the confidence interval of the gain.
     """
     scores = {way: score_scans(scans, rules) for way, scans in scans_by_way.items()}
     single = [way for way in scans_by_way if ", flips" not in way and way != "all together"]
     best = max(single, key=lambda way: scores[way]["dice"])
+    # The intervals of two scores may overlap although one way is better for every patient. So each gain has an
+    # interval of its own, over the same patients on both sides.
     gains = {
         way: (
             best,
@@ -133,10 +146,7 @@ def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRu
 
 
 def format_comparison(described: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table of `describe_ways`.
-
-    In brackets are intervals over patients: a gain whose interval holds 0 may be chance.
-    """
+    """Format the result of `describe_ways` as a Markdown table, with confidence intervals in brackets."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " | gain in Dice |", "|---" * (len(COLUMNS) + 2) + "|"]
     for way, (_, gain, around) in described["gains"].items():
         scores, intervals = described["scores"][way], described["intervals"][way]

@@ -1,4 +1,9 @@
-"""From logits to the organs' masks on a slice's own pixel grid."""
+"""From logits to masks of organs on the pixel grid of a slice.
+
+Logits may be smaller than the model's input: those of SegFormer have a quarter of its height and width. They are first
+resized to the slice's own size (the native grid), and become masks after that. Resized masks would have steps along
+their contours.
+"""
 
 from collections.abc import Sequence
 
@@ -9,33 +14,37 @@ from torch.nn import functional as F
 from gi_segmentation.schema import LABELS, LabelMode
 from gi_segmentation.scoring.dice import count_pixels
 
-# Axes to turn around for a test-time flip: none, left-right, up-down, both.
+# The axes of each test-time flip: no flip, left-right, up-down, both.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
 def flip_logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Logits of the slices as they are and flipped, each turned back; their mean is the answer with test-time flips.
+    """Return the logits of slices without a flip and with each flip. All logits are flipped back.
+
+    The mean over the first axis is the prediction with test-time flips.
 
     Args:
         model: A semantic segmentation model.
         pixel_values: Model input, float, shape `(B, 3, S, S)`.
 
     Returns:
-        float32, shape `(flips, B, channels, h, w)`, unflipped first.
+        float32, shape `(flips, B, channels, h, w)`; the first element is without a flip.
     """
+    # A flip is its own inverse, so the same axes flip the logits back. Only then do the pixels of all four fit.
     return torch.stack([model(pixel_values=pixel_values.flip(axes)).logits.float().flip(axes) for axes in FLIPS])
 
 
 def predict_masks(logits: Sequence[torch.Tensor], label_mode: LabelMode, height: int, width: int) -> torch.Tensor:
-    """Organ masks on a grid of any size, from one model or from several.
+    """Predict the masks of the organs on a grid of any size, with one model or several.
 
-    A single model's masks are those of the image processor's `post_process_semantic_segmentation`, or, where it gives
-    each organ a channel of its own, the pixels with a probability above one half. Of several models, probabilities
-    are averaged on that grid.
+    With `multiclass`, a pixel belongs to the label with the highest probability. With one model, this gives the masks
+    of the image processor's `post_process_semantic_segmentation`. With `multilabel`, it belongs to each organ with a
+    probability above 0.5. Probabilities of several models are averaged.
 
     Args:
-        logits: Per model float, shape `(B, channels, h, w)`; 4 channels with the background first, or an organ each.
-        label_mode: Which of both.
+        logits: Logits of each model, float, shape `(B, channels, h, w)`. With `multiclass` there are 4 channels, and
+            the background is the first; with `multilabel` there is a channel per organ.
+        label_mode: What the channels mean.
         height: Height of the grid in pixels.
         width: Width of the grid in pixels.
 
@@ -54,19 +63,24 @@ def predict_masks(logits: Sequence[torch.Tensor], label_mode: LabelMode, height:
     ]
     if label_mode == "multilabel":
         return torch.stack([one.sigmoid() for one in resized]).mean(dim=0) > 0.5
+    # Softmax does not change which label is the highest, so one model does without it. Several models need it: a mean
+    # of logits would let the model with the largest numbers decide.
     scores = torch.stack([one.softmax(dim=1) for one in resized]).mean(dim=0) if len(resized) > 1 else resized[0]
+    # Shapes: (B, 1, H, W) compared with (organs, 1, 1) gives a mask per organ, (B, organs, H, W).
     return scores.argmax(dim=1, keepdim=True) == torch.arange(1, len(LABELS), device=scores.device)[:, None, None]
 
 
 def label_masks(organ_masks: torch.Tensor) -> torch.Tensor:
-    """One mask per label, background first; where organs overlap the highest label wins, as in `annotation`.
+    """Turn masks of organs, which may overlap, into masks of labels, which do not.
 
     Args:
         organ_masks: bool, shape `(B, organs, H, W)`.
 
     Returns:
-        bool, shape `(B, labels, H, W)`.
+        bool, shape `(B, labels, H, W)`, with the background first.
     """
+    # A mask times its label id gives 0 or the id. Where organs overlap, `amax` takes the highest id, which is the rule
+    # of the column `annotation` too. A pixel of no organ stays 0, the background.
     labels = (organ_masks * torch.arange(1, len(LABELS), device=organ_masks.device)[:, None, None]).amax(dim=1)
     return labels[:, None] == torch.arange(len(LABELS), device=labels.device)[:, None, None]
 
@@ -74,7 +88,7 @@ def label_masks(organ_masks: torch.Tensor) -> torch.Tensor:
 def predict_batch(
     logits: Sequence[torch.Tensor], label_mode: LabelMode, native_sizes: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Organ masks of the slices of a batch, each on its own grid.
+    """Predict the masks of the slices of a batch, each on its own grid.
 
     Args:
         logits: As in `predict_masks`.
@@ -82,8 +96,9 @@ def predict_batch(
         native_sizes: Height and width of each slice, shape `(B, 2)`.
 
     Returns:
-        Per slice bool, shape `(organs, height, width)`.
+        One tensor per slice, bool, shape `(organs, height, width)`.
     """
+    # One by one, because the slices of a batch may have different sizes.
     return [
         predict_masks([one[index : index + 1] for one in logits], label_mode, height, width)[0]
         for index, (height, width) in enumerate(native_sizes.tolist())
@@ -91,34 +106,40 @@ def predict_batch(
 
 
 def pack_masks(masks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Masks as bits, eight pixels a byte, so that many can be kept and sent to other processes.
+    """Pack masks into bits, eight pixels per byte.
 
     Args:
         masks: bool, of any shapes.
 
     Returns:
-        uint8, shape `(masks, bytes of the largest)`, for `numpy.unpackbits`.
+        uint8, shape `(masks, bytes of the largest mask)`; `numpy.unpackbits` restores the pixels.
 
     Example:
         >>> pack_masks([torch.tensor([[True, False, False], [False, True, True]])]).tolist()
         [[140]]
     """
+    # PyTorch has no function for this. Packed masks of different sizes make one tensor, padded with zeros. The
+    # processes of an evaluation can exchange only such tensors.
     num_bytes = max(-(-mask.numel() // 8) for mask in masks)
     bits = torch.stack([F.pad(mask.flatten().to(torch.uint8), (0, 8 * num_bytes - mask.numel())) for mask in masks])
+    # The first pixel is the highest bit, as NumPy has it.
     places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
     return (bits.reshape(len(masks), num_bytes, 8) * places).sum(dim=-1, dtype=torch.uint8)
 
 
 def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: torch.Tensor) -> torch.Tensor:
-    """Count the pixels of every label, background first, at the resolution of the model's input.
+    """Count the pixels of every label at the size of the model's input.
+
+    The original project's score is computed from these counts.
 
     Args:
         logits: As in `predict_masks`.
         label_mode: As in `predict_masks`.
-        labels: Label ids `(B, S, S)`, or masks `(B, organs, S, S)`.
+        labels: Label ids, shape `(B, S, S)`; with `multilabel` masks, shape `(B, organs, S, S)`.
 
     Returns:
-        int64, shape `(B, labels, 3)`.
+        Pixels in both masks, predicted and true, for each label with the background first: int64, shape
+        `(B, labels, 3)`.
     """
     preds = label_masks(predict_masks(logits, label_mode, *labels.shape[-2:]))
     ids = torch.arange(1, len(LABELS), device=labels.device)[:, None, None]

@@ -1,4 +1,4 @@
-"""Prediction files."""
+"""Write prediction files."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -12,7 +12,14 @@ from gi_segmentation.schema import ORGANS
 
 
 def write_submission(predictions: Iterator[tuple[SliceFile, np.ndarray]], path: Path) -> None:
-    """Write Kaggle's `submission.csv`, whole or not at all: a row per slice and organ, `id,class,predicted`."""
+    """Write Kaggle's `submission.csv`: a row `id,class,predicted` for each slice and organ.
+
+    Args:
+        predictions: Slices and their masks, bool, shape `(organs, height, width)`.
+        path: The file to write.
+    """
+    # The rows go to a hidden file, which gets its name at the end. A run that fails leaves no file that looks
+    # complete.
     scratch = path.with_name(f".{path.name}.partial")
     try:
         with scratch.open("w", newline="", encoding="utf-8") as file:
@@ -25,7 +32,7 @@ def write_submission(predictions: Iterator[tuple[SliceFile, np.ndarray]], path: 
         scratch.unlink(missing_ok=True)
 
 
-# By `--format`: the name of the file, and what writes it.
+# For each value of `--format`: the name of the file, and the function that writes it.
 WRITERS: dict[str, tuple[str, Callable[[Iterator[tuple[SliceFile, np.ndarray]], Path], None]]] = {
     "kaggle": ("submission.csv", write_submission)
 }

@@ -1,4 +1,4 @@
-"""Checkpoints ready to predict, and the masks they predict slice by slice."""
+"""Load checkpoints, and predict the masks of slices with them."""
 
 import io
 from collections import defaultdict
@@ -26,7 +26,15 @@ from gi_segmentation.scoring.dice import count_pixels
 
 @dataclass(frozen=True)
 class Member:
-    """A checkpoint ready to predict, alone or as one of several."""
+    """A checkpoint that is ready to predict, alone or as a member of an ensemble.
+
+    Attributes:
+        name: Folder or Hub id of the checkpoint.
+        model: The model, on its device.
+        processor: Its image processor.
+        slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
+        label_mode: What its channels mean.
+    """
 
     name: str
     model: PreTrainedModel
@@ -36,23 +44,25 @@ class Member:
 
 
 def load_members(names: list[str], revision: str | None, device: str | None) -> list[Member]:
-    """Load the checkpoints whose probabilities are averaged.
+    """Load one checkpoint, or several for an ensemble.
 
     Args:
         names: Folders or Hub ids.
-        revision: Branch, tag or commit of all of them.
-        device: Where they run; None takes the GPU if there is one.
+        revision: Branch, tag or commit of all of them on the Hub; None: the main branch.
+        device: Device for the models; None: the GPU if there is one.
 
     Raises:
-        InputError: If one cannot be used, or they have different labels.
+        InputError: If a checkpoint cannot be used, or if the checkpoints have different labels.
     """
     members = []
     for name in names:
         model, processor = load_checkpoint(name, revision)
+        # Training writes `slice_context` into the configuration. Without it, a model sees the slice alone.
         context = getattr(model.config, "slice_context", 0)
-        # `load_checkpoint` refuses other labels than ours
+        # `load_checkpoint` has refused checkpoints with other labels, so the result is not None.
         label_mode = cast(LabelMode, find_label_mode(model.config))
         members.append(Member(name, move_model(model, device), processor, context, label_mode))
+    # A softmax over four labels and a sigmoid per organ are different probabilities, and their mean has no meaning.
     if len({member.label_mode for member in members}) > 1:
         labels = "; ".join(f"{m.name}: {', '.join(LABELS_BY_MODE[m.label_mode])}" for m in members)
         raise InputError(f"--model: expected checkpoints of one label mode, got {labels}")
@@ -60,28 +70,30 @@ def load_members(names: list[str], revision: str | None, device: str | None) -> 
 
 
 def move_model(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
-    """Bring a model to a device; None takes the GPU if there is one.
+    """Move a model to a device; None: the GPU if there is one.
 
     Raises:
-        InputError: If there is no such device.
+        InputError: If the device does not exist.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device)  # type: ignore[arg-type]
+    # PyTorch raises AssertionError if it was built without CUDA.
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: {error}") from error
 
 
 class SliceFolder(Dataset):
-    """Slice files as model input.
+    """Reads slice files as model input. An item has one tensor per checkpoint, float32, shape `(3, S, S)`.
 
     Args:
-        slices: The files; neighbours are found among them.
-        members: What each item is prepared for.
+        slices: The files. Neighbours are found among them.
+        members: The checkpoints. Each has its own input size and its own neighbours.
     """
 
     def __init__(self, slices: list[SliceFile], members: list[Member]) -> None:
         self.slices = slices
+        # Worker processes get a copy of this object, and do not need the models.
         self.settings = [(SliceTransform(member.processor), member.slice_context) for member in members]
         self.scans: dict[str, dict[int, SliceFile]] = defaultdict(dict)
         for slice_file in slices:
@@ -94,35 +106,38 @@ class SliceFolder(Dataset):
         try:
             return [self.prepare(self.slices[index], *settings) for settings in self.settings]
         except KaggleDataError as error:
-            return error  # raised in a worker process, it would arrive as a traceback inside a message
+            # Returned and not raised: PyTorch would put the whole traceback of the worker process into the message.
+            return error
 
     def prepare(self, slice_file: SliceFile, transform: SliceTransform, slice_context: int) -> torch.Tensor:
-        """Model input of one slice: float32, shape `(3, S, S)`."""
+        """Return the model input of one slice: float32, shape `(3, S, S)`."""
         if not slice_context:
             return transform.pixel_values([read_pixels(slice_file)])
         scan, number = self.scans[slice_file.scan], slice_file.number
+        # The same rule for gaps and ends as in training.
         before, after = find_neighbours(scan, number, slice_context)
         return transform.pixel_values([read_pixels(scan[which]) for which in (before, number, after)])
 
 
 def read_pixels(slice_file: SliceFile) -> np.ndarray:
-    """Raw intensities of a slice file, shape `(height, width)`.
+    """Read the raw intensities of a slice file, shape `(height, width)`.
 
     Raises:
-        KaggleDataError: If the file is not the slice that its name says.
+        KaggleDataError: If the file is damaged, or has another size than its name says.
     """
+    # `np.array` keeps all 16 bits. `convert("RGB")`, as in many examples, would clip every intensity above 255.
     with Image.open(io.BytesIO(read_slice(slice_file))) as image:
         return np.array(image)
 
 
 def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torch.Tensor] | KaggleDataError:
-    """A batch of `SliceFolder`: per member float32, shape `(B, 3, S, S)`; or the first of its errors."""
+    """Stack items of `SliceFolder` to a batch: per checkpoint float32, shape `(B, 3, S, S)`; or return an error."""
     errors = [item for item in items if isinstance(item, KaggleDataError)]
     return errors[0] if errors else [torch.stack(inputs) for inputs in zip(*items, strict=True)]
 
 
 def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
-    """Logits of each member for its own input, averaged over flipped slices if so asked."""
+    """Return the logits of each checkpoint for its own input. With `flips`, they are averaged over flipped slices."""
     return [
         flip_logits(member.model, pixel_values.to(member.model.device)).mean(dim=0)
         if flips
@@ -134,22 +149,23 @@ def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: 
 def predict_slices(
     members: list[Member], slices: list[SliceFile], batch_size: int, num_workers: int, flips: bool = False
 ) -> Iterator[tuple[SliceFile, np.ndarray]]:
-    """Predict slice by slice, with a progress bar.
+    """Predict the masks of slices, with a progress bar.
 
     Args:
-        members: The checkpoint, or several.
-        slices: The files, in the order of the result.
-        batch_size: Slices a forward pass.
-        num_workers: Processes that read files.
+        members: One checkpoint, or several for an ensemble.
+        slices: The files. The masks come in the same order.
+        batch_size: Number of slices in a forward pass.
+        num_workers: Number of processes that read files.
         flips: Whether to average over flipped slices.
 
     Yields:
-        A slice and its organs' masks on the slice's own grid: bool, shape `(organs, height, width)`.
+        A slice, and the masks of its organs on its own grid: bool, shape `(organs, height, width)`.
 
     Raises:
-        KaggleDataError: If a file is not the slice that its name says.
+        KaggleDataError: If a file is damaged, or has another size than its name says.
     """
     loader = DataLoader(SliceFolder(slices, members), batch_size, num_workers=num_workers, collate_fn=stack_slices)
+    # The loader keeps the order of the slices, so the next logits belong to the next file.
     remaining = iter(slices)
     with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar, torch.no_grad():
         for inputs in loader:
@@ -158,24 +174,29 @@ def predict_slices(
             for logits in zip(*member_logits(members, inputs, flips), strict=True):
                 slice_file = next(remaining)
                 size = slice_file.height, slice_file.width
+                # `None` makes a batch of one slice. Only the masks of one slice at native size are in memory at a
+                # time.
                 masks = predict_masks([one[None] for one in logits], members[0].label_mode, *size)
                 yield slice_file, masks[0].cpu().numpy()
             bar.update(len(inputs[0]))
 
 
 def count_slices(model: PreTrainedModel, dataset: Any, batch_size: int = 16) -> np.ndarray:
-    """Count the pixels of every slice of a split, with a progress bar; for a look at single slices.
+    """Predict a split and count the pixels of the masks of each slice, with a progress bar.
+
+    The counts give the Dice of single slices.
 
     Args:
-        model: Predicts.
-        dataset: A split whose `SliceTransform` is scoring.
-        batch_size: Slices a forward pass.
+        model: The model that predicts.
+        dataset: A split with a scoring `SliceTransform` attached.
+        batch_size: Number of slices in a forward pass.
 
     Returns:
-        Pixels in both, predicted and true, on the native grid: int64, shape `(slices, organs, 3)`.
+        Pixels in both masks, predicted and true, on the native grid: int64, shape `(slices, organs, 3)`.
     """
     counts = []
     label_mode = attached_transform(dataset).label_mode
+    # The truth comes from the encodings and not from `labels`, which have the size of the model's input.
     outlines = iter(dataset.with_format(None)["segmentation"])
     for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="Scoring", unit="batch"):
         with torch.no_grad():
