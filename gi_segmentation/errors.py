@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause: how a command ends on it, and how a Hub's refusal becomes one."""
+"""The error for every mistake that a user can make, and the way it ends a command."""
 
 import sys
 from collections.abc import Iterator
@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Input we cannot work with; the message says what was expected, what came and what to do."""
+    """An input that cannot be used. The message says what was expected, what came, and what to do."""
 
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """End the program with the message alone, exit status 1, when an `InputError` reaches it."""
+    """Turn an `InputError` into one line on stderr and exit status 1."""
+    # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
     try:
         yield
     except InputError as error:
@@ -21,14 +22,16 @@ def exit_on_input_error() -> Iterator[None]:
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turn the refusal of a Hub, or a Hub that cannot be reached, into an `InputError` that says what to check."""
-    import httpx2  # imported here, because `errors` must stay light: every command line imports it
+    """Turn an error of the Hub, or of the connection to it, into an `InputError` that says what to check."""
+    # Imported here, because every command line imports this module, and `--help` must not wait for these packages.
+    import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         yield
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
+        # The Hub's own message has several lines. An error of ours has one.
         reason = " ".join(str(error).split())
         raise InputError(
             f"publishing {repo_id} to {constants.ENDPOINT} failed: {reason}. Nothing local is lost; check HF_TOKEN "

@@ -1,4 +1,14 @@
-"""Run-length encoding as in the competition's CSV: 1-based starts, pixels counted along the rows."""
+"""Run-length encoding (RLE) of masks, as in the competition's CSV.
+
+An encoding is a text of pairs `start length start length ...`. Each pair is a run of pixels inside the mask. Pixels
+are counted from 1, along the first row, then along the second row, and so on (row-major). In an image of 2 rows and 3
+columns, the pixels have these numbers:
+
+    1 2 3
+    4 5 6
+
+Here "2 3" is the run of pixels 2, 3 and 4. It continues from the end of the first row to the start of the second.
+"""
 
 import re
 
@@ -7,27 +17,28 @@ import numpy as np
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import ORGANS
 
-# What Python's int takes beyond this ("1_0", "+3", other scripts' digits) is a damaged file, not a number; 18 digits
-# are more than any image needs, and the sum of two such numbers still fits 64 bits.
+# Python's `int` also accepts "1_0", "+3" and digits of other scripts, but in a CSV these are damage. 18 digits are
+# more than any image needs, and the sum of two such numbers fits into 64 bits.
 NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class RleError(InputError):
-    """A run-length encoding that does not describe a mask of its image."""
+    """An encoding that is not a mask of its image."""
 
 
 def parse_runs(rle: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Read and check the runs of an encoding.
 
     Args:
-        rle: Pairs `start length start length ...`, starts 1-based; empty for an empty mask.
-        num_pixels: Pixels of the image, height times width.
+        rle: The encoding; empty for an empty mask.
+        num_pixels: Number of pixels of the image, height times width.
 
     Returns:
-        Starts (0-based, ascending) and lengths, int64, one entry per run.
+        Starts (counted from 0, ascending) and lengths, int64, one element per run.
 
     Raises:
-        RleError: If the numbers are odd in count, not whole positive numbers, overlap or end past the image.
+        RleError: If a number is not a positive whole number or has no partner, if runs overlap, or if a run ends past
+            the image.
 
     Example:
         >>> starts, lengths = parse_runs("3 2 7 1", num_pixels=9)
@@ -43,13 +54,16 @@ def parse_runs(rle: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.array(words, dtype=np.int64)
     if numbers.size and numbers.min() < 1:
         raise RleError(f"expected starts (1-based) and lengths of at least 1, got {numbers.min()}")
+    # Runs in any order describe the same mask. The checks below need them in ascending order.
     order = np.argsort(numbers[0::2], kind="stable")
     starts, lengths = numbers[0::2][order] - 1, numbers[1::2][order]
     ends = starts + lengths
+    # The end is the first pixel after a run, counted from 0. A run may start there, but not before.
     overlapping = np.flatnonzero(ends[:-1] > starts[1:])
     if overlapping.size:
         first = overlapping[0]
         raise RleError(f"the runs at {starts[first] + 1} and {starts[first + 1] + 1} overlap")
+    # As runs do not overlap, the last one has the greatest end.
     if ends.size and ends[-1] > num_pixels:
         raise RleError(f"a run ends at pixel {ends[-1]}, past the image's {num_pixels} pixels")
     return starts, lengths
@@ -59,7 +73,7 @@ def decode(rle: str, height: int, width: int) -> np.ndarray:
     """Turn an encoding into a mask.
 
     Args:
-        rle: Pairs `start length ...`, 1-based, row-major; empty for an empty mask.
+        rle: The encoding; empty for an empty mask.
         height: Image height in pixels.
         width: Image width in pixels.
 
@@ -69,13 +83,16 @@ def decode(rle: str, height: int, width: int) -> np.ndarray:
     Raises:
         RleError: As `parse_runs`.
 
-    Source: the competition's CSV. Its text says column-major; the masks fit the images only row-major.
+    Source: the competition's CSV. The text of the competition says that pixels are counted along the columns. But the
+    masks fit the images only if pixels are counted along the rows.
 
     Example:
         >>> decode("2 3", height=2, width=3).astype(int)
         array([[0, 1, 1],
                [1, 0, 0]])
     """
+    # A step up at the start of each run, and a step down after its end. Their running sum is 1 inside the runs and 0
+    # outside. This needs no loop over the runs. The last element is for a run that ends with the image.
     starts, lengths = parse_runs(rle, height * width)
     steps = np.zeros(height * width + 1, dtype=np.int8)
     np.add.at(steps, starts, 1)
@@ -84,13 +101,13 @@ def decode(rle: str, height: int, width: int) -> np.ndarray:
 
 
 def encode(mask: np.ndarray) -> str:
-    """Turn a mask into its encoding, the shortest with ascending starts.
+    """Turn a mask into its encoding, with ascending starts and as few runs as possible.
 
     Args:
-        mask: Mask, any dtype, shape `(height, width)`; nonzero is inside.
+        mask: Mask, any dtype, shape `(height, width)`; pixels that are not 0 are inside.
 
     Returns:
-        Pairs `start length ...`, 1-based, row-major; empty for an empty mask.
+        The encoding; empty for an empty mask.
 
     Example:
         >>> encode(np.array([[0, 1, 1], [1, 0, 0]]))
@@ -98,13 +115,15 @@ def encode(mask: np.ndarray) -> str:
     """
     if mask.ndim != 2:
         raise ValueError(f"expected a mask of shape (height, width), got shape {mask.shape}")
+    # One pixel of background before and after the image, so that every run has a start and an end.
     inside = np.zeros(mask.size + 2, dtype=np.int8)
     inside[1:-1] = mask.reshape(-1) != 0
+    # A difference that is not 0 is an edge. Edges are a start and an end in turn.
     edges = np.flatnonzero(np.diff(inside))
     starts, ends = edges[0::2], edges[1::2]
     return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).reshape(-1).tolist()))
 
 
 def organ_masks(segmentation: dict[str, str], height: int, width: int) -> np.ndarray:
-    """The exact masks of a slice, overlaps kept: bool, shape `(organs, height, width)`."""
+    """Decode the masks of a slice, which may overlap: bool, shape `(organs, height, width)`."""
     return np.stack([decode(segmentation[organ], height, width) for organ in ORGANS])

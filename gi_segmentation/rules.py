@@ -1,4 +1,4 @@
-"""The choices that the description of the competition's metric leaves open: their names, and presets for them."""
+"""The choices that the description of the competition's metric leaves open, and presets for them."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args, get_type_hints
@@ -34,6 +34,8 @@ class CompetitionRules:
         ValueError: If a value is not one of these.
     """
 
+    # Every choice below can change the score. The same predictions have other scores with another preset, so only
+    # scores with the same rules can be compared.
     both_empty: Literal["skipped", "perfect"] = "skipped"
     hausdorff_over: Literal["union", "organ"] = "union"
     direction: Literal["symmetric", "preds_to_target"] = "symmetric"
@@ -63,6 +65,6 @@ PRESETS: dict[Preset, CompetitionRules] = {
         oversized="measured",
     ),
 }
-# The default of every `--preset`, of the model card and of the metric: as the public grader computes the score.
+# The default of every `--preset`, of the model card and of the metric: the rules of the public grader.
 DEFAULT_PRESET: Preset = "mle_bench"
 DEFAULT_RULES = PRESETS[DEFAULT_PRESET]
