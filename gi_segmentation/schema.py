@@ -1,9 +1,13 @@
-"""Names, ids and columns of the data: the one place that states them."""
+"""Names, label ids and columns of the data.
+
+No other module states them a second time.
+"""
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
+# The order is that of the label ids, of the channels of a multilabel model, and of every axis `organs`.
 ORGANS: tuple[str, ...] = ("large_bowel", "small_bowel", "stomach")
 LABELS: tuple[str, ...] = ("background", *ORGANS)
 ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
@@ -13,21 +17,25 @@ ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
 LabelMode: TypeAlias = Literal["multiclass", "multilabel"]
 LABELS_BY_MODE: dict[LabelMode, tuple[str, ...]] = {"multiclass": LABELS, "multilabel": ORGANS}
 
-# RGB per label id; the palette of the `annotation` PNGs and of every overlay picture.
+# RGB of each label id, for the palette of the `annotation` PNGs and for every overlay picture. The three colours are
+# from the palette of Okabe and Ito, which colour-blind people can tell apart.
 COLOURS: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (0, 158, 115), (230, 159, 0), (86, 180, 233))
 
+# The file names have the size of a pixel only. The thickness is the same in all scans of the competition.
 SLICE_THICKNESS_MM = 3.0
-SCAN_SLICES = 144  # of most scans
+# Most scans have this number of slices. It is used to state times for a typical scan.
+SCAN_SLICES = 144
 
 
 def dataset_features() -> Any:
-    """Columns of the `gi_tract` dataset, one row per slice.
+    """Return the columns of the dataset `gi_tract`, which has one row per slice.
 
     Returns:
-        `datasets.Features`. `image` is the slice's own 16-bit grayscale PNG; `annotation` an 8-bit palette PNG whose
-        pixels are label ids; `segmentation` the exact run-length encoding of each organ. Both of the latter are null
-        in a split without ground truth.
+        `datasets.Features`. `image` is the 16-bit grayscale PNG of the slice. `annotation` is an 8-bit palette PNG
+        whose pixels are label ids. `segmentation` has the exact run-length encoding of each organ. In a split without
+        ground truth, `annotation` and `segmentation` are null.
     """
+    # Imported here, because every module imports this one, and `datasets` takes a second.
     from datasets import Features, Image, Sequence, Value
 
     return Features(
@@ -48,7 +56,7 @@ def dataset_features() -> Any:
 
 
 def scan_name(case: int, day: int) -> str:
-    """Name of a scan, one volume of a patient.
+    """Return the name of a scan.
 
     Example:
         >>> scan_name(123, 20)
@@ -58,7 +66,7 @@ def scan_name(case: int, day: int) -> str:
 
 
 def slice_name(scan: str, number: int) -> str:
-    """Kaggle's id of a slice.
+    """Return Kaggle's id of a slice.
 
     Example:
         >>> slice_name("case123_day20", 7)
@@ -70,29 +78,30 @@ def slice_name(scan: str, number: int) -> str:
 def find_voxel_size_mm(
     numbers: Collection[int], pixel_spacing: tuple[float, float]
 ) -> tuple[float, float, float] | None:
-    """Size of a scan's voxels in millimetres, (z, y, x).
+    """Find the size of the voxels of a scan.
 
     Args:
-        numbers: The numbers of its slices.
+        numbers: Numbers of its slices.
         pixel_spacing: Height and width of a pixel in millimetres.
 
     Returns:
-        None where slices are missing between the first and the last: the slices that are there lie farther apart than
-        their thickness, so distances along z would be wrong.
+        Voxel size (z, y, x) in millimetres; None if slices are missing between the first and the last.
 
     Example:
         >>> find_voxel_size_mm([3, 4, 5], (1.5, 1.5)), find_voxel_size_mm([3, 5], (1.5, 1.5))
         ((3.0, 1.5, 1.5), None)
     """
+    # Across a gap, two slices that follow each other are more than one thickness apart. No single voxel size is right
+    # then, and distances along z would be too small.
     gap = max(numbers) - min(numbers) >= len(numbers)
     return None if gap else (SLICE_THICKNESS_MM, *pixel_spacing)
 
 
 def hash_splits(scans_by_split: Mapping[str, Iterable[str]]) -> str:
-    """Fingerprint of a split: which scans stand in which part.
+    """Compute a fingerprint of a split. Two splits with the same scans in each part have the same fingerprint.
 
     Args:
-        scans_by_split: Scan names by split name; order and repetition do not matter.
+        scans_by_split: Names of scans by the name of the split, in any order; a name may come several times.
 
     Returns:
         SHA-256, 64 hexadecimal digits.
