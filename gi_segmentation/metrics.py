@@ -1,9 +1,9 @@
-"""The scores as an `evaluate` metric: `evaluate.load("gi_segmentation/metrics.py")`, from anywhere.
+"""The scores as a metric for `evaluate`: `evaluate.load("gi_segmentation/metrics.py")`.
 
-Its card is model_cards/metric_card.md. The Trainer scores by the same functions.
+The metric uses the same functions as the training. Its card is model_cards/metric_card.md.
 
-`evaluate.load` copies this one file into its cache and imports it there. The package that it needs is the
-installed one. Where no package is installed, it is the one that the file was copied from.
+`evaluate.load` copies this one file into its cache and imports the copy. The copy needs the package `gi_segmentation`:
+the installed one or, if it is not installed, the one next to the original file.
 """
 
 import importlib.util
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def find_project() -> Path:
-    """Folder that holds the package `gi_segmentation`, where it is not installed.
-
-    `evaluate` notes beside its copy of this file where the file came from: `metrics.json`.
+    """Find the folder with the package `gi_segmentation`, if it is not installed.
 
     Raises:
-        ImportError: If the note is missing, or the package is no longer where it was.
+        ImportError: If the package is no longer where it was.
     """
+    # Beside its copy `metrics.py`, `evaluate` writes `metrics.json` with the path of the original file. Without this
+    # note, this file is the original.
     note = Path(__file__).with_suffix(".json")
     source = Path(__file__)
     if note.is_file():
@@ -46,29 +46,30 @@ def find_project() -> Path:
 if importlib.util.find_spec("gi_segmentation") is None:
     sys.path.append(str(find_project()))
 
-# Imported by name: `evaluate.load` refuses a file whose imports it cannot find, before it copies the file.
+# `evaluate.load` looks for `import` lines in this file, and refuses it if a package is not installed. It does not see
+# these imports, which work even if the package is only next to the original file.
 rules, schema, scans_module = map(
     import_module, ("gi_segmentation.rules", "gi_segmentation.schema", "gi_segmentation.scoring.scans")
 )
 
 DESCRIPTION = """\
-Scores of large bowel, small bowel and stomach as this task has them: Dice, the mean over (slice, organ) pairs on the
-grid of the masks given, pairs without the organ in both skipped; the same over whole scans; and the competition's
-score with its 3D Hausdorff distance, each of whose ambiguities is settled by a preset.
+Scores of large bowel, small bowel and stomach: Dice, the mean over pairs of slice and organ, without the pairs that
+are empty in both masks; Dice over whole scans; and the score of the Kaggle competition with its 3D Hausdorff distance.
+A preset settles what the description of the competition leaves open. The scores are computed on the grid of the masks.
 """
 
 INPUTS = """\
 Args:
-    predictions: One mask per slice: label ids `(height, width)`, or one binary mask per organ
+    predictions: One mask per slice: label ids of shape `(height, width)`, or binary masks of shape
         `(organs, height, width)` in the order large_bowel, small_bowel, stomach.
-    references: The truth, likewise; sizes as the predictions', slice by slice.
-    scans: Which scan each slice belongs to, any hashable; None takes every slice for a scan of its own.
-    slices: Number of each slice in its scan, by which slices are stacked; None stacks them as they come.
-    preset: How to read the competition's metric, `mle_bench` or `first_place`; an option of `compute`.
+    references: The true masks in the same form. Each has the size of its prediction.
+    scans: Name of the scan of each slice, any hashable value; None: every slice is a scan of its own.
+    slices: Number of each slice in its scan. Slices are stacked in this order; None: in the order in which they come.
+    preset: How to read the competition's metric, `mle_bench` or `first_place`. Only `compute` takes it.
 
 Returns:
     `dice`, `dice_{organ}`, `dice_volume`, `dice_volume_{organ}`, `hausdorff_score`, `competition_dice`,
-    `competition_score`: floats in 0 to 1, NaN where there is nothing to score.
+    `competition_score`: floats in 0 to 1; NaN if there is nothing to score.
 
 Example:
     >>> metric = evaluate.load("gi_segmentation/metrics.py")  # doctest: +SKIP
@@ -83,7 +84,7 @@ The data: Data in Brief 57 (2024) 111159, doi 10.1016/j.dib.2024.111159.
 
 
 def to_organ_masks(mask: Any) -> np.ndarray:
-    """Bring a mask in either of its forms to one binary mask per organ.
+    """Turn a mask in one of its two forms into one binary mask per organ.
 
     Args:
         mask: Label ids `(height, width)`, or binary masks `(organs, height, width)`.
@@ -92,8 +93,10 @@ def to_organ_masks(mask: Any) -> np.ndarray:
         bool, shape `(organs, height, width)`.
 
     Raises:
-        ValueError: If the shape is neither, or an id is unknown.
+        ValueError: If the mask has neither form, or a label id is unknown.
     """
+    # Masks of organs have the values 0 and 1 only. Three axes with other values are most likely a stack of slices with
+    # label ids. It is refused, because a mask here is one slice.
     array = np.asarray(mask)
     if array.ndim == 3 and len(array) == len(schema.ORGANS) and set(np.unique(array)) <= {0, 1}:
         return array.astype(bool)
@@ -106,27 +109,38 @@ def to_organ_masks(mask: Any) -> np.ndarray:
     return array == np.arange(1, len(schema.LABELS))[:, None, None]
 
 
-PackedPair: TypeAlias = tuple[tuple[int, ...], np.ndarray]  # shape of prediction and truth, bits of both
+# The shape of prediction and truth, and the bits of both.
+PackedPair: TypeAlias = tuple[tuple[int, ...], np.ndarray]
 
 
 def check_slice(
     scan: Hashable, number: Any, shapes: set[tuple[int, ...]], earlier: Sequence[dict[Any, PackedPair]]
 ) -> None:
-    """Make sure that a slice fits those of its scan.
+    """Check that a slice fits the other slices of its scan.
+
+    Args:
+        scan: Name of the scan, for messages.
+        number: Number of the slice.
+        shapes: The shapes of its prediction and its truth.
+        earlier: The slices of the scan so far: from earlier calls, and from this call.
 
     Raises:
-        ValueError: If it has another size, or came before.
+        ValueError: If it has another size, or if it was added before.
     """
     shapes |= {shape for some in earlier for shape, _ in some.values()}
+    # A volume needs slices of one size.
     if len(shapes) > 1:
         sizes = ", ".join(str(shape[1:]) for shape in sorted(shapes))
         raise ValueError(f"expected masks of one shape, as all of scan {scan!r}, but got {sizes}")
     if any(number in some for some in earlier):
-        raise ValueError(f"number {number} of scan {scan!r} came before; give each slice once")
+        raise ValueError(f"number {number} of scan {scan!r} was added before; add each slice once")
 
 
 class GiTractScores(evaluate.Metric):
-    """The scores as an `evaluate` metric, which keeps the masks, eight pixels a byte, until it computes."""
+    """The metric. It keeps the masks with eight pixels per byte until it computes the scores."""
+
+    # `evaluate.Metric` would write all masks to a file as lists of numbers, and would take only one form of masks. So
+    # `add_batch`, `add` and `compute` are written anew here.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -151,13 +165,20 @@ class GiTractScores(evaluate.Metric):
         scans: Sequence[Hashable] | None = None,
         slices: Sequence[int] | None = None,
     ) -> None:
-        """Add slices by their masks; see `INPUTS`. Either all are added or, where one is wrong, none.
+        """Add the masks of slices. If one slice is wrong, no slice is added.
+
+        Args:
+            predictions: See `INPUTS`, as for all arguments.
+            references: The true masks.
+            scans: Name of the scan of each slice.
+            slices: Number of each slice in its scan.
 
         Raises:
-            ValueError: If the numbers of masks or the shapes of a pair differ, a mask is none, a slice comes twice, or
-                slices of a scan differ in size; names the first such slice and how many there are.
+            ValueError: If the arguments have different lengths, a mask has neither form, a slice has another size than
+                its truth or its scan, or a slice comes twice. The message has the first such slice and their number.
         """
         first = self.number
+        # Without names, each slice gets a name that no other slice has, also over several calls.
         names = [("slice", first + index) for index in range(len(predictions))] if scans is None else scans
         numbers = range(first, first + len(predictions)) if slices is None else slices
         if not len(predictions) == len(references) == len(names) == len(numbers):
@@ -165,6 +186,7 @@ class GiTractScores(evaluate.Metric):
                 f"expected as many predictions as references, scans and slices, "
                 f"but got {len(predictions)}, {len(references)}, {len(names)} and {len(numbers)}"
             )
+        # Collected apart from `self.slices`, which stay as they are if a slice is wrong.
         added: dict[Hashable, dict[Any, PackedPair]] = {}
         problems = []
         for index, (scan, number) in enumerate(zip(names, numbers, strict=True)):
@@ -182,7 +204,8 @@ class GiTractScores(evaluate.Metric):
         self.number += len(predictions)
 
     def add(self, *, prediction: Any, reference: Any, scan: Hashable = None, slice: int | None = None) -> None:
-        """Add one slice by its masks."""
+        """Add the masks of one slice, see `INPUTS`."""
+        # `is not None`, because a scan or a slice may have the number 0.
         scans, slices = ([value] if value is not None else None for value in (scan, slice))
         self.add_batch(predictions=[prediction], references=[reference], scans=scans, slices=slices)  # type: ignore[arg-type]
 
@@ -195,10 +218,20 @@ class GiTractScores(evaluate.Metric):
         slices: Sequence[int] | None = None,
         preset: "Preset" = rules.DEFAULT_PRESET,
     ) -> dict[str, float]:
-        """Score the slices added so far and those given here, then start anew.
+        """Score all slices: those that were added before, and those of this call. Then discard all slices.
+
+        Args:
+            predictions: See `INPUTS`, as for all arguments.
+            references: The true masks.
+            scans: Name of the scan of each slice.
+            slices: Number of each slice in its scan.
+            preset: How to read the competition's metric.
+
+        Returns:
+            Scores by name, see `INPUTS`.
 
         Raises:
-            ValueError: As `add_batch`, or if only one of predictions and references is given, or no such preset is
+            ValueError: As `add_batch`, or if only one of predictions and references is given, or if the preset is not
                 known.
         """
         if preset not in rules.PRESETS:
@@ -207,13 +240,15 @@ class GiTractScores(evaluate.Metric):
             self.add_batch(predictions=predictions, references=references, scans=scans, slices=slices)
         elif any(given is not None for given in (predictions, references, scans, slices)):
             raise ValueError("expected predictions and references together, or neither; add the missing one")
-        scored = []
+        measured = []
         for scan, members in self.slices.items():
             pairs = [
                 np.unpackbits(bits, count=2 * math.prod(shape)).reshape(2, *shape).astype(bool)
                 for _, (shape, bits) in sorted(members.items())
             ]
+            # Each pair has the shape (2, organs, height, width). The new axis of slices comes third.
             preds, target = np.stack(pairs, axis=2)
-            scored.append(scans_module.measure_scan(scan, scan, preds, target, rules.PRESETS[preset]))
+            # Who the patient is has no effect on these scores, so the scan takes its place.
+            measured.append(scans_module.measure_scan(scan, scan, preds, target, rules.PRESETS[preset]))
         self.slices, self.number = {}, 0
-        return scans_module.score_scans(scored, rules.PRESETS[preset])
+        return scans_module.score_scans(measured, rules.PRESETS[preset])

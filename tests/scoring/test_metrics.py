@@ -157,7 +157,7 @@ class TestErrors:
 
     def test_what_makes_no_volume(self, metric: GiTractScores) -> None:
         masks = {"predictions": [[[0, 1]], [[0, 1]]], "references": [[[0, 1]], [[0, 1]]], "scans": ["a", "a"]}
-        with pytest.raises(ValueError, match="slice 1: number 7 of scan 'a' came before"):
+        with pytest.raises(ValueError, match="slice 1: number 7 of scan 'a' was added before"):
             metric.add_batch(**masks, slices=[7, 7])
         with pytest.raises(ValueError, match=r"slice 1: .* as all of scan 'a', but got \(1, 2\), \(1, 3\)"):
             metric.add_batch(predictions=[[[0, 1]], [[0, 1, 1]]], references=[[[0, 1]], [[0, 1, 1]]], scans=["a", "a"])
@@ -165,7 +165,7 @@ class TestErrors:
             metric.add_batch(predictions=[[[9]], [[1]], [[1]]], references=[[[0]], [[1]], [[1, 1]]])
         assert math.isnan(metric.compute()["dice"]), "a batch with a mistake leaves nothing"
         metric.add_batch(**masks, slices=[7, 8])
-        with pytest.raises(ValueError, match="number 8 of scan 'a' came before"):
+        with pytest.raises(ValueError, match="number 8 of scan 'a' was added before"):
             metric.add(prediction=[[0, 1]], reference=[[0, 1]], scan="a", slice=8)
 
     def test_a_preset_that_is_none(self, metric: GiTractScores) -> None:
@@ -205,7 +205,7 @@ def test_evaluate_loads_the_file_offline_and_scores_alike(
 
 def test_evaluate_describes_the_metric() -> None:
     loaded = evaluate.load(str(METRIC_FILE))
-    assert "mean over (slice, organ) pairs" in loaded.description and "large_bowel" in loaded.inputs_description
+    assert "mean over pairs of slice and organ" in loaded.description and "large_bowel" in loaded.inputs_description
     assert "Data in Brief" in loaded.citation and loaded.reference_urls
 
 
