@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     slices = load_slices(data_args)
     samples = select_samples(slices, data_args, run_args.seed)
     model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
-    facts = describe_run(model, samples, model_args, data_args, run_args)
+    facts = describe_run(model, slices, samples, model_args, data_args, run_args)
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
     # Before the training, this stops a run that would continue from the checkpoints of another model or split.
     prepare_output_dir(run_args, facts)

@@ -10,7 +10,7 @@ import inspect
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,14 @@ def encode_annotation(labels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def slice_row(slice_file: SliceFile, annotations: dict[str, Annotation] | None) -> dict[str, Any]:
-    """Return one row of the dataset, with the columns of `schema.dataset_features`."""
+def slice_row(slice_file: SliceFile, annotations: dict[str, Annotation] | None, fold: int | None) -> dict[str, Any]:
+    """Return one row of the dataset, with the columns of `schema.dataset_features`.
+
+    Args:
+        slice_file: The slice.
+        annotations: Its organs by name; None in a split without outlines.
+        fold: The fold of its patient; None in a split without outlines.
+    """
     row: dict[str, Any] = {
         "id": slice_file.id,
         # Bytes instead of a path: the dataset then holds the picture itself, and not the place where it once lay.
@@ -105,6 +111,7 @@ def slice_row(slice_file: SliceFile, annotations: dict[str, Annotation] | None) 
         "day": slice_file.day,
         "slice": slice_file.number,
         "scan": slice_file.scan,
+        "fold": fold,
         "height": slice_file.height,
         "width": slice_file.width,
         "pixel_spacing": list(slice_file.pixel_spacing),
@@ -121,7 +128,8 @@ def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]
     """Divide the scans of a Kaggle folder into splits.
 
     Returns:
-        The scans of each split: `train`, `validation`, and `test` if the folder has one.
+        The scans of each split: `train`, `validation`, and `test` if the folder has one. Those of `train` and
+        `validation` know their fold.
 
     Raises:
         KaggleDataError: If the CSV or file names have problems, or the folds cannot be made.
@@ -135,10 +143,11 @@ def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]
     folds = assign_folds(scans, config.num_folds, config.seed)
     if config.fold not in folds.values():
         raise KaggleDataError([f"--fold: expected 0 to {config.num_folds - 1}, got {config.fold}"])
+    scans = [replace(scan, fold=folds[scan.case]) for scan in scans]
     # A whole patient is in one split, with all scans.
     splits = {
-        "train": [scan for scan in scans if folds[scan.case] != config.fold],
-        "validation": [scan for scan in scans if folds[scan.case] == config.fold],
+        "train": [scan for scan in scans if scan.fold != config.fold],
+        "validation": [scan for scan in scans if scan.fold == config.fold],
     }
     if "test" in split_names(kaggle_dir):
         splits["test"], problems = read_scans(kaggle_dir, "test")
@@ -179,7 +188,7 @@ class GiTract(datasets.GeneratorBasedBuilder):
                 # A key says from which element of the list a row comes, here a scan, and its place in it. `datasets`
                 # counts the rows of each scan with it. It does not sort by key: the rows stay in this order, by scan
                 # and slice.
-                yield Key(scan_index, slice_index), slice_row(slice_file, annotations)
+                yield Key(scan_index, slice_index), slice_row(slice_file, annotations, scan.fold)
 
 
 def fingerprint(kaggle_dir: Path) -> str:

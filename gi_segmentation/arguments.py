@@ -20,6 +20,7 @@ from gi_segmentation.schema import LabelMode
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 SliceSampling: TypeAlias = Literal["all", "balanced"]
+ALL_FOLDS = "all"  # the value of --fold with which no patient is held back
 
 # The original project's flags, for users who come from its command line.
 ALIASES = {
@@ -95,8 +96,8 @@ class ModelArguments:
     )  # fmt: skip
     backbone: str | None = field(
         default=None,
-        metadata=MODEL | {"help": "Pre-trained encoder for a new model: folder or Hub id, of transformers (for example "
-                                  "facebook/convnextv2-tiny-22k-224) or of timm (timm/resnet50.a1_in1k). Only the "
+        metadata=MODEL | {"help": "Pre-trained encoder for a new model: folder or Hub id, of transformers "
+                                  "(facebook/convnextv2-tiny-22k-224) or of timm (timm/resnet50.a1_in1k). Only the "
                                   "head starts from random weights. It needs --model_type upernet."},
     )  # fmt: skip
     config_overrides: str | None = field(
@@ -129,6 +130,12 @@ class DataArguments:
         default=None,
         metadata=DATA | {"help": "Branch, tag or commit of the dataset on the Hub; None: its main branch."},
     )
+    fold: str | None = field(
+        default=None,
+        metadata=DATA | {"help": "Number of the fold whose patients are held back for validation, by the column "
+                                 "`fold` of the dataset. all: train on all patients; nothing is held back, so nothing "
+                                 "is scored. None: the splits of the dataset as they were built (fold 0)."},
+    )  # fmt: skip
     dataset_title: str = field(
         default="UW-Madison GI Tract",
         metadata=PUBLISHING | {"help": "Name of the dataset on the model card. Set it if you train on your own data."},
@@ -163,6 +170,8 @@ class DataArguments:
         """Check the numbers."""
         minima = {"image_size": MIN_IMAGE_SIZE, "slice_context": 0, "max_train_samples": 1, "max_eval_samples": 1}
         check_at_least(self, minima)
+        if self.fold is not None and self.fold != ALL_FOLDS and not self.fold.isdecimal():
+            raise ValueError(f"--fold must be the number of a fold or {ALL_FOLDS}, but got {self.fold!r}")
 
 
 @dataclass
@@ -306,6 +315,17 @@ class RunArguments(TrainingArguments):
             raise ValueError(f"--lr_drop_at needs --lr_scheduler_type constant, but got {scheduler}")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
+
+    def hold_nothing_back(self) -> None:
+        """Change the arguments to those of a run without validation slices. Its last checkpoint is published.
+
+        Raises:
+            ValueError: If the arguments need scores.
+        """
+        if self.early_stopping_patience is not None:
+            raise ValueError(f"--early_stopping_patience needs scores, but with --fold {ALL_FOLDS} there are none")
+        # `TrainingArguments` compares these three with each other when it is made, so they change together afterwards.
+        self.eval_strategy, self.load_best_model_at_end, self.metric_for_best_model = "no", False, None
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Return the number of warm-up steps.
@@ -454,6 +474,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
         *parsed, unknown = RunParser().parse_args_into_dataclasses(
             expand_aliases(words), return_remaining_strings=True, look_for_args_file=False
         )
+        model_args, data_args, run_args = parsed[:3]  # a fourth item holds `--config`
+        if data_args.fold == ALL_FOLDS:
+            run_args.hold_nothing_back()
     except InputError:  # a kind of ValueError, whose message is complete
         raise
     except json.JSONDecodeError as error:
@@ -464,5 +487,4 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
         raise InputError(f"unexpected word {unknown[0]!r}: it belongs to no flag, or its flag takes one value only")
     if unknown:
         raise InputError(f"unknown argument {unknown[0]}{nearest(unknown[0].lstrip('-'), known)}")
-    model_args, data_args, run_args = parsed[:3]  # a fourth item holds `--config`
     return model_args, data_args, run_args

@@ -48,6 +48,7 @@ def dataset_features() -> Any:
             "day": Value("int32"),
             "slice": Value("int32"),
             "scan": Value("string"),
+            "fold": Value("int32"),
             "height": Value("int32"),
             "width": Value("int32"),
             "pixel_spacing": Sequence(Value("float64"), length=2),

@@ -113,12 +113,14 @@ class Scan:
         case: Number of the patient.
         slices: Sorted by number.
         annotations: By slice id and organ; None if the split has no annotations.
+        fold: Number of the fold of its patient; None before the patients are divided.
     """
 
     name: str
     case: int
     slices: list[SliceFile]
     annotations: dict[str, dict[str, Annotation]] | None = field(default=None, repr=False)
+    fold: int | None = None
 
 
 def scan_folder(path: Path) -> str:

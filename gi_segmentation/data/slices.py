@@ -4,11 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset, DatasetDict, load_dataset
+import numpy as np
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import SegformerImageProcessorPil
 
-from gi_segmentation.arguments import DataArguments, ModelArguments
+from gi_segmentation.arguments import ALL_FOLDS, DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
 from gi_segmentation.errors import InputError
@@ -45,18 +46,51 @@ def find_dataset(name: str, revision: str | None) -> DatasetDict:
     return loaded
 
 
+def split_by_fold(slices: DatasetDict, name: str, fold: str) -> DatasetDict:
+    """Divide the slices anew, by their column `fold`.
+
+    Args:
+        slices: `train` and `validation` as they were built.
+        name: Name of the dataset, for messages.
+        fold: Number of the fold whose patients form `validation`, or `all`.
+
+    Returns:
+        `train` and `validation`, the same rows in the same order as in a dataset that was built with this fold. With
+        `all`, every slice is in `train`, and `validation` is empty.
+
+    Raises:
+        InputError: If the dataset has no such fold.
+    """
+    everyone = concatenate_datasets([slices["train"], slices["validation"]])
+    keys = everyone.with_format(None).select_columns(["case", "day", "slice", "fold"]).to_pandas()
+    # A built dataset is sorted by scan and slice. The order decides which slices an epoch draws for a given seed.
+    keys = keys.sort_values(["case", "day", "slice"], kind="stable")
+    folds = sorted(keys["fold"].unique().tolist())
+    held_back = np.zeros(len(keys), dtype=bool)
+    if fold != ALL_FOLDS:
+        held_back = (keys["fold"] == int(fold)).to_numpy()
+        if not held_back.any():
+            raise InputError(
+                f"--fold {fold}: {name} has no such fold; expected one of {', '.join(map(str, folds))}, or {ALL_FOLDS}"
+            )
+    return DatasetDict(
+        train=everyone.select(keys.index[~held_back].to_numpy()),
+        validation=everyone.select(keys.index[held_back].to_numpy()),
+    )
+
+
 def load_slices(data_args: DataArguments) -> DatasetDict:
     """Load and check the splits `train` and `validation`.
 
     Args:
-        data_args: Name and revision of the dataset.
+        data_args: Name and revision of the dataset, and the fold that is held back.
 
     Returns:
-        `train` and `validation`, with all slices.
+        `train` and `validation`, with all slices. With `--fold all`, `validation` is empty.
 
     Raises:
-        InputError: If the dataset, a split or a column is missing, a patient is in both splits, or the slices of a
-            validation scan do not form a volume.
+        InputError: If the dataset, a split, a column or the fold is missing, a patient is in both splits, or the
+            slices of a validation scan do not form a volume.
     """
     loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision)
     missing = [split for split in ("train", "validation") if split not in loaded]
@@ -67,7 +101,12 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
         )
     columns = set(dataset_features()) - set(loaded["train"].column_names)
     if columns:
-        raise InputError(f"{data_args.dataset_name}: lacks the columns {', '.join(sorted(columns))}; rebuild it")
+        raise InputError(
+            f"{data_args.dataset_name}: lacks the columns {', '.join(sorted(columns))}, because it was built by an "
+            f"older version; build it again: `{BUILD_COMMAND}`"
+        )
+    if data_args.fold is not None:
+        loaded = split_by_fold(loaded, data_args.dataset_name, data_args.fold)
     train, validation = loaded["train"], loaded["validation"]
     # Scans of one patient look alike. A model that knows the patient from training would score too well on the others.
     shared = set(train.unique("case")) & set(validation.unique("case"))
@@ -146,7 +185,7 @@ def select_samples(slices: DatasetDict, data_args: DataArguments, seed: int) -> 
     if data_args.max_eval_samples is not None:
         validation = validation.select(range(min(data_args.max_eval_samples, len(validation))))
     # Dice skips a slice and organ if prediction and truth are both empty. Without any organ, the score could be NaN.
-    if not any(rle for organs in validation["segmentation"] for rle in organs.values()):
+    if len(validation) and not any(rle for organs in validation["segmentation"] for rle in organs.values()):
         raise InputError("the validation slices show no organ, so there is nothing to score; take more of them")
     return DatasetDict(train=train, validation=validation)
 
@@ -176,9 +215,9 @@ def transform_splits(
         InputError: If the model needs neighbours and no slice of a split has one.
     """
     # A neighbour may be any slice of the split, even one that `select_samples` left out.
-    neighbours = dict.fromkeys(slices)
+    neighbours: dict[str, SliceNeighbours | None] = dict.fromkeys(slices)
     if data_args.slice_context:
-        neighbours = {split: SliceNeighbours(slices[split], data_args.slice_context) for split in slices}
+        neighbours |= {split: SliceNeighbours(s, data_args.slice_context) for split, s in slices.items() if len(s)}
     augmentation = partial(augment, build_augmentation()) if data_args.augmentation else None
     # Nothing is computed here. The transforms run when a slice is read, so every epoch makes other random changes.
     mode = model_args.label_mode

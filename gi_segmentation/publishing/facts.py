@@ -32,7 +32,7 @@ PACKAGES = ("transformers", "accelerate", "datasets", "evaluate", "huggingface_h
 # as the number of processes, are not among them.
 IDENTITY = (
     "base_model", "model_type", "architecture", "image_size", "label_mode", "slice_context", "ema_decay",
-    "dataset_fingerprint", "split_hash",
+    "dataset_fingerprint", "split_hash", "splits",
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class RunFacts:
         num_processes: Number of processes that train together.
         architecture: Class of the model.
         model_type: Family of the model.
-        base_model: Checkpoint from which the training started; None for random weights.
+        base_model: Checkpoint, or encoder under a new head, from which the training started; None for random weights.
         num_parameters: Number of weights.
         image_size: Height and width of the model's input in pixels.
         label_mode: What the model's channels mean.
@@ -57,6 +57,7 @@ class RunFacts:
         dataset: Name of the dataset.
         dataset_title: Name of the dataset on the card.
         dataset_fingerprint: From `fingerprint_dataset`.
+        fold: The fold that is held back, or `all`; None for the splits of the dataset as they were built.
         split_hash: From `schema.hash_splits`.
         splits: Numbers of patients, scans, slices and slices without any organ, by split.
         sizes: Numbers of slices by size, by split.
@@ -89,6 +90,7 @@ class RunFacts:
     dataset: str
     dataset_title: str
     dataset_fingerprint: str
+    fold: str | None
     split_hash: str
     splits: dict[str, dict[str, int]]
     sizes: dict[str, dict[str, int]]
@@ -147,18 +149,21 @@ def git_commit() -> str | None:
 def fingerprint_dataset(slices: DatasetDict) -> str:
     """Return the SHA-256 of the ids and outlines of all slices, 64 hexadecimal digits.
 
-    It is the same on every machine, and it changes if a slice, an outline or the split changes.
+    It is the same on every machine and for every fold, and it changes if a slice or an outline changes.
+
+    Args:
+        slices: All splits with outlines.
     """
     # `datasets` has a fingerprint too, but it also depends on paths and versions. The images are left out, because all
     # of them would have to be read at every start. The ids say which images they are.
-    digest = hashlib.sha256()
-    for split in sorted(slices):
-        columns = slices[split].select_columns(["id", "segmentation"])
-        for row in columns:
+    lines = []
+    for dataset in slices.values():
+        for row in dataset.select_columns(["id", "segmentation"]):
             # The organs come in a fixed order, because the order of the columns has no meaning.
             outlines = " ".join(f"{organ}:{row['segmentation'][organ]}" for organ in ORGANS)
-            digest.update(f"{split} {row['id']} {outlines}\n".encode())
-    return digest.hexdigest()
+            lines.append(f"{row['id']} {outlines}\n")
+    # Another fold has the same slices in other splits, so in another order.
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def public_name(name: str) -> str:
@@ -214,6 +219,7 @@ def count_sizes(dataset: Dataset) -> dict[str, int]:
 def describe_run(
     model: PreTrainedModel,
     slices: DatasetDict,
+    samples: DatasetDict,
     model_args: ModelArguments,
     data_args: DataArguments,
     run_args: RunArguments,
@@ -222,13 +228,15 @@ def describe_run(
 
     Args:
         model: From `models.loading.load_model`.
-        slices: The splits of the run, after `--max_train_samples` and `--max_eval_samples`.
+        slices: The whole splits.
+        samples: What is left of them after `--max_train_samples` and `--max_eval_samples`.
         model_args: Arguments of the model.
         data_args: Arguments of the data.
         run_args: Arguments of the training.
     """
     # The first access to `device` connects the processes. Before it, `world_size` is 1 on every process.
     device = run_args.device
+    start = model_args.backbone if model_args.model_type else model_args.model_name_or_path
     return RunFacts(
         project_version=__version__,
         git_commit=git_commit(),
@@ -238,7 +246,7 @@ def describe_run(
         num_processes=run_args.world_size,
         architecture=type(model).__name__,
         model_type=model.config.model_type,
-        base_model=None if model_args.model_type else public_name(model_args.model_name_or_path),
+        base_model=None if start is None else public_name(start),
         num_parameters=count_parameters(model),
         image_size=data_args.image_size,
         label_mode=model_args.label_mode,
@@ -247,9 +255,10 @@ def describe_run(
         dataset=public_name(data_args.dataset_name),
         dataset_title=data_args.dataset_title,
         dataset_fingerprint=fingerprint_dataset(slices),
-        split_hash=hash_splits({split: slices[split].unique("scan") for split in slices}),
-        splits={split: count_split(slices[split]) for split in slices},
-        sizes={split: count_sizes(slices[split]) for split in slices},
+        fold=data_args.fold,
+        split_hash=hash_splits({split: samples[split].unique("scan") for split in samples}),
+        splits={split: count_split(samples[split]) for split in samples},
+        sizes={split: count_sizes(samples[split]) for split in samples},
         seed=run_args.seed,
         # `run_args.train_batch_size` is the batch of one process.
         train_batch_size=run_args.train_batch_size * run_args.gradient_accumulation_steps * run_args.world_size,

@@ -59,7 +59,8 @@ def eval_results(facts: RunResults) -> list[EvalResult]:
     """
     rules = PRESETS[facts.competition_preset]
     results = []
-    for key, name in score_titles(facts).items():
+    # A run with `--fold all` has no scores.
+    for key, name in score_titles(facts).items() if facts.scores else ():
         score, interval = facts.scores[key], facts.intervals[key]
         # An entry must have a number. The table of the card says that there was nothing to score.
         if score is None:
@@ -106,7 +107,7 @@ def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
         datasets=facts.dataset if "/" in facts.dataset else None,
         tags=["medical", "mri", "radiotherapy", "semantic-segmentation"],
         model_name=model_name,
-        eval_results=eval_results(facts),
+        eval_results=eval_results(facts) or None,
         # The Hub asks for a name if the licence is `other`.
         license_name="non-commercial-competition-data" if license_name == "other" else None,
     )
@@ -139,7 +140,7 @@ def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
         repo_id=repo_id,
         license_name=license_name,
         score_names=score_titles(facts),
-        clinical_table=format_clinical(facts.clinical) if facts.clinical["scans"] else None,
+        clinical_table=format_clinical(facts.clinical) if facts.clinical and facts.clinical["scans"] else None,
         competition_rules=asdict(PRESETS[facts.competition_preset]),
         organs=ORGANS,
         slice_thickness_mm=SLICE_THICKNESS_MM,

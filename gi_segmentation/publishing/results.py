@@ -29,13 +29,17 @@ from gi_segmentation.publishing.model_card import (
 )
 from gi_segmentation.rules import PRESETS, Preset
 from gi_segmentation.scoring.intervals import find_intervals
+from gi_segmentation.scoring.records import write_scans
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.scoring.tables import describe_clinical, format_interval, tabulate_scans
 from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
 
 # The files that `from_pretrained` needs.
 WEIGHTS = ("model.safetensors", "config.json", "preprocessor_config.json")
-PUBLISHED = (*WEIGHTS, CARD, RUN_FILE, SCAN_SCORES, OVERLAY, CASES, CURVE)
+PUBLISHED = (*WEIGHTS, CARD, RUN_FILE, CURVE)
+# These files are published too, if slices were held back and scored.
+PUBLISHED_SCORES = (SCAN_SCORES, OVERLAY, CASES)
+SCANS = "scans.json"
 
 
 def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
@@ -65,6 +69,8 @@ def describe_scores(evaluation: Evaluation, preset: Preset) -> dict[str, Any]:
         evaluation: From `training.trainer.train`.
         preset: How to read the competition's metric.
     """
+    if not evaluation.scans:
+        return {"scores": {}, "intervals": {}, "clinical": {}, "cases": {}}
     rules = PRESETS[preset]
     keys = [*SCORE_NAMES, SEED_SCORE, *([FLIP_SCORE] if "eval_flips" in evaluation.scans else [])]
     # Intervals have the names of their scores, such as `eval_dice` and `eval_flips_dice`.
@@ -106,9 +112,7 @@ def write_results(
     # Copies of the checkpoint's own files. So the published weights are, byte for byte, those that were scored.
     for name in WEIGHTS:
         shutil.copyfile(best / name, output_dir / name)
-    trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
     trainer.save_state()
-    tabulate_scans(evaluation.scans["eval"]).to_csv(output_dir / SCAN_SCORES, index=False)
     results = RunResults(
         **asdict(facts),
         date=datetime.now(UTC).date().isoformat(),
@@ -119,8 +123,13 @@ def write_results(
     )
     # `run.json` comes before the card, because `write_card` reads it.
     write_facts(output_dir, results)
-    draw_overlay(trainer.model, validation, output_dir / OVERLAY)
-    draw_cases(trainer.model, validation, results.cases, output_dir / CASES)
+    if evaluation.scans:
+        trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
+        scans = evaluation.scans["eval"]
+        write_scans(scans, output_dir / SCANS)
+        tabulate_scans(scans).to_csv(output_dir / SCAN_SCORES, index=False)
+        draw_overlay(trainer.model, validation, output_dir / OVERLAY)
+        draw_cases(trainer.model, validation, results.cases, output_dir / CASES)
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
     # If the run is not published, the code on the card loads the model from the name of the output folder.
     write_card(output_dir, trainer.args.hub_model_id or output_dir.resolve().name, trainer.args.license)
@@ -140,21 +149,36 @@ def publish_model(run_args: RunArguments, facts: RunResults) -> Publication:
     Raises:
         InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
     """
-    dice, step = facts.scores["eval_dice"], facts.best_step
+    step = facts.best_step
+    state = f"dice-{facts.scores['eval_dice']:.4f}-step-{step}" if facts.scores else f"all-patients-step-{step}"
     # `Trainer.push_to_hub` would replace our card by its own. `publish_folder` publishes all files of a folder. The
     # output folder also has the logs and the checkpoints, with the pickled state of the optimizer. So the results are
     # copied to a folder of their own.
     with tempfile.TemporaryDirectory() as scratch:
-        for name in PUBLISHED:
+        for name in (*PUBLISHED, *(PUBLISHED_SCORES if facts.scores else ())):
             shutil.copyfile(Path(run_args.output_dir) / name, Path(scratch) / name)
         return publish_folder(
             Path(scratch),
             str(run_args.hub_model_id),
             "model",
-            tag=f"dice-{dice:.4f}-step-{step}",
-            message=f"Publish the best checkpoint: eval_dice {dice:.4f} at step {step}",
+            tag=state,
+            message=f"Publish {state}",
             private=run_args.hub_private_repo,
         )
+
+
+def format_scores(facts: RunResults) -> list[str]:
+    """Return the scores with their intervals, one line each, for the terminal."""
+    lines = []
+    for key, name in score_titles(facts).items():
+        score, interval = facts.scores[key], format_interval(facts.intervals[key], ".3f")
+        lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
+    patients = facts.splits["validation"]["patients"]
+    # With one patient, nobody can tell how far the scores vary from patient to patient.
+    lines.append(
+        f"in brackets 95 % intervals over {patients} patients" if patients > 1 else "no intervals: one patient"
+    )
+    return lines
 
 
 def summarize(run_args: RunArguments, facts: RunResults, publication: Publication | None) -> str:
@@ -166,16 +190,19 @@ def summarize(run_args: RunArguments, facts: RunResults, publication: Publicatio
         publication: From `publish_model`; None if the run was not published.
     """
     output_dir = Path(run_args.output_dir)
-    lines = [f"best checkpoint: step {facts.best_step} of {facts.steps}, scores on unseen patients:"]
-    for key, name in score_titles(facts).items():
-        score, interval = facts.scores[key], format_interval(facts.intervals[key], ".3f")
-        lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
-    patients = facts.splits["validation"]["patients"]
-    # With one patient, nobody can tell how far the scores vary from patient to patient.
-    lines.append(
-        f"in brackets 95 % intervals over {patients} patients" if patients > 1 else "no intervals: one patient"
-    )
-    files = {"card": CARD, "overlay": OVERLAY, "cases": CASES, "curve": CURVE, "scores of each scan": SCAN_SCORES}
+    files = {"card": CARD, "curve": CURVE}
+    if facts.scores:
+        lines = [
+            f"best checkpoint: step {facts.best_step} of {facts.steps}, scores on unseen patients:",
+            *format_scores(facts),
+        ]
+        files |= {"overlay": OVERLAY, "cases": CASES, "scores of each scan": SCAN_SCORES}
+    else:
+        patients = facts.splits["train"]["patients"]
+        lines = [
+            f"last checkpoint: step {facts.best_step} of {facts.steps}. It was trained on all {patients} patients. "
+            f"Nothing was held back, so nothing was scored."
+        ]
     lines += [f"{label}: {output_dir / name}" for label, name in files.items()]
     if publication is not None:
         lines.append(f"published: {publication.url} (tag {publication.tag}, commit {publication.commit[:12]})")

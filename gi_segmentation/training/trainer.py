@@ -46,6 +46,7 @@ from gi_segmentation.training.averaging import AverageCallback, exchanged_weight
 from gi_segmentation.training.checkpoints import (
     find_checkpoint,
     find_good_checkpoint,
+    find_step,
     is_over,
     load_training_weights,
     load_weights,
@@ -323,7 +324,7 @@ def build_trainer(
         model: From `models.loading.load_model`.
         processor: The model's image processor. It is saved with every checkpoint.
         train_dataset: The training split with a `SliceTransform` attached.
-        eval_dataset: The validation split with a scoring `SliceTransform` attached.
+        eval_dataset: The validation split with a scoring `SliceTransform` attached. It is empty with `--fold all`.
         data_args: Says how slices are drawn.
         run_args: Says how to train.
 
@@ -348,16 +349,16 @@ def build_trainer(
             args=run_args,
             data_collator=collate,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            eval_dataset=eval_dataset if len(eval_dataset) else None,
             processing_class=processor,
-            compute_metrics=ComputeMetrics(eval_dataset, run_args.preset, share),
+            compute_metrics=ComputeMetrics(eval_dataset, run_args.preset, share) if len(eval_dataset) else None,
             callbacks=callbacks,
             balanced=data_args.slice_sampling == "balanced",
         )
 
 
 class Evaluation(NamedTuple):
-    """The scores of the best checkpoint.
+    """The scores of the best checkpoint. With `--fold all`, both attributes are empty.
 
     Attributes:
         scores: The scores by name: `eval_*` and, with `--test_time_flips`, `eval_flips_*`.
@@ -370,6 +371,9 @@ class Evaluation(NamedTuple):
 
 def train(trainer: SegmentationTrainer) -> Evaluation:
     """Train to the end, then score the best checkpoint.
+
+    With `--fold all`, no slices are held back. Then nothing is scored, and the last checkpoint takes the place of the
+    best one.
 
     If an earlier run of the same command was interrupted, training continues from its last checkpoint. If the earlier
     run is over, only the best checkpoint is scored.
@@ -393,6 +397,11 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
         # `Trainer` restores the optimizer, the scheduler, the random numbers and the place in the epoch. Our methods
         # `load_training_weights` and, at the end, `load_best_weights` restore the weights.
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.eval_dataset is None:
+        last = cast(Path, find_checkpoint(Path(trainer.args.output_dir)))
+        trainer.load_best_weights(last)
+        trainer.state.best_model_checkpoint, trainer.state.best_global_step = str(last), find_step(last)
+        return Evaluation({}, {})
     if trainer.state.best_model_checkpoint is None:
         raise InputError("no checkpoint was scored: train for at least one evaluation (--eval_strategy, --eval_steps)")
     # During the training only the fast scores are computed. Surface distances take longer, so they come once, here.

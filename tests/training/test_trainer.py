@@ -1,4 +1,4 @@
-"""Training: the best checkpoint is the best one, and a resumed run is an uninterrupted one."""
+"""Training ends with the best checkpoint, and a resumed run ends with the weights of an uninterrupted one."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Te
 
 
 def give_scores(trainer: SegmentationTrainer, scores: Iterator[float]) -> None:
-    """Let the evaluations during training have these Dice values, so that it is known which is the best."""
+    """Replace the Dice of each evaluation during training, so that a test knows which checkpoint is the best."""
 
     class Scripted(ComputeMetrics):
         def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
@@ -42,7 +42,9 @@ def give_scores(trainer: SegmentationTrainer, scores: Iterator[float]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_best_checkpoint_is_what_the_trainer_ends_with(family: str, dataset_dir: Path, tmp_path: Path) -> None:
+def test_a_training_ends_with_the_weights_of_the_best_checkpoint(
+    family: str, dataset_dir: Path, tmp_path: Path
+) -> None:
     trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, family))
     give_scores(trainer, iter([0.2, 0.9, 0.4, 0.3]))
     trained: dict[str, torch.Tensor] = {}
@@ -76,7 +78,7 @@ def test_output_dir_holds_the_checkpoint_with_the_highest_dice(dataset_dir: Path
     assert not [path for path in tmp_path.iterdir() if path.suffix in {".bin", ".pt", ".pkl"}]
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(dataset_dir: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(dataset_dir: Path, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     settings = {"max_steps": 7, "save_total_limit": 10, "eval_steps": 7, "save_steps": 1}
     settings |= {"eval_strategy": "epoch", "save_strategy": "epoch", "max_train_samples": 8, "num_train_epochs": 3}
@@ -86,7 +88,8 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(dataset_dir: Path, t
     shutil.copy(whole / "run.json", resumed)
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
     shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")
-    (resumed / "checkpoint-4" / "trainer_state.json").unlink()  # cut off while it was saved
+    # A checkpoint without its state was interrupted while it was saved. The run must continue from checkpoint 2.
+    (resumed / "checkpoint-4" / "trainer_state.json").unlink()
     run_segmentation.main(arguments(dataset_dir, resumed, **settings))
     for name in ("checkpoint-4", "checkpoint-6"):
         assert_same_tensors(
@@ -108,11 +111,12 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(dataset_dir: Path, t
     ],
     ids=["plain", "auxiliary head", "averaged", "balanced", "accumulated"],
 )
-def test_resuming_within_an_epoch_repeats_what_is_random(
+def test_a_run_resumed_within_an_epoch_draws_the_same_random_numbers(
     flags: dict[str, Any], dataset_dir: Path, tmp_path: Path
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    settings = {"max_train_samples": 16, "max_steps": 4, "save_total_limit": 10, **flags}  # four steps an epoch
+    # 16 slices in batches of 4 are four steps, so step 2 is in the middle of the first epoch.
+    settings = {"max_train_samples": 16, "max_steps": 4, "save_total_limit": 10, **flags}
     run_segmentation.main(arguments(dataset_dir, whole, **settings))
     resumed.mkdir()
     shutil.copy(whole / "run.json", resumed)
@@ -122,8 +126,9 @@ def test_resuming_within_an_epoch_repeats_what_is_random(
         assert_same_tensors(load_file(path), load_file(resumed / "checkpoint-4" / path.name))
 
 
-def test_every_epoch_augments_the_slices_anew(dataset_dir: Path, tmp_path: Path) -> None:
-    flags = {"max_train_samples": 4, "max_steps": 2, "eval_steps": 2, "save_steps": 2}  # two epochs of one batch
+def test_every_epoch_augments_the_slices_differently(dataset_dir: Path, tmp_path: Path) -> None:
+    # Four slices in one batch, so each of the two steps is an epoch.
+    flags = {"max_train_samples": 4, "max_steps": 2, "eval_steps": 2, "save_steps": 2}
     trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, **flags))
     seen: list[list[float]] = []
 
@@ -139,7 +144,7 @@ def test_every_epoch_augments_the_slices_anew(dataset_dir: Path, tmp_path: Path)
     assert set(first).isdisjoint(second)
 
 
-def test_a_run_that_is_over_only_scores_again(dataset_dir: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_only_scored_again(dataset_dir: Path, tmp_path: Path) -> None:
     run_segmentation.main(arguments(dataset_dir, tmp_path))
     first = json.loads((tmp_path / "run.json").read_text())
     checkpoints = {path.name for path in tmp_path.glob("checkpoint-*")}
@@ -155,29 +160,30 @@ def test_early_stopping_stops_and_stays_stopped(dataset_dir: Path, tmp_path: Pat
     trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, **settings))
     give_scores(trainer, repeat(0.5))
     train(trainer)
-    assert trainer.state.global_step == 3  # the first is the best, two more are no better
+    # The first evaluation is the best. Two more are not better, which is the patience.
+    assert trainer.state.global_step == 3
     again, _ = make_trainer(arguments(dataset_dir, tmp_path, **settings))
     give_scores(again, repeat(0.5))
     train(again)
     assert again.state.global_step == 3
 
 
-def test_another_dataset_or_model_does_not_go_on_in_a_run(dataset_dir: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_continue_with_another_dataset_or_model(dataset_dir: Path, tmp_path: Path) -> None:
     run_segmentation.main(arguments(dataset_dir, tmp_path, max_steps=1))
-    with pytest.raises(InputError, match="holds a run with dataset_fingerprint"):
+    with pytest.raises(InputError, match="holds a run with splits"):
         run_segmentation.main(arguments(dataset_dir, tmp_path, max_eval_samples=6))
     with pytest.raises(InputError, match="holds a run with model_type"):
         run_segmentation.main(arguments(dataset_dir, tmp_path, family="beit"))
 
 
-def test_a_folder_with_something_else_is_left_alone(dataset_dir: Path, tmp_path: Path) -> None:
+def test_an_output_dir_with_other_files_is_refused_and_not_changed(dataset_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="holds no run of ours"):
         run_segmentation.main(arguments(dataset_dir, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_the_learning_rate_drops_once(dataset_dir: Path, tmp_path: Path) -> None:
+def test_lr_drop_at_divides_the_learning_rate_by_ten_once(dataset_dir: Path, tmp_path: Path) -> None:
     flags = {"lr_scheduler_type": "constant", "lr_drop_at": 0.5}
     trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, **flags))
     train(trainer)
@@ -186,15 +192,19 @@ def test_the_learning_rate_drops_once(dataset_dir: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["upernet", "beit"])
-def test_a_last_batch_of_one_slice_is_no_obstacle(family: str, dataset_dir: Path, tmp_path: Path) -> None:
+def test_a_last_batch_of_one_slice_is_left_out_of_training_but_scored(
+    family: str, dataset_dir: Path, tmp_path: Path
+) -> None:
     flags = {"max_train_samples": 5, "max_steps": 2, "eval_steps": 2, "save_steps": 2, "max_eval_samples": 9}
     trainer, slices = make_trainer(arguments(dataset_dir, tmp_path, family, **flags))
     train(trainer)
-    assert trainer.state.epoch == 2  # one batch of four each; the fifth slice takes turns
+    # Batch normalisation cannot use a batch of one slice. So an epoch has one batch of four of the five slices, and
+    # the slice that is left out is another one in each epoch.
+    assert trainer.state.epoch == 2
     assert len(slices["validation"]) == 9 == trainer.num_examples(trainer.get_eval_dataloader())
 
 
-def test_no_whole_checkpoint_means_starting_anew(tmp_path: Path) -> None:
+def test_a_broken_checkpoint_is_removed_and_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": ')
     assert find_checkpoint(tmp_path) is None
@@ -202,7 +212,9 @@ def test_no_whole_checkpoint_means_starting_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
-def test_checkpointing_changes_memory_alone(label_mode: str, dataset_dir: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_does_not_change_the_weights(
+    label_mode: str, dataset_dir: Path, tmp_path: Path
+) -> None:
     flags = {"label_mode": label_mode, "learning_rate": 0.5, "optim": "sgd"}
     kept = weights_after(dataset_dir, tmp_path / "kept", 2, steps=3, **flags)
     recomputed = weights_after(dataset_dir, tmp_path / "recomputed", 2, steps=3, gradient_checkpointing=True, **flags)
@@ -211,7 +223,7 @@ def test_checkpointing_changes_memory_alone(label_mode: str, dataset_dir: Path, 
 
 
 def batch_losses(trainer: SegmentationTrainer, batch_size: int) -> torch.Tensor:
-    """The losses of the first four slices, cut into batches, without dropout and with running statistics."""
+    """Return the losses of the first four slices in batches of a size, without dropout and with running statistics."""
     model, losses = trainer.model.eval(), []
     for start in range(0, 4, batch_size):
         batch = collate([trainer.train_dataset[index] for index in range(start, start + batch_size)])
@@ -221,7 +233,8 @@ def batch_losses(trainer: SegmentationTrainer, batch_size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
-@pytest.mark.parametrize("batch_size", [1, 4])  # four slices in four accumulated batches, or in one batch
+# Four slices in four accumulated batches, or in one batch.
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_step_follows_the_mean_loss_of_its_batches(
     batch_size: int, label_mode: str, dataset_dir: Path, tmp_path: Path
 ) -> None:
@@ -240,7 +253,9 @@ def test_a_step_follows_the_mean_loss_of_its_batches(
     assert logged == pytest.approx(expected.mean().item(), rel=1e-4)
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(parameter, before[name] - 0.5 * gradients[name], atol=2e-5, rtol=1e-4)
-    if batch_size == 1:  # the loss of the same slices in one batch is another
+    # Accumulated batches are not pooled: the same slices in one batch have another loss. Without this difference, the
+    # test could not tell the two apart.
+    if batch_size == 1:
         assert abs(batch_losses(trainer, 4).mean().item() - batch_losses(trainer, 1).mean().item()) > 1e-3
 
 
@@ -264,7 +279,8 @@ def test_averaged_weights_are_scored_saved_and_kept(dataset_dir: Path, tmp_path:
     name = "decode_head.classifier.weight"
     average = raw[0][name]
     for step, tensors in enumerate(raw[1:], start=1):
-        decay = min(0.25, (1 + step) / (10 + step))  # 2/11, then 3/12 and on
+        # The decay starts low and grows to its final value: 2/11, and then 3/12 = 0.25.
+        decay = min(0.25, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * tensors[name]
         torch.testing.assert_close(scored[step][name], average)
         saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / f"checkpoint-{step + 1}").state_dict()
@@ -273,7 +289,8 @@ def test_averaged_weights_are_scored_saved_and_kept(dataset_dir: Path, tmp_path:
         assert torch.equal(kept[name], tensors[name]) and not torch.equal(kept[name], average)
     best = trainer.state.best_global_step
     assert_same_tensors(trainer.model.state_dict(), scored[best - 1])
-    assert_same_tensors(scored[-1], scored[best - 1])  # the last scoring is of the best
+    # After the training, the best checkpoint is scored once more.
+    assert_same_tensors(scored[-1], scored[best - 1])
 
 
 def test_an_auxiliary_head_is_trained_and_not_published(dataset_dir: Path, tmp_path: Path) -> None:
@@ -286,7 +303,9 @@ def test_an_auxiliary_head_is_trained_and_not_published(dataset_dir: Path, tmp_p
     assert json.loads((tmp_path / "config.json").read_text())["use_auxiliary_head"] is False
 
 
-def test_the_head_learns_faster(dataset_dir: Path, tmp_path: Path) -> None:
+def test_the_head_has_its_own_learning_rate_and_biases_and_norms_have_no_decay(
+    dataset_dir: Path, tmp_path: Path
+) -> None:
     trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, head_lr_multiplier=10, weight_decay=0.5))
     optimizer = trainer.create_optimizer()
     settings = {
@@ -300,12 +319,14 @@ def test_the_head_learns_faster(dataset_dir: Path, tmp_path: Path) -> None:
         assert decay == (0.0 if name.endswith("bias") or "norm" in name else 0.5), name
 
 
-def test_warm_up_and_polynomial_decay(dataset_dir: Path, tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_and_then_falls_in_a_straight_line(dataset_dir: Path, tmp_path: Path) -> None:
     kwargs = json.dumps({"power": 1.0, "lr_end": 0.0})
     flags = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": kwargs, "warmup_steps": 0.4, "max_steps": 5}
     trainer, _ = make_trainer(arguments(dataset_dir, tmp_path, head_lr_multiplier=2, **flags))
     train(trainer)
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    # 40 % of 5 steps are 2 steps of warm-up: 0, 1/2 and 1 of the rate. Then it falls in a straight line to 0 at step
+    # 5. The log has the rate of the first group, the encoder, which the multiplier does not change.
     assert rates == pytest.approx([0.0, 0.005, 0.01, 0.01 * 2 / 3, 0.01 / 3])
 
 
@@ -314,6 +335,8 @@ def test_an_exploding_loss_stops_the_run(learning_rate: float, dataset_dir: Path
     run_segmentation.main(arguments(dataset_dir, tmp_path, max_steps=2, save_total_limit=10))
     flags = {"learning_rate": learning_rate, "max_steps": 6, "save_total_limit": 10}
     shutil.rmtree(tmp_path / "checkpoint-2")
+    # The run continues from checkpoint 1. A checkpoint keeps its learning rate, so the large rate must be written into
+    # it.
     state = tmp_path / "checkpoint-1" / "optimizer.pt"
     optimizer = torch.load(state)
     for group in optimizer["param_groups"]:
@@ -341,3 +364,23 @@ def test_flips_at_test_time_are_reported_with_their_gain(
     assert 0 < scores["eval_flips_dice"] != scores["eval_dice"]
     gain = f"averaged over four flips of the slice ({scores['eval_flips_dice'] - scores['eval_dice']:+.4f})"
     assert gain in capsys.readouterr().out and gain in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_fold_all_trains_on_everybody_and_says_that_nothing_was_held_back(
+    dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The dataset has 2 patients in each split, with 12 slices each.
+    words = arguments(
+        dataset_dir, tmp_path / "run", fold="all", max_eval_samples=None, max_steps=3, test_time_flips=True
+    )
+    run_segmentation.main(words)
+    assert "trained on all 4 patients. Nothing was held back, so nothing was scored." in capsys.readouterr().out
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["fold"], facts["best_step"], facts["scores"]) == ("all", 3, {})
+    assert {split: counts["patients"] for split, counts in facts["splits"].items()} == {"train": 4, "validation": 0}
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "Nothing was held back: the model was trained on all 4 patients." in card
+    assert "model-index" not in card and "unseen" not in card
+    last = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run" / "checkpoint-3").state_dict()
+    published = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run").state_dict()
+    assert all(torch.equal(tensor, last[name]) for name, tensor in published.items())
