@@ -140,7 +140,7 @@ class GiTractScores(evaluate.Metric):
     """The metric. It keeps the masks with eight pixels per byte until it computes the scores."""
 
     # `evaluate.Metric` would write all masks to a file as lists of numbers, and would take only one form of masks. So
-    # `add_batch`, `add` and `compute` are written anew here.
+    # `add_batch`, `add` and `compute` are written for this metric.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -62,8 +62,8 @@ class KaggleDataError(InputError):
         super().__init__(problems[0] + more)
 
     def __reduce__(self) -> tuple[type["KaggleDataError"], tuple[list[str]]]:
-        # Worker processes send exceptions as pickles. By default, a pickle calls the class again with the message, and
-        # the message would then stand in for the list of problems.
+        # Worker processes send exceptions as pickles. By default, a pickle calls the class again with the message as
+        # its argument, and the message would become the list of problems.
         return KaggleDataError, (self.problems,)
 
 
@@ -326,7 +326,7 @@ def read_slice(slice_file: SliceFile) -> bytes:
     try:
         # The file is read once. The bytes that pass the checks are the bytes that the dataset stores.
         data = slice_file.path.read_bytes()
-        # With `formats`, another kind of image that is merely called .png is an error.
+        # With `formats`, another kind of image with the name of a PNG is an error.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             # `open` reads the header only. `load` decodes the pixels, and so finds a file that was cut off.
             image.load()

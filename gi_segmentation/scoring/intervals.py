@@ -24,8 +24,8 @@ def find_intervals(
 ) -> dict[str, Interval | None]:
     """Compute confidence intervals of 95 % by the bootstrap over patients.
 
-    A bootstrap draws patients with replacement, as many as there are, and scores the scans of these patients. It does
-    so many times. The interval lies between two percentiles of the scores, see `expanded_percentiles`. The interval
+    A bootstrap draws patients with replacement, as many as there are, and scores the scans of these patients. This is
+    repeated many times. The interval lies between two percentiles of all these scores, see `expanded_percentiles`. It
     shows the chance in the choice of patients. It does not show the chance in training, such as the random start.
 
     Args:

@@ -62,7 +62,7 @@ class ScanPair:
         spacing_mm: Voxel size (z, y, x) in millimetres; None if it is not needed.
         slice_ids: Ids of the slices, sorted by number.
         target: True encodings of each slice, in the order of `ORGANS`.
-        preds: Predicted encodings of each slice, likewise.
+        preds: Predicted encodings of each slice, in the order of `ORGANS`.
     """
 
     case: int
