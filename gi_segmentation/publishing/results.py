@@ -126,7 +126,7 @@ def write_results(
     if evaluation.scans:
         trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
         scans = evaluation.scans["eval"]
-        write_scans(scans, output_dir / SCANS)
+        write_scans(evaluation.scans, output_dir / SCANS)
         tabulate_scans(scans).to_csv(output_dir / SCAN_SCORES, index=False)
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
         draw_cases(trainer.model, validation, results.cases, output_dir / CASES)

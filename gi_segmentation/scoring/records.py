@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,35 @@ def undefined_to_nan(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(math.nan if value is None else value for value in values)
 
 
-def write_scans(scans: Sequence[ScanScore], path: Path) -> None:
+def write_scans(scans: Mapping[str, Sequence[ScanScore]], path: Path) -> None:
     """Write the scores of scans as JSON, sorted by patient and scan.
 
     Args:
-        scans: The scans.
+        scans: The scans by the way they were predicted, for example `eval` and `eval_flips`.
         path: The file to write.
     """
-    ordered = sorted(scans, key=lambda scan: scan.key)
-    text = json.dumps([to_json(asdict(scan)) for scan in ordered], allow_nan=False, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    ordered = {way: sorted(members, key=lambda scan: scan.key) for way, members in scans.items()}
+    records = {way: [to_json(asdict(scan)) for scan in members] for way, members in ordered.items()}
+    path.write_text(json.dumps(records, allow_nan=False, indent=1) + "\n", encoding="utf-8")
 
 
-def read_scans(path: Path) -> list[ScanScore]:
+def read_scan(fields: dict[str, Any]) -> ScanScore:
+    """Return one scan from its record."""
+    counts, clinical = fields["label_counts"], fields["clinical"]
+    values = {
+        "dice_sums": tuple(fields["dice_sums"]),
+        "dice_numbers": tuple(fields["dice_numbers"]),
+        "volume_dice": undefined_to_nan(fields["volume_dice"]),
+        "hausdorff": undefined_to_nan(fields["hausdorff"]),
+        "label_counts": None if counts is None else np.array(counts),
+        "clinical": tuple(
+            dict(zip(organ, undefined_to_nan(list(organ.values())), strict=True)) for organ in clinical
+        ),
+    }
+    return ScanScore(**{**fields, **values})
+
+
+def read_scans(path: Path) -> dict[str, list[ScanScore]]:
     """Read what `write_scans` wrote. Every number is the same to the last digit.
 
     Args:
@@ -53,30 +69,15 @@ def read_scans(path: Path) -> list[ScanScore]:
         >>> nan = math.nan
         >>> scan = ScanScore(7, "case7_day0", 2, (0.1, 0, 0), (1, 0, 0), (0.3, nan, nan), (0.2,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_scans([scan], Path(folder, "scans.json"))
-        ...     copy = read_scans(Path(folder, "scans.json"))[0]
+        ...     write_scans({"eval": [scan]}, Path(folder, "scans.json"))
+        ...     copy = read_scans(Path(folder, "scans.json"))["eval"][0]
         >>> copy.patient, copy.dice_sums, copy.volume_dice
         (7, (0.1, 0, 0), (0.3, nan, nan))
     """
     try:
-        return [
-            ScanScore(
-                **{
-                    **fields,
-                    "dice_sums": tuple(fields["dice_sums"]),
-                    "dice_numbers": tuple(fields["dice_numbers"]),
-                    "volume_dice": undefined_to_nan(fields["volume_dice"]),
-                    "hausdorff": undefined_to_nan(fields["hausdorff"]),
-                    "label_counts": None if fields["label_counts"] is None else np.array(fields["label_counts"]),
-                    "clinical": tuple(
-                        dict(zip(organ, undefined_to_nan(list(organ.values())), strict=True))
-                        for organ in fields["clinical"]
-                    ),
-                }
-            )
-            for fields in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        return {way: [read_scan(fields) for fields in members] for way, members in records.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path}: expected the scores of scans as a training writes them, but got {error!r}; run the same "
             f"training command again, it scores the finished run anew"
