@@ -2,11 +2,16 @@
 
 from typing import cast
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from gi_segmentation.arguments import MIN_IMAGE_SIZE
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
+
+# What `from_pretrained` raises for a missing, damaged or foreign checkpoint.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def set_task(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int) -> PreTrainedConfig:

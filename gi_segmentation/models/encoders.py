@@ -1,21 +1,19 @@
 """A pre-trained encoder under a new segmentation head: UPerNet around a backbone of `transformers` or of timm.
 
 UPerNet (Xiao et al. 2018, arXiv 1807.10221) takes four feature maps of an encoder and joins them into one. So every
-encoder that gives feature maps can become a segmentation model. The result is a stock `UperNetForSemanticSegmentation`.
+encoder that gives feature maps can become a segmentation model. The result is a stock
+`UperNetForSemanticSegmentation`.
 """
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
+    ImageProcessingMixin,
     PreTrainedConfig,
     PreTrainedModel,
     TimmBackboneConfig,
@@ -23,27 +21,43 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
-from gi_segmentation.models.configuration import check_image_size
+from gi_segmentation.models.configuration import LOAD_ERRORS, check_image_size
 from gi_segmentation.models.random import build_model, parse_overrides, random_config
 
 logger = logging.getLogger(__name__)
 
 NUM_FEATURE_MAPS = 4
+MAX_RESOLUTIONS = 6  # an encoder with more stages has several of one resolution
 TIMM_MODEL_TYPE = "timm_wrapper"  # how `transformers` calls a repository or folder in timm's own format
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, HfHubHTTPError)
 # The normalisation of ImageNet, for an encoder that says nothing about its own.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Encoder(NamedTuple):
+    """A pre-trained encoder.
+
+    Attributes:
+        config: Its configuration as a backbone of `transformers`.
+        tensors: Its weights and buffers by name.
+        mean: Mean of each of the three channels of its input, for an image scaled to 0 to 1.
+        std: Standard deviation of each channel.
+    """
+
+    config: PreTrainedConfig
+    tensors: dict[str, torch.Tensor]
+    mean: list[float]
+    std: list[float]
 
 
 def pick_stages(number: int) -> list[int]:
     """Choose the stages of an encoder whose feature maps UPerNet takes.
 
-    A convolutional or hierarchical encoder has four stages, often after a stem. All four are taken, and the stem is
-    left out. A plain vision transformer has one stage per layer, all of one resolution. Four of them at equal distances
-    are taken, as BEiT does in its UPerNet (arXiv 2106.08254, appendix): for 12 layers the layers 3, 6, 9 and 12.
+    A convolutional or hierarchical encoder halves the resolution from stage to stage. Its last four stages are taken.
+    A plain vision transformer has one stage per layer, all of one resolution. Four of them at equal distances are
+    taken: for 12 layers the layers 3, 6, 9 and 12. The code of DINOv3 takes the same layers for segmentation.
 
     Args:
-        number: Number of stages, the stem (stage 0) included.
+        number: Number of stages. The stem may be the first of them.
 
     Returns:
         Four indices, ascending; the last stage is always one of them.
@@ -52,34 +66,67 @@ def pick_stages(number: int) -> list[int]:
         ValueError: If there are fewer than four stages.
 
     Example:
-        >>> pick_stages(4), pick_stages(5), pick_stages(13)
-        ([0, 1, 2, 3], [1, 2, 3, 4], [3, 6, 9, 12])
+        >>> pick_stages(4), pick_stages(5), pick_stages(12), pick_stages(13)
+        ([0, 1, 2, 3], [1, 2, 3, 4], [2, 5, 8, 11], [3, 6, 9, 12])
     """
     if number < NUM_FEATURE_MAPS:
         raise ValueError(f"expected at least {NUM_FEATURE_MAPS} feature maps, but it has {number}")
-    last = number - 1
-    if number == NUM_FEATURE_MAPS:
-        return list(range(number))
-    return [round(last * part / NUM_FEATURE_MAPS) for part in range(1, NUM_FEATURE_MAPS + 1)]
+    if number <= MAX_RESOLUTIONS:
+        return list(range(number - NUM_FEATURE_MAPS, number))
+    # Vision transformers have 12, 24, 32 or 40 layers. `transformers` counts the stem as one more stage, and timm does
+    # not.
+    stem = 0 if number % NUM_FEATURE_MAPS == 0 else 1
+    layers = number - stem
+    return [stem - 1 + round(layers * part / NUM_FEATURE_MAPS) for part in range(1, NUM_FEATURE_MAPS + 1)]
 
 
-Encoder = tuple[PreTrainedConfig, dict[str, torch.Tensor], Sequence[float], Sequence[float]]
+def load_config(name: str, revision: str | None) -> PreTrainedConfig:
+    """Load the configuration of an encoder; arguments as `load_encoder`.
+
+    Raises:
+        ValueError: If there is no such folder or repository, or it has no configuration.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except LOAD_ERRORS as error:
+        # The first line says what is wrong. The lines below it are about private repositories and offline use.
+        reason = str(error).strip().splitlines()[0]
+        if Path(name).is_dir():
+            raise ValueError(
+                f"expected a folder with the config.json and the model.safetensors of an encoder, but: {reason}"
+            ) from error
+        # Such a name can only be a path, so the Hub was not asked. The library complains about its form.
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):
+            reason = "there is no such folder"
+        raise ValueError(
+            f"expected a folder, or a repository of the Hub that you may read, got neither ({reason}). "
+            "Check the name. A recipe says how to make its folder, or which licence to accept on the Hub"
+        ) from error
+
+
+def load_normalisation(name: str, revision: str | None) -> tuple[list[float], list[float]]:
+    """Load the mean and the standard deviation of an encoder's input; arguments as `load_encoder`."""
+    # The file is read as it is, because some classes of image processors need torchvision. This project does not
+    # install torchvision.
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
+        return list(settings["image_mean"]), list(settings["image_std"])
+    except (OSError, KeyError, TypeError):
+        logger.warning("%s says nothing about the mean and deviation of its input; ImageNet's are taken", name)
+        return IMAGENET_MEAN, IMAGENET_STD
 
 
 def load_encoder(name: str, revision: str | None) -> Encoder:
-    """Load an encoder of `transformers`.
+    """Load an encoder of `transformers` or of timm.
 
     Args:
         name: Folder or Hub id.
         revision: Branch, tag or commit on the Hub.
 
-    Returns:
-        Its configuration as a backbone, its tensors by name, and the mean and standard deviation of its input.
-
     Raises:
-        ValueError: If it has no feature maps.
+        ValueError: If there is no such encoder, it has no feature maps, or its file has too few of its weights.
     """
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = load_config(name, revision)
     if config.model_type == TIMM_MODEL_TYPE:
         return load_timm_encoder(name, revision, config)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
@@ -87,20 +134,23 @@ def load_encoder(name: str, revision: str | None) -> Encoder:
     config.out_indices = pick_stages(len(config.stage_names))
     # `AutoBackbone.from_pretrained` asks the Hub whether the name is a repository, and takes a local folder for a name
     # of timm. The class itself loads both.
-    encoder, info = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(
-        name, revision=revision, config=config, output_loading_info=True
-    )
-    for tensor in sorted(info["missing_keys"]):
+    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    encoder, info = backbone_class.from_pretrained(name, revision=revision, config=config, output_loading_info=True)
+    tensors, missing = encoder.state_dict(), sorted(info["missing_keys"])
+    # An encoder that was trained to classify has no normalisation of its feature maps, so these layers are new. If
+    # most tensors are missing, the file is of another model. `from_pretrained` would only log that, and the training
+    # would start from random weights.
+    if len(missing) > len(tensors) / 2:
+        raise ValueError(
+            f"its file has only {len(tensors) - len(missing)} of the {len(tensors)} tensors of a {config.model_type}; "
+            f"the first missing one is {missing[0]}"
+        )
+    for tensor in missing:
         logger.warning("newly made: backbone.%s", tensor)
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
-        mean, std = processor.image_mean, processor.image_std
-    except (OSError, ValueError, AttributeError):
-        logger.warning("%s says nothing about the mean and deviation of its input; ImageNet's are taken", name)
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    logger.warning("%d tensors of the encoder were loaded from %s", len(tensors) - len(missing), name)
     # The configuration is published with the weights. It must not tell where the encoder lay on somebody's disk.
     config.name_or_path = ""
-    return config, encoder.state_dict(), mean, std
+    return Encoder(config, tensors, *load_normalisation(name, revision))
 
 
 def load_timm_encoder(name: str, revision: str | None, config: Any) -> Encoder:
@@ -119,18 +169,22 @@ def load_timm_encoder(name: str, revision: str | None, config: Any) -> Encoder:
         import timm
     except (ImportError, RuntimeError) as error:
         # RuntimeError: timm imports torchvision, which fails beside another build of PyTorch than its own.
-        raise ValueError(f"this encoder needs timm (`pip install -e .[timm]`), which does not load: {error}") from error
+        raise ValueError(
+            f"this encoder needs timm (`pip install -e .[timm]`), which does not load: {error}"
+        ) from error
 
     source = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
     # The first model only tells how many stages there are. The second has just those that are taken.
     stages = timm.create_model(config.architecture, features_only=True).feature_info
     out_indices = pick_stages(len(stages.info))
     encoder = timm.create_model(source, pretrained=True, features_only=True, out_indices=out_indices)
-    backbone_config = TimmBackboneConfig(backbone=config.architecture, out_indices=out_indices)
+    # `from_dict`, because `out_indices` is a property, which type checkers do not find among the arguments.
+    backbone_config = TimmBackboneConfig.from_dict({"backbone": config.architecture, "out_indices": out_indices})
     # `TimmBackbone` keeps the model of timm under this name. Its own way to load pre-trained weights
     # (`from_config(..., pretrained=True)`) sets the running means of batch normalisation to 0 afterwards.
     tensors = {f"_backbone.{key}": tensor for key, tensor in encoder.state_dict().items()}
-    return backbone_config, tensors, config.pretrained_cfg["mean"], config.pretrained_cfg["std"]
+    logger.warning("%d tensors of the encoder were loaded from %s", len(tensors), name)
+    return Encoder(backbone_config, tensors, list(config.pretrained_cfg["mean"]), list(config.pretrained_cfg["std"]))
 
 
 def new_upernet(
@@ -154,18 +208,26 @@ def new_upernet(
     if "backbone_config" in overrides:
         raise InputError("--config_overrides: backbone_config comes from --backbone; leave one of them out")
     try:
-        backbone_config, tensors, mean, std = load_encoder(name, model_args.model_revision)
-    except (*LOAD_ERRORS, HFValidationError) as error:
-        raise InputError(f"--backbone {name}: {error}") from error
-    config = random_config("upernet", {**overrides, "backbone_config": backbone_config}, image_size)
+        encoder = load_encoder(name, model_args.model_revision)
+    except (*LOAD_ERRORS, ImportError) as error:
+        raise InputError(f"--backbone {name}: {' '.join(str(error).split())}") from error
+    config = random_config("upernet", {**overrides, "backbone_config": encoder.config}, image_size)
     check_image_size(config, image_size)
     model = build_model(config, model_args.label_mode, slice_context)
-    model.backbone.load_state_dict(tensors)
-    logger.warning("encoder: %d tensors from %s; the head is newly made", len(tensors), name)
+    backbone: Any = model.backbone
     # Some encoders take only the size that they were trained with. One pass finds that before the training starts.
     try:
+        backbone.load_state_dict(encoder.tensors)
         with torch.no_grad():
-            model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
+            maps = backbone.eval()(torch.zeros(1, 3, image_size, image_size)).feature_maps
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"--backbone {name}: it does not take --image_size {image_size} ({error})") from error
-    return model.train(), list(mean), list(std)
+        reason = " ".join(str(error).split())
+        raise InputError(f"--backbone {name}: it does not take --image_size {image_size} ({reason})") from error
+    # Some encoders of timm, for example its Swin, give maps of the shape (batch, height, width, channels).
+    if [feature_map.shape[1] for feature_map in maps] != list(backbone.channels):
+        raise InputError(
+            f"--backbone {name}: expected feature maps with the channels first, got {list(maps[0].shape)}; take this "
+            "encoder in the form of transformers"
+        )
+    logger.warning("the head is newly made")
+    return model.train(), encoder.mean, encoder.std

@@ -3,8 +3,6 @@
 import logging
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -15,15 +13,13 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
-from gi_segmentation.models.configuration import check_image_size, find_label_mode, set_task
+from gi_segmentation.models.configuration import LOAD_ERRORS, check_image_size, find_label_mode, set_task
 from gi_segmentation.models.encoders import new_upernet
 from gi_segmentation.models.positions import resize_positions
 from gi_segmentation.models.random import new_model
 from gi_segmentation.schema import LABELS_BY_MODE
 
 logger = logging.getLogger(__name__)
-# What `from_pretrained` raises for a missing, damaged or foreign checkpoint.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def log_loading(model: PreTrainedModel, info: dict[str, Any]) -> None:

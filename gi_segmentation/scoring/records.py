@@ -48,9 +48,7 @@ def read_scan(fields: dict[str, Any]) -> ScanScore:
         "volume_dice": undefined_to_nan(fields["volume_dice"]),
         "hausdorff": undefined_to_nan(fields["hausdorff"]),
         "label_counts": None if counts is None else np.array(counts),
-        "clinical": tuple(
-            dict(zip(organ, undefined_to_nan(list(organ.values())), strict=True)) for organ in clinical
-        ),
+        "clinical": tuple(dict(zip(organ, undefined_to_nan(list(organ.values())), strict=True)) for organ in clinical),
     }
     return ScanScore(**{**fields, **values})
 
