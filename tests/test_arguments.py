@@ -1,4 +1,4 @@
-"""Flags, recipes and the original project's flags end in the same arguments; a mistake ends in one clear sentence."""
+"""Flags, recipes and the original project's flags give the same arguments, and a mistake gives one clear sentence."""
 
 import re
 from dataclasses import fields
@@ -27,7 +27,7 @@ ORIGINAL_COMMAND = [
     *("--base_model", "openmmlab/upernet-convnext-small", "--train_batch_size", "32", "--weight_decay", "1e-4"),
     *("--optimizer", "AdamW", "--scheduler_name", "MultiStepLR", "--epochs", "6", "--lr", "2e-4"),
 ]
-# The fields that our dataclasses declare themselves, with those of TrainingArguments that they declare anew.
+# The fields that our dataclasses declare. Some of them replace fields of TrainingArguments.
 OWN_FIELDS = [
     item
     for group in (ModelArguments, DataArguments, RunArguments)
@@ -38,7 +38,7 @@ OWN_FIELDS = [
 
 @pytest.fixture(autouse=True)
 def no_usage(capsys: pytest.CaptureFixture[str]) -> object:
-    """No test of this file but the one on --help may see a page of usage."""
+    """Check that no test prints a page of usage. Only the tests of `--help` may."""
     yield
     captured = capsys.readouterr()
     assert "usage:" not in captured.out + captured.err
@@ -61,7 +61,7 @@ def test_defaults_are_the_original_projects_but_for_what_trials_changed() -> Non
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["--flag value", "--flag=value"])
-def test_the_original_command_line_means_what_it_meant(joined: bool) -> None:
+def test_the_original_command_line_keeps_its_meaning(joined: bool) -> None:
     words = ORIGINAL_COMMAND
     if joined:
         words = [f"{flag}={value}" for flag, value in zip(words[::2], words[1::2], strict=True)]
@@ -166,7 +166,7 @@ def test_a_wrong_word_ends_in_one_sentence(words: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-# Flags of TrainingArguments that the pipeline fixes: the value that passes, and words that are refused.
+# Flags of TrainingArguments that the pipeline fixes: the only accepted value, and a value that is refused.
 FIXED = [
     ("load_best_model_at_end", "True", "false"),
     ("metric_for_best_model", "eval_dice", "loss"),
@@ -185,7 +185,7 @@ FIXED = [
 
 
 @pytest.mark.parametrize(("name", "value", "refused"), FIXED, ids=[name for name, *_ in FIXED])
-def test_a_fixed_flag_takes_its_value_alone(name: str, value: str, refused: str) -> None:
+def test_a_fixed_flag_accepts_only_its_value(name: str, value: str, refused: str) -> None:
     *_, run_args = parse_arguments([f"--{name}", value])
     assert getattr(run_args, name) == getattr(parse_arguments([])[2], name)
     with pytest.raises(InputError, match=rf"^--{name} must be {re.escape(value)} in this pipeline, but got .+$"):
@@ -216,18 +216,18 @@ def test_a_fixed_flag_takes_its_value_alone(name: str, value: str, refused: str)
         ("--epochs 0", "--num_train_epochs must be greater than 0"),
     ],
 )
-def test_what_the_pipeline_cannot_honour_is_refused(words: str, message: str) -> None:
+def test_values_that_the_pipeline_cannot_use_are_refused(words: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_arguments(words.split())
     assert message in str(caught.value)
 
 
-def test_steps_may_stand_for_epochs() -> None:
+def test_a_number_of_steps_may_replace_the_epochs() -> None:
     _, _, run_args = parse_arguments(["--max_steps", "3", "--epochs", "0"])
     assert run_args.max_steps == 3
 
 
-def test_values_that_look_like_aliases_are_left_alone() -> None:
+def test_values_that_look_like_aliases_are_not_changed() -> None:
     words = ["--run_name", "AdamW", "--output_dir", "lr", "--config_overrides=depths=[1,1]"]
     model_args, _, run_args = parse_arguments(words)
     assert (run_args.run_name, run_args.output_dir) == ("AdamW", "lr")
@@ -235,7 +235,7 @@ def test_values_that_look_like_aliases_are_left_alone() -> None:
     assert expand_aliases(["--optimizer=adafactor"]) == ["--optim", "adafactor"]
 
 
-def test_dashes_stand_for_underscores() -> None:
+def test_flags_may_have_dashes_instead_of_underscores() -> None:
     words = ["--image-size=96", "--train-batch-size", "4", "--no-augmentation", "--run-name", "a-b"]
     _, data_args, run_args = parse_arguments(words)
     assert (data_args.image_size, data_args.augmentation) == (96, False)
@@ -245,7 +245,7 @@ def test_dashes_stand_for_underscores() -> None:
 class TestHelp:
     @pytest.fixture(autouse=True)
     def no_usage(self) -> None:
-        """Here a page of usage is what was asked for."""
+        """Replace the check above, because `--help` prints a page of usage."""
 
     @pytest.fixture
     def page(self, capsys: pytest.CaptureFixture[str]) -> str:
@@ -258,7 +258,8 @@ class TestHelp:
         titles = re.findall(r"^\n(\w+):$", page, re.MULTILINE)
         assert titles == ["General", "Model", "Data", "Training", "Scoring", "Publishing", "TrainingArguments"]
         flags = re.findall(r"^  --(\w+)", page, re.MULTILINE)
-        theirs = flags[flags.index("max_steps") :]  # the first flag that we leave as it is
+        # `max_steps` is the first flag of TrainingArguments that we leave as it is.
+        theirs = flags[flags.index("max_steps") :]
         assert not {item.name for item in OWN_FIELDS} & set(theirs)
         assert set(theirs) < {item.name for item in fields(TrainingArguments)}
 
@@ -271,7 +272,7 @@ class TestHelp:
         shown = {item.name for group in (ModelArguments, DataArguments, RunArguments) for item in fields(group)}
         assert sorted(names) == sorted(shown - hidden | {"config"})
 
-    def test_defaults_recipe_and_aliases_stand_there(self, page: str) -> None:
+    def test_the_help_shows_defaults_the_recipe_flag_and_aliases(self, page: str) -> None:
         text = " ".join(page.split())
         assert "(default: gi_tract)" in text and "(default: 288)" in text and "--config FILE.yaml" in text
         assert f"(default: {DEFAULT_PRESET})" in text

@@ -1,4 +1,7 @@
-"""Imports run one way: from the command lines down through the wings to the ground. Tests import no tests."""
+"""Imports run one way: from the command lines through the folders (wings) of the package to the ground modules.
+
+No test imports a test module.
+"""
 
 import ast
 import os
@@ -11,7 +14,8 @@ import pytest
 from tests.support.processes import ROOT
 
 GROUND = {"schema", "rules", "rle", "errors", "arguments", "internals"}
-# What each wing may import besides itself. What is not named here is a command line, and may import everything.
+# What each wing may import besides itself. A module that is not named here is a command line. It may import
+# everything.
 ALLOWED = {
     "ground": set(),
     "data": {"ground"},
@@ -22,7 +26,7 @@ ALLOWED = {
     "publishing": {"ground", "data", "models", "scoring", "inference", "training"},
     "dataset_builder": {"ground", "data", "publishing"},
 }
-# Packages that must not be loaded by a module, since they are slow and it does not need them.
+# Slow packages that a module does not need and must not load.
 LIGHT = {
     "gi_segmentation.predict": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.score": {"datasets", "torch", "transformers", "pandas", "scipy"},
@@ -33,7 +37,7 @@ LIGHT = {
     "dataset_builder": {"torch", "transformers"},
     "dataset_builder.__main__": {"torch", "transformers"},
 }
-# Packages that must not be loaded for the help of a command line, by the words after `python`.
+# Slow packages that a command line must not load for its help. The key has the words after `python`.
 LIGHT_HELP = {
     "-m dataset_builder": {"datasets", "pandas", "torch", "cv2", "scipy", "sklearn", "numpy"},
     "-m dataset_builder build": {"datasets", "pandas", "torch", "cv2", "scipy", "sklearn", "numpy"},
@@ -45,7 +49,7 @@ LIGHT_HELP = {
 
 
 def wing_of(module: str) -> str:
-    """The wing that a module of ours belongs to."""
+    """Return the wing that a module of ours belongs to."""
     package, *names = module.split(".")
     if package != "gi_segmentation" or not names:
         return package
@@ -55,7 +59,7 @@ def wing_of(module: str) -> str:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Every module that a file imports, at its top or inside a function."""
+    """Return every module that a file imports, at its top or inside a function."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -69,14 +73,14 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def product_files() -> list[Path]:
-    """The files of both packages."""
+    """Return the files of both packages."""
     return sorted(
         path for package in ("gi_segmentation", "dataset_builder") for path in (ROOT / package).rglob("*.py")
     )
 
 
 @pytest.mark.parametrize("path", product_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_import_runs_back(path: Path) -> None:
+def test_imports_run_one_way(path: Path) -> None:
     wing = wing_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
     allowed = ALLOWED.get(wing, set(ALLOWED) - {"dataset_builder"}) | {wing, "gi_segmentation"}
     ours = ("gi_segmentation", "dataset_builder", "run_segmentation", "benchmarks", "tests")
@@ -87,14 +91,14 @@ def test_no_import_runs_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_what_a_module_leaves_alone(module: str, tmp_path: Path) -> None:
+def test_a_module_does_not_load_packages_that_it_does_not_need(module: str, tmp_path: Path) -> None:
     program = f"import sys, {module}; print(*({LIGHT[module]!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("command", LIGHT_HELP)
-def test_help_loads_little(command: str) -> None:
+def test_help_does_not_load_slow_packages(command: str) -> None:
     # A real process, because the way in which a program is started decides what it imports. Python writes a line to
     # stderr for every module that it imports: `import time: self | cumulative | name`.
     words = [sys.executable, "-X", "importtime", *command.split(), "--help"]
@@ -110,7 +114,7 @@ def test_help_loads_little(command: str) -> None:
     [
         "import dataset_builder; import datasets",
         "import datasets; import dataset_builder",
-        # Words of a command line that only look like the program's own.
+        # These words look like `python -m dataset_builder`, but the program is another one.
         "import sys; sys.argv = ['-m', 'dataset_builder']; import dataset_builder; import datasets",
     ],
 )
@@ -123,7 +127,8 @@ def test_importing_the_dataset_builder_registers_the_name(program: str) -> None:
 
 @pytest.mark.parametrize("package", ["", "import dataset_builder"], ids=["module", "package"])
 def test_another_program_registers_the_name_too(package: str, tmp_path: Path) -> None:
-    """`python -m tool.main` may import the dataset builder in its package or in its module."""
+    # A program with `-m dataset_builder` among its own words must not be taken for `python -m dataset_builder`. It may
+    # import the dataset builder in its package or in its module.
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__init__.py").write_text(package)
     (tmp_path / "tool" / "main.py").write_text(
@@ -135,11 +140,12 @@ def test_another_program_registers_the_name_too(package: str, tmp_path: Path) ->
     assert done.stdout.split() == ["dataset_module_factory"]
 
 
-def test_no_test_imports_a_test_and_no_benchmark_either() -> None:
+def test_nothing_imports_a_test_module() -> None:
     tests = set((ROOT / "tests").rglob("*.py"))
     for path in tests | set((ROOT / "benchmarks").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         names = {name for module in imported_modules(path) for name in module.split(".")}
         assert not {name for name in names if name.startswith("test_") or name == "conftest"} - {"test_data"}, path
+        # The text is put together here, so that this file does not contain it.
         assert "sys.path" + "." not in text, f"{path}: imports need no help"
         assert path in tests or "tests" not in names, f"{path}: tests import benchmarks, not the other way round"

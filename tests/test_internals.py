@@ -1,4 +1,8 @@
-"""What this project knows of the insides of `transformers` and `datasets`: each test says what broke, and where."""
+"""The parts of `transformers` and `datasets` that this project uses and that are not public.
+
+A new release may change them. Then one of these tests fails, and its message says what changed and where to correct
+it.
+"""
 
 import inspect
 import re
@@ -19,11 +23,11 @@ PLACE = "correct gi_segmentation/internals.py, or narrow the range of transforme
 
 
 def calls(function: object, name: str) -> bool:
-    """Whether a function's source calls a method of its own object."""
+    """Return whether the source of a function calls a method of its own object."""
     return f"self.{name}(" in inspect.getsource(function)  # type: ignore[arg-type]
 
 
-def test_a_run_that_goes_on_loads_by_our_method() -> None:
+def test_a_resumed_run_loads_by_our_method() -> None:
     assert calls(Trainer.train, "_load_from_checkpoint"), (
         f"{VERSION}: Trainer.train no longer calls _load_from_checkpoint, so a resumed run would keep the weights it "
         f"started from; {PLACE}"
@@ -58,7 +62,7 @@ def test_convnext_layers_can_become_checkpointed_ones() -> None:
     )
 
 
-def test_datasets_asks_the_function_that_we_replace() -> None:
+def test_datasets_calls_the_function_that_we_replace() -> None:
     assert "dataset_module_factory(" in inspect.getsource(datasets.load.load_dataset_builder), (
         f"datasets {datasets.__version__}: load_dataset no longer asks dataset_module_factory, so that the name "
         f"gi_tract would not be found; {PLACE}"
@@ -66,11 +70,11 @@ def test_datasets_asks_the_function_that_we_replace() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "gi_segmentation").rglob("*.py")), ids=lambda path: path.name)
-def test_nobody_else_stands_on_private_names(path: object) -> None:
+def test_no_other_module_uses_private_names(path: object) -> None:
     if path == ROOT / "gi_segmentation" / "internals.py":
         return
     text = path.read_text(encoding="utf-8")  # type: ignore[attr-defined]
-    # A method or attribute of Trainer or of a module of transformers that begins with one underscore.
+    # Find names with one underscore in front, and keep those that a Trainer has.
     names = set(re.findall(r"(?:self|trainer|super\(\)|args|accelerator|state)\.(_[a-z]\w*)", text))
     private = {name for name in names if hasattr(Trainer, name)}
     assert not private, f"{path}: {sorted(private)} belong into gi_segmentation/internals.py"

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, shows pictures, and its figures are the Trainer's."""
+"""The notebook runs from top to bottom, shows pictures, and prints the scores of the Trainer."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ SECTIONS = ["The dataset", "Augmentations", "Predictions against truth", "Worst 
 
 @dataclass(frozen=True)
 class Execution:
-    """The notebook after its last cell, and the same checkpoint scored without it."""
+    """The executed notebook, and the scores of the same checkpoint without the notebook."""
 
     notebook: NotebookNode
     scores: dict[str, float]
@@ -37,7 +37,7 @@ class Execution:
 
 
 def execute(dataset: Path, model: Path, scratch: Path) -> NotebookNode:
-    """Run the notebook in a new kernel that sees no settings or caches of the user's."""
+    """Run the notebook in a new kernel, without settings and caches of the user."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     folders = {name: str(scratch / name) for name in ("HF_HOME", "IPYTHONDIR", "JUPYTER_DATA_DIR")}
     settings = {"GI_DATASET": str(dataset), "GI_MODEL": str(model), "HF_HUB_OFFLINE": "1"}
@@ -65,7 +65,7 @@ def execution(
 
 
 def outputs(notebook: NotebookNode, kind: str) -> dict[str, list[str]]:
-    """What the cells of each section put out of a kind: printed text, or a MIME type's data."""
+    """Return the outputs of one kind for each section: printed text (`stdout`), or the data of a MIME type."""
     found: dict[str, list[str]] = {"": []}
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
@@ -78,12 +78,12 @@ def outputs(notebook: NotebookNode, kind: str) -> dict[str, list[str]]:
 
 
 def table(text: str) -> dict[str, list[float]]:
-    """The numbers of a printed table by the name of their line."""
+    """Return the numbers of a printed table, by the name of their line."""
     lines = [re.fullmatch(r"(\S.*?)\s+([\d. ]+)", line) for line in text.splitlines()]
     return {line[1]: [float(number) for number in line[2].split()] for line in lines if line}
 
 
-def test_it_is_committed_without_traces_of_an_execution() -> None:
+def test_the_notebook_is_committed_without_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -104,7 +104,7 @@ def test_every_section_shows_pictures(execution: Execution) -> None:
             assert min(picture.size) > 100 and np.array(picture.convert("L")).std() > 10
 
 
-def test_the_sizes_are_those_of_the_dataset(execution: Execution) -> None:
+def test_the_sizes_equal_those_of_the_dataset(execution: Execution) -> None:
     (sizes,) = outputs(execution.notebook, "text/plain")["The dataset"][:1]
     shown = np.array([truth.masks.any(axis=(1, 2)) for truth, _ in execution.pairs])
     counted = {name: numbers[1] for name, numbers in table(sizes).items()}
@@ -117,7 +117,7 @@ def test_the_sizes_are_those_of_the_dataset(execution: Execution) -> None:
     }
 
 
-def test_the_scores_are_the_trainers(execution: Execution) -> None:
+def test_the_scores_equal_the_trainers(execution: Execution) -> None:
     (printed,) = outputs(execution.notebook, "stdout")["Worst slices"]
     assert f"mean Dice {execution.scores['eval_dice']:.4f} over" in printed
     rows = table(outputs(execution.notebook, "text/plain")["Worst slices"][0])
@@ -136,8 +136,9 @@ def test_missed_organs_and_false_alarms_are_counted(execution: Execution) -> Non
     assert (~shown & outlined).any()
 
 
-def test_slices_scored_in_batches_are_those_predicted_one_by_one(execution: Execution) -> None:
+def test_slices_scored_in_batches_equal_those_predicted_one_by_one(execution: Execution) -> None:
     alone = [np.stack(count_pixels(predicted.masks, truth.masks), axis=-1) for truth, predicted in execution.pairs]
     pixels = sum(truth.masks.size for truth, _ in execution.pairs)
+    # A pixel that is a tie changes at most two counts: it leaves one organ and comes to another.
     assert execution.counts.shape == (24, len(ORGANS), 3)
     assert np.abs(execution.counts - alone).sum() <= 2 * MAX_TIES * pixels

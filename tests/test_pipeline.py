@@ -23,6 +23,7 @@ from tests.support.training import arguments
 RUN = str(ROOT / "run_segmentation.py")
 MODEL_ID, DATASET_ID = "tester/gi-segformer", "tester/gi_tract"
 
+# Runs the Python lines of a card, as a reader without this project would.
 CARD_LINES = """
 import re, sys
 from pathlib import Path
@@ -62,7 +63,8 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     assert tag.name == f"dice-{facts['scores']['eval_dice']:.4f}-step-{facts['best_step']}"
     assert api.dataset_info(DATASET_ID).private
 
-    for name in ("README.md", "model.safetensors"):  # what the Hub gives is what the run made
+    # The Hub returns the files that the run wrote.
+    for name in ("README.md", "model.safetensors"):
         copy = api.hf_hub_download(MODEL_ID, name, local_dir=tmp_path / "copy", revision=tag.name)
         assert Path(copy).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
@@ -91,10 +93,11 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
 
 
 @pytest.mark.parametrize("recipe", ["segformer-b0", "upernet-convnext-small", "dpt-large", "beit-base"])
-def test_a_recipe_goes_the_whole_way_with_a_tiny_model_of_its_family(
+def test_a_recipe_trains_resumes_publishes_and_predicts_with_a_tiny_model_of_its_family(
     recipe: str, dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     family = recipe.split("-")[0]
+    # `arguments` sets these flags for speed. None leaves them out, so that the recipe's values count.
     of_the_recipe = dict.fromkeys(("warmup_steps", "head_lr_multiplier", "ema_decay", "slice_sampling"))
     flags = {"learning_rate": 1e-4, "max_steps": 1, "save_total_limit": 5, **of_the_recipe}
     changed = arguments(dataset_dir, tmp_path / "run", family, **flags)
@@ -110,13 +113,13 @@ def test_a_recipe_goes_the_whole_way_with_a_tiny_model_of_its_family(
     api = HfApi(endpoint=hub.endpoint, token="any")
     pushed = load_file(api.hf_hub_download(MODEL_ID, "model.safetensors", local_dir=tmp_path / "pushed"))
     assert pushed.keys() == best.keys() and all(torch.equal(pushed[name], best[name]) for name in best)
-    # Loads by the Hub's name, and refuses a checkpoint that lacks a tensor.
+    # `predict` loads the model by its name on the Hub. It would refuse a checkpoint that lacks a tensor.
     predict = ["-m", "gi_segmentation.predict", "--model", MODEL_ID, "--input", str(kaggle_dir), "--output_dir", "out"]
     run_command(run_python, [*predict, "--test_time_flips"], tmp_path, hub)
     assert len((tmp_path / "out" / "submission.csv").read_text().splitlines()) == 1 + 48 * 3
 
 
-def test_the_original_projects_command_runs_as_it_stands(
+def test_the_original_projects_command_runs_unchanged(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     name = "openmmlab/upernet-convnext-small"
@@ -153,7 +156,7 @@ def test_the_card_passes_the_checks_of_the_loopback_hub(
         assert str(folder) not in card.content + json.dumps(facts), "a path of this machine is no fact of the run"
 
 
-def test_a_killed_run_goes_on_when_the_same_command_is_run_again(dataset_dir: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_when_the_same_command_is_run_again(dataset_dir: Path, tmp_path: Path) -> None:
     words = arguments(dataset_dir, tmp_path / "run", max_steps=6, save_total_limit=10)
     log = (tmp_path / "log").open("w")
     running = subprocess.Popen([sys.executable, RUN, *words], stdout=log, stderr=log, env=os.environ)
@@ -179,7 +182,9 @@ def test_a_killed_run_goes_on_when_the_same_command_is_run_again(dataset_dir: Pa
     ],
     ids=["no dataset", "misspelt flag", "no recipe"],
 )
-def test_a_mistake_is_one_line(words: list[str], expected: str, tmp_path: Path, run_python: RunPython) -> None:
+def test_a_mistake_of_the_user_ends_in_one_error_without_a_traceback(
+    words: list[str], expected: str, tmp_path: Path, run_python: RunPython
+) -> None:
     done = run_python([RUN, *words], cwd=tmp_path)
     assert done.returncode == 1
     assert expected in done.stderr
@@ -187,7 +192,7 @@ def test_a_mistake_is_one_line(words: list[str], expected: str, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refused_token_loses_nothing(
+def test_a_run_can_be_published_after_its_token_was_refused(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     words = arguments(dataset_dir, tmp_path / "run", max_steps=1)

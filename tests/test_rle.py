@@ -1,4 +1,4 @@
-"""Run-length encodings: the real ones come back as they were, damaged ones are refused with a reason."""
+"""Run-length encodings: real ones survive decoding and encoding, and damaged ones are refused with a reason."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ from gi_segmentation.rle import RleError, decode, encode, parse_runs
 NUM_PIXELS = 100
 
 
-def test_every_real_encoding_comes_back(test_data: Path) -> None:
+def test_every_real_encoding_survives_decoding_and_encoding(test_data: Path) -> None:
     with (test_data / "uwmgi_rle" / "train.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9504
@@ -23,7 +23,7 @@ def test_every_real_encoding_comes_back(test_data: Path) -> None:
 
 @pytest.mark.parametrize("density", [0, 0.02, 0.5, 0.98, 1])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 17), (17, 1), (31, 23)])
-def test_random_masks_come_back(shape: tuple[int, int], density: float) -> None:
+def test_random_masks_survive_encoding_and_decoding(shape: tuple[int, int], density: float) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         mask = rng.random(shape) < density
@@ -39,7 +39,8 @@ def test_random_masks_come_back(shape: tuple[int, int], density: float) -> None:
         ([[1, 1], [1, 1]], "1 4"),
         ([[1, 0, 0], [0, 0, 0]], "1 1"),
         ([[0, 0, 0], [0, 0, 1]], "6 1"),
-        ([[0, 0, 1], [1, 0, 0]], "3 2"),  # a run goes on from one row's end to the next row's start
+        # A run continues from the end of a row to the start of the next one.
+        ([[0, 0, 1], [1, 0, 0]], "3 2"),
         ([[1, 0, 1], [1, 0, 1]], "1 1 3 2 6 1"),
         ([[0, 7], [-2, 0]], "2 2"),
     ],
@@ -55,7 +56,7 @@ def test_order_blanks_and_touching_runs_do_not_matter(rle: str) -> None:
 
 
 @pytest.mark.parametrize("rle", ["", " ", "\n"])
-def test_nothing_is_an_empty_mask(rle: str) -> None:
+def test_an_empty_encoding_is_an_empty_mask(rle: str) -> None:
     assert not decode(rle, height=3, width=2).any()
 
 
@@ -86,7 +87,8 @@ def test_nothing_is_an_empty_mask(rle: str) -> None:
         ("101 1", "ends at pixel 101, past"),
         ("1 101", "ends at pixel 101, past"),
         ("1 999999999999999999", "past the image's 100 pixels"),
-        ("9000000000000000000 9000000000000000000", "got '9000000000000000000'"),  # their sum would not fit 64 bits
+        # Each number fits into 64 bits, and their sum does not.
+        ("9000000000000000000 9000000000000000000", "got '9000000000000000000'"),
         ("1 " + "9" * 5000, "got '9999"),
     ],
 )
@@ -98,7 +100,7 @@ def test_damaged_encodings_are_refused(rle: str, reason: str) -> None:
         decode(rle, height=10, width=10)
 
 
-def test_nothing_but_an_rle_error_ever_escapes() -> None:
+def test_random_text_raises_only_rle_errors() -> None:
     rng = np.random.default_rng(0)
     alphabet = list("0123456789" * 3 + "     -+_.,exXnafi\t\n\r\x00\x1c\xa0٣²½é{}\"'/\\\U0001d7d9")
     outcomes = {True: 0, False: 0}
@@ -113,6 +115,7 @@ def test_nothing_but_an_rle_error_ever_escapes() -> None:
         assert starts.min(initial=0) >= 0 and lengths.min(initial=1) >= 1
         assert (starts + lengths).max(initial=0) <= NUM_PIXELS
         assert decode(rle, height=10, width=10).sum() == lengths.sum()
+    # Both kinds of text must occur often, or the test would check little.
     assert min(outcomes.values()) > 100, outcomes
 
 

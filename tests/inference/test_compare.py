@@ -1,4 +1,4 @@
-"""Checkpoints side by side: the scores are the Trainer's and the competition's, the gains are differences of them."""
+"""`gi_segmentation.compare` gives the scores of the Trainer and of `score`, and its gains are their differences."""
 
 import json
 import re
@@ -23,7 +23,7 @@ FLAGS = {"learning_rate": 1e-6, "max_steps": 2, "max_eval_samples": None, "test_
 
 @pytest.fixture(scope="module", params=["multiclass", "multilabel"])
 def runs(request: Any, dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Scores of two runs of one label mode, by folder."""
+    """The scores of two runs of one label mode, by the folders of the runs."""
     found = {}
     for family, context in (("segformer", 1), ("upernet", 0)):
         folder = tmp_path_factory.mktemp(request.param) / family
@@ -40,7 +40,7 @@ def compare(models: list[str], dataset_dir: Path, *flags: str) -> dict[str, dict
     return main([*words, *flags])
 
 
-def test_each_way_scores_as_the_trainer_and_the_competition_do(
+def test_scores_equal_those_of_the_trainer_and_of_the_score_command(
     runs: dict[str, dict[str, Any]], dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:
     scores = compare(list(runs), dataset_dir, "--output", str(tmp_path / "scores.json"))
@@ -64,6 +64,8 @@ def test_each_way_scores_as_the_trainer_and_the_competition_do(
     around = found["intervals"]["all together"]["competition_score"]
     assert around[0] <= scores["all together"]["competition_score"] <= around[1]
 
+    # The same checkpoints predict a submission, which the `score` command's functions score. Only the slices of the
+    # validation split are kept on both sides.
     words = ["--input", str(kaggle_dir), "--output_dir", str(tmp_path), "--device", "cpu", "--num_workers", "0"]
     submission = predict.main(["--model", *runs, *words, "--test_time_flips"])
     validation = {row["id"] for row in find_validation(dataset_dir)}
@@ -82,18 +84,23 @@ def find_validation(dataset_dir: Path) -> Any:
     return find_dataset(str(dataset_dir), None)["validation"]
 
 
-def test_a_checkpoint_with_itself_is_itself(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
-    folder, *_ = runs  # but for ties between labels, which averaging probabilities may break otherwise
+def test_an_ensemble_of_a_checkpoint_with_itself_scores_like_the_checkpoint(
+    runs: dict[str, dict[str, Any]], dataset_dir: Path
+) -> None:
+    # Averaging may decide ties between labels differently, so the scores are equal only to about 0.001.
+    folder, *_ = runs
     scores = compare([folder, folder], dataset_dir)
     assert scores["all together"] == pytest.approx(scores[folder], abs=1e-3)
 
 
-def test_a_split_that_is_not_there(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
+def test_a_split_that_does_not_exist_is_refused(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
     with pytest.raises(InputError, match="--split test: expected one of train, validation"):
         compare(list(runs), dataset_dir, "--split", "test")
 
 
-def test_a_split_without_outlines(runs: dict[str, dict[str, Any]], dataset_dir: Path, tmp_path: Path) -> None:
+def test_a_split_without_outlines_is_refused(
+    runs: dict[str, dict[str, Any]], dataset_dir: Path, tmp_path: Path
+) -> None:
     bare = find_validation(dataset_dir).filter(lambda row: not any(row["segmentation"].values()))
     (tmp_path / "bare").mkdir()
     bare.to_parquet(tmp_path / "bare" / "validation.parquet")
@@ -101,7 +108,7 @@ def test_a_split_without_outlines(runs: dict[str, dict[str, Any]], dataset_dir: 
         compare(list(runs), tmp_path / "bare")
 
 
-def test_the_results_table_holds_what_a_run_scored(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
+def test_the_results_table_has_the_scores_of_the_run(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
     words = arguments(dataset_dir, tmp_path / "unused", **FLAGS)
     flags = [*words[: words.index("--dataset_name")], *words[words.index("--output_dir") + 2 :]]
     command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "dpt-large"]
@@ -127,7 +134,7 @@ def test_the_results_table_holds_what_a_run_scored(dataset_dir: Path, tmp_path: 
     )
 
 
-def test_a_recipe_that_cannot_run_is_a_row_of_its_own(
+def test_a_recipe_that_fails_has_its_error_in_the_results_table(
     dataset_dir: Path, tmp_path: Path, run_python: RunPython
 ) -> None:
     command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "beit-base"]

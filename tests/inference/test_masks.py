@@ -1,4 +1,4 @@
-"""From logits to masks: on the native grid, of one model or several, packed and back."""
+"""From logits to masks: on the native grid, from one model or from several, packed and unpacked."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from gi_segmentation.inference.masks import count_labels, label_masks, pack_mask
 from gi_segmentation.scoring.dice import dice_score
 
 
-def test_predicted_labels_are_the_stock_processors() -> None:
+def test_predicted_labels_equal_those_of_the_stock_processor() -> None:
     logits = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     sizes = [(266, 266), (310, 360), (5, 7)]
     stock = SegformerImageProcessorPil().post_process_semantic_segmentation(
@@ -23,37 +23,41 @@ def test_predicted_labels_are_the_stock_processors() -> None:
         assert torch.equal(masks, stock[index] == torch.arange(1, 4)[:, None, None])
 
 
-def test_organs_of_their_own_channel_may_overlap() -> None:
+def test_organs_with_channels_of_their_own_may_overlap() -> None:
     logits = torch.tensor([[3.0, -1.0], [0.5, -1.0], [-2.0, 1.0]]).reshape(1, 3, 1, 2)
     masks = predict_masks([logits], "multilabel", 1, 2)
     assert masks[0, :, 0].tolist() == [[True, False], [True, False], [False, True]]
-    assert label_masks(masks)[0].int().argmax(dim=0).tolist() == [[2, 3]]  # the highest label wins
+    # Where organs overlap, a map of labels keeps the highest label.
+    assert label_masks(masks)[0].int().argmax(dim=0).tolist() == [[2, 3]]
 
 
 def test_several_models_are_averaged_by_probability() -> None:
-    # Organ 1 with probability 0.4 and 0.9, background 0.6 and 0.1; by logits the first would count for as much.
+    # The models give organ 1 the probabilities 0.4 and 0.9, and the background 0.6 and 0.1. The means are 0.65 and
+    # 0.35, so organ 1 wins, although the first model alone says background.
     first, second = (torch.tensor([1 - p, p, 0, 0]).clamp(min=1e-30).log().reshape(1, 4, 1, 1) for p in (0.4, 0.9))
     assert predict_masks([first, second], "multiclass", 1, 1).flatten().tolist() == [True, False, False]
     assert predict_masks([first], "multiclass", 1, 1).flatten().tolist() == [False, False, False]
+    # The mean of 0.1 and 0.95 is 0.525, above 1/2. The mean of 0.1 and 0.85 is 0.475, below it.
     unsure = torch.tensor([0.1, 0.1, 0.1]).logit().reshape(1, 3, 1, 1)
     sure = torch.tensor([0.95, 0.85, 0.1]).logit().reshape(1, 3, 1, 1)
     assert predict_masks([unsure, sure], "multilabel", 1, 1).flatten().tolist() == [True, False, False]
 
 
-def test_masks_of_labels_partition_the_pixels() -> None:
+def test_each_pixel_is_in_the_mask_of_one_label() -> None:
     organs = torch.rand(2, 3, 5, 6) < 0.4
     masks = label_masks(organs)
     assert masks.shape == (2, 4, 5, 6) and (masks.sum(dim=1) == 1).all()
     assert torch.equal(masks[:, 0], ~organs.any(dim=1))
 
 
-def test_each_slice_is_predicted_on_its_own_grid_and_survives_packing() -> None:
+def test_each_slice_is_predicted_on_its_own_grid_and_packed_without_loss() -> None:
     logits, sizes = (
         torch.randn(4, 4, 5, 5, generator=torch.Generator().manual_seed(0)),
         [(9, 14), (20, 7), (3, 3), (5, 21)],
     )
     masks = predict_batch([logits], "multiclass", torch.tensor(sizes))
     packed = pack_masks(masks).numpy()
+    # All slices of a batch get as many bytes as the largest one needs: 3 organs of 20 x 7 bits, rounded up to bytes.
     assert packed.shape == (4, -(-3 * 20 * 7 // 8))
     for index, (height, width) in enumerate(sizes):
         enlarged = F.interpolate(logits[index][None], size=(height, width), mode="bilinear")[0].argmax(dim=0)
@@ -61,7 +65,7 @@ def test_each_slice_is_predicted_on_its_own_grid_and_survives_packing() -> None:
         np.testing.assert_array_equal(bits, (enlarged == torch.arange(1, 4)[:, None, None]).numpy())
 
 
-def test_macro_f1_is_counted_at_the_models_resolution() -> None:
+def test_macro_f1_equals_scikit_learns_at_the_models_resolution() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = (
         torch.randn(4, 4, 5, 5, generator=generator),
@@ -75,7 +79,9 @@ def test_macro_f1_is_counted_at_the_models_resolution() -> None:
 
 def test_overlaps_are_scored_as_predicted() -> None:
     masks = torch.zeros(1, 3, 8, 8, dtype=torch.bool)
-    masks[0, 0, :4] = masks[0, 2, 2:6] = True  # two rows in both
+    # Organ 1 is in rows 0 to 3 and organ 3 in rows 2 to 5, so two rows are in both. The background has the other two
+    # rows.
+    masks[0, 0, :4] = masks[0, 2, 2:6] = True
     logits = masks.float() * 20 - 10
     assert torch.equal(predict_batch([logits], "multilabel", torch.tensor([[8, 8]]))[0], masks[0])
     assert count_labels([logits], "multilabel", masks.float())[0].tolist() == [[16] * 3, [16] * 3, [0] * 3, [32] * 3]

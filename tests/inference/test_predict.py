@@ -1,4 +1,7 @@
-"""Prediction files: the masks that plain transformers gives, whole or not at all, whatever the batches and workers."""
+"""Prediction files have the masks of plain `transformers`, for each number of workers and each batch size.
+
+A file is complete, or it is not written at all.
+"""
 
 import csv
 import json
@@ -31,7 +34,7 @@ from tests.support.scoring import score_submission
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SegFormer with random weights whose answers are all four labels, in patches."""
+    """A SegFormer with random weights that predicts all four labels, in patches."""
     torch.manual_seed(0)
     model, processor = load_model(
         ModelArguments(model_type="segformer", config_overrides=json.dumps(FAMILIES["segformer"])), SIZE
@@ -67,7 +70,7 @@ def message(model: Path | str, folder: Path, output_dir: Path, *flags: str) -> s
 
 
 def card_lines(repo_id: str, label_mode: str = "multiclass", slice_context: int = 0) -> str:
-    """The Python lines of the model card of a checkpoint."""
+    """Return the Python lines of a checkpoint's model card."""
     template = (ROOT / "model_cards" / "model_card.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", template, flags=re.DOTALL)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -78,7 +81,7 @@ def card_lines(repo_id: str, label_mode: str = "multiclass", slice_context: int 
 
 
 class TestSubmission:
-    def test_a_row_per_slice_and_organ_in_order(self, submission: Path, kaggle_dir: Path) -> None:
+    def test_there_is_one_row_per_slice_and_organ_in_order(self, submission: Path, kaggle_dir: Path) -> None:
         slices, _ = find_slices(kaggle_dir / "train")
         rows = read_rows(submission)
         assert submission.read_text().splitlines()[0] == "id,class,predicted"
@@ -87,7 +90,7 @@ class TestSubmission:
         assert numbers == sorted(numbers) and len(rows) == 3 * 48
         assert sorted(path.name for path in submission.parent.iterdir()) == ["submission.csv"]
 
-    def test_the_masks_are_those_of_the_model_cards_lines(
+    def test_the_masks_equal_those_of_the_model_cards_lines(
         self, submission: Path, checkpoint: Path, kaggle_dir: Path
     ) -> None:
         predicted: dict[str, dict[str, str]] = {}
@@ -112,14 +115,14 @@ class TestSubmission:
         assert len(sizes) > 1 and labels == {0, 1, 2, 3}
         assert differing <= MAX_TIES * pixels
 
-    def test_workers_change_nothing(
+    def test_workers_do_not_change_the_file(
         self, submission: Path, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
     ) -> None:
         path = predict(checkpoint, kaggle_dir / "train", tmp_path, "--num_workers", "2")
         assert path.read_bytes() == submission.read_bytes()
 
     @pytest.mark.parametrize("batch_size", ["1", "5", "48"])
-    def test_batches_change_no_more_than_ties(
+    def test_the_batch_size_changes_only_ties(
         self, batch_size: str, submission: Path, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
     ) -> None:
         flags = ("--num_workers", "0", "--batch_size", batch_size)
@@ -132,7 +135,7 @@ class TestSubmission:
             differing += np.count_nonzero(masks[0] != masks[1])
         assert differing <= MAX_TIES * sum(height * width for height, width in sizes.values())
 
-    def test_one_scan_alone_gives_the_same_rows(
+    def test_a_scan_alone_has_the_same_slices_and_organs(
         self, submission: Path, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
     ) -> None:
         scan = next((kaggle_dir / "train").glob("case*/case*_day*"))
@@ -146,25 +149,25 @@ class TestSubmission:
 
 
 class TestErrors:
-    def test_an_output_that_exists_is_kept(self, checkpoint: Path, kaggle_dir: Path, tmp_path: Path) -> None:
+    def test_an_existing_output_is_not_overwritten(self, checkpoint: Path, kaggle_dir: Path, tmp_path: Path) -> None:
         existing = tmp_path / "submission.csv"
         existing.write_text("precious")
         with pytest.raises(InputError, match=r"submission\.csv: exists; remove it or name another --output_dir"):
             predict(checkpoint, kaggle_dir / "train", tmp_path)
         assert existing.read_text() == "precious"
 
-    def test_no_slices(self, checkpoint: Path, tmp_path: Path) -> None:
+    def test_an_input_without_slices_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
         assert "no such folder" in message(checkpoint, tmp_path / "nowhere", tmp_path / "out")
         (tmp_path / "empty").mkdir()
         assert "no slices; expected caseN_dayN" in message(checkpoint, tmp_path / "empty", tmp_path / "out")
 
-    def test_a_png_that_is_no_slice(self, checkpoint: Path, kaggle_copy: Path, tmp_path: Path) -> None:
+    def test_a_png_that_is_not_a_slice_is_named(self, checkpoint: Path, kaggle_copy: Path, tmp_path: Path) -> None:
         (kaggle_copy / "train" / "overview.png").write_bytes(b"")
         assert "overview.png" in message(checkpoint, kaggle_copy, tmp_path / "out")
 
     @pytest.mark.parametrize("num_workers", ["0", "2"])
     @pytest.mark.parametrize("damage", ["cut off", "8 bit", "other size"])
-    def test_a_slice_that_is_not_what_its_name_says(
+    def test_a_damaged_slice_is_named(
         self, damage: str, num_workers: str, checkpoint: Path, kaggle_copy: Path, tmp_path: Path
     ) -> None:
         path = sorted(kaggle_copy.rglob("*.png"))[3]
@@ -186,12 +189,12 @@ class TestErrors:
             (("--device", "gpu9"), "--device gpu9"),
         ],
     )
-    def test_flags_that_cannot_be(
+    def test_impossible_flags_are_refused(
         self, flags: tuple[str, ...], expected: str, checkpoint: Path, kaggle_dir: Path, tmp_path: Path
     ) -> None:
         assert expected in message(checkpoint, kaggle_dir / "train", tmp_path / "out", *flags)
 
-    def test_models_that_are_not_ours(self, checkpoint: Path, kaggle_dir: Path, tmp_path: Path) -> None:
+    def test_models_of_other_projects_are_refused(self, checkpoint: Path, kaggle_dir: Path, tmp_path: Path) -> None:
         slices, output_dir = kaggle_dir / "train", tmp_path / "out"
         (tmp_path / "bare").mkdir()
         assert "bare: not a checkpoint of this project" in message(tmp_path / "bare", slices, output_dir)
@@ -215,7 +218,7 @@ class TestErrors:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_what_is_interrupted_leaves_no_file(stop: type[BaseException], kaggle_dir: Path, tmp_path: Path) -> None:
+def test_an_interrupted_prediction_leaves_no_file(stop: type[BaseException], kaggle_dir: Path, tmp_path: Path) -> None:
     slices, _ = find_slices(kaggle_dir / "train")
 
     def predictions() -> Iterator[tuple[SliceFile, np.ndarray]]:
@@ -229,7 +232,7 @@ def test_what_is_interrupted_leaves_no_file(stop: type[BaseException], kaggle_di
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_ends_on_one_line(run_python: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_mistake_of_the_user_ends_in_one_error(run_python: Any, checkpoint: Path, tmp_path: Path) -> None:
     words = ["-m", "gi_segmentation.predict", "--model", str(checkpoint), "--input", "nowhere", "--output_dir", "out"]
     done = run_python(words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -239,7 +242,8 @@ def test_the_command_ends_on_one_line(run_python: Any, checkpoint: Path, tmp_pat
 
 @pytest.fixture(scope="module")
 def scan_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Slices of one real size, so that the card's file names fit: one scan of 72 slices, of which some are there."""
+    """The last 12 slices of a scan, with the numbers 61 to 72, so that the names in the card's lines fit."""
+    # The files are renamed from the last to the first, so no new name is the name of another file.
     folder = tmp_path_factory.mktemp("scans") / "kaggle"
     write_phantom(folder, num_cases=1, days_per_case=1, slices_per_scan=12, num_proc=1)
     for path in sorted(folder.rglob("slice_*.png"), reverse=True):
@@ -250,7 +254,7 @@ def scan_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", ["segformer", "beit"])
 @pytest.mark.parametrize(("label_mode", "slice_context"), [("multilabel", 0), ("multilabel", 2), ("multiclass", 2)])
-def test_the_cards_lines_fit_mode_and_context(
+def test_the_model_cards_lines_work_for_each_label_mode_and_context(
     family: str, label_mode: str, slice_context: int, scan_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save_model(tmp_path / "model", family, 0, label_mode, slice_context)
@@ -267,10 +271,11 @@ def test_the_cards_lines_fit_mode_and_context(
     predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in ORGANS])
     assert np.count_nonzero(predicted != masks) <= MAX_TIES * masks.size
     if label_mode == "multilabel":
-        assert (masks.sum(axis=0) > 1).any()  # overlaps survive into the file
+        # Overlaps are written to the file, too.
+        assert (masks.sum(axis=0) > 1).any()
 
 
-def test_the_stock_pipeline_takes_a_multiclass_checkpoint(scan_dir: Path, tmp_path: Path) -> None:
+def test_the_stock_pipeline_runs_a_multiclass_checkpoint(scan_dir: Path, tmp_path: Path) -> None:
     slices, _ = find_slices(scan_dir)
     with Image.open(slices[5].path) as image:
         raw = np.array(image)
@@ -281,8 +286,9 @@ def test_the_stock_pipeline_takes_a_multiclass_checkpoint(scan_dir: Path, tmp_pa
     assert np.array_equal(sum(mask.astype(int) for mask in answer.values()), np.ones(raw.shape))
 
 
-def test_context_comes_from_the_files_of_the_same_scan(scan_dir: Path, tmp_path: Path) -> None:
-    """A slice at the end of a scan is predicted as if that slice came twice, whatever other scans there are."""
+def test_neighbouring_slices_come_from_the_same_scan(scan_dir: Path, tmp_path: Path) -> None:
+    # A second scan of the same patient must change nothing. Without slice 65, its neighbours 64 and 66 get other
+    # context, and all other slices stay as they were.
     model = save_model(tmp_path / "model", "segformer", 0, slice_context=1)
     both = tmp_path / "both"
     shutil.copytree(scan_dir, both)
@@ -301,7 +307,7 @@ def test_context_comes_from_the_files_of_the_same_scan(scan_dir: Path, tmp_path:
 
 
 def differing(rows: list[dict[str, str]], others: list[dict[str, str]], folder: Path, mirrored: bool = False) -> float:
-    """Share of pixels in which two predictions differ, the other one turned left to right if so asked."""
+    """Return the share of pixels in which two predictions differ. `mirrored` first flips the other one sideways."""
     size = find_slices(folder)[0][0]
     shape = (size.height, size.width)
     different = 0
@@ -318,6 +324,8 @@ def test_an_ensemble_averages_probabilities(scan_dir: Path, tmp_path: Path) -> N
     twice = read_rows(main(["--model", str(one), str(one), *words, str(tmp_path / "twice")]))
     both = read_rows(main(["--model", str(one), str(other), *words, str(tmp_path / "both")]))
     reverse = read_rows(main(["--model", str(other), str(one), *words, str(tmp_path / "reverse")]))
+    # The mean of a model with itself is the model, and the order of two models does not matter, except for ties. Two
+    # different models give something else.
     assert differing(twice, alone, scan_dir) <= MAX_TIES
     assert differing(reverse, both, scan_dir) <= MAX_TIES < 100 * MAX_TIES < differing(both, alone, scan_dir)
 
@@ -337,10 +345,11 @@ def test_flips_at_test_time_make_the_answer_symmetric(scan_dir: Path, tmp_path: 
             for folder in (scan_dir, mirrored)
         ]
         shares[len(flags)] = differing(*both, scan_dir, mirrored=True)
+    # Averaged over all flips, a mirrored slice has the mirrored prediction. Without flips it has not.
     assert shares[1] < 0.001 < shares[0]
 
 
-def test_checkpoints_of_two_label_modes_are_no_ensemble(scan_dir: Path, tmp_path: Path) -> None:
+def test_an_ensemble_of_two_label_modes_is_refused(scan_dir: Path, tmp_path: Path) -> None:
     one = save_model(tmp_path / "one", "segformer", 0)
     other = save_model(tmp_path / "other", "segformer", 0, "multilabel")
     with pytest.raises(InputError, match=r"expected checkpoints of one label mode, got .*one: background, .*other: l"):

@@ -1,4 +1,4 @@
-"""Every family starts from random weights or a checkpoint, has our labels, and comes back from disk as it was."""
+"""Each family starts from random weights or from a checkpoint, has our labels, and is loaded as it was saved."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[Pre
 
 
 def random_tables(model: PreTrainedModel) -> None:
-    """Give the tables of positions, which start as zeros, values to be recognised by."""
+    """Fill the tables of positions with random values. They start as zeros, which would hide mistakes."""
     for name, parameter in model.named_parameters():
         if "position_embeddings" in name or "bias_table" in name:
             torch.nn.init.normal_(parameter)
@@ -51,7 +51,7 @@ def same_tensors(one: PreTrainedModel, other: PreTrainedModel) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestFamilies:
-    def test_random_weights_give_our_labels(self, family: str) -> None:
+    def test_a_model_with_random_weights_has_our_labels(self, family: str) -> None:
         model, processor = new_model(family)
         assert (model.config.model_type, model.config.id2label) == (family, ID2LABEL)
         assert model.config.label2id == {label: index for index, label in ID2LABEL.items()}
@@ -61,7 +61,7 @@ class TestFamilies:
         assert processor.size == {"height": SIZE, "width": SIZE}
         assert count_parameters(model) == sum(p.numel() for p in model.parameters()) < 100_000
 
-    def test_saved_and_loaded_it_is_the_same(self, family: str, tmp_path: Path) -> None:
+    def test_saving_and_loading_keeps_every_tensor(self, family: str, tmp_path: Path) -> None:
         model, processor = new_model(family)
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
@@ -71,7 +71,7 @@ class TestFamilies:
         assert loaded_processor.size == processor.size and loaded_processor.image_mean == processor.image_mean
         assert not list(tmp_path.glob("*.bin"))
 
-    def test_fine_tuning_replaces_the_head_alone(
+    def test_fine_tuning_replaces_only_the_head(
         self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         base_folder = write_base(tmp_path, family)
@@ -91,7 +91,7 @@ class TestFamilies:
         assert model.config.id2label == ID2LABEL
         assert (list(processor.image_mean), list(processor.image_std)) == (MEAN, STD)
 
-    def test_organs_of_their_own_channel_come_back_as_such(self, family: str, tmp_path: Path) -> None:
+    def test_a_multilabel_checkpoint_keeps_its_channels_and_context(self, family: str, tmp_path: Path) -> None:
         arguments = ModelArguments(
             model_type=family, config_overrides=json.dumps(FAMILIES[family]), label_mode="multilabel"
         )
@@ -104,7 +104,9 @@ class TestFamilies:
             logits = loaded(pixel_values=torch.randn(1, 3, SIZE, SIZE)).logits
         assert logits.shape[1] == 3
 
-    def test_another_input_size_keeps_all_that_was_learnt(self, family: str, tmp_path: Path) -> None:
+    def test_another_input_size_keeps_the_weights_and_interpolates_position_tables(
+        self, family: str, tmp_path: Path
+    ) -> None:
         folder = write_base(tmp_path, family)
         base = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
         random_tables(base)
@@ -118,7 +120,8 @@ class TestFamilies:
         for name in tables:
             assert torch.equal(kept[name], old[name])
             assert new[name].shape != old[name].shape
-        # The family itself interpolates its tables on the way; ours, interpolated once, give the same features.
+        # Given a larger image, the base model interpolates its tables in each forward pass. Our tables were
+        # interpolated once, when the model was loaded. Both must give the same features.
         image = torch.randn(1, 3, 96, 96)
         with torch.no_grad():
             theirs = find_encoder(base)(image)
@@ -126,7 +129,7 @@ class TestFamilies:
         for one, other in zip(theirs.to_tuple(), ours.to_tuple(), strict=True):
             torch.testing.assert_close(other, one) if isinstance(one, torch.Tensor) else None
 
-    def test_checkpointing_changes_no_gradient(self, family: str) -> None:
+    def test_gradient_checkpointing_does_not_change_a_gradient(self, family: str) -> None:
         model, _ = new_model(family)
         model.train()
         images = torch.randn(2, 3, SIZE, SIZE)
@@ -145,14 +148,14 @@ class TestFamilies:
             torch.testing.assert_close(one, other)
 
     @pytest.mark.parametrize("image_size", [32, 48, 80, 112])
-    def test_sizes_that_a_family_can_take(self, family: str, image_size: int) -> None:
+    def test_a_family_accepts_these_input_sizes(self, family: str, image_size: int) -> None:
         text = json.dumps(FAMILIES[family])
         model, _ = load_model(ModelArguments(model_type=family, config_overrides=text), image_size)
         with torch.no_grad():
             logits = model.eval()(pixel_values=torch.randn(2, 3, image_size, image_size)).logits
         assert logits.shape[:2] == (2, 4) and torch.isfinite(logits).all()
 
-    def test_a_checkpoint_of_ours_goes_on_whole(self, family: str, tmp_path: Path) -> None:
+    def test_a_checkpoint_of_ours_keeps_its_head(self, family: str, tmp_path: Path) -> None:
         model, processor = new_model(family)
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
@@ -186,11 +189,11 @@ class TestOverrides:
             ("use_mean_pooling=false,hidden_act=gelu", {"use_mean_pooling": False, "hidden_act": "gelu"}),
         ],
     )
-    def test_values(self, text: str, expected: dict[str, Any]) -> None:
+    def test_overrides_are_parsed(self, text: str, expected: dict[str, Any]) -> None:
         assert parse_overrides(text) == expected
 
     @pytest.mark.parametrize("text", ["depths", "depths=", "depths=[1,1", "a=b=c", "1=2", '{"a": ', "a=1}", "[1, 2]"])
-    def test_malformed(self, text: str) -> None:
+    def test_malformed_overrides_are_refused(self, text: str) -> None:
         with pytest.raises(InputError, match="expected key=value,key=value or JSON"):
             parse_overrides(text)
 
@@ -206,21 +209,21 @@ class TestOverrides:
             ({"hidden_sizes": [8]}, "these values make no segformer"),
         ],
     )
-    def test_what_no_segformer_can_have(self, overrides: dict[str, Any], message: str) -> None:
+    def test_overrides_that_no_segformer_has_are_refused(self, overrides: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=f"--config_overrides: .*{message}"):
             new_model("segformer", overrides)
 
-    def test_the_image_size_is_stated_once(self) -> None:
+    def test_an_override_must_not_contradict_the_image_size(self) -> None:
         assert new_model("beit", {**FAMILIES["beit"], "image_size": SIZE})[0].config.image_size == SIZE
         with pytest.raises(InputError, match="image_size is 32, but --image_size 64"):
             new_model("beit", {**FAMILIES["beit"], "image_size": 32})
 
-    def test_they_need_a_family(self) -> None:
+    def test_overrides_need_a_model_type(self) -> None:
         with pytest.raises(InputError, match="needs --model_type"):
             load_model(ModelArguments(config_overrides="depths=[1,1]"), SIZE)
 
     @pytest.mark.parametrize("family", ["segfromer", "vit", "bert", ""])
-    def test_an_unknown_family(self, family: str) -> None:
+    def test_an_unknown_family_is_refused(self, family: str) -> None:
         with pytest.raises(InputError, match=r"--model_type: expected one of .*segformer.*; got"):
             load_model(ModelArguments(model_type=family), SIZE)
 
@@ -229,21 +232,22 @@ class TestOverrides:
     ("family", "image_size", "nearest"),
     [("dpt", 100, "96 and 112"), ("beit", 33, "32 and 48"), ("upernet", 255, "252 and 256"), ("dpt", 36, "32 and 48")],
 )
-def test_a_size_that_a_family_cannot_take(family: str, image_size: int, nearest: str) -> None:
+def test_an_input_size_that_a_family_cannot_take_is_refused(family: str, image_size: int, nearest: str) -> None:
     text = json.dumps(FAMILIES[family])
     with pytest.raises(InputError, match=f"--image_size {image_size}: .*the nearest it can take: {nearest}"):
         load_model(ModelArguments(model_type=family, config_overrides=text), image_size)
 
 
-def test_a_checkpoint_is_refused_a_size_by_name(tmp_path: Path) -> None:
+def test_an_input_size_that_a_checkpoint_cannot_take_is_refused(tmp_path: Path) -> None:
     base = str(write_base(tmp_path, "beit"))
     with pytest.raises(InputError, match=r"^--image_size 100: beit cuts patches of 16 pixels"):
         load_model(ModelArguments(model_name_or_path=base), 100)
 
 
 class TestPositionTables:
-    def test_embeddings_by_hand(self) -> None:
-        # A class token, then 1 x 1 positions: on a grid of 3 x 3 they are that one everywhere.
+    def test_position_embeddings_solved_by_hand(self) -> None:
+        # The table has a class token (9) and a grid of 1 x 1 positions (4). Enlarged to 3 x 3, all nine positions are
+        # 4, and the class token stays.
         table = torch.tensor([[[9.0], [4.0]]])
         assert resize_table("dpt.embeddings.position_embeddings", table, 10).flatten().tolist() == [9.0] + [4.0] * 9
 
@@ -253,21 +257,24 @@ class TestPositionTables:
         table = torch.cat([torch.tensor([[-1.0]]), ramp])[None]
         resized = resize_table(name, table, 1 + 16 * 16)[0]
         assert resized[0].item() == -1
+        # The ramp rises by 1 per position. With twice as many positions it rises by 1/2, and the first one lies 1/4
+        # before the old first one. Bicubic interpolation bends the ends, so only the inner part is compared.
         inner = resized[1:].reshape(16, 16)[3:-3, 3:-3]
         torch.testing.assert_close(
             inner, (torch.arange(16.0) / 2 - 0.25).expand(16, 16)[3:-3, 3:-3], atol=0.05, rtol=0
         )
 
-    def test_relative_biases_keep_those_of_the_class_token(self) -> None:
+    def test_relative_biases_keep_the_entries_of_the_class_token(self) -> None:
         table = torch.randn(7 * 7 + 3, 2)
         name = "beit.layers.0.relative_position_bias_table"
         resized = resize_table(name, table, 11 * 11 + 3)
         assert resized.shape == (11 * 11 + 3, 2) and torch.equal(resized[-3:], table[-3:])
         centre = resized[:-3].reshape(11, 11, 2)[5, 5]
-        torch.testing.assert_close(centre, table[:-3].reshape(7, 7, 2)[3, 3])  # the same place has the same bias
+        # The middle of the table is the bias of a position to itself, on each grid.
+        torch.testing.assert_close(centre, table[:-3].reshape(7, 7, 2)[3, 3])
         torch.testing.assert_close(resize_table(name, table, 7 * 7 + 3), table)
 
-    def test_what_is_no_table(self) -> None:
+    def test_tensors_that_are_not_position_tables_are_refused(self) -> None:
         with pytest.raises(InputError, match="cannot be interpolated"):
             resize_table("encoder.weight", torch.zeros(4, 4), 9)
         with pytest.raises(InputError, match="no square"):
@@ -275,7 +282,7 @@ class TestPositionTables:
 
 
 class TestAuxiliaryHead:
-    def test_its_logits_come_along_in_training_alone(self) -> None:
+    def test_auxiliary_logits_are_returned_only_in_training(self) -> None:
         for family in ("upernet", "beit", "dpt"):
             model, _ = new_model(family)
             return_auxiliary_logits(model)
@@ -287,7 +294,7 @@ class TestAuxiliaryHead:
             assert len(all_logits(model.eval()(pixel_values=images))) == 1
 
     @pytest.mark.parametrize("family", ["upernet", "beit", "dpt"])
-    def test_without_it_the_logits_are_the_same_and_it_comes_back(self, family: str, tmp_path: Path) -> None:
+    def test_a_model_is_saved_without_its_auxiliary_head_and_keeps_it(self, family: str, tmp_path: Path) -> None:
         model, processor = new_model(family)
         images = torch.randn(2, 3, SIZE, SIZE)
         expected = model.eval()(pixel_values=images).logits
@@ -304,7 +311,7 @@ class TestAuxiliaryHead:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A small SegFormer of ours, to damage."""
+    """A small SegFormer of ours that a test may damage."""
     model, processor = new_model("segformer")
     model.save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
@@ -312,21 +319,21 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 class TestErrors:
-    def test_no_such_folder(self, tmp_path: Path) -> None:
+    def test_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
         name = str(tmp_path / "nowhere")
         with pytest.raises(InputError, match="nowhere: not a checkpoint"):
             load_checkpoint(name)
         with pytest.raises(InputError, match=r"--model_name_or_path .*nowhere"):
             load_model(ModelArguments(model_name_or_path=name), SIZE)
 
-    def test_a_folder_with_other_files(self, tmp_path: Path) -> None:
+    def test_a_folder_with_other_files_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("nothing here")
         with pytest.raises(InputError, match="not a checkpoint of this project"):
             load_checkpoint(str(tmp_path))
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
     @pytest.mark.parametrize("damage", ["missing", "cut off"])
-    def test_a_damaged_checkpoint(self, name: str, damage: str, checkpoint: Path) -> None:
+    def test_a_damaged_checkpoint_is_refused(self, name: str, damage: str, checkpoint: Path) -> None:
         path = checkpoint / name
         if damage == "missing":
             path.unlink()
@@ -335,18 +342,18 @@ class TestErrors:
         with pytest.raises(InputError, match="not a checkpoint of this project"):
             load_checkpoint(str(checkpoint))
 
-    def test_a_checkpoint_without_some_of_its_tensors(self, checkpoint: Path) -> None:
+    def test_a_checkpoint_that_lacks_a_tensor_is_refused(self, checkpoint: Path) -> None:
         tensors = load_file(checkpoint / "model.safetensors")
         del tensors["decode_head.classifier.weight"]
         save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(InputError, match=r"lacks 1 tensors, the first decode_head\.classifier\.weight"):
             load_checkpoint(str(checkpoint))
 
-    def test_other_labels_than_ours(self, tmp_path: Path) -> None:
+    def test_other_labels_than_ours_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"got 150: LABEL_0, .*, \.\.\.; fine-tune it first"):
             load_checkpoint(str(write_base(tmp_path, "segformer")))
 
-    def test_our_labels_in_another_order(self, checkpoint: Path) -> None:
+    def test_our_labels_in_another_order_are_refused(self, checkpoint: Path) -> None:
         config = json.loads((checkpoint / "config.json").read_text())
         config["id2label"] = {"0": "background", "1": "stomach", "2": "small_bowel", "3": "large_bowel"}
         (checkpoint / "config.json").write_text(json.dumps(config))
@@ -354,7 +361,7 @@ class TestErrors:
             load_checkpoint(str(checkpoint))
 
     @pytest.mark.parametrize("load", [load_checkpoint, lambda name: load_model(ModelArguments(name), SIZE)])
-    def test_a_model_for_classification(self, load: Any, tmp_path: Path) -> None:
+    def test_a_model_for_classification_is_refused(self, load: Any, tmp_path: Path) -> None:
         config = AutoConfig.for_model("convnext", depths=[1, 1], hidden_sizes=[4, 4], num_stages=2, num_labels=4)
         AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
         SegformerImageProcessorPil().save_pretrained(tmp_path)

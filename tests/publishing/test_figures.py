@@ -1,4 +1,4 @@
-"""The pictures of a run show what they say."""
+"""The pictures of a run show the slices, outlines and curves that their titles name."""
 
 import numpy as np
 from datasets import Dataset
@@ -11,7 +11,7 @@ SHOWN = {**EMPTY, "stomach": "1 4"}
 
 
 def slices(*scans: tuple[str, int, int]) -> Dataset:
-    """Rows of scans, each of empty slices followed by as many that show an organ."""
+    """Make rows of scans. A scan has a name, some empty slices, and then some slices that show an organ."""
     rows = [(name, organs) for name, empty, shown in scans for organs in [EMPTY] * empty + [SHOWN] * shown]
     return Dataset.from_dict({"scan": [name for name, _ in rows], "segmentation": [organs for _, organs in rows]})
 
@@ -24,17 +24,17 @@ def test_slices_of_one_scan_are_spread_over_the_organs() -> None:
     assert pick_slices(slices(("a", 10, 9)), number=3) == [12, 14, 16]
 
 
-def test_fewer_slices_than_asked_for_are_no_obstacle() -> None:
+def test_if_few_slices_show_organs_fewer_are_picked() -> None:
     assert pick_slices(slices(("a", 3, 1)), number=4) == [3]
 
 
-def test_the_last_scoring_is_no_point_of_the_curve() -> None:
+def test_the_learning_curve_leaves_out_the_last_scoring() -> None:
     history = [{"step": 1, "eval_dice": 0.5}, {"step": 2, "eval_dice": 0.4}, {"step": 2, "eval_dice": 0.5}]
     assert [entry["eval_dice"] for entry in logged(history, "eval_dice")] == [0.5, 0.4]
 
 
 def panel(brightness: float, *shown: int) -> Panel:
-    """A slice of one brightness that shows the organs of these numbers, each as a square."""
+    """Make a slice of one brightness that shows the organs with these numbers, each as a square."""
     masks = np.zeros((len(ORGANS), 8, 8), dtype=bool)
     for organ in shown:
         masks[organ, 2:6, 2:6] = True
@@ -49,7 +49,7 @@ def test_panels_stand_row_by_row_above_a_legend() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(ORGANS)
 
 
-def test_fewer_panels_than_columns_leave_no_gap() -> None:
+def test_one_panel_makes_a_figure_of_one_column() -> None:
     assert len(draw_panels([panel(0.5)], columns=4).axes) == 1
 
 

@@ -1,4 +1,4 @@
-"""Publishing: the repository holds just what was pushed, earlier states keep their tags, a difference is noticed."""
+"""Publishing: the repository has exactly the pushed files, earlier states keep their tags, differences are found."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import RunPython
 
 REPO_ID = "tester/model"
-# In a process of its own: the client reads HF_ENDPOINT when it is imported.
+# These programs run in processes of their own, because the client reads HF_ENDPOINT when it is imported.
 PUBLISH = """
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def test_a_new_state_replaces_the_old_one_which_keeps_its_tag(
+def test_a_new_state_replaces_the_old_one_and_the_old_tag_stays(
     tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     first = write(tmp_path / "first", {"config.json": "{}", "model.safetensors": "weights", "old.png": "picture"})
@@ -55,7 +55,7 @@ def test_a_new_state_replaces_the_old_one_which_keeps_its_tag(
         assert Path(copy).read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_a_difference_is_noticed(tmp_path: Path, hub: LoopbackHub, run_python: RunPython) -> None:
+def test_reading_back_finds_a_file_that_differs(tmp_path: Path, hub: LoopbackHub, run_python: RunPython) -> None:
     folder = write(tmp_path / "folder", {"config.json": "{}", "model.safetensors": "weights"})
     done = run_python(["-c", PUBLISH, str(folder), REPO_ID, "best"], cwd=tmp_path, env=hub.environment())
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,9 @@ def test_a_difference_is_noticed(tmp_path: Path, hub: LoopbackHub, run_python: R
     assert done.stdout.strip() == "['model.safetensors']"
 
 
-def test_an_impossible_name_is_one_line(tmp_path: Path, hub: LoopbackHub, run_python: RunPython) -> None:
+def test_an_impossible_repository_name_ends_in_one_error(
+    tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
     folder = write(tmp_path / "folder", {"config.json": "{}"})
     done = run_python(["-c", PUBLISH, str(folder), "two//slashes", "best"], cwd=tmp_path, env=hub.environment())
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The model card: every number stands in the run's files, none may be missing, scores say how they were measured."""
+"""The model card: each number is in the run's files, no fact may be missing, scores say how they were measured."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ from tests.support.training import arguments
 
 @pytest.fixture(scope="module")
 def run_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a tiny model that finds something of everything, scored by the preset first_place."""
+    """A finished run of a tiny model that predicts some pixels of each organ, scored with the preset first_place."""
     folder = tmp_path_factory.mktemp("card")
     base = save_model(folder / "base", "segformer", seed=0)
     flags = {"model_type": None, "config_overrides": None, "model_name_or_path": base, "max_eval_samples": None}
@@ -47,7 +47,7 @@ def facts(run_dir: Path) -> dict[str, Any]:
 
 
 def leaves(facts: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Where each single fact lies."""
+    """Yield the path of each single fact: the keys that lead to it."""
     if isinstance(facts, dict):
         for key, value in facts.items():
             yield from leaves(value, (*path, key))
@@ -56,7 +56,7 @@ def leaves(facts: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 def without(facts: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The facts but for one."""
+    """Return the facts without one of them."""
     fewer = copy.deepcopy(facts)
     place = fewer
     for key in path[:-1]:
@@ -65,7 +65,7 @@ def without(facts: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return fewer
 
 
-def test_a_card_with_a_fact_missing_cannot_be_rendered(facts: dict[str, Any], tmp_path: Path) -> None:
+def test_a_card_cannot_be_rendered_without_one_of_its_facts(facts: dict[str, Any], tmp_path: Path) -> None:
     needless = set()
     for path in leaves(facts):
         (tmp_path / RUN_FILE).write_text(json.dumps(without(facts, path)))
@@ -75,9 +75,12 @@ def test_a_card_with_a_fact_missing_cannot_be_rendered(facts: dict[str, Any], tm
             assert not (tmp_path / "README.md").exists()
         else:
             needless.add(path)
-    counted = {path for path in leaves(facts) if path[0] == "versions" or "sizes" in path}  # shown item by item
-    told = {path for path in leaves(facts) if path[0] == "arguments"}  # values among them that matter are facts too
-    flips = {("scores", "eval_flips_dice")}  # there on demand
+    # The card can be rendered without these facts. Versions and sizes are lists, of which it shows what is there.
+    counted = {path for path in leaves(facts) if path[0] == "versions" or "sizes" in path}
+    # Of the arguments, those that matter are facts of their own.
+    told = {path for path in leaves(facts) if path[0] == "arguments"}
+    # The score with flips exists only if the user asked for it.
+    flips = {("scores", "eval_flips_dice")}
     assert needless == counted | told | flips | {("scores", "eval_loss")}
     assert len(list(leaves(facts))) > 200
 
@@ -86,11 +89,13 @@ def numbers(text: str) -> list[str]:
     return re.findall(r"(?<![\w.])-?\d+\.\d+|(?<=, )\d{1,3}(?:,\d{3})+", text)
 
 
-def test_every_number_of_the_evaluation_stands_in_the_runs_files(run_dir: Path, facts: dict[str, Any]) -> None:
+def test_every_number_in_the_section_on_evaluation_is_in_the_facts(run_dir: Path, facts: dict[str, Any]) -> None:
     text = (run_dir / "README.md").read_text()
     section = text[text.index("## 4. Evaluation") : text.index("**How it fails.**")]
     known = {f"{value:.{digits}f}" for value in values_of(facts) for digits in (1, 2, 3, 4)}
-    known |= {"0.4", "0.6"}  # of the competition's definition
+    # The two weights are from the competition's definition.
+    known |= {"0.4", "0.6"}
+    # The gain of the flips is the only number that is computed for the card, as a difference of two facts.
     found = [number for number in numbers(section) if number not in known]
     gain = facts["scores"]["eval_flips_dice"] - facts["scores"]["eval_dice"]
     assert found == [f"{abs(gain):.4f}" if gain > 0 else f"{gain:.4f}"]
@@ -98,7 +103,7 @@ def test_every_number_of_the_evaluation_stands_in_the_runs_files(run_dir: Path, 
 
 
 def values_of(facts: Any) -> Iterator[float]:
-    """Every number among the facts."""
+    """Yield every number among the facts."""
     if isinstance(facts, dict | list):
         for value in facts.values() if isinstance(facts, dict) else facts:
             yield from values_of(value)
@@ -106,7 +111,7 @@ def values_of(facts: Any) -> Iterator[float]:
         yield facts
 
 
-def test_the_facts_follow_from_the_scores_of_the_scans(run_dir: Path, facts: dict[str, Any]) -> None:
+def test_the_scores_of_the_run_follow_from_the_scores_of_the_scans(run_dir: Path, facts: dict[str, Any]) -> None:
     rows, scores = pd.read_csv(run_dir / "scan_scores.csv"), facts["scores"]
     assert len(rows) == 2 * len(ORGANS)
     known = rows[rows["dice_slices"] > 0]
@@ -115,6 +120,7 @@ def test_the_facts_follow_from_the_scores_of_the_scans(run_dir: Path, facts: dic
         assert np.average(its["dice"], weights=its["dice_slices"]) == pytest.approx(scores[f"eval_dice_{organ}"])
     assert rows["volume_dice"].mean() == pytest.approx(scores["eval_dice_volume"])
     assert 1 - rows["hausdorff"].mean() == pytest.approx(scores["eval_hausdorff_score"])
+    # With the preset first_place, a pair of slice and organ that is empty on both sides counts as a Dice of 1.
     perfect = (known["dice"] * known["dice_slices"]).sum() + (rows["slices"] - rows["dice_slices"]).sum()
     competition = 0.4 * perfect / rows["slices"].sum() + 0.6 * scores["eval_hausdorff_score"]
     assert competition == pytest.approx(scores["eval_competition_score"])
@@ -129,7 +135,7 @@ def test_the_facts_follow_from_the_scores_of_the_scans(run_dir: Path, facts: dic
     assert facts["cases"]["best"]["dice"] > facts["cases"]["worst"]["dice"]
 
 
-def test_the_hub_reads_scores_with_all_that_compares_them(run_dir: Path, facts: dict[str, Any]) -> None:
+def test_each_score_in_the_model_index_says_how_it_was_measured(run_dir: Path, facts: dict[str, Any]) -> None:
     results = ModelCard.load(run_dir / "README.md").data.eval_results
     names = score_titles(read_results(run_dir))
     assert {result.metric_name for result in results} == set(names.values())
@@ -147,7 +153,7 @@ def test_the_hub_reads_scores_with_all_that_compares_them(run_dir: Path, facts: 
             assert result.metric_args["both_empty"] == "skipped"
 
 
-def test_it_has_the_sections_of_aid_rt(run_dir: Path) -> None:
+def test_the_card_has_the_sections_of_aid_rt(run_dir: Path) -> None:
     text = (run_dir / "README.md").read_text()
     sections = re.findall(r"^## (\d)\. (.*)$", text, re.M)
     assert sections == [
@@ -186,13 +192,14 @@ def scan(name: str, dice: float) -> ScanScore:
         ([0.2], {"only": "a"}),
     ],
 )
-def test_the_best_the_median_and_the_worst_case(dice: list[float], expected: dict[str, str]) -> None:
+def test_the_best_the_median_and_the_worst_case_are_picked(dice: list[float], expected: dict[str, str]) -> None:
     cases = pick_cases([scan(name, value) for name, value in zip("abcd", dice, strict=False)])
     assert {name: case["scan"] for name, case in cases.items()} == expected
 
 
-def test_a_case_is_shown_where_most_of_it_is_outlined(dataset_dir: Path) -> None:
+def test_a_case_is_shown_on_the_slice_with_the_largest_outlines(dataset_dir: Path) -> None:
     validation = load_dataset(str(dataset_dir), split="validation")
     name = validation.unique("scan")[-1]
     areas = [(np.array(row["annotation"]) > 0).sum() if row["scan"] == name else 0 for row in validation]
-    assert areas[fullest_slice(validation, name)] == pytest.approx(max(areas), rel=0.05)  # overlaps count twice
+    # `fullest_slice` counts a pixel in two organs twice, and the areas here count it once.
+    assert areas[fullest_slice(validation, name)] == pytest.approx(max(areas), rel=0.05)

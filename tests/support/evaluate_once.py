@@ -1,4 +1,4 @@
-"""Score a model before any training; `accelerate launch` runs this in one process or in several."""
+"""Score an untrained model. `accelerate launch` runs this program in one process or in several."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Tiny random models of the four families, about as small as the library permits, for an input of 64 pixels."""
+"""Tiny random models of the four families for an input of 64 pixels, about as small as the library allows."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,9 @@ from gi_segmentation.models.loading import load_model
 
 SIZE = 64
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
-# Sums of floats depend on how a library blocks them, so on the size of a batch: where two labels tie to the last bits,
-# a pixel may fall to either. Seen: 1 pixel of 4 million.
+# The share of pixels that may differ between batch sizes. A sum of floats depends on its order, which a library
+# chooses by the size of the batch. If two labels are equal to the last bits, a pixel may get either of them. We saw
+# this at 1 pixel of 4 million.
 MAX_TIES = 1e-5
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 16}
 CONVNEXT = {
@@ -39,17 +40,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dpt": {**VIT, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [4, 4, 8, 8], "fusion_hidden_size": 8},
     "beit": {**VIT, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "use_relative_position_bias": True},
 }
-# No random numbers in the forward pass: the same slices give the same gradient, however they are cut into batches.
+# A model without random numbers in the forward pass. The same slices give the same gradient, for any division into
+# batches.
 STEADY = {**FAMILIES["segformer"], "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
 
 
 def save_model(folder: Path, family: str, seed: int, label_mode: str = "multiclass", slice_context: int = 0) -> Path:
-    """A tiny random model that finds something of everything."""
+    """Save a tiny random model that predicts some pixels of each label."""
     torch.manual_seed(seed)
     text = json.dumps(FAMILIES[family])
     arguments = ModelArguments(model_type=family, config_overrides=text, label_mode=label_mode)
     model, processor = load_model(arguments, SIZE, slice_context)
     with torch.no_grad():
+        # With the usual small weights, one label would win everywhere.
         classifier = model.decode_head.classifier
         torch.nn.init.normal_(classifier.weight, std=3)
     with without_auxiliary_head(model):
@@ -59,7 +62,7 @@ def save_model(folder: Path, family: str, seed: int, label_mode: str = "multicla
 
 
 def write_base(folder: Path, family: str, num_labels: int = 150) -> Path:
-    """A checkpoint as one finds them on the Hub: other labels, an auxiliary head, its own mean and deviation."""
+    """Save a checkpoint like those on the Hub, with other labels, an auxiliary head and its own mean and deviation."""
     size = {} if family in ("segformer", "upernet") else {"image_size": SIZE}
     config = AutoConfig.for_model(family, **FAMILIES[family], **size, num_labels=num_labels)
     AutoModelForSemanticSegmentation.from_config(config).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Programs in processes of their own: plain Python, and `accelerate launch` with the shipped configurations."""
+"""Start programs in new processes: plain Python, and `accelerate launch` with the shipped configurations."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "accelerate_configs"
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--config_file"]
 TWO_PROCESSES = [*LAUNCH, str(CONFIGS / "cpu_2_processes.yaml")]
-# For modules of `tests` and `benchmarks`, which are not installed.
+# The packages `tests` and `benchmarks` are not installed, so a new process finds them only with this.
 ROOT_ON_PATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 

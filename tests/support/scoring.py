@@ -1,4 +1,4 @@
-"""A submission scored in one call."""
+"""Score a submission in one call."""
 
 from pathlib import Path
 
@@ -14,5 +14,5 @@ def score_submission(
     num_proc: int | None = None,
     rules: CompetitionRules = DEFAULT_RULES,
 ) -> dict[str, float]:
-    """The scores by name, without clinical ones."""
+    """Return the scores by name, without clinical scores."""
     return score_scans(measure_submission(truth, submission, kaggle_dir, num_proc, rules), rules)

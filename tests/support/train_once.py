@@ -1,4 +1,4 @@
-"""Train a few steps and keep the weights; `accelerate launch` runs this in one process or in several."""
+"""Train a few steps and save the weights. `accelerate launch` runs this program in one process or in several."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Short trainings for tests: their flags, their trainer, and the weights they end with."""
+"""Short trainings for tests: flags, a trainer, and the weights at the end."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ from tests.support.models import FAMILIES, STEADY
 
 
 def arguments(dataset_dir: Path, output_dir: Path, family: str = "segformer", **flags: Any) -> list[str]:
+    """Return the words of the command line for a training of a few steps. A flag of None is left out."""
     settings = {
         "model_type": family,
         "config_overrides": json.dumps(FAMILIES[family]),
@@ -43,6 +44,7 @@ def arguments(dataset_dir: Path, output_dir: Path, family: str = "segformer", **
 
 
 def make_trainer(argv: list[str]) -> tuple[SegmentationTrainer, DatasetDict]:
+    """Make a trainer by the stages of `run_segmentation.py`, and return it with the selected slices."""
     model_args, data_args, run_args = parse_arguments(argv)
     slices = load_slices(data_args)
     samples = select_samples(slices, data_args, run_args.seed)
@@ -53,7 +55,7 @@ def make_trainer(argv: list[str]) -> tuple[SegmentationTrainer, DatasetDict]:
 
 
 def freeze_batch_norm(model: torch.nn.Module) -> None:
-    """Keep batch normalisation at its running statistics: those of a batch depend on how a step is cut up."""
+    """Use running statistics in batch normalisation. Those of a batch would depend on the division into batches."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
@@ -61,7 +63,7 @@ def freeze_batch_norm(model: torch.nn.Module) -> None:
 
 
 def weights_after(dataset_dir: Path, output_dir: Path, batch_size: int, steps: int, **flags: Any) -> dict[str, Any]:
-    """Weights after a few steps of four slices each, cut into batches."""
+    """Train a few steps of four slices, divided into batches of a size, and return the weights."""
     settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 4 // batch_size, **flags}
     settings |= {"config_overrides": json.dumps(STEADY), "eval_steps": steps, "save_steps": steps}
     trainer, _ = make_trainer(arguments(dataset_dir, output_dir, max_steps=steps, **settings))

@@ -1,4 +1,4 @@
-"""The shipped accelerate configurations, under `accelerate launch` itself."""
+"""The configuration files of `accelerate_configs/`, run by `accelerate launch` itself."""
 
 import json
 import re
@@ -23,9 +23,10 @@ def test_accelerate_reads_every_configuration(path: Path) -> None:
     assert ("multi" in path.stem or "processes" in path.stem) == (config.num_processes > 1)
 
 
-def test_two_processes_score_as_one(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
+def test_two_processes_give_the_same_scores_as_one(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
     def words(batch_size: int) -> list[str]:
-        # 23 slices of two scans, one for each process to score; the last batch is filled up with earlier slices
+        # 23 slices are an odd number for two processes, so `accelerate` repeats some to fill the last batch. A
+        # repeated slice must not count twice.
         flags = {"max_eval_samples": 23, "per_device_eval_batch_size": batch_size}
         return arguments(dataset_dir, tmp_path / "run", **flags)
 
@@ -44,9 +45,12 @@ def test_two_processes_score_as_one(dataset_dir: Path, tmp_path: Path, run_pytho
     assert {key: two[key] for key in one} == pytest.approx(one, rel=0, abs=0, nan_ok=True)
 
 
-def test_two_processes_pool_dice_over_their_batches(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
+def test_two_processes_train_as_one_with_a_batch_of_twice_the_size(
+    dataset_dir: Path, tmp_path: Path, run_python: RunPython
+) -> None:
     flags: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.5}
-    # One process with batches of two slices sees in each batch what two processes see in one each.
+    # Two processes with one slice each pool their Dice. So they must train exactly like one process with batches of
+    # two.
     one = weights_after(dataset_dir, tmp_path / "one", 2, steps=3, **flags)
     flags |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 3}
     flags |= {"config_overrides": json.dumps(STEADY), "eval_steps": 3, "save_steps": 3}
@@ -65,7 +69,8 @@ def test_two_processes_train_and_write_one_result(dataset_dir: Path, tmp_path: P
     flags = {"ema_decay": 0.9, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     words = arguments(dataset_dir, tmp_path / "run", "upernet", max_steps=2, **flags)
     command = [*TWO_PROCESSES, str(ROOT / "run_segmentation.py"), *words]
-    for _ in range(2):  # the second time it finds its work done
+    # The second run finds a finished training and only scores again.
+    for _ in range(2):
         done = run_python(command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("best checkpoint") == 1

@@ -1,4 +1,4 @@
-"""The loss against values worked out by hand and against a formula in plain NumPy."""
+"""The loss equals values computed by hand, a formula in plain NumPy, and MONAI's loss."""
 
 import math
 
@@ -12,24 +12,24 @@ from gi_segmentation.training import losses
 
 
 def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode = "multiclass") -> torch.Tensor:
-    """The Dice part of the loss of one batch."""
+    """Return the Dice part of the loss of one batch."""
     return losses.soft_dice_loss(losses.dice_sums(logits, labels, label_mode))
 
 
 def dice_cross_entropy_loss(
     logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode = "multiclass"
 ) -> torch.Tensor:
-    """The loss of one batch on one process."""
+    """Return the loss of one batch on one process."""
     return losses.dice_cross_entropy_loss(logits, labels, label_mode)
 
 
 def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
-    """Logits whose softmax gives these probabilities: one list per label; shape `(1, labels, 1, W)`."""
+    """Return logits with these probabilities: one list per label, one number per pixel; shape `(1, labels, 1, W)`."""
     return torch.tensor(probabilities, dtype=torch.float64).log()[None, :, None]
 
 
 def reference_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Soft Dice loss and cross-entropy, pixel by pixel and organ by organ, float64."""
+    """Compute soft Dice loss and cross-entropy with one loop over organs, float64."""
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponents / exponents.sum(axis=1, keepdims=True)
     chosen = np.take_along_axis(probabilities, labels[:, None], axis=1)
@@ -42,21 +42,24 @@ def reference_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float
     return float(np.mean(losses)) if losses else 0.0, float(-np.log(chosen).mean())
 
 
-def test_dice_by_hand() -> None:
-    # Two pixels, both organ 1, predicted with 1/2 and 1/4: 2 * 3/4 / (3/4 + 2) = 6/11.
+def test_the_dice_loss_of_two_pixels_by_hand() -> None:
+    # Two pixels of organ 1 are predicted with 1/2 and 1/4. Overlap is 3/4, and total is 3/4 + 2. So Dice is
+    # 2 * 3/4 / (3/4 + 2) = 6/11, and the loss is 5/11.
     logits = logits_of([[0.5, 0.75], [0.5, 0.25], [0, 0], [0, 0]])
     assert soft_dice_loss(logits, torch.tensor([[[1, 1]]])).item() == pytest.approx(5 / 11)
 
 
-def test_a_false_alarm_counts_by_hand() -> None:
-    # One pixel of organ 1, found for certain; on the next, background, it is predicted with 1/2: 2 / (3/2 + 1).
+def test_the_dice_loss_of_a_false_alarm_by_hand() -> None:
+    # A pixel of organ 1 is predicted with 1, and a pixel of background is predicted as organ 1 with 1/2. Overlap is 1,
+    # and total is 3/2 + 1. So Dice is 2 / 2.5.
     logits = logits_of([[1e-30, 0.5], [1.0, 0.5], [0, 0], [0, 0]])
     assert soft_dice_loss(logits, torch.tensor([[[1, 0]]])).item() == pytest.approx(1 - 2 / 2.5)
 
 
 def test_organs_are_averaged_and_pooled_over_the_batch_by_hand() -> None:
-    # Organ 1: slice one has it, predicted 1/2; slice two has it not, predicted 1/2: 2 * 1/2 / (1 + 1) = 1/2.
-    # Organ 2: slice two has it, predicted 1/4; slice one 1/4: 2 * 1/4 / (1/2 + 1) = 1/3.
+    # Two slices of one pixel. Both predict organ 1 with 1/2 and organ 2 with 1/4.
+    # Organ 1 is on the first slice: overlap 1/2, total 1/2 + 1/2 + 1, Dice 2 * 1/2 / 2 = 1/2.
+    # Organ 2 is on the second slice: overlap 1/4, total 1/4 + 1/4 + 1, Dice 2 * 1/4 / (3/2) = 1/3.
     logits = torch.cat([logits_of([[0.25], [0.5], [0.25], [0]])] * 2)
     labels = torch.tensor([[[1]], [[2]]])
     assert soft_dice_loss(logits, labels).item() == pytest.approx(1 - (1 / 2 + 1 / 3) / 2)
@@ -68,26 +71,27 @@ def test_dice_and_cross_entropy_add_up_by_hand() -> None:
     assert loss == pytest.approx(5 / 11 + (math.log(2) + math.log(4)) / 2)
 
 
-def test_a_certain_right_answer_costs_nothing_and_a_wrong_one_much() -> None:
+def test_a_sure_right_answer_has_no_loss_and_a_sure_wrong_one_a_large_loss() -> None:
     labels = torch.arange(4)[None, None].expand(1, 2, 4)
     right = 100.0 * torch.nn.functional.one_hot(labels, 4).permute(0, 3, 1, 2)
     assert dice_cross_entropy_loss(right, labels).item() == pytest.approx(0, abs=1e-6)
     assert dice_cross_entropy_loss(right.roll(1, dims=1), labels).item() == pytest.approx(101, abs=1e-3)
 
 
-def test_an_organ_that_no_slice_shows_is_left_out() -> None:
+def test_an_organ_that_no_slice_shows_has_no_dice_loss() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 4, 5, 6)
-    labels = torch.randint(0, 3, (2, 5, 6))  # never 3
+    # Labels are 0, 1 and 2, so no slice shows organ 3.
+    labels = torch.randint(0, 3, (2, 5, 6))
     changed = logits.clone()
-    # Move probability between background and organ 3 alone: the Dice of organs 1 and 2 is as before.
+    # Probability moves only between background and organ 3, so the Dice of organs 1 and 2 stays the same.
     total = logits[:, [0, 3]].logsumexp(dim=1)
     changed[:, 0] = changed[:, 3] = total - math.log(2)
     assert soft_dice_loss(changed, labels).item() == pytest.approx(soft_dice_loss(logits, labels).item(), rel=1e-6)
     assert 0 < soft_dice_loss(logits, labels).item() < 1
 
 
-def test_a_batch_without_organs_has_cross_entropy_alone() -> None:
+def test_the_loss_of_a_batch_without_organs_is_cross_entropy() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 4, 5, 6, requires_grad=True)
     labels = torch.zeros(2, 5, 6, dtype=torch.int64)
@@ -100,7 +104,7 @@ def test_a_batch_without_organs_has_cross_entropy_alone() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
-def test_with_every_organ_present_it_is_monais(seed: int, label_mode: LabelMode) -> None:
+def test_the_loss_equals_monais_if_every_organ_is_present(seed: int, label_mode: LabelMode) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, 3 if label_mode == "multilabel" else 4, 9, 8, generator=generator)
     if label_mode == "multilabel":
@@ -118,9 +122,10 @@ def test_with_every_organ_present_it_is_monais(seed: int, label_mode: LabelMode)
     )
 
 
-def test_overlapping_organs_are_two_answers_by_hand() -> None:
-    # One pixel in two organs, each predicted with 3/4: Dice 2 * 3/4 / (3/4 + 1) = 6/7 twice, entropy -ln 3/4 and, for
-    # the absent organ predicted with 1/2, -ln 1/2.
+def test_the_loss_of_a_pixel_in_two_organs_by_hand() -> None:
+    # A pixel is in two organs, and each is predicted with 3/4. Both have a Dice of 2 * 3/4 / (3/4 + 1) = 6/7, and a
+    # cross-entropy of -ln 3/4. The third organ is absent and predicted with 1/2: its cross-entropy is -ln 1/2, and it
+    # has no Dice.
     logits = torch.tensor([0.75, 0.75, 0.5]).logit().reshape(1, 3, 1, 1)
     labels = torch.tensor([1.0, 1.0, 0.0]).reshape(1, 3, 1, 1)
     expected = 1 / 7 + (2 * math.log(4 / 3) + math.log(2)) / 3
@@ -128,20 +133,22 @@ def test_overlapping_organs_are_two_answers_by_hand() -> None:
 
 
 @pytest.mark.parametrize("organ", [1, 2, 3])
-def test_the_dice_of_every_organ_pulls_at_its_logits(organ: int) -> None:
+def test_the_dice_loss_raises_an_organs_logits_inside_it_and_lowers_them_outside(organ: int) -> None:
     logits = torch.zeros(1, 4, 2, 3, requires_grad=True)
     labels = torch.zeros(1, 2, 3, dtype=torch.int64)
     labels[0, 0, organ - 1] = organ
     soft_dice_loss(logits, labels).backward()
     assert logits.grad is not None
-    assert logits.grad[0, organ, 0, organ - 1] < 0  # where the organ is, up
+    # Training goes against the gradient: a negative one raises the logit where the organ is.
+    assert logits.grad[0, organ, 0, organ - 1] < 0
     elsewhere = logits.grad[0, organ].clone()
     elsewhere[0, organ - 1] = 1
-    assert (elsewhere > 0).all()  # and down where it is not
+    # A positive gradient lowers it everywhere else.
+    assert (elsewhere > 0).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_logits_agree_with_plain_numpy(seed: int) -> None:
+def test_the_loss_of_random_logits_equals_a_formula_in_numpy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = 3 * rng.standard_normal((3, 4, 7, 9))
     labels = rng.integers(0, 4, (3, 7, 9)) * (rng.random((3, 7, 9)) < 0.4)
@@ -153,12 +160,12 @@ def test_random_logits_agree_with_plain_numpy(seed: int) -> None:
     assert dice_cross_entropy_loss(*tensors).item() == pytest.approx(dice + cross_entropy, rel=1e-5)
 
 
-def test_logits_of_a_quarter_are_interpolated_bilinearly() -> None:
+def test_smaller_logits_are_interpolated_bilinearly() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((2, 4, 3, 4)), rng.integers(0, 4, (2, 12, 16))
 
     def weights(small: int, large: int) -> np.ndarray:
-        """Bilinear interpolation along one axis, pixel centres at half, as a matrix `(large, small)`."""
+        """Return bilinear interpolation along one axis as a matrix `(large, small)`. Pixel centres are at 0.5, 1.5."""
         centres = np.clip((np.arange(large) + 0.5) * small / large - 0.5, 0, small - 1)
         return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(small)))
 
@@ -178,11 +185,13 @@ def test_half_precision_logits_give_a_full_precision_loss() -> None:
 
 
 @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
-def test_processes_together_have_the_loss_and_the_gradient_of_all_their_slices(label_mode: LabelMode) -> None:
+def test_two_processes_have_the_loss_and_the_gradient_of_all_their_slices(label_mode: LabelMode) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3 if label_mode == "multilabel" else 4, 8, 8, generator=generator)
     labels = torch.randint(0, 4, (4, 8, 8), generator=generator)
-    labels[:2][labels[:2] == 3] = 0  # the stomach is on slices of the second process alone
+    # The stomach is only on slices of the second process. Without pooling, the first process would not count it at
+    # all.
+    labels[:2][labels[:2] == 3] = 0
     if label_mode == "multilabel":
         labels = (labels[:, None] == torch.arange(1, 4)[:, None, None]).float()
     weight = torch.ones(1, requires_grad=True)
@@ -196,5 +205,7 @@ def test_processes_together_have_the_loss_and_the_gradient_of_all_their_slices(l
         )
         values.append(loss.item())
         gradients.append(torch.autograd.grad(loss, weight)[0])
+    # Cross-entropy is not pooled, so the processes have different values with the right mean. DistributedDataParallel
+    # takes the mean of the gradients, so the mean is compared here, too.
     assert np.mean(values) == pytest.approx(whole.item(), rel=1e-5)
     torch.testing.assert_close(torch.stack(gradients).mean(dim=0), expected, rtol=1e-4, atol=1e-6)

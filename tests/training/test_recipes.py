@@ -1,4 +1,4 @@
-"""Every recipe is for a model that the original project names, and `architectures` holds those very models."""
+"""Each recipe trains a model of the original project, and `benchmarks/architectures.py` has the same models."""
 
 import math
 
@@ -31,7 +31,7 @@ def parse(recipe: str) -> tuple[ModelArguments, DataArguments, RunArguments]:
 
 
 def build(recipe: str, num_labels: int) -> PreTrainedModel:
-    """The recipe's model without memory for its weights."""
+    """Make the recipe's model on the device `meta`, which has shapes but no memory for values."""
     model_type, overrides, _ = ARCHITECTURES[recipe]
     with torch.device("meta"):
         config = AutoConfig.for_model(model_type, num_labels=num_labels, **overrides)
@@ -44,7 +44,7 @@ def test_each_model_has_a_recipe_and_an_architecture() -> None:
 
 
 @pytest.mark.parametrize("recipe", MODELS)
-def test_a_recipe_makes_the_original_steps_from_the_original_model(recipe: str) -> None:
+def test_a_recipe_has_the_original_model_batch_size_and_image_size(recipe: str) -> None:
     model_args, data_args, run_args = parse(recipe)
     assert (model_args.model_name_or_path, model_args.model_type) == (MODELS[recipe], None)
     assert run_args.per_device_train_batch_size * run_args.gradient_accumulation_steps == ORIGINAL_BATCH
@@ -58,7 +58,7 @@ def test_the_learning_rate_warms_up_and_falls_in_a_straight_line_to_zero(recipe:
     assert run_args.get_warmup_steps(1000) == 50
 
 
-def test_the_seed_recipe_is_the_original_command() -> None:
+def test_the_seed_recipe_equals_the_original_command() -> None:
     flags = "--base_model X --train_batch_size 32 --weight_decay 1e-4 --optimizer AdamW --scheduler_name MultiStepLR"
     *_, original = parse_arguments([*flags.split(), "--epochs", "6", "--lr", "2e-4"])
     *_, recipe = parse("seed")
@@ -73,13 +73,16 @@ def test_an_architecture_has_the_weights_of_the_table(recipe: str) -> None:
     printed = ARCHITECTURES[recipe].millions
     unit = 0.1 if printed < 10 else 1
     units = count_parameters(build(recipe, num_labels=150)) / 1e6 / unit
-    # The table cuts 3.75 to 3.7, 84.7 to 84, 234.99 to 234 and 343.96 to 343, but rounds 81.9 to 82.
+    # The original table is not consistent. It cuts 3.75 to 3.7, 84.7 to 84, 234.99 to 234 and 343.96 to 343, and it
+    # rounds 81.9 to 82. So both are accepted.
     assert round(printed / unit) in {math.floor(units), round(units)}
 
 
 @pytest.mark.parametrize("recipe", ARCHITECTURES)
 def test_a_batch_fits_a_gpu_of_24_gb(recipe: str) -> None:
-    """Weights, gradients, two moments of AdamW, the average, and what the forward pass keeps: two thirds of 24 GB."""
+    # Five numbers of 4 bytes are kept for each weight: the weight, its gradient, two moments of AdamW and its average.
+    # The forward pass also keeps activations for each slice. Both together may need two thirds of 24 GB; the rest is
+    # for temporary buffers.
     _, data_args, run_args = parse(recipe)
     model, size, batch = build(recipe, num_labels=4).train(), data_args.image_size, 2
     kept: dict[int, torch.UntypedStorage] = {}
