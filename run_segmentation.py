@@ -3,6 +3,8 @@
 accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ...]
 """
 
+from pathlib import Path
+
 from gi_segmentation.arguments import parse_arguments
 from gi_segmentation.errors import exit_on_input_error
 
@@ -24,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
     from gi_segmentation.models.loading import load_model
     from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
-    from gi_segmentation.publishing.results import publish_model, summarize, write_results
+    from gi_segmentation.publishing.results import publish_results, summarize, write_results
     from gi_segmentation.training.trainer import build_trainer, train
 
     # With several processes, each of them runs all of these lines. They need the same random weights at the start.
@@ -41,7 +43,10 @@ def main(argv: list[str] | None = None) -> None:
     # All processes have the same scores. One of them writes the files, and the others wait for it below.
     if trainer.is_world_process_zero():
         results = write_results(trainer, eval_dataset, facts, evaluation)
-        publication = publish_model(run_args, results) if run_args.push_to_hub else None
+        publication = None
+        if run_args.push_to_hub:
+            repo_id, private = str(run_args.hub_model_id), run_args.hub_private_repo
+            publication = publish_results(Path(run_args.output_dir), results, repo_id, private)
         print(summarize(run_args, results, publication))
     trainer.accelerator.wait_for_everyone()
     # This disconnects the processes. Without it, they sometimes abort when the program ends.

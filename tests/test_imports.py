@@ -24,6 +24,7 @@ ALLOWED = {
     "inference": {"ground", "data", "models", "scoring"},
     "training": {"ground", "data", "models", "scoring", "inference"},
     "publishing": {"ground", "data", "models", "scoring", "inference", "training"},
+    "cross_validation": {"ground", "data", "models", "scoring", "inference", "training", "publishing"},
     "dataset_builder": {"ground", "data", "publishing"},
 }
 # Slow packages that a module does not need and must not load.
@@ -31,6 +32,7 @@ LIGHT = {
     "gi_segmentation.predict": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.score": {"datasets", "torch", "transformers", "pandas", "scipy"},
     "gi_segmentation.compare": {"datasets", "torch", "transformers", "pandas"},
+    "gi_segmentation.cross_validate": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.inference.predictor": {"datasets", "albumentations"},
     "gi_segmentation.inference.outputs": {"datasets", "torch", "transformers"},
     "gi_segmentation.scoring.submissions": {"datasets", "torch", "transformers"},
@@ -44,6 +46,7 @@ LIGHT_HELP = {
     "-m gi_segmentation.score": {"datasets", "pandas", "torch", "transformers", "scipy", "numpy"},
     "-m gi_segmentation.predict": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},
+    "-m gi_segmentation.cross_validate": {"datasets", "pandas", "torch", "transformers"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
 }
 

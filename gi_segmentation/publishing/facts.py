@@ -120,6 +120,11 @@ class RunResults(RunFacts):
         intervals: The 95 % intervals over patients, by name; None if fewer than two patients have the score.
         clinical: From `scoring.tables.describe_clinical`.
         cases: Single scans, from `results.pick_cases`.
+        folds: For a cross-validation, the facts of each fold, from `cross_validation.pooling`. The scores are then
+            those of all patients. Empty for a single training.
+        published_fold: For a cross-validation, the fold whose weights are the published ones, or `all`.
+        worst_patients: For a cross-validation, the patients with the lowest Dice, the lowest first: `patient`, `fold`
+            and `dice`.
     """
 
     date: str
@@ -130,6 +135,9 @@ class RunResults(RunFacts):
     intervals: dict[str, tuple[float, float] | None]
     clinical: dict[str, Any]
     cases: dict[str, dict[str, Any]]
+    folds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    published_fold: str | None = None
+    worst_patients: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def git_commit() -> str | None:

@@ -153,18 +153,28 @@ def fullest_slice(dataset: Dataset, scan: str) -> int:
     return rows[int(np.argmax(areas))]
 
 
-def draw_cases(model: PreTrainedModel, dataset: Dataset, cases: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw one slice of each case, as `draw_overlay` does. It is the slice that shows most of the organs.
+def compare_scan(model: PreTrainedModel, dataset: Dataset, scan: str) -> tuple[Panel, Panel]:
+    """Return what `compare_slice` returns, for the slice of a scan that shows most of the organs.
 
     Args:
         model: The model that predicts.
-        dataset: The validation split, with a `SliceTransform` attached.
+        dataset: A split with a `SliceTransform` attached.
+        scan: Name of the scan.
+    """
+    return compare_slice(model, dataset, fullest_slice(dataset, scan))
+
+
+def draw_cases(cases: dict[str, dict[str, Any]], panels: dict[str, tuple[Panel, Panel]], path: Path) -> None:
+    """Draw one slice of each case, outlined by hand in the upper row and predicted in the lower row.
+
+    Args:
         cases: Single scans, from `results.pick_cases`.
+        panels: The slice of each scan, from `compare_scan`.
         path: The PNG file to write.
     """
     by_hand, predicted = [], []
     for name, case in cases.items():
-        truth, preds = compare_slice(model, dataset, fullest_slice(dataset, case["scan"]))
+        truth, preds = panels[case["scan"]]
         # The Dice of the case is a mean over all slices of the scan. The Dice below is of this slice only.
         by_hand.append(truth._replace(title=f"{name} case, Dice {case['dice']:.2f}\n{truth.title}"))
         predicted.append(preds._replace(title=f"{preds.title} on this slice"))

@@ -80,9 +80,9 @@ def tag_commit(api: HfApi, repo_id: str, repo_type: str, commit: str, tag: str) 
 
 
 def publish_folder(
-    folder: Path, repo_id: str, repo_type: str, tag: str, message: str, private: bool | None
+    folder: Path, repo_id: str, repo_type: str, tag: str, message: str, private: bool | None, branch: str | None = None
 ) -> Publication:
-    """Publish a folder. The repository then has the files of this folder and no others.
+    """Publish a folder. The branch then has the files of this folder and no others.
 
     The address of the Hub comes from `HF_ENDPOINT`, and the token from `HF_TOKEN` or from `hf auth login`.
 
@@ -93,6 +93,7 @@ def publish_folder(
         tag: Name of this state. It leads to these files after newer ones were published.
         message: Commit message.
         private: Whether a new repository is private; None: as the Hub decides.
+        branch: Branch of the repository, which is created if it does not exist; None: the main branch.
 
     Raises:
         InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
@@ -102,9 +103,16 @@ def publish_folder(
     # lose its errors: the run would report success although nothing was published.
     with hub_errors(repo_id):
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        if branch:
+            api.create_branch(repo_id, repo_type=repo_type, branch=branch, exist_ok=True)
         # One commit adds the new files and deletes the old ones, so that nobody ever sees a mixture.
         commit = api.upload_folder(
-            repo_id=repo_id, repo_type=repo_type, folder_path=folder, commit_message=message, delete_patterns="*"
+            repo_id=repo_id,
+            repo_type=repo_type,
+            folder_path=folder,
+            commit_message=message,
+            revision=branch,
+            delete_patterns="*",
         ).oid
         name = tag_commit(api, repo_id, repo_type, commit, tag)
         differing = read_back(api, folder, repo_id, repo_type, commit)

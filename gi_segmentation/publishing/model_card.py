@@ -1,5 +1,7 @@
 """The model card. All its numbers come from the `run.json` of a finished run."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from gi_segmentation.scoring.intervals import CONFIDENCE, NUM_RESAMPLES
 from gi_segmentation.scoring.tables import format_clinical
 
 # Names of files in the output folder.
-CARD, SCAN_SCORES = "README.md", "scan_scores.csv"
+CARD, SCAN_SCORES, OOF_SCORES = "README.md", "scan_scores.csv", "oof_scores.csv"
 OVERLAY, CASES, CURVE = "overlay.png", "cases.png", "learning_curve.png"
 # The scores of every run in the order of the card, with their names there.
 SCORE_NAMES = {
@@ -29,6 +31,8 @@ SCORE_NAMES = {
 FLIP_SCORE = "eval_flips_dice"
 # The score that the original project calls Dice.
 SEED_SCORE = "eval_macro_f1_seed"
+# The scores of each fold of a cross-validation.
+FOLD_SCORES = ("dice", "competition_score")
 # These scores depend on the preset.
 OF_THE_COMPETITION = ("eval_hausdorff_score", "eval_competition_score")
 # The Hub groups scores by this type. The type of all other scores is `dice`.
@@ -49,6 +53,29 @@ def score_titles(facts: RunResults) -> dict[str, str]:
         names[FLIP_SCORE] = f"{SCORE_NAMES['eval_dice']}, averaged over four flips of the slice ({gain:+.4f})"
     names[SEED_SCORE] = f"Macro F1 over four labels with background, all pixels pooled, at {size}×{size} pixels"
     return names
+
+
+def find_spread(values: Sequence[float]) -> str:
+    """Return mean, standard deviation (n - 1) and range of the folds' values as text.
+
+    Example:
+        >>> find_spread([0.7, 0.8, 0.9])
+        '0.8000 ± 0.1000 (0.7000 to 0.9000)'
+    """
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+
+
+def describe_spread(facts: RunResults) -> dict[str, str]:
+    """Return how far the scores of the folds of a cross-validation lie apart, by the name of the score.
+
+    A score that fewer than two folds have is left out.
+    """
+    spreads = {}
+    for name in FOLD_SCORES:
+        values = [fold[name] for fold in facts.folds if fold[name] is not None]
+        if len(values) > 1:
+            spreads[name.replace("_", " ")] = find_spread(values)
+    return spreads
 
 
 def eval_results(facts: RunResults) -> list[EvalResult]:
@@ -114,13 +141,14 @@ def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
     return data.to_yaml()
 
 
-def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
+def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str | None = None) -> Path:
     """Write the model card from `run.json`.
 
     Args:
         output_dir: Folder with `run.json`. The card is written there as README.md.
         repo_id: The name that users pass to `from_pretrained`.
         license_name: Licence identifier of the Hub.
+        revision: The branch on which the model will be; None: the main branch.
 
     Returns:
         The path of the card.
@@ -138,6 +166,9 @@ def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
         metadata=card_metadata(facts, model_name, license_name),
         model_name=model_name,
         repo_id=repo_id,
+        revision=revision,
+        # More words for the calls of `from_pretrained` on the card.
+        at_revision=f', revision="{revision}"' if revision else "",
         license_name=license_name,
         score_names=score_titles(facts),
         clinical_table=format_clinical(facts.clinical) if facts.clinical and facts.clinical["scans"] else None,
@@ -149,7 +180,8 @@ def write_card(output_dir: Path, repo_id: str, license_name: str) -> Path:
         overlay=OVERLAY,
         cases_picture=CASES,
         curve=CURVE,
-        scan_scores=SCAN_SCORES,
+        scan_scores=OOF_SCORES if facts.folds else SCAN_SCORES,
+        spreads=describe_spread(facts),
         **asdict(facts),
     )
     path = output_dir / CARD

@@ -13,13 +13,14 @@ from datasets import Dataset
 
 from gi_segmentation.arguments import RunArguments
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, write_facts
-from gi_segmentation.publishing.figures import draw_cases, draw_learning_curve, draw_overlay
+from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay
 from gi_segmentation.publishing.hub import Publication, publish_folder
 from gi_segmentation.publishing.model_card import (
     CARD,
     CASES,
     CURVE,
     FLIP_SCORE,
+    OOF_SCORES,
     OVERLAY,
     SCAN_SCORES,
     SCORE_NAMES,
@@ -36,9 +37,7 @@ from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
 
 # The files that `from_pretrained` needs.
 WEIGHTS = ("model.safetensors", "config.json", "preprocessor_config.json")
-PUBLISHED = (*WEIGHTS, CARD, RUN_FILE, CURVE)
-# These files are published too, if slices were held back and scored.
-PUBLISHED_SCORES = (SCAN_SCORES, OVERLAY, CASES)
+# The scores of each scan as they were measured, from which they can be pooled again.
 SCANS = "scans.json"
 
 
@@ -129,19 +128,34 @@ def write_results(
         write_scans(evaluation.scans, output_dir / SCANS)
         tabulate_scans(scans).to_csv(output_dir / SCAN_SCORES, index=False)
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
-        draw_cases(trainer.model, validation, results.cases, output_dir / CASES)
+        names = [case["scan"] for case in results.cases.values()]
+        panels = {scan: compare_scan(trainer.model, validation, scan) for scan in names}
+        draw_cases(results.cases, panels, output_dir / CASES)
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
     # If the run is not published, the code on the card loads the model from the name of the output folder.
     write_card(output_dir, trainer.args.hub_model_id or output_dir.resolve().name, trainer.args.license)
     return results
 
 
-def publish_model(run_args: RunArguments, facts: RunResults) -> Publication:
-    """Publish the results under `--hub_model_id`.
+def published_files(facts: RunResults) -> tuple[str, ...]:
+    """Return the names of the files that are published."""
+    always = (*WEIGHTS, CARD, RUN_FILE, CURVE)
+    if facts.folds:
+        return (*always, OOF_SCORES, CASES)
+    return (*always, SCAN_SCORES, OVERLAY, CASES) if facts.scores else always
+
+
+def publish_results(
+    output_dir: Path, facts: RunResults, repo_id: str, private: bool | None, branch: str | None = None
+) -> Publication:
+    """Publish the results in an output folder.
 
     Args:
-        run_args: Arguments of the training.
-        facts: From `write_results`.
+        output_dir: The folder, after `write_results`.
+        facts: The facts of its run.
+        repo_id: Name of the repository, `NAMESPACE/NAME`.
+        private: Whether a new repository is private; None: as the Hub decides.
+        branch: Branch of the repository; None: the main branch.
 
     Returns:
         Where they were published.
@@ -149,21 +163,20 @@ def publish_model(run_args: RunArguments, facts: RunResults) -> Publication:
     Raises:
         InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
     """
-    step = facts.best_step
-    state = f"dice-{facts.scores['eval_dice']:.4f}-step-{step}" if facts.scores else f"all-patients-step-{step}"
+    dice, step = facts.scores.get("eval_dice"), f"step-{facts.best_step}"
+    state = f"all-patients-{step}" if dice is None else f"dice-{dice:.4f}-{step}"
+    if facts.folds:
+        state = f"{len(facts.folds)}-folds-dice-{dice or 0:.4f}"
+    # A tag and a branch must not have the same name.
+    tag = f"{branch}-{state}" if branch else state
     # `Trainer.push_to_hub` would replace our card by its own. `publish_folder` publishes all files of a folder. The
     # output folder also has the logs and the checkpoints, with the pickled state of the optimizer. So the results are
     # copied to a folder of their own.
     with tempfile.TemporaryDirectory() as scratch:
-        for name in (*PUBLISHED, *(PUBLISHED_SCORES if facts.scores else ())):
-            shutil.copyfile(Path(run_args.output_dir) / name, Path(scratch) / name)
+        for name in published_files(facts):
+            shutil.copyfile(output_dir / name, Path(scratch) / name)
         return publish_folder(
-            Path(scratch),
-            str(run_args.hub_model_id),
-            "model",
-            tag=state,
-            message=f"Publish {state}",
-            private=run_args.hub_private_repo,
+            Path(scratch), repo_id, "model", tag=tag, message=f"Publish {state}", private=private, branch=branch
         )
 
 
@@ -187,7 +200,7 @@ def summarize(run_args: RunArguments, facts: RunResults, publication: Publicatio
     Args:
         run_args: Arguments of the training.
         facts: From `write_results`.
-        publication: From `publish_model`; None if the run was not published.
+        publication: From `publish_results`; None if the run was not published.
     """
     output_dir = Path(run_args.output_dir)
     files = {"card": CARD, "curve": CURVE}

@@ -1,0 +1,113 @@
+"""`python -m gi_segmentation.cross_validate`: train every fold of a recipe, and score each patient once.
+
+Each fold is trained by `accelerate launch run_segmentation.py`, and predicts the patients that it held back. So each
+patient is scored once, by a model that never saw this patient. The same command goes on where an earlier one stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+from gi_segmentation.arguments import ALL_FOLDS
+from gi_segmentation.errors import InputError, exit_on_input_error
+
+# These flags are set for each fold, or belong to the cross-validation as a whole.
+RESERVED = ("--config", "--fold", "--output_dir", "--push_to_hub", "--hub_model_id")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        InputError: If flags for the training are among those of this command's own.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m gi_segmentation.cross_validate",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Everything after -- goes to run_segmentation.py, for example: -- --image_size 224 --seed 1",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="recipe of all folds, such as recipes/demo.yaml")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder with a folder fold-K for each fold")
+    parser.add_argument("--config_file", type=Path, help="configuration of accelerate; None: accelerate's default")
+    parser.add_argument(
+        "--fold",
+        help="train only this fold, and pool nothing. Several machines can take a fold each. "
+        f"{ALL_FOLDS}: train on all patients, for the weights to publish; None: train every fold and pool",
+    )
+    parser.add_argument(
+        "--collect", action="store_true", help="train nothing, and pool the folds that are in --output_dir"
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        help="--output_dir of another cross-validation, to compare with over the same patients",
+    )
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="NAMESPACE/NAME",
+        help="publish the pooled results on the branch main, and each fold on a branch fold-K",
+    )
+    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="more flags for run_segmentation.py")
+    arguments = parser.parse_args(argv)
+    for word in arguments.flags:
+        if word.split("=")[0] in RESERVED:
+            raise InputError(f"{word} after --: this flag belongs to this command itself, before --")
+    if arguments.fold is not None and (arguments.collect or arguments.baseline or arguments.push_to_hub):
+        raise InputError("--fold trains one fold and pools nothing; leave out --collect, --baseline and --push_to_hub")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train the folds that are not finished yet, pool their scores, and publish them.
+
+    Raises:
+        InputError: If an argument cannot be used, a training fails, or the folds do not belong together.
+    """
+    arguments = parse_arguments(argv)
+    # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
+    from gi_segmentation.arguments import parse_arguments as parse_training_arguments
+    from gi_segmentation.cross_validation.pooling import choose_published, pool_folds
+    from gi_segmentation.cross_validation.report import format_comparison, format_pooled, publish_folds, write_pooled
+    from gi_segmentation.cross_validation.runs import (
+        check_output_dir,
+        list_folds,
+        read_everyone,
+        read_fold,
+        train_fold,
+    )
+
+    output_dir = arguments.output_dir
+    # The recipe and the flags are read here too, because a mistake must be found before hours of training.
+    words = ["--config", str(arguments.config), *arguments.flags, "--output_dir", str(output_dir)]
+    _, data_args, run_args = parse_training_arguments(words)
+    if run_args.push_to_hub:
+        raise InputError(f"{arguments.config}: push_to_hub would publish each fold alone; use --push_to_hub here")
+    check_output_dir(output_dir)
+    folds = list_folds(data_args)
+    if arguments.fold is not None and arguments.fold not in (*folds, ALL_FOLDS):
+        raise InputError(
+            f"--fold {arguments.fold}: the dataset has the folds {', '.join(folds)}; name one of them, or {ALL_FOLDS}"
+        )
+    baseline = [read_fold(arguments.baseline, fold) for fold in folds] if arguments.baseline else []
+
+    if arguments.fold is not None:
+        train_fold(arguments.fold, output_dir, arguments.config, arguments.flags, arguments.config_file)
+        print("when all folds are trained, --collect pools their scores")
+        return
+    for fold in () if arguments.collect else folds:
+        train_fold(fold, output_dir, arguments.config, arguments.flags, arguments.config_file)
+    runs, everyone = [read_fold(output_dir, fold) for fold in folds], read_everyone(output_dir)
+    published = choose_published(runs, everyone)
+    pooled = pool_folds(runs, published)
+    write_pooled(output_dir, runs, published, pooled, data_args, run_args.license)
+    print(format_pooled(output_dir, pooled))
+    if baseline:
+        print(format_comparison(runs, baseline))
+    if arguments.push_to_hub:
+        publication = publish_folds(output_dir, runs, pooled, arguments.push_to_hub, run_args)
+        print(f"published: {publication.url} (tag {publication.tag}, commit {publication.commit[:12]})")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

@@ -1,0 +1,4 @@
+"""In: a recipe and a dataset with a column `fold`. Out: a training per fold, their pooled scores, one publication.
+
+Imports every other wing. Only the command line `gi_segmentation.cross_validate` imports it.
+"""

@@ -1,0 +1,143 @@
+"""What a cross-validation prints, writes and publishes."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import Dataset
+
+from gi_segmentation.arguments import ALL_FOLDS, DataArguments, RunArguments
+from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
+from gi_segmentation.cross_validation.runs import FoldRun, fold_folder
+from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
+from gi_segmentation.data.slices import load_slices
+from gi_segmentation.errors import InputError
+from gi_segmentation.models.loading import load_checkpoint
+from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, write_facts
+from gi_segmentation.publishing.figures import Panel, compare_scan, draw_cases
+from gi_segmentation.publishing.hub import Publication
+from gi_segmentation.publishing.model_card import CARD, CASES, CURVE, OOF_SCORES, describe_spread, write_card
+from gi_segmentation.publishing.results import WEIGHTS, format_scores, publish_results
+from gi_segmentation.scoring.tables import format_interval
+
+
+def load_held_back(run: FoldRun, data_args: DataArguments) -> Dataset:
+    """Return the slices of the patients that a fold held back, without a transform.
+
+    Raises:
+        InputError: If the dataset is another one than that of the training.
+    """
+    slices = load_slices(replace(data_args, fold=run.fold))
+    if fingerprint_dataset(slices) != run.facts.dataset_fingerprint:
+        raise InputError(
+            f"--dataset_name {data_args.dataset_name}: fold {run.fold} was trained on another dataset; give the same "
+            f"recipe and flags as for the training"
+        )
+    return slices["validation"]
+
+
+def draw_held_back(run: FoldRun, data_args: DataArguments, scans: Sequence[str]) -> dict[str, tuple[Panel, Panel]]:
+    """Return one slice of each of these scans, outlined by hand and predicted by the fold that held them back."""
+    dataset, context = load_held_back(run, data_args), run.facts.slice_context
+    model, processor = load_checkpoint(str(run.folder))
+    neighbours = SliceNeighbours(dataset, context) if context else None
+    transform = SliceTransform(processor, run.facts.label_mode, neighbours, scoring=True)
+    return {scan: compare_scan(model, dataset.with_transform(transform), scan) for scan in scans}
+
+
+def write_pooled(
+    output_dir: Path,
+    runs: Sequence[FoldRun],
+    published: FoldRun,
+    pooled: RunResults,
+    data_args: DataArguments,
+    license_name: str,
+) -> None:
+    """Write the pooled scores, a picture, the published weights and the card into the folder of the cross-validation.
+
+    Args:
+        output_dir: Folder of the cross-validation.
+        runs: The training of each fold.
+        published: The training whose weights are published.
+        pooled: From `pooling.pool_folds`.
+        data_args: Arguments of the training, to find the slices of the picture.
+        license_name: Licence identifier of the Hub.
+    """
+    for name in (*WEIGHTS, CURVE):
+        shutil.copyfile(published.folder / name, output_dir / name)
+    tabulate_folds(runs).to_csv(output_dir / OOF_SCORES, index=False)
+    panels: dict[str, tuple[Panel, Panel]] = {}
+    names = {case["scan"] for case in pooled.cases.values()}
+    for run in runs:
+        # Each case is predicted by the model that never saw the patient.
+        scans = [str(scan.name) for scan in run.scans["eval"] if scan.name in names]
+        panels |= draw_held_back(run, data_args, scans) if scans else {}
+    draw_cases(pooled.cases, panels, output_dir / CASES)
+    write_facts(output_dir, pooled)
+    write_card(output_dir, output_dir.resolve().name, license_name)
+
+
+def say_why_published(pooled: RunResults) -> str:
+    """Return why these weights are the published ones."""
+    if pooled.published_fold == ALL_FOLDS:
+        return "they were trained on all patients"
+    return f"fold {pooled.published_fold} has the highest Dice, and there is no training on all patients (--fold all)"
+
+
+def format_pooled(output_dir: Path, pooled: RunResults) -> str:
+    """Return the summary of a cross-validation, for the terminal."""
+    patients = pooled.splits["validation"]["patients"]
+    lines = [f"{patients} patients, each scored once, by a model that never saw this patient in training:"]
+    lines += format_scores(pooled)
+    for fold in pooled.folds:
+        scores = ", ".join(f"{name} {'none' if score is None else format(score, '.4f')}" for name, score in (
+            ("Dice", fold["dice"]), ("competition score", fold["competition_score"])))  # fmt: skip
+        lines.append(f"fold {fold['fold']}: {fold['patients']} patients, {scores}")
+    lines += [f"between folds: {name} {spread}" for name, spread in describe_spread(pooled).items()]
+    worst = ", ".join(f"{one['patient']} (fold {one['fold']}) {one['dice']:.3f}" for one in pooled.worst_patients)
+    lines.append(f"patients with the lowest Dice: {worst}")
+    source = fold_folder(output_dir, str(pooled.published_fold))
+    lines.append(f"published weights: those of {source}, because {say_why_published(pooled)}")
+    files = {"card": CARD, "scores of each scan": OOF_SCORES, "cases": CASES, "curve": CURVE}
+    lines += [f"{label}: {output_dir / name}" for label, name in files.items()]
+    return "\n".join(lines)
+
+
+def format_comparison(runs: Sequence[FoldRun], baseline: Sequence[FoldRun]) -> str:
+    """Return the comparison of two cross-validations, for the terminal."""
+    lines = [f"compared with {baseline[0].folder.parent} over the same patients:"]
+    for name, (before, after, interval) in compare_folds(runs, baseline).items():
+        gain = f"{after - before:+.4f}{format_interval(interval, '+.4f')}"
+        lines.append(f"  {name}: {before:.4f} to {after:.4f}, gain {gain}")
+    lines.append("a gain whose interval contains 0 may be chance")
+    return "\n".join(lines)
+
+
+def publish_folds(
+    output_dir: Path, runs: Sequence[FoldRun], pooled: RunResults, repo_id: str, run_args: RunArguments
+) -> Publication:
+    """Publish each fold on a branch `fold-K`, and then the pooled results on the main branch.
+
+    The main branch comes last, so that its card never names a branch that does not exist yet.
+
+    Args:
+        output_dir: Folder of the cross-validation, after `write_pooled`.
+        runs: The training of each fold.
+        pooled: From `pooling.pool_folds`.
+        repo_id: Name of the repository, `NAMESPACE/NAME`.
+        run_args: Arguments of the training. The licence is used, and whether the repository is private.
+
+    Returns:
+        Where the main branch was published.
+
+    Raises:
+        InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
+    """
+    for run in runs:
+        branch = run.folder.name
+        write_card(run.folder, repo_id, run_args.license, branch)
+        publish_results(run.folder, run.facts, repo_id, run_args.hub_private_repo, branch)
+        print(f"published: {repo_id}, branch {branch}", flush=True)
+    write_card(output_dir, repo_id, run_args.license)
+    return publish_results(output_dir, pooled, repo_id, run_args.hub_private_repo)
