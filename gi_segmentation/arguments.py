@@ -16,11 +16,10 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
-from gi_segmentation.schema import LabelMode
+from gi_segmentation.schema import ALL_FOLDS, LabelMode
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 SliceSampling: TypeAlias = Literal["all", "balanced"]
-ALL_FOLDS = "all"  # the value of --fold with which no patient is held back
 
 # The original project's flags, for users who come from its command line.
 ALIASES = {

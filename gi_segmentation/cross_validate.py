@@ -7,8 +7,8 @@ patient is scored once, by a model that never saw this patient. The same command
 import argparse
 from pathlib import Path
 
-from gi_segmentation.arguments import ALL_FOLDS
 from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.schema import ALL_FOLDS
 
 # These flags are set for each fold, or belong to the cross-validation as a whole.
 RESERVED = ("--config", "--fold", "--output_dir", "--push_to_hub", "--hub_model_id")

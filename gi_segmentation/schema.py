@@ -26,6 +26,9 @@ SLICE_THICKNESS_MM = 3.0
 # Most scans have this number of slices. It is used to state times for a typical scan.
 SCAN_SLICES = 144
 
+# With this value instead of the number of a fold, no patient is held back from the training.
+ALL_FOLDS = "all"
+
 
 def dataset_features() -> Any:
     """Return the columns of the dataset `gi_tract`, which has one row per slice.

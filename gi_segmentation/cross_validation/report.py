@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from gi_segmentation.arguments import ALL_FOLDS, DataArguments, RunArguments
+from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
 from gi_segmentation.cross_validation.runs import FoldRun, fold_folder
 from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
@@ -19,6 +19,7 @@ from gi_segmentation.publishing.figures import Panel, compare_scan, draw_cases
 from gi_segmentation.publishing.hub import Publication
 from gi_segmentation.publishing.model_card import CARD, CASES, CURVE, OOF_SCORES, describe_spread, write_card
 from gi_segmentation.publishing.results import WEIGHTS, format_scores, publish_results
+from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.tables import format_interval
 
 

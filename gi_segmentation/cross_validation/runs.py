@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from gi_segmentation.arguments import ALL_FOLDS, DataArguments
+from gi_segmentation.arguments import DataArguments
 from gi_segmentation.data.slices import BUILD_COMMAND, find_dataset
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.results import SCANS
+from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.records import read_scans
 from gi_segmentation.scoring.scans import ScanScore
 

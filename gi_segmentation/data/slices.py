@@ -9,11 +9,11 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import SegformerImageProcessorPil
 
-from gi_segmentation.arguments import ALL_FOLDS, DataArguments, ModelArguments
+from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import dataset_features, find_voxel_size_mm
+from gi_segmentation.schema import ALL_FOLDS, dataset_features, find_voxel_size_mm
 
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
 
