@@ -7,6 +7,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from gi_segmentation.publishing.facts import read_results
-from gi_segmentation.publishing.model_card import eval_results
+from gi_segmentation.publishing.model_card import FLIP_SCORE, eval_results
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.tables import format_interval
 
@@ -32,6 +33,17 @@ ORIGINAL_DICE = {
     "beit-base": None,
 }
 
+# What stands below the table.
+NOTE = (
+    "Patients: none of them was in the training of the model that is scored on them. With folds, each patient is "
+    "scored once, by the model of the fold that held this patient back. Otherwise they are those of the validation "
+    "split. First row: {slices} slices, split `{split}`. Dice: mean over slices and organs at native resolution; a "
+    "pair with the organ in neither outline is skipped. In brackets: 95 % intervals over patients. Competition score: "
+    "preset {preset}. Macro F1: over all pixels and four labels, one of them the background. The original project "
+    "calls it Dice. Its numbers are of another split, most likely with slices of a patient on both sides. Seconds: "
+    "model and masks of {scan} slices on {device}, without reading."
+)
+
 
 def run(words: list[str], log: Path) -> str | None:
     """Run a Python command, and write its output to a file.
@@ -46,34 +58,44 @@ def run(words: list[str], log: Path) -> str | None:
 
 
 def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train a recipe and score its best checkpoint.
+    """Train a recipe and score it.
 
     Returns:
-        The `facts` of the run with all that `gi_segmentation.compare` writes, or only `failed` with the reason.
+        The `facts` of the run, with `scores` and `intervals` of the model alone and with flips, and
+        `seconds_per_scan`; or only `failed` with the reason.
     """
     folder, log = arguments.output_dir / recipe, arguments.output_dir / f"{recipe}.log"
-    launch = ["-m", "accelerate.commands.launch", "--quiet"]
-    launch += ["--config_file", str(arguments.config_file)] if arguments.config_file else []
-    flags = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), "--dataset_name", str(arguments.dataset_name)]
-    script = str(ROOT / "run_segmentation.py")
-    # The user's flags come last, so they win over the recipe. A training that is already complete is only scored
-    # again.
-    failed = run([*launch, script, *flags, "--output_dir", str(folder), *arguments.flags], log)
+    config = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), "--output_dir", str(folder)]
+    launcher = ["--config_file", str(arguments.config_file)] if arguments.config_file else []
+    # The user's flags come last, so they win over the recipe.
+    flags = ["--dataset_name", str(arguments.dataset_name), *arguments.flags]
+    # Folds that were trained before, by `gi_segmentation.cross_validate`, are pooled.
+    cross_validated = arguments.folds or any(folder.glob("fold-*"))
+    if cross_validated:
+        words = ["-m", "gi_segmentation.cross_validate", *config, *launcher, "--", "--test_time_flips", "true", *flags]
+    else:
+        launch = ["-m", "accelerate.commands.launch", "--quiet", *launcher, str(ROOT / "run_segmentation.py")]
+        words = [*launch, *config, *flags]
+    # A training that is already complete is only scored again.
+    failed = run(words, log)
     if failed is None:
-        # `compare` scores the checkpoint a second time, alone and with flips, and gives the intervals over patients.
-        compared = folder / "compared.json"
-        words = [
-            "-m",
-            "gi_segmentation.compare",
-            "--model",
-            str(folder),
-            "--dataset_name",
-            str(arguments.dataset_name),
-        ]
-        failed = run([*words, "--output", str(compared)], log.with_suffix(".compare.log"))
+        # `compare` scores a checkpoint on the validation split, which is fold 0: alone and with flips, with the
+        # intervals over patients. Of a cross-validation, the model of fold 0 may see these patients.
+        model, compared = folder / "fold-0" if cross_validated else folder, folder / "compared.json"
+        words = ["-m", "gi_segmentation.compare", "--model", str(model), "--output", str(compared)]
+        failed = run([*words, "--dataset_name", str(arguments.dataset_name)], log.with_suffix(".compare.log"))
     if failed is not None:
         return {"failed": failed}
-    return {"facts": read_results(folder), **json.loads(compared.read_text(encoding="utf-8"))}
+    facts, found = read_results(folder), json.loads(compared.read_text(encoding="utf-8"))
+    if cross_validated:
+        found |= {"scores": pooled_values(facts.scores), "intervals": pooled_values(facts.intervals)}
+    return {**found, "facts": facts}
+
+
+def pooled_values(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the scores of a cross-validation, or their intervals, in the form that `compare` writes."""
+    alone = {key.removeprefix("eval_"): value for key, value in values.items() if key != FLIP_SCORE}
+    return {"alone": alone, "with flips": {"dice": values[FLIP_SCORE]}}
 
 
 def table_row(recipe: str, result: dict[str, Any]) -> str:
@@ -81,7 +103,7 @@ def table_row(recipe: str, result: dict[str, Any]) -> str:
     original = ORIGINAL_DICE[recipe]
     theirs = "–" if original is None else f"{original:.4f}"
     if "failed" in result:
-        return f"| {recipe} | failed: {result['failed']} |{' |' * (len(ORGANS) + 4)} {theirs} | |"
+        return f"| {recipe} | failed: {result['failed']} |{' |' * (len(ORGANS) + 5)} {theirs} | |"
     # `compare` of one checkpoint has two entries: the checkpoint alone, and with flips.
     alone, flips = result["scores"]
     dice = [(alone, "dice"), *((alone, f"dice_{organ}") for organ in ORGANS), (flips, "dice")]
@@ -89,30 +111,26 @@ def table_row(recipe: str, result: dict[str, Any]) -> str:
         f"{result['scores'][way][name]:.4f}{format_interval(result['intervals'][way][name], '.3f')}"
         for way, name in (*dice, (alone, "competition_score"), (alone, "macro_f1_seed"))
     ]
-    millions = f"{result['facts'].num_parameters / 1e6:.1f}M"
-    return f"| {recipe} | {millions} | {' | '.join(cells)} | {theirs} | {result['seconds_per_scan']:.2f} |"
+    facts = result["facts"]
+    patients = f"{facts.splits['validation']['patients']}{f' in {len(facts.folds)} folds' if facts.folds else ''}"
+    millions = f"{facts.num_parameters / 1e6:.1f}M"
+    return (
+        f"| {recipe} | {millions} | {patients} | {' | '.join(cells)} | {theirs} | {result['seconds_per_scan']:.2f} |"
+    )
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
     """Return the results as Markdown, and below the table what the columns mean."""
-    columns = ["recipe", "parameters", "Dice", *(organ.replace("_", " ") for organ in ORGANS), "with flips"]
-    columns += ["competition score", "macro F1", "its macro F1", "s a scan"]
+    columns = ["recipe", "parameters", "patients", "Dice", *(organ.replace("_", " ") for organ in ORGANS)]
+    columns += ["with flips", "competition score", "macro F1", "its macro F1", "s a scan"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [table_row(*item) for item in results.items()]
     # All recipes share dataset, split and preset, so the facts of the first finished one hold for the whole table.
     done = [(result["facts"], result["preset"]) for result in results.values() if "facts" in result]
     if done:
         facts, preset = done[0]
-        counts = facts.splits["validation"]
-        lines += [
-            "",
-            f"Validation: {counts['slices']} slices of {counts['patients']} patients, none of whom was trained on "
-            f"(split `{facts.split_hash[:12]}`). Dice: mean over slices and organs at native resolution; a pair with "
-            f"the organ in neither outline is skipped. In brackets: 95 % intervals over patients. Competition score: "
-            f"preset {preset}. Macro F1: over all pixels and four labels, one of them the background. The original "
-            f"project calls it Dice. Its numbers are of another split, most likely with slices of a patient on both "
-            f"sides. Seconds: model and masks of {SCAN_SLICES} slices on {facts.device}, without reading.",
-        ]
+        split, slices = facts.split_hash[:12], facts.splits["validation"]["slices"]
+        lines += ["", NOTE.format(split=split, slices=slices, preset=preset, scan=SCAN_SLICES, device=facts.device)]
     return "\n".join(lines) + "\n"
 
 
@@ -136,6 +154,9 @@ def main() -> None:
         "--output_dir", type=Path, default=Path("runs/table"), help="folder for the runs and the table"
     )
     parser.add_argument("--config_file", type=Path, help="configuration file of accelerate; None: its default")
+    parser.add_argument(
+        "--folds", action="store_true", help="train every fold of each recipe, and report the scores of all patients"
+    )
     parser.add_argument("flags", nargs="*", help="after --: flags for every run, for example --num_train_epochs 2")
     arguments = parser.parse_args()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,46 @@
+"""`reference_runs/gi_tract.sh`, on a phantom: from the zip to a repository with a branch per fold."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.models import write_base
+from tests.support.processes import ROOT
+
+BASE, MODEL_ID = "openmmlab/upernet-convnext-small", "tester/gi-reference"
+TINY = (
+    "--image_size 64 --max_steps 2 --per_device_train_batch_size 2 --dataloader_num_workers 0 --report_to none "
+    "--eval_strategy steps --eval_steps 2 --save_strategy steps --save_steps 2"
+)
+
+
+def test_from_the_zip_to_a_branch_per_fold(kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub) -> None:
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    api.create_repo(BASE)
+    api.upload_folder(repo_id=BASE, folder_path=write_base(tmp_path / "base", "upernet"))
+    zip_file = shutil.make_archive(str(tmp_path / "download"), "zip", kaggle_dir)
+    command = [str(ROOT / "reference_runs" / "gi_tract.sh"), zip_file, MODEL_ID, *TINY.split()]
+    environment = {
+        **os.environ,
+        **hub.environment(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "RUN_DIR": str(tmp_path / "run"),
+        "NUM_FOLDS": "2",
+        "CONFIG_FILE": "accelerate_configs/cpu.yaml",
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "4 patients, each scored once, by a model that never saw this patient in training:" in done.stdout
+    assert f"published: {hub.endpoint}/{MODEL_ID} (tag 2-folds-dice-" in done.stdout
+    # The last step loads each branch in a process of its own, with plain transformers.
+    for branch in ("main", "fold-0", "fold-1"):
+        assert re.search(rf"^{branch}: UperNetForSemanticSegmentation, [\d,]+ parameters$", done.stdout, re.M)
+    card = Path(api.hf_hub_download(MODEL_ID, "README.md", local_dir=tmp_path / "card")).read_text()
+    assert "nobody measured these weights themselves" in card
