@@ -20,6 +20,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="average over flipped slices in four forward passes; for a model that was trained with flips",
     )
+    parser.add_argument(
+        "--no_postprocessing",
+        action="store_true",
+        help="keep every component, even if the checkpoint has limits for the volume and confidence of components",
+    )
     parser.add_argument("--input", type=Path, required=True, help="folder of scans: caseN_dayN/scans/slice_*.png")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the prediction file")
     parser.add_argument("--format", choices=["kaggle"], default="kaggle", help="kaggle writes submission.csv")
@@ -39,7 +44,7 @@ def main(argv: list[str] | None = None) -> Path:
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.data.kaggle import find_input
     from gi_segmentation.inference.outputs import WRITERS
-    from gi_segmentation.inference.predictor import load_members, predict_slices
+    from gi_segmentation.inference.predictor import find_postprocessing, load_members, predict_slices
 
     file_name, write = WRITERS[arguments.format]
     path: Path = arguments.output_dir / file_name
@@ -48,11 +53,15 @@ def main(argv: list[str] | None = None) -> Path:
         raise InputError(f"{path}: exists; remove it or name another --output_dir")
     slices = find_input(arguments.input)
     members = load_members(arguments.model, arguments.revision, arguments.device)
+    # With --no_postprocessing, the configuration is not even read, because it may be malformed.
+    postprocessing, remark = (None, "") if arguments.no_postprocessing else find_postprocessing(members)
+    if remark:
+        print(remark)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     # `predict_slices` gives one slice after the other, and `write` writes each at once. So the memory does not grow
     # with the number of slices.
-    flips = arguments.test_time_flips
-    write(predict_slices(members, slices, arguments.batch_size, arguments.num_workers, flips), path)
+    settings = (arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing)
+    write(predict_slices(members, slices, *settings), path)
     print(f"{len(slices)} slices of {len({s.scan for s in slices})} scans: {path}")
     return path
 

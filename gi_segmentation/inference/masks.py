@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gi_segmentation.schema import LABELS, LabelMode
+from gi_segmentation.schema import LABELS, ORGANS, LabelMode
 from gi_segmentation.scoring.dice import count_pixels
 
 # The axes of each test-time flip: no flip, left-right, up-down, both.
@@ -58,14 +58,53 @@ def predict_masks(logits: Sequence[torch.Tensor], label_mode: LabelMode, height:
         >>> predict_masks([logits[:, 1:]], "multilabel", 1, 1).flatten().tolist()
         [True, True, False]
     """
-    resized = [
-        F.interpolate(one.float(), size=(height, width), mode="bilinear", align_corners=False) for one in logits
-    ]
+    return choose_masks(resize_logits(logits, height, width), label_mode)
+
+
+def predict_organs(
+    logits: Sequence[torch.Tensor], label_mode: LabelMode, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict the masks of the organs as `predict_masks` does, and the probabilities of the organs.
+
+    Args:
+        logits: As in `predict_masks`.
+        label_mode: As in `predict_masks`.
+        height: Height of the grid in pixels.
+        width: Width of the grid in pixels.
+
+    Returns:
+        Masks, bool, and probabilities, float16, both of shape `(B, organs, height, width)`.
+
+    Example:
+        >>> masks, probabilities = predict_organs([torch.zeros(1, 3, 1, 1)], "multilabel", 1, 1)
+        >>> masks.flatten().tolist(), probabilities.flatten().tolist()
+        ([False, False, False], [0.5, 0.5, 0.5])
+    """
+    resized = resize_logits(logits, height, width)
+    # Half precision is exact to 0.0005, which is enough for a mean over many voxels. A whole scan is kept in memory.
+    # The organs are the last three channels in both modes, because only the background comes before them.
+    probabilities = average_probabilities(resized, label_mode)[:, -len(ORGANS) :].half()
+    return choose_masks(resized, label_mode), probabilities
+
+
+def resize_logits(logits: Sequence[torch.Tensor], height: int, width: int) -> list[torch.Tensor]:
+    """Resize the logits of each model to a grid: float32, shape `(B, channels, height, width)`."""
+    return [F.interpolate(one.float(), size=(height, width), mode="bilinear", align_corners=False) for one in logits]
+
+
+def average_probabilities(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torch.Tensor:
+    """Return the mean over the models of the probabilities of each channel, with the shape of the logits."""
+    probabilities = [one.sigmoid() if label_mode == "multilabel" else one.softmax(dim=1) for one in resized]
+    return torch.stack(probabilities).mean(dim=0)
+
+
+def choose_masks(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torch.Tensor:
+    """Return the masks of the organs for logits that have the size of the grid, see `predict_masks`."""
     if label_mode == "multilabel":
-        return torch.stack([one.sigmoid() for one in resized]).mean(dim=0) > 0.5
+        return average_probabilities(resized, label_mode) > 0.5
     # Softmax does not change which label is the highest, so one model does without it. Several models need it: a mean
     # of logits would let the model with the largest numbers decide.
-    scores = torch.stack([one.softmax(dim=1) for one in resized]).mean(dim=0) if len(resized) > 1 else resized[0]
+    scores = average_probabilities(resized, label_mode) if len(resized) > 1 else resized[0]
     # Shapes: (B, 1, H, W) compared with (organs, 1, 1) gives a mask per organ, (B, organs, H, W).
     return scores.argmax(dim=1, keepdim=True) == torch.arange(1, len(LABELS), device=scores.device)[:, None, None]
 

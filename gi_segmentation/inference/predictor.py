@@ -2,8 +2,9 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +17,12 @@ from transformers import PreTrainedModel, SegformerImageProcessorPil
 from gi_segmentation.data.kaggle import KaggleDataError, SliceFile, read_slice
 from gi_segmentation.data.preprocessing import SliceTransform, attached_transform, collate, find_neighbours
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference.masks import flip_logits, predict_batch, predict_masks
+from gi_segmentation.inference.masks import flip_logits, predict_batch, predict_masks, predict_organs
+from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
+from gi_segmentation.schema import LABELS_BY_MODE, SLICE_THICKNESS_MM, LabelMode
 from gi_segmentation.scoring.dice import count_pixels
 
 
@@ -146,39 +148,136 @@ def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: 
     ]
 
 
+def predict_logits(
+    members: list[Member], slices: list[SliceFile], batch_size: int, num_workers: int, flips: bool
+) -> Iterator[tuple[SliceFile, list[torch.Tensor]]]:
+    """Yield each slice with the logits of each checkpoint, shape `(1, channels, h, w)`, with a progress bar.
+
+    The arguments and errors are those of `predict_slices`.
+    """
+    loader = DataLoader(SliceFolder(slices, members), batch_size, num_workers=num_workers, collate_fn=stack_slices)
+    # The loader keeps the order of the slices, so the next logits belong to the next file.
+    remaining = iter(slices)
+    with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar:
+        for inputs in loader:
+            if isinstance(inputs, KaggleDataError):
+                raise inputs
+            # Not around `yield`: the code that takes the slices would then run without gradients too.
+            with torch.no_grad():
+                batch = member_logits(members, inputs, flips)
+            for logits in zip(*batch, strict=True):
+                # `None` makes a batch of one slice, because only slices of one scan have the same size for sure.
+                yield next(remaining), [one[None] for one in logits]
+            bar.update(len(inputs[0]))
+
+
 def predict_slices(
-    members: list[Member], slices: list[SliceFile], batch_size: int, num_workers: int, flips: bool = False
+    members: list[Member],
+    slices: list[SliceFile],
+    batch_size: int,
+    num_workers: int,
+    flips: bool = False,
+    postprocessing: Postprocessing | None = None,
 ) -> Iterator[tuple[SliceFile, np.ndarray]]:
     """Predict the masks of slices, with a progress bar.
 
     Args:
         members: One checkpoint, or several for an ensemble.
-        slices: The files. The masks come in the same order.
+        slices: The files, sorted by scan and number. The masks come in the same order.
         batch_size: Number of slices in a forward pass.
         num_workers: Number of processes that read files.
         flips: Whether to average over flipped slices.
+        postprocessing: Limits for the components of each scan; None: nothing is removed.
 
     Yields:
         A slice, and the masks of its organs on its own grid: bool, shape `(organs, height, width)`.
 
     Raises:
         KaggleDataError: If a file is damaged, or has another size than its name says.
+        InputError: If post-processing is wanted, and the slices of a scan do not form a volume.
     """
-    loader = DataLoader(SliceFolder(slices, members), batch_size, num_workers=num_workers, collate_fn=stack_slices)
-    # The loader keeps the order of the slices, so the next logits belong to the next file.
-    remaining = iter(slices)
-    with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar, torch.no_grad():
-        for inputs in loader:
-            if isinstance(inputs, KaggleDataError):
-                raise inputs
-            for logits in zip(*member_logits(members, inputs, flips), strict=True):
-                slice_file = next(remaining)
-                size = slice_file.height, slice_file.width
-                # `None` makes a batch of one slice. Only the masks of one slice at native size are in memory at a
-                # time.
-                masks = predict_masks([one[None] for one in logits], members[0].label_mode, *size)
-                yield slice_file, masks[0].cpu().numpy()
-            bar.update(len(inputs[0]))
+    if postprocessing is not None:
+        check_volumes(slices)
+    label_mode = members[0].label_mode
+    predictions = predict_logits(members, slices, batch_size, num_workers, flips)
+    # A component reaches over many slices, so a scan is kept until its last slice comes. Without post-processing, only
+    # one slice is in memory at a time.
+    if postprocessing is not None:
+        for _, scan in groupby(predictions, key=lambda prediction: prediction[0].scan):
+            yield from clean_scan(scan, label_mode, postprocessing)
+    else:
+        for slice_file, logits in predictions:
+            yield slice_file, predict_masks(logits, label_mode, slice_file.height, slice_file.width)[0].cpu().numpy()
+
+
+def check_volumes(slices: Sequence[SliceFile]) -> None:
+    """Check that the slices of each scan have one size and one spacing.
+
+    Raises:
+        InputError: If they do not.
+    """
+    grids: dict[str, tuple[int, int, tuple[float, float]]] = {}
+    for one in slices:
+        grid = (one.height, one.width, one.pixel_spacing)
+        if grids.setdefault(one.scan, grid) != grid:
+            raise InputError(
+                f"{one.path}: expected slices of one size and spacing in {one.scan}, because post-processing works on "
+                f"whole scans; correct the file name, or add --no_postprocessing"
+            )
+
+
+def clean_scan(
+    predictions: Iterable[tuple[SliceFile, list[torch.Tensor]]], label_mode: LabelMode, settings: Postprocessing
+) -> Iterator[tuple[SliceFile, np.ndarray]]:
+    """Yield the slices of one scan with their masks after post-processing.
+
+    Args:
+        predictions: The slices of the scan and their logits, from `predict_logits`.
+        label_mode: What the channels mean.
+        settings: Limits for the components.
+    """
+    files, masks, probabilities = [], [], []
+    for slice_file, logits in predictions:
+        mask, probability = predict_organs(logits, label_mode, slice_file.height, slice_file.width)
+        files.append(slice_file)
+        masks.append(mask[0].cpu().numpy())
+        probabilities.append(probability[0].cpu().numpy())
+    # Slices are on the second axis of a volume, (organs, D, H, W).
+    cleaned = remove_components(
+        np.stack(masks, axis=1),
+        np.stack(probabilities, axis=1),
+        (SLICE_THICKNESS_MM, *files[0].pixel_spacing),
+        [slice_file.number for slice_file in files],
+        settings,
+    )
+    yield from zip(files, cleaned.swapaxes(0, 1), strict=True)
+
+
+def find_postprocessing(members: Sequence[Member]) -> tuple[Postprocessing | None, str]:
+    """Find the post-processing that all checkpoints have in their configuration.
+
+    Returns:
+        The post-processing, or None; and a line for the user, which is empty if no checkpoint has any.
+
+    Raises:
+        InputError: If a configuration has post-processing of another form.
+    """
+    found = []
+    for member in members:
+        value = getattr(member.model.config, "postprocessing", None)
+        try:
+            found.append(None if value is None else Postprocessing.from_config(value))
+        except InputError as error:
+            raise InputError(
+                f"{member.name}: config.json: {error}; --no_postprocessing predicts without it"
+            ) from error
+    # The limits of one checkpoint were learnt on its own probabilities. An ensemble has other probabilities, so its
+    # members must at least agree.
+    if any(settings != found[0] for settings in found):
+        return None, "no post-processing is applied, because the checkpoints do not have the same"
+    if found[0] is None:
+        return None, ""
+    return found[0], f"post-processing of the checkpoint: {found[0].describe()} (off: --no_postprocessing)"
 
 
 def count_slices(model: PreTrainedModel, dataset: Any, batch_size: int = 16) -> np.ndarray:

@@ -1,0 +1,231 @@
+"""Remove small or doubtful pieces from the masks of a scan.
+
+A model sometimes marks a few voxels far away from an organ. Such a piece hardly changes Dice, but it can decide the
+Hausdorff distance of the whole scan. Each connected piece of a mask is called a component here. It has a volume and a
+confidence, which is the mean probability over its voxels. A component that is below either limit is removed.
+
+The limits are learnt on patients that the model did not see in training, see `postprocessing_search`. They are stored
+in the published configuration of the model, under the name `postprocessing`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.schema import ORGANS
+
+# The greatest values that a configuration may have. A patient has less than 100,000 ml, and no probability is above 1.
+GREATEST = {"min_volume_ml": 100_000.0, "min_confidence": 1.0}
+# Voxels that share a face, an edge or a corner belong to one component: 26 neighbours in 3D. With faces only, a thin
+# piece of bowel that runs diagonally would fall apart into single voxels.
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+CUBIC_MM_PER_ML = 1000.0
+
+
+@dataclass(frozen=True)
+class OrganLimits:
+    """What a component of one organ needs in order to stay.
+
+    Attributes:
+        min_volume_ml: Smallest volume in millilitres.
+        min_confidence: Smallest mean probability of the organ, 0 to 1.
+    """
+
+    min_volume_ml: float = 0.0
+    min_confidence: float = 0.0
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """The limits of all organs. With limits of 0, nothing is removed.
+
+    Attributes:
+        organs: The limits by the name of the organ, in the order of `schema.ORGANS`.
+    """
+
+    organs: Mapping[str, OrganLimits]
+
+    def to_config(self) -> dict[str, dict[str, float]]:
+        """Return plain dictionaries for `model.config.postprocessing`.
+
+        Example:
+            >>> NO_POSTPROCESSING.to_config()["stomach"]
+            {'min_volume_ml': 0.0, 'min_confidence': 0.0}
+        """
+        return {organ: asdict(limits) for organ, limits in self.organs.items()}
+
+    @classmethod
+    def from_config(cls, value: Any) -> "Postprocessing":
+        """Read and check what `to_config` wrote. A published configuration may come from anybody.
+
+        Raises:
+            InputError: If the value has another form.
+
+        Example:
+            >>> Postprocessing.from_config(NO_POSTPROCESSING.to_config()) == NO_POSTPROCESSING
+            True
+        """
+        entries = check_entries("postprocessing", value, ORGANS)
+        organs = {}
+        for organ in ORGANS:
+            name = f"postprocessing.{organ}"
+            limits = check_entries(name, entries[organ], tuple(GREATEST))
+            organs[organ] = OrganLimits(**{key: check_limit(f"{name}.{key}", limits[key], key) for key in GREATEST})
+        return cls(organs)
+
+    def describe(self) -> str:
+        """Describe the limits in one line.
+
+        Example:
+            >>> limits = {"stomach": OrganLimits(0.3, 0.6)}
+            >>> Postprocessing({**NO_POSTPROCESSING.organs, **limits}).describe()
+            'large_bowel unchanged; small_bowel unchanged; stomach from 0.3 ml and from confidence 0.6'
+        """
+        parts = []
+        for organ, limits in self.organs.items():
+            wanted = [f"from {limits.min_volume_ml:g} ml"] if limits.min_volume_ml else []
+            wanted += [f"from confidence {limits.min_confidence:g}"] if limits.min_confidence else []
+            parts.append(f"{organ} {' and '.join(wanted) or 'unchanged'}")
+        return "; ".join(parts)
+
+
+NO_POSTPROCESSING = Postprocessing({organ: OrganLimits() for organ in ORGANS})
+
+
+def check_entries(name: str, value: Any, keys: Sequence[str]) -> Mapping[str, Any]:
+    """Return a value if it is a dictionary with exactly these keys.
+
+    Raises:
+        InputError: If it is not.
+    """
+    # A key that is not known here is an error too. A later version may have a third limit, and without this limit the
+    # masks would not be the promised ones.
+    if not isinstance(value, dict) or set(value) != set(keys):
+        # `repr` writes a line break as \n, so the message stays one line.
+        raise InputError(f"{name}: expected a dictionary with the keys {', '.join(keys)}, but got {value!r:.80}")
+    return value
+
+
+def check_limit(name: str, value: Any, key: str) -> float:
+    """Return a limit as a float.
+
+    Args:
+        name: Name of the limit for the message.
+        value: The value to check.
+        key: Key of the limit in `GREATEST`.
+
+    Raises:
+        InputError: If it is not a number of 0 to the greatest value.
+    """
+    # In Python, True is a number too. JSON from Python may hold NaN and Infinity, which fail the comparison.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= GREATEST[key]:
+        raise InputError(f"{name}: expected a number of 0 to {GREATEST[key]:g}, but got {value!r:.80}")
+    return float(value)
+
+
+class Components(NamedTuple):
+    """The components of one organ in one scan.
+
+    Attributes:
+        labels: Number of the component of each voxel, counted from 1; 0 outside the mask: int32, shape `(D, H, W)`.
+        volumes_ml: Volume of each component in millilitres, shape `(components,)`.
+        confidences: Mean probability of each component, shape `(components,)`.
+    """
+
+    labels: np.ndarray
+    volumes_ml: np.ndarray
+    confidences: np.ndarray
+
+
+def find_runs(numbers: Sequence[int]) -> Iterator[slice]:
+    """Yield the positions of slices that follow each other without a gap.
+
+    Example:
+        >>> list(find_runs([4, 5, 8, 9, 10]))
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
+    breaks = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
+    for start, stop in zip([0, *breaks], [*breaks, len(numbers)], strict=True):
+        yield slice(start, stop)
+
+
+def find_components(
+    mask: np.ndarray, probability: np.ndarray, spacing_mm: Sequence[float], numbers: Sequence[int]
+) -> Components:
+    """Find the components of one organ in a scan, in 3D with 26 neighbours.
+
+    Args:
+        mask: bool, shape `(D, H, W)`.
+        probability: Probability of the organ, float, same shape.
+        spacing_mm: Voxel size (z, y, x) in millimetres.
+        numbers: Numbers of the slices, ascending, shape `(D,)`. Slices on both sides of a gap are not neighbours.
+
+    Example:
+        >>> mask = np.array([[[True, False, False, True]], [[False, True, False, False]]])
+        >>> found = find_components(mask, np.where(mask, 0.75, 0.0), (2.5, 20.0, 20.0), [1, 2])
+        >>> found.labels.tolist(), found.volumes_ml.tolist(), found.confidences.tolist()
+        ([[[1, 0, 0, 2]], [[0, 1, 0, 0]]], [2.0, 1.0], [0.75, 0.75])
+    """
+    labels = np.zeros(mask.shape, dtype=np.int32)
+    count = 0
+    for run in find_runs(numbers):
+        # `ndimage.label` counts from 1 in each run, so the numbers of the runs before are added.
+        found, number = ndimage.label(mask[run], TOUCHING)
+        labels[run] = np.where(found, found + count, 0)
+        count += number
+    # Only the voxels of the mask are counted. They are a few per cent of the scan. Element 0 would be the voxels
+    # outside the mask, so it is left out.
+    inside = labels[mask]
+    voxels = np.bincount(inside, minlength=count + 1)[1:]
+    # `bincount` adds in float64, so half precision of the probabilities does not add up.
+    sums = np.bincount(inside, weights=probability[mask], minlength=count + 1)[1:]
+    return Components(labels, voxels * (np.prod(spacing_mm) / CUBIC_MM_PER_ML), sums / voxels)
+
+
+def keep_components(volumes_ml: np.ndarray, confidences: np.ndarray, limits: OrganLimits) -> np.ndarray:
+    """Return which components stay: bool, shape `(components,)`. A component exactly at a limit stays."""
+    return (volumes_ml >= limits.min_volume_ml) & (confidences >= limits.min_confidence)
+
+
+def select_components(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return the mask of the components that stay: bool, with the shape of `labels`."""
+    # A table lookup: element 0 of the table is for voxels outside the mask.
+    return np.concatenate([[False], kept])[labels]
+
+
+def remove_components(
+    masks: np.ndarray,
+    probabilities: np.ndarray,
+    spacing_mm: Sequence[float],
+    numbers: Sequence[int],
+    settings: Postprocessing,
+) -> np.ndarray:
+    """Remove the components of a scan that are below the limits.
+
+    Args:
+        masks: Predicted masks, bool, shape `(organs, D, H, W)`.
+        probabilities: Probability of each organ, float, same shape.
+        spacing_mm: Voxel size (z, y, x) in millimetres.
+        numbers: Numbers of the slices, ascending, shape `(D,)`.
+        settings: The limits.
+
+    Returns:
+        The masks without these components, bool, same shape.
+
+    Example:
+        >>> masks = np.zeros((3, 1, 1, 5), dtype=bool)
+        >>> masks[2, 0, 0, [0, 1, 3]] = True
+        >>> settings = Postprocessing({**NO_POSTPROCESSING.organs, "stomach": OrganLimits(min_volume_ml=2.0)})
+        >>> remove_components(masks, masks.astype(float), (2.5, 20.0, 20.0), [1], settings)[2].astype(int)
+        array([[[1, 1, 0, 0, 0]]])
+    """
+    cleaned = []
+    for organ, mask, probability in zip(ORGANS, masks, probabilities, strict=True):
+        labels, volumes_ml, confidences = find_components(mask, probability, spacing_mm, numbers)
+        cleaned.append(select_components(labels, keep_components(volumes_ml, confidences, settings.organs[organ])))
+    return np.stack(cleaned)
