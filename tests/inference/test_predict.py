@@ -74,7 +74,7 @@ def card_lines(repo_id: str, label_mode: str = "multiclass", slice_context: int 
     template = (ROOT / "model_cards" / "model_card.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", template, flags=re.DOTALL)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    settings = {"label_mode": label_mode, "slice_context": slice_context, "image_size": SIZE}
+    settings = {"label_mode": label_mode, "slice_context": slice_context, "image_size": SIZE, "at_revision": ""}
     lines = environment.from_string(block).render(repo_id=repo_id, **settings)
     assert len([line for line in lines.splitlines() if line]) <= 10
     return lines
