@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 NUM_FEATURE_MAPS = 4
 MAX_RESOLUTIONS = 6  # an encoder with more stages has several of one resolution
 TIMM_MODEL_TYPE = "timm_wrapper"  # how `transformers` calls a repository or folder in timm's own format
+NEEDS_TIMM = "this encoder needs timm (`pip install -e .[timm]`), which does not load: {}"
 # The normalisation of ImageNet, for an encoder that says nothing about its own.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -84,10 +85,13 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
     """Load the configuration of an encoder; arguments as `load_encoder`.
 
     Raises:
-        ValueError: If there is no such folder or repository, or it has no configuration.
+        ValueError: If there is no such folder or repository, it has no configuration, or it needs a missing package.
     """
     try:
         return AutoConfig.from_pretrained(name, revision=revision)
+    except ImportError as error:
+        # Only the configuration of an encoder of timm needs a package that this project does not install.
+        raise ValueError(NEEDS_TIMM.format(error)) from error
     except LOAD_ERRORS as error:
         # The first line says what is wrong. The lines below it are about private repositories and offline use.
         reason = str(error).strip().splitlines()[0]
@@ -169,9 +173,7 @@ def load_timm_encoder(name: str, revision: str | None, config: Any) -> Encoder:
         import timm
     except (ImportError, RuntimeError) as error:
         # RuntimeError: timm imports torchvision, which fails beside another build of PyTorch than its own.
-        raise ValueError(
-            f"this encoder needs timm (`pip install -e .[timm]`), which does not load: {error}"
-        ) from error
+        raise ValueError(NEEDS_TIMM.format(error)) from error
 
     source = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
     # The first model only tells how many stages there are. The second has just those that are taken.
@@ -224,10 +226,11 @@ def new_upernet(
         reason = " ".join(str(error).split())
         raise InputError(f"--backbone {name}: it does not take --image_size {image_size} ({reason})") from error
     # Some encoders of timm, for example its Swin, give maps of the shape (batch, height, width, channels).
-    if [feature_map.shape[1] for feature_map in maps] != list(backbone.channels):
+    expected, got = list(backbone.channels), [feature_map.shape[1] for feature_map in maps]
+    if got != expected:
         raise InputError(
-            f"--backbone {name}: expected feature maps with the channels first, got {list(maps[0].shape)}; take this "
-            "encoder in the form of transformers"
+            f"--backbone {name}: expected feature maps with {expected} channels as their second axis, got {got}; if "
+            "it is an encoder of timm, take the same one in the form of transformers"
         )
     logger.warning("the head is newly made")
     return model.train(), encoder.mean, encoder.std
