@@ -29,9 +29,9 @@ benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
 	$(BIN)/python -m benchmarks.learning
 	$(BIN)/python -m benchmarks.scoring_speed
 
-table: $(VENV)/installed  ## Train the recipes on DATASET and write the results table; RECIPES and FLAGS narrow it down.
+table: $(VENV)/installed  ## Train the recipes on DATASET and write the results table; see docs/training.md for RECIPES, FOLDS, FLAGS.
 	$(BIN)/python -m benchmarks.table --dataset_name $(or $(DATASET),gi_tract) \
-		$(if $(RECIPES),--recipes $(RECIPES)) $(if $(FLAGS),-- $(FLAGS))
+		$(if $(RECIPES),--recipes $(RECIPES)) $(if $(FOLDS),--folds) $(if $(FLAGS),-- $(FLAGS))
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from dataset_builder.phantom import write_phantom
+from tests.support.encoders import write_encoder
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
@@ -36,6 +37,8 @@ CHECKPOINTS = {
     "nvidia/segformer-b0-finetuned-ade-512-512": "segformer",
     "openmmlab/upernet-convnext-small": "upernet",
 }
+# A tiny random encoder under the name of the one to which a command gives a new head.
+ENCODERS = {"microsoft/swin-base-patch4-window12-384-in22k": "swin"}
 # The commands that cannot run here: why, and what covers them instead.
 NOT_RUN = {
     "make demo": "takes minutes; test_pipeline.py goes the same way, with real slices where there are some",
@@ -43,11 +46,22 @@ NOT_RUN = {
     "make table DATASET=gi_tract": "trains eight models; the trainings of this test take the same path",
     "pip install -e .": "the environment of this test was made with it",
     "pip install -e .[notebook]": "needs a package registry; the extra is looked up",
+    "pip install -e .[timm]": "needs a package registry; the extra is looked up",
+    "python -m gi_segmentation.models.efficientnet --output_dir backbones/efficientnet-lite0": "needs the extra timm; "
+    "tests/models/test_encoders.py makes such a folder where timm is installed",
+    "accelerate launch --config_file accelerate_configs/cpu.yaml run_segmentation.py --config "
+    "recipes/upernet-efficientnet-lite0.yaml --output_dir runs/upernet-lite0": "needs the folder of the line above",
     f"kaggle competitions download -c {KAGGLE_ZIP}": "needs an account; a zip of a phantom lies in its place",
     "hf auth login": "asks for a token; HF_TOKEN has one here",
     "jupyter lab notebooks/visualisation.ipynb": "serves until it is stopped; test_notebook.py executes the notebook",
+    "reference_runs/gi_tract.sh uw-madison-gi-tract-image-segmentation.zip NAMESPACE/NAME": (
+        "test_reference_run.py executes it with tiny settings"
+    ),
+    "sbatch --parsable --array=0-4 reference_runs/fold.slurm": "needs Slurm; test_reference_run.py executes the job",
     "python -m benchmarks.leakage --dataset_name gi_tract": "takes minutes; tests/benchmarks runs a small one",
 }
+
+RENT = "hf jobs run "
 
 
 class Documented(NamedTuple):
@@ -83,7 +97,8 @@ def to_python_arguments(command: str) -> list[str]:
         words = ["-m", "accelerate.commands.launch", *words[1:]]
     elif program != "python":
         pytest.fail(f"{command}: this test runs `python` and `accelerate launch`; name any other command in NOT_RUN")
-    return words + TINY.split() if "run_segmentation.py" in words else words
+    trains = {"run_segmentation.py", "gi_segmentation.cross_validate"} & set(words)
+    return words + TINY.split() if trains else words
 
 
 def prepare_folder(folder: Path, hub: LoopbackHub) -> Path:
@@ -99,6 +114,10 @@ def prepare_folder(folder: Path, hub: LoopbackHub) -> Path:
     for name, family in CHECKPOINTS.items():
         api.create_repo(name)
         api.upload_folder(repo_id=name, folder_path=write_base(folder / family, family))
+    for name, family in ENCODERS.items():
+        write_encoder(folder / family, family)
+        api.create_repo(name)
+        api.upload_folder(repo_id=name, folder_path=folder / family)
     return clone
 
 
@@ -117,13 +136,24 @@ def test_every_documented_command_runs(
     # One documented command starts another one, which it finds on the PATH.
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     for page, language, text in documented():
-        if text in NOT_RUN:
+        # The command that rents a machine has a test of its own, below.
+        if text in NOT_RUN or text.startswith(RENT):
             continue
         arguments = ["-c", text] if language == "python" else to_python_arguments(text)
-        done = run_python(arguments, cwd=clone, env=hub.environment(), timeout=200)
+        done = run_python(arguments, cwd=clone, env=hub.environment(), timeout=400)
         assert done.returncode == 0, f"{page.name}: {text}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         for printed in re.findall(r"^print\(.*\)  # (.+)$", text, re.M):
             assert printed.removesuffix("...") in done.stdout, f"{page.name}: {text}"
+
+
+def test_the_client_accepts_the_command_that_rents_a_machine(hub: LoopbackHub, run_python: RunPython) -> None:
+    (text,) = {text for _, _, text in documented() if text.startswith(RENT)}
+    # `documented` has removed the quotes around the last words, the command inside the machine.
+    options, command = text.removeprefix(RENT).split(" bash -c ")
+    words = ["-m", "huggingface_hub.cli.hf", "jobs", "run", "--dry-run", *options.split(), "bash", "-c", command]
+    done = run_python(words, cwd=ROOT, env=hub.environment())
+    assert done.returncode == 0 and "Job not submitted" in done.stdout, done.stdout + done.stderr
+    assert command in done.stdout
 
 
 def test_the_commands_that_cannot_run_here_are_documented_and_complete() -> None:
@@ -132,6 +162,9 @@ def test_the_commands_that_cannot_run_here_are_documented_and_complete() -> None
     for words in map(str.split, NOT_RUN):
         if words[0] == "make":
             assert f"\n{words[1]}: " in makefile
+        elif words[0].startswith("reference_runs/") or words[0] == "sbatch":
+            (script,) = [word for word in words if word.startswith("reference_runs/")]
+            assert (ROOT / script).is_file()
         elif words[:2] == ["python", "-m"]:
             source = (ROOT / words[2].replace(".", "/")).with_suffix(".py").read_text()
             assert all(f'"{flag}"' in source for flag in words if flag.startswith("--"))

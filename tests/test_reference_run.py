@@ -44,3 +44,10 @@ def test_from_the_zip_to_a_branch_per_fold(kaggle_dir: Path, tmp_path: Path, hub
         assert re.search(rf"^{branch}: UperNetForSemanticSegmentation, [\d,]+ parameters$", done.stdout, re.M)
     card = Path(api.hf_hub_download(MODEL_ID, "README.md", local_dir=tmp_path / "card")).read_text()
     assert "nobody measured these weights themselves" in card
+
+    # The same folds as jobs of Slurm: the first job finds fold 0 finished, and the last one pools.
+    for number, said in (("0", "fold 0: finished before"), ("", "4 patients, each scored once")):
+        job = ["bash", str(ROOT / "reference_runs" / "fold.slurm"), *TINY.split()]
+        slurm = {**environment, "SLURM_ARRAY_TASK_ID": number, "RECIPE": "recipes/upernet-convnext-small.yaml"}
+        done = subprocess.run(job, cwd=ROOT, env=slurm, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr

@@ -17,7 +17,15 @@ from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, write_facts
 from gi_segmentation.publishing.figures import Panel, compare_scan, draw_cases
 from gi_segmentation.publishing.hub import Publication
-from gi_segmentation.publishing.model_card import CARD, CASES, CURVE, OOF_SCORES, describe_spread, write_card
+from gi_segmentation.publishing.model_card import (
+    CARD,
+    CASES,
+    CURVE,
+    FOLD_SCORES,
+    OOF_SCORES,
+    describe_spread,
+    write_card,
+)
 from gi_segmentation.publishing.results import WEIGHTS, format_scores, publish_results
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.tables import format_interval
@@ -92,8 +100,10 @@ def format_pooled(output_dir: Path, pooled: RunResults) -> str:
     lines = [f"{patients} patients, each scored once, by a model that never saw this patient in training:"]
     lines += format_scores(pooled)
     for fold in pooled.folds:
-        scores = ", ".join(f"{name} {'none' if score is None else format(score, '.4f')}" for name, score in (
-            ("Dice", fold["dice"]), ("competition score", fold["competition_score"])))  # fmt: skip
+        scores = ", ".join(
+            f"{title} {'none' if fold[name] is None else format(fold[name], '.4f')}"
+            for name, title in FOLD_SCORES.items()
+        )
         lines.append(f"fold {fold['fold']}: {fold['patients']} patients, {scores}")
     lines += [f"between folds: {name} {spread}" for name, spread in describe_spread(pooled).items()]
     worst = ", ".join(f"{one['patient']} (fold {one['fold']}) {one['dice']:.3f}" for one in pooled.worst_patients)

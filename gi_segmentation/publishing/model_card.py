@@ -31,8 +31,8 @@ SCORE_NAMES = {
 FLIP_SCORE = "eval_flips_dice"
 # The score that the original project calls Dice.
 SEED_SCORE = "eval_macro_f1_seed"
-# The scores of each fold of a cross-validation.
-FOLD_SCORES = ("dice", "competition_score")
+# The scores of each fold of a cross-validation, with their names on the card.
+FOLD_SCORES = {"dice": "Dice", "competition_score": "competition score"}
 # These scores depend on the preset.
 OF_THE_COMPETITION = ("eval_hausdorff_score", "eval_competition_score")
 # The Hub groups scores by this type. The type of all other scores is `dice`.
@@ -71,10 +71,10 @@ def describe_spread(facts: RunResults) -> dict[str, str]:
     A score that fewer than two folds have is left out.
     """
     spreads = {}
-    for name in FOLD_SCORES:
+    for name, title in FOLD_SCORES.items():
         values = [fold[name] for fold in facts.folds if fold[name] is not None]
         if len(values) > 1:
-            spreads[name.replace("_", " ")] = find_spread(values)
+            spreads[title] = find_spread(values)
     return spreads
 
 

@@ -158,7 +158,7 @@ def test_summary_and_card_say_whose_scores_and_whose_weights_these_are(trained: 
         assert re.search(rf"^\| {fold} \| \d \| \d \| {dice[fold]:.4f} \|", card, re.M)
     values = torch.tensor(list(dice.values()), dtype=torch.float64)
     spread = f"{values.mean():.4f} ± {values.std():.4f} ({values.min():.4f} to {values.max():.4f})"
-    assert f"between folds: dice {spread}" in printed and f"of the dice: {spread}" in card
+    assert f"between folds: Dice {spread}" in printed and f"of the Dice: {spread}" in card
     weights = load_file(trained / "model.safetensors")
     expected = load_file(trained / f"fold-{best}" / "model.safetensors")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
