@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from gi_segmentation.arguments import RunArguments
+from gi_segmentation.publishing.eval_results import write_eval_results
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, write_facts
 from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay
 from gi_segmentation.publishing.hub import Publication, publish_folder
@@ -138,7 +139,7 @@ def write_results(
 
 
 def published_files(facts: RunResults) -> tuple[str, ...]:
-    """Return the names of the files that are published."""
+    """Return the names of the files that every such run publishes."""
     always = (*WEIGHTS, CARD, RUN_FILE, CURVE)
     if facts.folds:
         return (*always, OOF_SCORES, CASES)
@@ -173,7 +174,9 @@ def publish_results(
     # output folder also has the logs and the checkpoints, with the pickled state of the optimizer. So the results are
     # copied to a folder of their own.
     with tempfile.TemporaryDirectory() as scratch:
-        for name in published_files(facts):
+        # The entries name the repository and the branch as their source, and both are known only now.
+        for name in (*published_files(facts), *write_eval_results(output_dir, facts, repo_id, branch)):
+            (Path(scratch) / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(output_dir / name, Path(scratch) / name)
         return publish_folder(
             Path(scratch), repo_id, "model", tag=tag, message=f"Publish {state}", private=private, branch=branch

@@ -28,8 +28,8 @@ print(read_back(HfApi(), Path(sys.argv[1]), sys.argv[2], "model", "main"))
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:
-    folder.mkdir()
     for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
 
@@ -53,6 +53,19 @@ def test_a_new_state_replaces_the_old_one_and_the_old_tag_stays(
     for tag, folder in (("best", first), ("best-2", second)):
         copy = api.hf_hub_download(REPO_ID, "model.safetensors", revision=tag, local_dir=tmp_path / tag)
         assert Path(copy).read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_hidden_folder_is_published_and_deleted_like_any_other(
+    tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    entries = ".eval_results/gi_tract.yaml"
+    first = write(tmp_path / "first", {"config.json": "{}", entries: "[]"})
+    second = write(tmp_path / "second", {"config.json": "{}"})
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    for folder, expected in ((first, {"config.json", entries}), (second, {"config.json"})):
+        done = run_python(["-c", PUBLISH, str(folder), REPO_ID, "best"], cwd=tmp_path, env=hub.environment())
+        assert done.returncode == 0, done.stderr
+        assert set(api.list_repo_files(REPO_ID)) - {".gitattributes"} == expected
 
 
 def test_reading_back_finds_a_file_that_differs(tmp_path: Path, hub: LoopbackHub, run_python: RunPython) -> None:
