@@ -1,4 +1,4 @@
-"""Write the dataset folder `gi_tract`, with Parquet files and a card.
+"""Write the dataset folder `gi_tract`, with Parquet files, a card and `eval.yaml`.
 
 The folder is complete or it does not appear at all. All files are checked first. The dataset is then written to a
 hidden folder beside the final one, and this folder is renamed at the end.
@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dataset_builder.benchmark import BENCHMARK, benchmark_file
 from dataset_builder.gi_tract import GiTract, GiTractConfig, split_scans
 from dataset_builder.verify import Inspection, inspect_scans
 from gi_segmentation.data.kaggle import FAULTY_SCANS, KaggleDataError, Scan, read_scans
@@ -69,10 +70,10 @@ def check_output_dir(output_dir: Path) -> None:
         return
     card = output_dir / "README.md"
     what = "exists and is no dataset of ours"
-    # An earlier build has a card with our marker, Parquet files, and nothing else. Even one file more, for example a
-    # user's notes, stops the build.
+    # An earlier build has a card with our marker, `eval.yaml`, Parquet files, and nothing else. Even one file more, for
+    # example a user's notes, stops the build.
     if card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace"):
-        ours = {card, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
+        ours = {card, output_dir / BENCHMARK, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
         foreign = sorted(set(output_dir.rglob("*")) - ours)
         if not foreign:
             return
@@ -213,6 +214,7 @@ def build(
         dataset_dir = Path(scratch) / "dataset"
         card = dataset_card(report, hash_content(dataset_dir / "data"))
         (dataset_dir / "README.md").write_text(card, encoding="utf-8")
+        (dataset_dir / BENCHMARK).write_text(benchmark_file(config, report.split_hash), encoding="utf-8")
         # A folder that is not empty cannot be replaced by renaming. So the earlier dataset is moved away first, into
         # the temporary folder, which removes it at the end.
         if output_dir.exists():

@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import HfApi
 from PIL import Image
 
@@ -35,6 +36,7 @@ from gi_segmentation.data.kaggle import (
     group_scans,
     read_annotations,
 )
+from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
 from tests.support.loopback_hub import LoopbackHub, check_card
@@ -252,6 +254,21 @@ def test_faulty_scans_are_left_out_unless_the_flag_keeps_them(
         assert ("hosts call them faulty: case7_day0." in (name / "README.md").read_text()) != expected["case7"]
 
 
+def test_the_column_fold_says_which_patients_a_build_would_hold_back(kaggle_dir: Path, tmp_path: Path) -> None:
+    held_back: dict[int, set[int]] = {}
+    for fold in range(3):
+        config = GiTractConfig(num_folds=3, fold=fold)
+        splits = load_raw(build(kaggle_dir, tmp_path / f"fold{fold}", config, num_proc=1).output_dir)
+        held_back[fold] = {row["case"] for row in splits["validation"]}
+        assert {row["fold"] for row in splits["validation"]} == {fold}
+        assert fold not in {row["fold"] for row in splits["train"]}
+        card = (tmp_path / f"fold{fold}" / "README.md").read_text()
+        assert "| `fold` | the fold of the patient, int32, from 0 to 2." in card
+    # The folds are the same in every build of this folder.
+    for rows in splits.values():
+        assert all(row["case"] in held_back[row["fold"]] for row in rows)
+
+
 def test_a_test_split_has_neither_annotation_nor_segmentation(kaggle_copy: Path, tmp_path: Path) -> None:
     shutil.copytree(kaggle_copy / "train", kaggle_copy / "test")
     report = build(kaggle_copy, tmp_path / "gi_tract", HALVES, num_proc=1)
@@ -259,7 +276,7 @@ def test_a_test_split_has_neither_annotation_nor_segmentation(kaggle_copy: Path,
     assert list(splits) == ["train", "validation", "test"]
     assert len(splits["test"]) == report.counts["test"]["slices"] == 6
     for row in splits["test"]:
-        assert row["annotation"] is None and row["segmentation"] is None
+        assert row["annotation"] is None and row["segmentation"] is None and row["fold"] is None
     images = {row["id"]: row["image"]["bytes"] for row in splits["test"]}
     assert images == {row["id"]: row["image"]["bytes"] for row in splits["train"] + splits["validation"]}
 
@@ -369,11 +386,17 @@ def test_all_ways_of_loading_give_the_same_rows(
 ) -> None:
     expected = describe(datasets.load_dataset(str(dataset_dir)))
     assert [len(rows) for rows in expected.values()] == [24, 24]
+    assert {split: {row["fold"] for row in rows} for split, rows in expected.items()} == {
+        "train": {1},
+        "validation": {0},
+    }
 
     folder = describe_elsewhere(
         run_python, dataset_dir.parent, 'print(json.dumps(describe(load_dataset("gi_tract"))))'
     )
     assert folder == expected, "way 1: the folder ./gi_tract"
+    parquet = {split: str(dataset_dir / "data" / f"{split}-*.parquet") for split in expected}
+    assert describe(datasets.load_dataset("parquet", data_files=parquet)) == expected, "its files without the card"
 
     elsewhere = describe_elsewhere(
         run_python,
@@ -393,6 +416,7 @@ def test_all_ways_of_loading_give_the_same_rows(
     assert info.private
     assert {file.rfilename for file in info.siblings or []} - {".gitattributes"} == {
         "README.md",
+        "eval.yaml",
         "data/train-00000-of-00002.parquet",
         "data/train-00001-of-00002.parquet",
         "data/validation-00000-of-00002.parquet",
@@ -406,6 +430,30 @@ def test_all_ways_of_loading_give_the_same_rows(
         hub.environment(),
     )
     assert remote == [expected] * 2, "way 3: from the Hub, stored and streamed"
+
+
+def test_the_dataset_is_a_benchmark_as_the_hub_documents_it(
+    kaggle_copy: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    command = ["build", "--kaggle_dir", str(kaggle_copy), "--num_folds", "2", "--push_to_hub", "user/gi_tract"]
+    result = run_python(["-m", "dataset_builder", *command], tmp_path, hub.environment())
+    assert result.returncode == 0, result.stderr
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    path = api.hf_hub_download("user/gi_tract", "eval.yaml", repo_type="dataset", local_dir=tmp_path / "copy")
+    # The client has no parser for this file. These are the fields of https://huggingface.co/docs/hub/eval-results.
+    content = yaml.safe_load(Path(path).read_text())
+    assert content.keys() == {"name", "description", "evaluation_framework", "tasks"}
+    assert all(isinstance(content[key], str) and content[key] for key in ("name", "description"))
+    assert content["evaluation_framework"] == "gi-segmentation"
+    tasks = content["tasks"]
+    assert [task["id"] for task in tasks] == list_tasks() and "dice" in list_tasks()
+    # The config and the split exist, and the split has outlines.
+    (place,) = {(task["config"], task["split"]) for task in tasks}
+    rows = datasets.load_dataset(str(tmp_path / "gi_tract"), place[0], split=place[1])
+    assert all(row["segmentation"] for row in rows)
+    card = (tmp_path / "gi_tract" / "README.md").read_text()
+    split_hash = re.search(r"Split hash: `(\w+)`", card)
+    assert split_hash and f"fold 0 of 2, split hash {split_hash[1][:12]}" in content["description"]
 
 
 def test_a_refused_push_ends_in_one_error_and_keeps_the_build(
