@@ -43,6 +43,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="--output_dir of another cross-validation, to compare with over the same patients",
     )
     parser.add_argument(
+        "--postprocessing",
+        action="store_true",
+        help="learn from the held-back patients which components of an organ are too small or too doubtful; if it "
+        "helps beyond its interval, the published configuration has the limits, and predict applies them",
+    )
+    parser.add_argument(
         "--push_to_hub",
         metavar="NAMESPACE/NAME",
         help="publish the pooled results on the branch main, and each fold on a branch fold-K",
@@ -67,7 +73,13 @@ def main(argv: list[str] | None = None) -> None:
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.arguments import parse_arguments as parse_training_arguments
     from gi_segmentation.cross_validation.pooling import choose_published, pool_folds
-    from gi_segmentation.cross_validation.report import format_comparison, format_pooled, publish_folds, write_pooled
+    from gi_segmentation.cross_validation.report import (
+        format_comparison,
+        format_pooled,
+        learn_limits,
+        publish_folds,
+        write_pooled,
+    )
     from gi_segmentation.cross_validation.runs import (
         check_output_dir,
         list_folds,
@@ -99,7 +111,8 @@ def main(argv: list[str] | None = None) -> None:
     runs, everyone = [read_fold(output_dir, fold) for fold in folds], read_everyone(output_dir)
     published = choose_published(runs, everyone)
     pooled = pool_folds(runs, published)
-    write_pooled(output_dir, runs, published, pooled, data_args, run_args.license)
+    learnt = learn_limits(runs, data_args, run_args) if arguments.postprocessing else None
+    write_pooled(output_dir, runs, published, pooled, learnt, data_args, run_args.license)
     print(format_pooled(output_dir, pooled))
     if baseline:
         print(format_comparison(runs, baseline))

@@ -8,7 +8,11 @@ from gi_segmentation.inference.arguments import add_prediction_flags, check_pred
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line.
+
+    Raises:
+        InputError: If a number is too small, or if flags contradict each other.
+    """
     parser = argparse.ArgumentParser(
         "python -m gi_segmentation.predict",
         description=__doc__,
@@ -21,6 +25,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="average over flipped slices in four forward passes; for a model that was trained with flips",
     )
     parser.add_argument(
+        "--folds",
+        action="store_true",
+        help="average the models of all folds of --model: branches fold-K on the Hub, or folders fold-K",
+    )
+    parser.add_argument(
         "--no_postprocessing",
         action="store_true",
         help="keep every component, even if the checkpoint has limits for the volume and confidence of components",
@@ -28,7 +37,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, help="folder of scans: caseN_dayN/scans/slice_*.png")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the prediction file")
     parser.add_argument("--format", choices=["kaggle"], default="kaggle", help="kaggle writes submission.csv")
-    return check_prediction_flags(parser.parse_args(argv))
+    arguments = check_prediction_flags(parser.parse_args(argv))
+    if arguments.folds and (len(arguments.model) > 1 or arguments.revision):
+        raise InputError("--folds takes all folds of one --model; leave out the other ones, and --revision")
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -44,7 +56,7 @@ def main(argv: list[str] | None = None) -> Path:
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.data.kaggle import find_input
     from gi_segmentation.inference.outputs import WRITERS
-    from gi_segmentation.inference.predictor import find_postprocessing, load_members, predict_slices
+    from gi_segmentation.inference.predictor import find_postprocessing, load_folds, load_members, predict_slices
 
     file_name, write = WRITERS[arguments.format]
     path: Path = arguments.output_dir / file_name
@@ -52,7 +64,11 @@ def main(argv: list[str] | None = None) -> Path:
     if path.exists():
         raise InputError(f"{path}: exists; remove it or name another --output_dir")
     slices = find_input(arguments.input)
-    members = load_members(arguments.model, arguments.revision, arguments.device)
+    if arguments.folds:
+        members = load_folds(arguments.model[0], arguments.device)
+        print(f"averages {len(members)} models: {', '.join(member.name for member in members)}")
+    else:
+        members = load_members(arguments.model, arguments.revision, arguments.device)
     # With --no_postprocessing, the configuration is not even read, because it may be malformed.
     postprocessing, remark = (None, "") if arguments.no_postprocessing else find_postprocessing(members)
     if remark:

@@ -1,8 +1,9 @@
 """What a cross-validation prints, writes and publishes."""
 
+import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -13,6 +14,7 @@ from gi_segmentation.cross_validation.runs import FoldRun, fold_folder
 from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
+from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, write_facts
 from gi_segmentation.publishing.figures import Panel, compare_scan, draw_cases
@@ -27,6 +29,7 @@ from gi_segmentation.publishing.model_card import (
     write_card,
 )
 from gi_segmentation.publishing.results import WEIGHTS, format_scores, publish_results
+from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.tables import format_interval
 
@@ -46,6 +49,26 @@ def load_held_back(run: FoldRun, data_args: DataArguments) -> Dataset:
     return slices["validation"]
 
 
+def learn_limits(runs: Sequence[FoldRun], data_args: DataArguments, run_args: RunArguments) -> LearntPostprocessing:
+    """Learn from the predictions of all folds which components of an organ to remove, and print what it gains."""
+    folds = [(run.folder, load_held_back(run, data_args)) for run in runs]
+    rules = PRESETS[runs[0].facts.competition_preset]
+    learnt = learn_from_folds(folds, rules, str(run_args.device), run_args.eval_batch_size, 0)
+    print(*learnt.describe(), sep="\n", flush=True)
+    return learnt
+
+
+def write_limits(folder: Path, limits: dict[str, dict[str, float]] | None) -> None:
+    """Write limits for components into the configuration of a model, or remove those of an earlier call."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("postprocessing", None)
+    if limits is not None:
+        config["postprocessing"] = limits
+    # The form in which `transformers` writes the file.
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def draw_held_back(run: FoldRun, data_args: DataArguments, scans: Sequence[str]) -> dict[str, tuple[Panel, Panel]]:
     """Return one slice of each of these scans, outlined by hand and predicted by the fold that held them back."""
     dataset, context = load_held_back(run, data_args), run.facts.slice_context
@@ -60,6 +83,7 @@ def write_pooled(
     runs: Sequence[FoldRun],
     published: FoldRun,
     pooled: RunResults,
+    learnt: LearntPostprocessing | None,
     data_args: DataArguments,
     license_name: str,
 ) -> None:
@@ -70,11 +94,14 @@ def write_pooled(
         runs: The training of each fold.
         published: The training whose weights are published.
         pooled: From `pooling.pool_folds`.
+        learnt: From `learn_limits`. If they help, the configuration of every model gets the limits.
         data_args: Arguments of the training, to find the slices of the picture.
         license_name: Licence identifier of the Hub.
     """
     for name in (*WEIGHTS, CURVE):
         shutil.copyfile(published.folder / name, output_dir / name)
+    for folder in (output_dir, *(run.folder for run in runs)):
+        write_limits(folder, learnt.to_config() if learnt else None)
     tabulate_folds(runs).to_csv(output_dir / OOF_SCORES, index=False)
     panels: dict[str, tuple[Panel, Panel]] = {}
     names = {case["scan"] for case in pooled.cases.values()}
@@ -83,7 +110,7 @@ def write_pooled(
         scans = [str(scan.name) for scan in run.scans["eval"] if scan.name in names]
         panels |= draw_held_back(run, data_args, scans) if scans else {}
     draw_cases(pooled.cases, panels, output_dir / CASES)
-    write_facts(output_dir, pooled)
+    write_facts(output_dir, replace(pooled, postprocessing=asdict(learnt) if learnt else None))
     write_card(output_dir, output_dir.resolve().name, license_name)
 
 

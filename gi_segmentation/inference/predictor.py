@@ -1,14 +1,17 @@
 """Load checkpoints, and predict the masks of slices with them."""
 
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -16,7 +19,7 @@ from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.data.kaggle import KaggleDataError, SliceFile, read_slice
 from gi_segmentation.data.preprocessing import SliceTransform, attached_transform, collate, find_neighbours
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.masks import flip_logits, predict_batch, predict_masks, predict_organs
 from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
 from gi_segmentation.models.configuration import find_label_mode
@@ -31,7 +34,7 @@ class Member:
     """A checkpoint that is ready to predict, alone or as a member of an ensemble.
 
     Attributes:
-        name: Folder or Hub id of the checkpoint.
+        name: Folder or Hub id of the checkpoint, and after an @ its revision if one was named.
         model: The model, on its device.
         processor: Its image processor.
         slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
@@ -56,14 +59,53 @@ def load_members(names: list[str], revision: str | None, device: str | None) -> 
     Raises:
         InputError: If a checkpoint cannot be used, or if the checkpoints have different labels.
     """
-    members = []
-    for name in names:
-        model, processor = load_checkpoint(name, revision)
-        # Training writes `slice_context` into the configuration. Without it, a model sees the slice alone.
-        context = getattr(model.config, "slice_context", 0)
-        # `load_checkpoint` has refused checkpoints with other labels, so the result is not None.
-        label_mode = cast(LabelMode, find_label_mode(model.config))
-        members.append(Member(name, move_model(model, device), processor, context, label_mode))
+    return check_label_modes([load_member(name, revision, device) for name in names])
+
+
+def load_folds(name: str, device: str | None) -> list[Member]:
+    """Load the models of all folds of a cross-validation, for an ensemble.
+
+    Args:
+        name: The folder of a cross-validation with folders `fold-K`, or a Hub id with branches `fold-K`.
+        device: Device for the models; None: the GPU if there is one.
+
+    Raises:
+        InputError: If there are no folds, or if a checkpoint cannot be used.
+    """
+    if Path(name).is_dir():
+        found = [path.name for path in Path(name).iterdir() if path.is_dir()]
+    else:
+        with hub_errors(name):
+            found = [branch.name for branch in HfApi().list_repo_refs(name).branches]
+    # `fold-all` is not among them: it was trained on all patients. Shorter names come first, so 10 comes after 9.
+    folds = sorted((fold for fold in found if re.fullmatch(r"fold-\d+", fold)), key=lambda fold: (len(fold), fold))
+    if not folds:
+        raise InputError(
+            f"--folds: {name} has no folders or branches fold-0, fold-1, ...; name what cross_validate wrote or "
+            f"published, or leave out --folds"
+        )
+    if Path(name).is_dir():
+        return check_label_modes([load_member(str(Path(name) / fold), None, device) for fold in folds])
+    return check_label_modes([load_member(name, fold, device) for fold in folds])
+
+
+def load_member(name: str, revision: str | None, device: str | None) -> Member:
+    """Load one checkpoint; arguments as `load_members`."""
+    model, processor = load_checkpoint(name, revision)
+    # Training writes `slice_context` into the configuration. Without it, a model sees the slice alone.
+    context = getattr(model.config, "slice_context", 0)
+    # `load_checkpoint` has refused checkpoints with other labels, so the result is not None.
+    label_mode = cast(LabelMode, find_label_mode(model.config))
+    title = f"{name}@{revision}" if revision else name
+    return Member(title, move_model(model, device), processor, context, label_mode)
+
+
+def check_label_modes(members: list[Member]) -> list[Member]:
+    """Return the members of an ensemble, if their channels mean the same.
+
+    Raises:
+        InputError: If not.
+    """
     # A softmax over four labels and a sigmoid per organ are different probabilities, and their mean has no meaning.
     if len({member.label_mode for member in members}) > 1:
         labels = "; ".join(f"{m.name}: {', '.join(LABELS_BY_MODE[m.label_mode])}" for m in members)

@@ -111,13 +111,17 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
         The model in evaluation mode, and its image processor.
 
     Raises:
-        InputError: If the checkpoint is missing or damaged, is not for semantic segmentation, or has other labels.
+        InputError: If the checkpoint is missing or damaged, is not for semantic segmentation, has other labels, or
+            needs a package that is not installed.
     """
     try:
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
             name, revision=revision, output_loading_info=True
         )
         processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    except ImportError as error:
+        # An encoder of timm. The message of transformers names the missing package in a long text.
+        raise InputError(f"{name}: needs a package that is not installed; run `pip install -e .[timm]`") from error
     except LOAD_ERRORS as error:
         raise InputError(
             f"{name}: not a checkpoint of this project ({error}); name the --output_dir of a run, or a Hub id"

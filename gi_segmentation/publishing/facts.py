@@ -125,6 +125,8 @@ class RunResults(RunFacts):
         published_fold: For a cross-validation, the fold whose weights are the published ones, or `all`.
         worst_patients: For a cross-validation, the patients with the lowest Dice, the lowest first: `patient`, `fold`
             and `dice`.
+        postprocessing: For a cross-validation with `--postprocessing`, what was learnt, from
+            `inference.postprocessing_search`. The other scores are without it.
     """
 
     date: str
@@ -138,6 +140,7 @@ class RunResults(RunFacts):
     folds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     published_fold: str | None = None
     worst_patients: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    postprocessing: dict[str, Any] | None = None
 
 
 def git_commit() -> str | None:
@@ -192,7 +195,7 @@ def changed_arguments(*arguments: Any) -> dict[str, Any]:
     """
     # `run.json` is published, so secrets and paths of this machine stay out. The names of dataset and model are facts
     # of their own, without paths.
-    hidden = {"hub_token", "output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path"}
+    hidden = {"hub_token", "output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path", "backbone"}
     changed = {}
     for group in arguments:
         for item in dataclasses.fields(group):

@@ -165,11 +165,11 @@ def test_summary_and_card_say_whose_scores_and_whose_weights_these_are(trained: 
 
 
 def test_the_publication_has_a_branch_for_each_fold(
-    trained: Path, recipe: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+    trained: Path, recipe: Path, kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "cv"))
     # A training on all patients. Its weights become those of the main branch.
-    for more in (["--fold", "all"], ["--collect", "--push_to_hub", MODEL_ID]):
+    for more in (["--fold", "all"], ["--collect", "--postprocessing", "--push_to_hub", MODEL_ID]):
         command = ["-m", "gi_segmentation.cross_validate", *words(recipe, folder, *more)]
         done = run_python(command, cwd=tmp_path, env=hub.environment())
         assert done.returncode == 0, done.stdout + done.stderr
@@ -194,6 +194,23 @@ def test_the_publication_has_a_branch_for_each_fold(
     assert "nobody measured these weights themselves" in main.text
     fold = Path(api.hf_hub_download(MODEL_ID, "README.md", local_dir=tmp_path / "one", revision="fold-1")).read_text()
     assert f'AutoModelForSemanticSegmentation.from_pretrained("{MODEL_ID}", revision="fold-1")' in fold
+    # The limits travel with every branch if they help, and with none otherwise.
+    learnt = facts["postprocessing"]
+    assert learnt["num_patients"] == 4 and "**Post-processing.**" in main.text
+    for branch in ("main", "fold-0"):
+        config = api.hf_hub_download(MODEL_ID, "config.json", local_dir=tmp_path / branch, revision=branch)
+        assert ("postprocessing" in json.loads(Path(config).read_text())) is learnt["helps"]
+
+    # `--folds` averages the models of all branches, and of no other one.
+    predict = ["-m", "gi_segmentation.predict", "--input", str(kaggle_dir), "--output_dir"]
+    each = [str(folder / f"fold-{fold}") for fold in FOLDS]
+    for name, models in (("hub", [MODEL_ID, "--folds"]), ("local", [str(folder), "--folds"]), ("each", each)):
+        done = run_python([*predict, name, "--model", *models], cwd=tmp_path, env=hub.environment())
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("averages 3 models: " in done.stdout) is ("--folds" in models)
+    expected = (tmp_path / "each" / "submission.csv").read_bytes()
+    assert all((tmp_path / name / "submission.csv").read_bytes() == expected for name in ("hub", "local"))
+
     published = {path for path in api.list_repo_files(MODEL_ID) if not path.startswith(".")}
     assert published == {
         "README.md", "cases.png", "config.json", "learning_curve.png", "model.safetensors", "oof_scores.csv",
@@ -300,3 +317,18 @@ def test_a_training_that_fails_ends_with_the_end_of_its_log(recipe: Path, tmp_pa
     with pytest.raises(InputError, match=r"fold 0: the training ended with status \d") as caught:
         cross_validate.main(words(recipe, tmp_path / "cv", *flags))
     assert str(tmp_path / "nowhere") in str(caught.value).splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "has no folders or branches fold-0, fold-1"),
+        (["--revision", "main"], "--folds takes all folds of one --model"),
+    ],
+)
+def test_predicting_with_folds_needs_folds(
+    trained: Path, kaggle_dir: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    words = ["--model", str(trained / "fold-0"), "--folds", "--input", str(kaggle_dir), "--output_dir", str(tmp_path)]
+    with pytest.raises(InputError, match=re.escape(message)):
+        predict.main([*words, *more])
