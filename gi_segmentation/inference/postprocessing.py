@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import ORGANS
+from gi_segmentation.scoring.surface import bounding_box
 
 # The greatest values that a configuration may have. A patient has less than 100,000 ml, and no probability is above 1.
 GREATEST = {"min_volume_ml": 100_000.0, "min_confidence": 1.0}
@@ -174,10 +175,13 @@ def find_components(
     labels = np.zeros(mask.shape, dtype=np.int32)
     count = 0
     for run in find_runs(numbers):
-        # `ndimage.label` counts from 1 in each run, so the numbers of the runs before are added.
-        found, number = ndimage.label(mask[run], TOUCHING)
-        labels[run] = np.where(found, found + count, 0)
-        count += number
+        # An organ fills a small part of the scan, and the search for components takes time for every voxel.
+        box = bounding_box(mask[run])
+        if box is not None:
+            # `ndimage.label` counts from 1 in each run, so the number of all components before is added.
+            found, number = ndimage.label(mask[run][box], TOUCHING)
+            labels[run][box] = np.where(found, found + count, 0)
+            count += number
     # Only the voxels of the mask are counted. They are a few per cent of the scan. Element 0 would be the voxels
     # outside the mask, so it is left out.
     inside = labels[mask]

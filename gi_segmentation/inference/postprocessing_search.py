@@ -46,6 +46,7 @@ from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, measure_scan, score_scans
+from gi_segmentation.scoring.streaming import release_memory
 from gi_segmentation.scoring.tables import format_interval
 
 # A stomach has about 200 ml, and a voxel 0.007 ml. Equal scores take the first limits, so the lowest come first.
@@ -113,8 +114,11 @@ class HeldBackScan:
             return
         labels, target = [one.unpack() for one in self.labels], self.target.unpack()
         for kept in new:
+            # The bytes are those of a bool array, so they become one again.
             preds = [select_components(one, np.frombuffer(k, bool)) for one, k in zip(labels, kept, strict=True)]
             self.scores[kept] = measure_scan(self.patient, self.name, np.stack(preds), target, rules)
+        # Otherwise the process would grow, because scans have volumes of many sizes.
+        release_memory()
 
     def score(self, settings: Postprocessing) -> ScanScore:
         """Return the score for limits that `measure` has measured."""
@@ -215,6 +219,7 @@ def predict_each(member: Member, loader: DataLoader) -> Iterator[torch.Tensor]:
     for batch in loader:
         with torch.no_grad():
             logits = member.model(pixel_values=batch["pixel_values"].to(member.model.device)).logits
+        # `split` keeps the axis of the batch, which `predict_organs` expects.
         yield from logits.split(1)
 
 
@@ -247,6 +252,8 @@ def choose_settings(
                 fold: [Postprocessing({**settings.organs, organ: limits}) for limits in GRID]
                 for fold, settings in chosen.items()
             }
+            # All limits of all choices are measured while a scan is unpacked. A scan does not need the limits that are
+            # tried without its own fold.
             for scan in scans:
                 scan.measure((one for fold, ones in tried.items() if fold != scan.fold for one in ones), rules)
                 bar.update()
@@ -270,9 +277,12 @@ def learn_postprocessing(scans: Sequence[HeldBackScan], rules: CompetitionRules)
     for scan in scans:
         # The limits for the patients of a fold come from the other folds.
         scan.measure([NO_POSTPROCESSING, chosen[scan.fold]], rules)
+    # Each patient counts once in both lists. Every score after post-processing is of a patient who did not choose.
     before = [scan.score(NO_POSTPROCESSING) for scan in scans]
     after = [scan.score(chosen[scan.fold]) for scan in scans]
     score_before, score_after = score_scans(before, rules)[SCORE], score_scans(after, rules)[SCORE]
+    # The interval of the difference, over the same draws of patients. The intervals of two scores would overlap even
+    # if every patient gained.
     interval = find_intervals(after, rules, baseline=before)[SCORE]
     return LearntPostprocessing(
         settings=chosen[None],
@@ -334,6 +344,7 @@ def learn_from_folds(
     number = sum(len(dataset.unique("scan")) for _, dataset in folds)
     with tqdm(total=number, desc="Predicting held-back patients", unit="scan") as bar:
         for index, (folder, dataset) in enumerate(folds):
+            # One model at a time. The next one replaces it.
             (member,) = load_members([str(folder)], None, device)
             for scan in predict_scans(member, dataset, index, batch_size, num_workers):
                 scans.append(scan)
