@@ -70,7 +70,7 @@ def check_output_dir(output_dir: Path) -> None:
         return
     card = output_dir / "README.md"
     what = "exists and is no dataset of ours"
-    # An earlier build has a card with our marker, `eval.yaml`, Parquet files, and nothing else. Even one file more, for
+    # An earlier build has a card with our marker, `eval.yaml`, Parquet files, and nothing else. One more file, for
     # example a user's notes, stops the build.
     if card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace"):
         ours = {card, output_dir / BENCHMARK, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
