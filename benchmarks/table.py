@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from gi_segmentation.publishing.eval_results import FLIP_SCORE
 from gi_segmentation.publishing.facts import read_results
-from gi_segmentation.publishing.model_card import FLIP_SCORE, eval_results
+from gi_segmentation.publishing.model_card import eval_results
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.tables import format_interval
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 EVAL_RESULTS = f"{constants.EVAL_RESULTS_FOLDER}/gi_tract.yaml"
 # These scores depend on the preset, so each preset has a task of its own.
 OF_THE_PRESET = ("eval_hausdorff_score", "eval_competition_score")
-FLIP_SCORE, SEED_SCORE = "eval_flips_dice", "eval_macro_f1_seed"
+FLIP_SCORE = "eval_flips_dice"  # only runs with `--test_time_flips` have it
+SEED_SCORE = "eval_macro_f1_seed"  # the score that the original project calls Dice
 # The scores on the card. `model_card` has their titles, but it loads PyTorch too. A test compares both lists. The loss
 # in `run.json` is left out here: another loss function gives another number for the same masks.
 SCORES = (

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from gi_segmentation.publishing.cards import render_card
+from gi_segmentation.publishing.eval_results import FLIP_SCORE, OF_THE_PRESET, SEED_SCORE
 from gi_segmentation.publishing.facts import RunResults, read_results
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
@@ -27,16 +28,10 @@ SCORE_NAMES = {
     "eval_hausdorff_score": "1 − normalised 3D Hausdorff distance",
     "eval_competition_score": "Competition score, 0.4 Dice + 0.6 of the line above",
 }
-# Only runs with `--test_time_flips` have this score.
-FLIP_SCORE = "eval_flips_dice"
-# The score that the original project calls Dice.
-SEED_SCORE = "eval_macro_f1_seed"
 # The scores of each fold of a cross-validation, with their names on the card.
 FOLD_SCORES = {"dice": "Dice", "competition_score": "competition score"}
-# These scores depend on the preset.
-OF_THE_COMPETITION = ("eval_hausdorff_score", "eval_competition_score")
 # The Hub groups scores by this type. The type of all other scores is `dice`.
-METRIC_TYPES = {SEED_SCORE: "f1", **{key: key.removeprefix("eval_") for key in OF_THE_COMPETITION}}
+METRIC_TYPES = {SEED_SCORE: "f1", **{key: key.removeprefix("eval_") for key in OF_THE_PRESET}}
 
 
 def score_titles(facts: RunResults) -> dict[str, str]:
@@ -46,7 +41,7 @@ def score_titles(facts: RunResults) -> dict[str, str]:
     `eval_dice`.
     """
     names, size = dict(SCORE_NAMES), facts.image_size
-    for key in OF_THE_COMPETITION:
+    for key in OF_THE_PRESET:
         names[key] += f" (preset {facts.competition_preset})"
     if FLIP_SCORE in facts.scores:
         gain = (facts.scores[FLIP_SCORE] or 0) - (facts.scores["eval_dice"] or 0)
@@ -95,7 +90,7 @@ def eval_results(facts: RunResults) -> list[EvalResult]:
         rounded = interval and [round(end, 4) for end in interval]
         # What the score depends on: the rules of the preset, or how slices without an organ count.
         how: dict[str, Any] = {"interval_95": rounded, "patients": facts.splits["validation"]["patients"]}
-        if key in OF_THE_COMPETITION:
+        if key in OF_THE_PRESET:
             how |= {"preset": facts.competition_preset, **asdict(rules)}
         elif key != SEED_SCORE:
             how |= {"both_empty": "skipped"}

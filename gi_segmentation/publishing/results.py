@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from gi_segmentation.arguments import RunArguments
-from gi_segmentation.publishing.eval_results import write_eval_results
+from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, write_facts
 from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay
 from gi_segmentation.publishing.hub import Publication, publish_folder
@@ -20,12 +20,10 @@ from gi_segmentation.publishing.model_card import (
     CARD,
     CASES,
     CURVE,
-    FLIP_SCORE,
     OOF_SCORES,
     OVERLAY,
     SCAN_SCORES,
     SCORE_NAMES,
-    SEED_SCORE,
     score_titles,
     write_card,
 )
