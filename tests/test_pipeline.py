@@ -55,8 +55,8 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     api = HfApi(endpoint=hub.endpoint, token="any")
     published = {path for path in api.list_repo_files(MODEL_ID) if path != ".gitattributes"}
     assert published == {
-        "README.md", "cases.png", "config.json", "learning_curve.png", "model.safetensors", "overlay.png",
-        "preprocessor_config.json", "run.json", "scan_scores.csv",
+        ".eval_results/gi_tract.yaml", "README.md", "cases.png", "config.json", "learning_curve.png",
+        "model.safetensors", "overlay.png", "preprocessor_config.json", "run.json", "scan_scores.csv",
     }  # fmt: skip
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     (tag,) = api.list_repo_refs(MODEL_ID).tags
