@@ -131,7 +131,7 @@ def format_pooled(output_dir: Path, pooled: RunResults) -> str:
             f"{title} {'none' if fold[name] is None else format(fold[name], '.4f')}"
             for name, title in FOLD_SCORES.items()
         )
-        lines.append(f"fold {fold['fold']}: {fold['patients']} patients, {scores}")
+        lines.append(f"fold {fold['fold']}: {scores} (patients: {fold['patients']})")
     lines += [f"between folds: {name} {spread}" for name, spread in describe_spread(pooled).items()]
     worst = ", ".join(f"{one['patient']} (fold {one['fold']}) {one['dice']:.3f}" for one in pooled.worst_patients)
     lines.append(f"patients with the lowest Dice: {worst}")
