@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,7 +81,15 @@ def test_what_no_client_sends_is_refused(hub: LoopbackHub, tmp_path: Path) -> No
     href = json.loads(body)["objects"][0]["actions"]["upload"]["href"]
     for wrong in (b"wrong", b"righ", b"right!"):
         assert send(href, "PUT", wrong)[0] == 422
-    assert send(href, "PUT", iter([b"ri", b"ght"]))[0] == 411, "a chunked body"
+    # Only the head of a request with a chunked body. The server answers without reading the body and closes the
+    # connection, so a client that is still sending might see a broken pipe instead of the answer.
+    address = urllib.parse.urlsplit(href)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)
+    connection.putrequest("PUT", f"{address.path}?{address.query}" if address.query else address.path)
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    assert connection.getresponse().status == 411
+    connection.close()
     _, body, _ = send(f"{base}/ns/r.git/info/lfs/objects/batch", "POST", batch, TOKEN)
     assert "actions" in json.loads(body)["objects"][0], "nothing is stored yet"
     assert send(href, "PUT", b"right")[0] == 200
