@@ -5,6 +5,7 @@ The same command may be repeated: it scores a finished run again, and continues 
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -80,8 +81,8 @@ def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
     # A training that is already complete is only scored again.
     failed = run(words, log)
     if failed is None:
-        # `compare` scores a checkpoint on the validation split, which is fold 0: alone and with flips, with the
-        # intervals over patients. Of a cross-validation, the model of fold 0 may see these patients.
+        # `compare` scores a checkpoint on the validation split, alone and with flips, with its intervals. For
+        # a cross-validation, only its seconds for a scan are taken, because the scores are the pooled ones.
         model, compared = folder / "fold-0" if cross_validated else folder, folder / "compared.json"
         words = ["-m", "gi_segmentation.compare", "--model", str(model), "--output", str(compared)]
         failed = run([*words, "--dataset_name", str(arguments.dataset_name)], log.with_suffix(".compare.log"))
@@ -89,7 +90,9 @@ def run_recipe(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return {"failed": failed}
     facts, found = read_results(folder), json.loads(compared.read_text(encoding="utf-8"))
     if cross_validated:
-        found |= {"scores": pooled_values(facts.scores), "intervals": pooled_values(facts.intervals)}
+        # A score without anything to score is null in `run.json`, and NaN in the table.
+        scores = {key: math.nan if score is None else score for key, score in facts.scores.items()}
+        found |= {"scores": pooled_values(scores), "intervals": pooled_values(facts.intervals)}
     return {**found, "facts": facts}
 
 

@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         format_comparison,
         format_pooled,
         learn_limits,
+        load_held_back,
         publish_folds,
         write_pooled,
     )
@@ -111,14 +112,14 @@ def main(argv: list[str] | None = None) -> None:
     runs, everyone = [read_fold(output_dir, fold) for fold in folds], read_everyone(output_dir)
     published = choose_published(runs, everyone)
     pooled = pool_folds(runs, published)
-    learnt = learn_limits(runs, data_args, run_args) if arguments.postprocessing else None
-    write_pooled(output_dir, runs, published, pooled, learnt, data_args, run_args.license)
+    held_back = load_held_back(runs, data_args)
+    learnt = learn_limits(runs, held_back, run_args) if arguments.postprocessing else None
+    write_pooled(output_dir, runs, held_back, published, pooled, learnt, run_args.license)
     print(format_pooled(output_dir, pooled))
     if baseline:
         print(format_comparison(runs, baseline))
     if arguments.push_to_hub:
-        publication = publish_folds(output_dir, runs, pooled, arguments.push_to_hub, run_args)
-        print(f"published: {publication.url} (tag {publication.tag}, commit {publication.commit[:12]})")
+        print(publish_folds(output_dir, runs, pooled, arguments.push_to_hub, run_args).describe())
 
 
 if __name__ == "__main__":

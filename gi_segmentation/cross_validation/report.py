@@ -11,7 +11,7 @@ from datasets import Dataset
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
 from gi_segmentation.cross_validation.runs import FoldRun, fold_folder
-from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
+from gi_segmentation.data.preprocessing import scoring_transform
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
@@ -34,24 +34,27 @@ from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.tables import format_interval
 
 
-def load_held_back(run: FoldRun, data_args: DataArguments) -> Dataset:
-    """Return the slices of the patients that a fold held back, without a transform.
+def load_held_back(runs: Sequence[FoldRun], data_args: DataArguments) -> list[Dataset]:
+    """Return, for each fold, the slices of the patients that it held back, without a transform.
 
     Raises:
-        InputError: If the dataset is another one than that of the training.
+        InputError: If the dataset is another one than that of the trainings.
     """
-    slices = load_slices(replace(data_args, fold=run.fold))
-    if fingerprint_dataset(slices) != run.facts.dataset_fingerprint:
+    splits = [load_slices(replace(data_args, fold=run.fold)) for run in runs]
+    # The fingerprint is that of all slices, so it is the same for every fold. `pool_folds` has compared the trainings.
+    if fingerprint_dataset(splits[0]) != runs[0].facts.dataset_fingerprint:
         raise InputError(
-            f"--dataset_name {data_args.dataset_name}: fold {run.fold} was trained on another dataset; give the same "
+            f"--dataset_name {data_args.dataset_name}: the folds were trained on another dataset; give the same "
             f"recipe and flags as for the training"
         )
-    return slices["validation"]
+    return [split["validation"] for split in splits]
 
 
-def learn_limits(runs: Sequence[FoldRun], data_args: DataArguments, run_args: RunArguments) -> LearntPostprocessing:
+def learn_limits(
+    runs: Sequence[FoldRun], held_back: Sequence[Dataset], run_args: RunArguments
+) -> LearntPostprocessing:
     """Learn from the predictions of all folds which components of an organ to remove, and print what it gains."""
-    folds = [(run.folder, load_held_back(run, data_args)) for run in runs]
+    folds = [(run.folder, dataset) for run, dataset in zip(runs, held_back, strict=True)]
     rules = PRESETS[runs[0].facts.competition_preset]
     learnt = learn_from_folds(folds, rules, str(run_args.device), run_args.eval_batch_size, 0)
     print(*learnt.describe(), sep="\n", flush=True)
@@ -69,22 +72,20 @@ def write_limits(folder: Path, limits: dict[str, dict[str, float]] | None) -> No
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def draw_held_back(run: FoldRun, data_args: DataArguments, scans: Sequence[str]) -> dict[str, tuple[Panel, Panel]]:
+def draw_held_back(run: FoldRun, dataset: Dataset, scans: Sequence[str]) -> dict[str, tuple[Panel, Panel]]:
     """Return one slice of each of these scans, outlined by hand and predicted by the fold that held them back."""
-    dataset, context = load_held_back(run, data_args), run.facts.slice_context
     model, processor = load_checkpoint(str(run.folder))
-    neighbours = SliceNeighbours(dataset, context) if context else None
-    transform = SliceTransform(processor, run.facts.label_mode, neighbours, scoring=True)
+    transform = scoring_transform(processor, run.facts.label_mode, dataset, run.facts.slice_context)
     return {scan: compare_scan(model, dataset.with_transform(transform), scan) for scan in scans}
 
 
 def write_pooled(
     output_dir: Path,
     runs: Sequence[FoldRun],
+    held_back: Sequence[Dataset],
     published: FoldRun,
     pooled: RunResults,
     learnt: LearntPostprocessing | None,
-    data_args: DataArguments,
     license_name: str,
 ) -> None:
     """Write the pooled scores, a picture, the published weights and the card into the folder of the cross-validation.
@@ -92,10 +93,10 @@ def write_pooled(
     Args:
         output_dir: Folder of the cross-validation.
         runs: The training of each fold.
+        held_back: From `load_held_back`, for the slices of the picture.
         published: The training whose weights are published.
         pooled: From `pooling.pool_folds`.
         learnt: From `learn_limits`. If they help, the configuration of every model gets the limits.
-        data_args: Arguments of the training, to find the slices of the picture.
         license_name: Licence identifier of the Hub.
     """
     for name in (*WEIGHTS, CURVE):
@@ -105,10 +106,10 @@ def write_pooled(
     tabulate_folds(runs).to_csv(output_dir / OOF_SCORES, index=False)
     panels: dict[str, tuple[Panel, Panel]] = {}
     names = {case["scan"] for case in pooled.cases.values()}
-    for run in runs:
+    for run, dataset in zip(runs, held_back, strict=True):
         # Each case is predicted by the model that never saw the patient.
         scans = [str(scan.name) for scan in run.scans["eval"] if scan.name in names]
-        panels |= draw_held_back(run, data_args, scans) if scans else {}
+        panels |= draw_held_back(run, dataset, scans) if scans else {}
     draw_cases(pooled.cases, panels, output_dir / CASES)
     write_facts(output_dir, replace(pooled, postprocessing=asdict(learnt) if learnt else None))
     write_card(output_dir, output_dir.resolve().name, license_name)

@@ -7,12 +7,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from gi_segmentation.arguments import DataArguments
-from gi_segmentation.data.slices import BUILD_COMMAND, find_dataset
+from gi_segmentation.data.slices import BUILD_COMMAND, load_slices
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.results import SCANS
@@ -55,16 +55,12 @@ def list_folds(data_args: DataArguments) -> list[str]:
         data_args: Name and revision of the dataset.
 
     Raises:
-        InputError: If the dataset cannot be loaded or has no column `fold`.
+        InputError: As `load_slices`, or if there is only one fold.
     """
-    slices = find_dataset(data_args.dataset_name, data_args.dataset_revision)
-    folds: set[int] = set()
-    for split in ("train", "validation"):
-        if split in slices and "fold" in slices[split].column_names:
-            folds |= set(slices[split].unique("fold"))
+    folds = load_slices(replace(data_args, fold=ALL_FOLDS))["train"].unique("fold")
     if len(folds) < 2:
         raise InputError(
-            f"{data_args.dataset_name}: expected a column `fold` with at least two folds, but got {len(folds)}; build "
+            f"{data_args.dataset_name}: expected at least two folds in the column `fold`, but got {len(folds)}; build "
             f"the dataset again: `{BUILD_COMMAND}`"
         )
     return [str(fold) for fold in sorted(folds)]
@@ -76,17 +72,17 @@ def check_output_dir(output_dir: Path) -> None:
     Raises:
         InputError: If it is the output folder of a single training, whose results would be overwritten.
     """
-    if is_finished(output_dir) and not read_results(output_dir).folds:
+    facts = find_results(output_dir)
+    if facts is not None and not facts.folds:
         raise InputError(f"--output_dir {output_dir}: it holds a single training; name another folder")
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether a folder has the results of a finished training."""
+def find_results(folder: Path) -> RunResults | None:
+    """Return the facts of the finished training in a folder; None if there is none."""
     try:
-        read_results(folder)
+        return read_results(folder)
     except (OSError, ValueError):  # `InputError` is a ValueError: the facts of a run that has begun but not ended
-        return False
-    return True
+        return None
 
 
 def run_command(command: Sequence[str], output: IO[str]) -> int:
@@ -136,7 +132,7 @@ def train_fold(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str], 
         InputError: If the training fails. The message has the end of its output.
     """
     folder, log = fold_folder(output_dir, fold), fold_folder(output_dir, fold).with_suffix(".log")
-    if is_finished(folder):
+    if find_results(folder) is not None:
         print(f"fold {fold}: finished before, in {folder}", flush=True)
         return
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
@@ -171,12 +167,12 @@ def read_fold(output_dir: Path, fold: str) -> FoldRun:
         InputError: If there are none, or they are of another fold.
     """
     folder = fold_folder(output_dir, fold)
-    if not is_finished(folder):
+    facts = find_results(folder)
+    if facts is None:
         raise InputError(
             f"fold {fold}: expected a finished training in {folder}, but there is none; train it with --fold {fold}, "
             f"or copy the folder from the machine that trained it"
         )
-    facts = read_results(folder)
     if facts.fold != fold:
         raise InputError(
             f"{folder / RUN_FILE}: expected the training that held back fold {fold}, but it is one with --fold "
@@ -187,4 +183,5 @@ def read_fold(output_dir: Path, fold: str) -> FoldRun:
 
 def read_everyone(output_dir: Path) -> FoldRun | None:
     """Return the training on all patients; None if there is none that is finished."""
-    return read_fold(output_dir, ALL_FOLDS) if is_finished(fold_folder(output_dir, ALL_FOLDS)) else None
+    finished = find_results(fold_folder(output_dir, ALL_FOLDS)) is not None
+    return read_fold(output_dir, ALL_FOLDS) if finished else None

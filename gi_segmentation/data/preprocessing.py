@@ -251,6 +251,24 @@ def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tens
     return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
 
 
+def scoring_transform(
+    processor: SegformerImageProcessorPil, label_mode: LabelMode, dataset: "Dataset", slice_context: int
+) -> SliceTransform:
+    """Return the transform with which a model scores the slices of a dataset.
+
+    Args:
+        processor: The model's image processor.
+        label_mode: What the model's channels mean.
+        dataset: The slices. Neighbours are found among them.
+        slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
+
+    Raises:
+        InputError: If the model needs neighbours and no slice has one.
+    """
+    neighbours = SliceNeighbours(dataset, slice_context) if slice_context else None
+    return SliceTransform(processor, label_mode, neighbours, scoring=True)
+
+
 def attached_transform(dataset: "Dataset") -> SliceTransform:
     """Return the transform that `transform_splits` attached to a split."""
     return dataset.format["format_kwargs"]["transform"]

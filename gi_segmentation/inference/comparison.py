@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform, collate
+from gi_segmentation.data.preprocessing import collate, scoring_transform
 from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.inference.predictor import Member
 from gi_segmentation.rules import CompetitionRules
@@ -59,8 +59,7 @@ def read_batches(
     # in the same order.
     loaders = []
     for member in members:
-        neighbours = SliceNeighbours(dataset, member.slice_context) if member.slice_context else None
-        transform = SliceTransform(member.processor, member.label_mode, neighbours, scoring=True)
+        transform = scoring_transform(member.processor, member.label_mode, dataset, member.slice_context)
         # The processes are shared among the loaders. If any are wanted, each loader has at least one.
         workers = max(num_workers // len(members), min(num_workers, 1))
         loaders.append(

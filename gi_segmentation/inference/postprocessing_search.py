@@ -27,7 +27,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform, collate
+from gi_segmentation.data.preprocessing import collate, scoring_transform
 from gi_segmentation.data.slices import plan_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.masks import predict_organs
@@ -191,8 +191,7 @@ def predict_scans(
         InputError: As `plan_scans`.
     """
     plans = plan_scans(dataset)
-    neighbours = SliceNeighbours(dataset, member.slice_context) if member.slice_context else None
-    transform = SliceTransform(member.processor, member.label_mode, neighbours, scoring=True)
+    transform = scoring_transform(member.processor, member.label_mode, dataset, member.slice_context)
     # The slices of each scan in the order of their numbers, so that the logits of a scan come one after the other.
     ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
     loader = DataLoader(ordered.with_transform(transform), batch_size, num_workers=num_workers, collate_fn=collate)

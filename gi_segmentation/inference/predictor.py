@@ -72,7 +72,8 @@ def load_folds(name: str, device: str | None) -> list[Member]:
     Raises:
         InputError: If there are no folds, or if a checkpoint cannot be used.
     """
-    if Path(name).is_dir():
+    local = Path(name).is_dir()
+    if local:
         found = [path.name for path in Path(name).iterdir() if path.is_dir()]
     else:
         with hub_errors(name):
@@ -84,9 +85,12 @@ def load_folds(name: str, device: str | None) -> list[Member]:
             f"--folds: {name} has no folders or branches fold-0, fold-1, ...; name what cross_validate wrote or "
             f"published, or leave out --folds"
         )
-    if Path(name).is_dir():
-        return check_label_modes([load_member(str(Path(name) / fold), None, device) for fold in folds])
-    return check_label_modes([load_member(name, fold, device) for fold in folds])
+    return check_label_modes(
+        [
+            load_member(str(Path(name) / fold), None, device) if local else load_member(name, fold, device)
+            for fold in folds
+        ]
+    )
 
 
 def load_member(name: str, revision: str | None, device: str | None) -> Member:

@@ -27,6 +27,10 @@ class Publication:
     commit: str
     tag: str
 
+    def describe(self) -> str:
+        """Return a line for the terminal."""
+        return f"published: {self.url} (tag {self.tag}, commit {self.commit[:12]})"
+
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits."""

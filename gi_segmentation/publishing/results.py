@@ -219,5 +219,5 @@ def summarize(run_args: RunArguments, facts: RunResults, publication: Publicatio
         ]
     lines += [f"{label}: {output_dir / name}" for label, name in files.items()]
     if publication is not None:
-        lines.append(f"published: {publication.url} (tag {publication.tag}, commit {publication.commit[:12]})")
+        lines.append(publication.describe())
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
+from dataset_builder.phantom import write_phantom
 from gi_segmentation import cross_validate, predict, score
 from gi_segmentation.arguments import DataArguments
 from gi_segmentation.data.slices import load_slices
@@ -276,6 +277,15 @@ def test_a_missing_fold_is_named(recipe: Path, copied: Path) -> None:
 def test_folds_that_do_not_belong_together_are_refused(recipe: Path, copied: Path, name: str, value: Any) -> None:
     change_facts(copied / "fold-2", **{name: value})
     assert f"fold-2 has {name} {value}, but" in collect(recipe, copied)
+
+
+def test_trainings_on_another_dataset_are_refused(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "kaggle", num_cases=3, days_per_case=1, slices_per_scan=3, seed=1, num_proc=1)
+    build(tmp_path / "kaggle", tmp_path / "other", GiTractConfig(num_folds=len(FOLDS)), num_proc=1)
+    with pytest.raises(InputError, match="the folds were trained on another dataset"):
+        cross_validate.main(words(recipe, copied, "--collect", "--", "--dataset_name", str(tmp_path / "other")))
+    # Nothing is half-written.
+    assert not [path for path in copied.iterdir() if path.is_file()]
 
 
 def test_a_patient_in_two_folds_is_refused(recipe: Path, copied: Path) -> None:

@@ -10,7 +10,6 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ COMMAND = [sys.executable, "-m", "tests.support.loopback_hub"]
 
 
 def send(
-    url: str, method: str = "GET", data: bytes | Iterable[bytes] | None = None, headers: dict[str, str] | None = None
+    url: str, method: str = "GET", data: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes, dict[str, str]]:
     """Send a request that no client would send, and return status, body and headers."""
     request = urllib.request.Request(url, data=data, method=method, headers=headers or {})
