@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # With several processes, each of them runs all of these lines. They need the same random weights at the start.
     set_seed(run_args.seed)
-    slices = load_slices(data_args)
+    # The main process prepares the slices. The others wait, and find them in the cache.
+    with run_args.main_process_first(desc="preparing slices"):
+        slices = load_slices(data_args)
     samples = select_samples(slices, data_args, run_args.seed)
     model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
     facts = describe_run(model, slices, samples, model_args, data_args, run_args)

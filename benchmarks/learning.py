@@ -96,7 +96,8 @@ class OriginalTrainer(SegmentationTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Compute the loss of a batch at input resolution. It has no part for an auxiliary head."""
-        outputs, labels = model(pixel_values=inputs["pixel_values"]), inputs["labels"]
+        pixel_values, labels = self.transform.to_model(inputs)
+        outputs = model(pixel_values=pixel_values)
         logits = resize_logits(outputs.logits, labels).float()
         probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)
         # The sums run over all slices of the batch. The background is one of the four labels. It is easy to find and

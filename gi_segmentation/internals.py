@@ -76,6 +76,60 @@ def checkpoint_convnext_layers(model: Any) -> int:
     return len(layers)
 
 
+def speed_up_segformer_head(model: Any) -> bool:
+    """Make the head of a SegFormer compute the same logits in training with fewer operations.
+
+    The head maps the features f_k of each of the four scales k to the same number of channels, with a matrix P_k and a
+    bias b_k. It enlarges all of them to the size of the first one (U), and adds them up with matrices F_k, which are
+    parts of one 1 x 1 convolution over all channels:
+
+        sum over k of F_k U(P_k f_k + b_k)
+
+    Bilinear interpolation computes each channel by itself, and its weights add up to 1. So it does not matter whether
+    it comes before or after the matrices:
+
+        sum over k of U((F_k P_k) f_k + F_k b_k)
+
+    Now a single product of small matrices takes the place of the convolution over all enlarged channels. The weights
+    are the same, and so are their gradients and the saved checkpoint. In evaluation mode nothing changes, so scores
+    are those of stock `transformers`.
+
+    Reason: `transformers` has no other way to exchange the computation of a head, and this one uses the names of its
+    layers.
+
+    Returns:
+        Whether the model has such a head.
+    """
+    import torch
+    from torch.nn import functional as F
+    from transformers import SegformerDecodeHead
+
+    class FastSegformerDecodeHead(SegformerDecodeHead):
+        """A SegFormer head that is faster in training."""
+
+        def forward(self, encoder_hidden_states: Any, **kwargs: Any) -> torch.Tensor:
+            """Return the logits, shape `(B, channels, h, w)`, of features of shape `(B, C_k, h_k, w_k)`."""
+            if not self.training or any(features.ndim != 4 for features in encoder_hidden_states):
+                return super().forward(encoder_hidden_states, **kwargs)
+            size = encoder_hidden_states[0].shape[2:]
+            # The convolution expects the deepest scale first.
+            parts = self.linear_fuse.weight[:, :, 0, 0].chunk(len(encoder_hidden_states), dim=1)[::-1]
+            enlarged = []
+            projections: Any = self.linear_projections
+            for features, layer, part in zip(encoder_hidden_states, projections, parts, strict=True):
+                weight, bias = part @ layer.proj.weight, part @ layer.proj.bias
+                mapped = F.conv2d(features, weight[:, :, None, None], bias)
+                enlarged.append(F.interpolate(mapped, size=size, mode="bilinear", align_corners=False))
+            fused = self.batch_norm(functools.reduce(torch.add, enlarged))
+            return self.classifier(self.dropout(self.activation(fused)))
+
+    head = getattr(model, "decode_head", None)
+    if type(head) is not SegformerDecodeHead:
+        return False
+    head.__class__ = FastSegformerDecodeHead
+    return True
+
+
 def register_dataset(name: str, find: Callable[[str | None], Any | None]) -> None:
     """Teach `datasets.load_dataset` a name.
 

@@ -4,17 +4,26 @@ A new release may change them. Then one of these tests fails, and its message sa
 it.
 """
 
+import copy
 import inspect
 import re
 
 import datasets.load
 import pytest
+import torch
 import transformers
-from transformers import Trainer, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    Trainer,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
 
 from gi_segmentation import internals
+from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 from tests.support.models import FAMILIES
 from tests.support.processes import ROOT
 
@@ -60,6 +69,40 @@ def test_convnext_layers_can_become_checkpointed_ones() -> None:
     assert not issubclass(ConvNextLayer, GradientCheckpointingLayer), (
         f"{VERSION}: ConvNextLayer can be checkpointed now; remove checkpoint_convnext_layers"
     )
+
+
+@pytest.mark.parametrize("label_mode", list(LABELS_BY_MODE))
+def test_the_fast_head_of_a_segformer_computes_the_same(label_mode: LabelMode) -> None:
+    torch.manual_seed(0)
+    config = SegformerConfig(**FAMILIES["segformer"] | {"num_labels": len(LABELS_BY_MODE[label_mode])})
+    stock = SegformerForSemanticSegmentation(config).train()
+    fast = copy.deepcopy(stock)
+    assert internals.speed_up_segformer_head(fast), f"{VERSION}: a SegFormer has another head; {PLACE}"
+    # Dropout draws other pixels in each call.
+    for model in (stock, fast):
+        model.decode_head.dropout.p = 0.0
+        for layer in model.modules():
+            if type(layer).__name__ == "SegformerDropPath":
+                layer.drop_prob = 0.0
+    # No side is a multiple of 32, so no scale is an exact half of the one before.
+    images = torch.randn(3, 3, 72, 104)
+    expected, logits = (model(pixel_values=images).logits for model in (stock, fast))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5, msg=lambda m: f"{VERSION}: {m}; {PLACE}")
+    # The logits are not all near zero, where any result would do.
+    assert expected.std() > 0.01
+    expected.square().sum().backward()
+    logits.square().sum().backward()
+    for (name, left), right in zip(stock.named_parameters(), fast.parameters(), strict=True):
+        assert left.grad is not None and right.grad is not None, name
+        torch.testing.assert_close(right.grad, left.grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    assert stock.state_dict().keys() == fast.state_dict().keys()
+    # In evaluation mode the head is the stock one, to the last digit.
+    fast.load_state_dict(stock.state_dict())
+    assert torch.equal(fast.eval()(pixel_values=images).logits, stock.eval()(pixel_values=images).logits)
+
+
+def test_only_a_segformer_has_a_fast_head() -> None:
+    assert not internals.speed_up_segformer_head(UperNetForSemanticSegmentation(UperNetConfig(**FAMILIES["upernet"])))
 
 
 def test_datasets_calls_the_function_that_we_replace() -> None:

@@ -11,8 +11,7 @@ from datasets import Dataset
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
 from gi_segmentation.cross_validation.runs import FoldRun, fold_folder
-from gi_segmentation.data.preprocessing import scoring_transform
-from gi_segmentation.data.slices import load_slices
+from gi_segmentation.data.slices import attach_scoring_transform, load_slices
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.models.loading import load_checkpoint
@@ -75,8 +74,8 @@ def write_limits(folder: Path, limits: dict[str, dict[str, float]] | None) -> No
 def draw_held_back(run: FoldRun, dataset: Dataset, scans: Sequence[str]) -> dict[str, tuple[Panel, Panel]]:
     """Return one slice of each of these scans, outlined by hand and predicted by the fold that held them back."""
     model, processor = load_checkpoint(str(run.folder))
-    transform = scoring_transform(processor, run.facts.label_mode, dataset, run.facts.slice_context)
-    return {scan: compare_scan(model, dataset.with_transform(transform), scan) for scan in scans}
+    ready = attach_scoring_transform(dataset, processor, run.facts.label_mode, run.facts.slice_context)
+    return {scan: compare_scan(model, ready, scan) for scan in scans}
 
 
 def write_pooled(

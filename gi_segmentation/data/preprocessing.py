@@ -1,15 +1,19 @@
 """From a slice to the tensors that a model needs: intensity, size, neighbours, labels, batches.
 
-A raw slice x of 16 bits becomes a model input in three steps:
+A raw slice x of 16 bits becomes a model input in four steps:
 
     scale        x / (x + mean of x)                  float32, 0 to 1
     resize       bilinear, to (image_size, image_size)
+    round        to whole multiples of 1 / 65535      uint16
     normalise    (x - mean) / standard deviation      mean and deviation per channel, from the image processor
+
+The first three steps prepare a slice. Their result depends on the slice alone, so a training keeps it in a cache
+(`data.prepared`). The augmentation comes before the last step. The last step is done for whole batches, on the device
+of the model, so that only one channel of a slice has to travel there.
 """
 
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,16 +21,26 @@ import torch
 from torch.nn import functional as F
 from transformers import SegformerImageProcessorPil
 
-from gi_segmentation.errors import InputError
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.schema import LabelMode
+from gi_segmentation.schema import ORGANS, LabelMode
 
 if TYPE_CHECKING:
     # Prediction imports this module, and `datasets` takes a second to import. Only type checkers need it here.
     from datasets import Dataset
 
-# A function of image, labels and seed. It returns both, changed at random.
+    from gi_segmentation.data.prepared import PreparedSlices
+
+# A function of image, organ bits and seed. It returns both, changed at random.
 Augment: TypeAlias = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+# The value of a prepared pixel with the intensity 1.
+MAX_PIXEL = 65535
+# The columns of the dataset that a transform takes; scoring needs more of them.
+SLICE_COLUMNS = ["id", "scan", "slice"]
+SCORING_COLUMNS = [*SLICE_COLUMNS, "case", "day", "height", "width"]
+# The label id of a pixel by its organ bits: the number of the highest bit. Where organs overlap, the highest id wins,
+# which is the rule of the column `annotation` too.
+LABEL_IDS = [bits.bit_length() for bits in range(2 ** len(ORGANS))]
 
 
 def find_neighbours(numbers: Collection[int], number: int, slice_context: int) -> tuple[int, int]:
@@ -47,48 +61,12 @@ def find_neighbours(numbers: Collection[int], number: int, slice_context: int) -
         >>> find_neighbours([1, 2, 3, 6], number=2, slice_context=2)
         (1, 3)
     """
-    # The slice itself is within every distance, so both selections have at least one number.
+    # From far to near. The distance 0 is the slice itself, so both searches find something.
+    distances = range(slice_context, -1, -1)
     return (
-        min(other for other in numbers if number - slice_context <= other <= number),
-        max(other for other in numbers if number <= other <= number + slice_context),
+        next(number - distance for distance in distances if number - distance in numbers),
+        next(number + distance for distance in distances if number + distance in numbers),
     )
-
-
-class SliceNeighbours:
-    """Finds the neighbours of a slice in its own scan.
-
-    Args:
-        dataset: The whole split. With `--max_train_samples` it has more slices than the training uses.
-        slice_context: Distance to the neighbours, in slices.
-
-    Raises:
-        InputError: If no slice has a neighbour.
-    """
-
-    def __init__(self, dataset: "Dataset", slice_context: int) -> None:
-        # Only this column is read for a neighbour, and without the transform that the split may have.
-        self.images = dataset.with_format(None).select_columns(["image"])
-        self.slice_context = slice_context
-        self.rows: dict[str, dict[int, int]] = defaultdict(dict)
-        for row, (scan, number) in enumerate(zip(dataset["scan"], dataset["slice"], strict=True)):
-            self.rows[scan][number] = row
-        # If every slice were its own neighbour, the model would see three equal channels, and nobody would notice.
-        if all(
-            find_neighbours(numbers, number, slice_context) == (number, number)
-            for numbers in self.rows.values()
-            for number in numbers
-        ):
-            raise InputError(
-                f"--slice_context {slice_context}: expected slices with neighbours at most that far away in their "
-                f"scan, but none of the {len(dataset)} slices of a split has one; use 0, or build the dataset from "
-                f"whole scans"
-            )
-
-    def __call__(self, scan: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the raw slices before and after a slice, each of shape `(height, width)`."""
-        numbers = self.rows[scan]
-        before, after = find_neighbours(numbers, number, self.slice_context)
-        return np.array(self.images[numbers[before]]["image"]), np.array(self.images[numbers[after]]["image"])
 
 
 def scale_intensity(image: np.ndarray) -> np.ndarray:
@@ -129,32 +107,113 @@ def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:
     return F.interpolate(tensor, size=(image_size, image_size), mode="bilinear", antialias=True)[0, 0].numpy()
 
 
-def resize_labels(labels: np.ndarray, image_size: int) -> np.ndarray:
-    """Resize labels to a square. Each pixel takes the label of the nearest pixel.
+def prepare_image(raw: np.ndarray, image_size: int) -> np.ndarray:
+    """Scale, resize and round a raw slice.
 
     Args:
-        labels: uint8, shape `(height, width)` or `(height, width, organs)`.
+        raw: Raw intensities, shape `(height, width)`.
         image_size: Height and width of the result.
 
     Returns:
-        uint8, shape `(image_size, image_size)` or `(image_size, image_size, organs)`.
+        uint16, shape `(image_size, image_size)`; `MAX_PIXEL` stands for an intensity of 1.
+    """
+    # 16 bits need half the memory of float32. The rounding changes an intensity by less than 0.00001.
+    return np.rint(resize_image(scale_intensity(raw), image_size) * MAX_PIXEL).astype(np.uint16)
+
+
+def pack_organs(masks: np.ndarray) -> np.ndarray:
+    """Pack the masks of a slice into one number per pixel. Organ k is bit k.
+
+    Args:
+        masks: bool, shape `(organs, height, width)`.
+
+    Returns:
+        Organ bits, uint8, shape `(height, width)`.
+
+    Example:
+        >>> pack_organs(np.array([[[True, False]], [[False, False]], [[True, True]]]))
+        array([[5, 4]], dtype=uint8)
+    """
+    return np.packbits(masks, axis=0, bitorder="little")[0]
+
+
+def resize_organs(bits: np.ndarray, image_size: int) -> np.ndarray:
+    """Resize organ bits to a square. Each pixel takes the bits of the nearest pixel.
+
+    Args:
+        bits: uint8, shape `(height, width)`.
+        image_size: Height and width of the result.
+
+    Returns:
+        uint8, shape `(image_size, image_size)`.
     """
     # `nearest-exact` compares the centres of pixels, as `resize_image` does. PyTorch's older mode `nearest` compares
     # their corners, and would shift the labels against the image by up to half a pixel.
-    tensor = torch.from_numpy(labels.reshape(*labels.shape[:2], -1)).permute(2, 0, 1)[None]
-    resized = F.interpolate(tensor, size=(image_size, image_size), mode="nearest-exact")[0].permute(1, 2, 0)
-    return resized.reshape(image_size, image_size, *labels.shape[2:]).numpy()
+    tensor = torch.from_numpy(bits)[None, None]
+    return F.interpolate(tensor, size=(image_size, image_size), mode="nearest-exact")[0, 0].numpy()
+
+
+def prepare_organs(row: dict[str, Any], image_size: int) -> np.ndarray:
+    """Decode the outlines of a row, and resize them: organ bits, uint8, shape `(image_size, image_size)`."""
+    return resize_organs(pack_organs(organ_masks(row["segmentation"], row["height"], row["width"])), image_size)
+
+
+def to_intensity(pixels: np.ndarray) -> np.ndarray:
+    """Turn prepared pixels, uint16, into intensities: float32 in 0 to 1, same shape."""
+    intensity = pixels.astype(np.float32)
+    # In place, because a multiplication of integers by a float would first make a copy in double precision.
+    intensity *= np.float32(1 / MAX_PIXEL)
+    return intensity
+
+
+def normalize(images: torch.Tensor, processor: SegformerImageProcessorPil) -> torch.Tensor:
+    """Turn intensities into the input of a model.
+
+    Args:
+        images: float32 in 0 to 1, shape `(B, S, S, 1 or 3)`, on any device. One channel is shown in all three.
+        processor: The model's image processor. Its mean and standard deviation are used.
+
+    Returns:
+        float32, shape `(B, 3, S, S)`, on the same device.
+    """
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    # Mean and deviation have the shape (3, 1, 1), so a single channel is repeated to three.
+    return (images.permute(0, 3, 1, 2) - mean) / std
+
+
+def unpack_labels(bits: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:
+    """Turn organ bits into the labels of the loss.
+
+    Args:
+        bits: uint8, shape `(B, S, S)`.
+        label_mode: What the model's channels mean.
+
+    Returns:
+        With `multiclass`: label ids, int64, shape `(B, S, S)`. With `multilabel`: masks, float32, shape
+        `(B, organs, S, S)`.
+
+    Example:
+        >>> bits = torch.tensor([[[0, 1, 5]]], dtype=torch.uint8)
+        >>> unpack_labels(bits, "multiclass").tolist(), unpack_labels(bits, "multilabel").tolist()
+        ([[[0, 1, 3]]], [[[[0.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]]])
+    """
+    if label_mode == "multilabel":
+        places = torch.arange(len(ORGANS), dtype=torch.uint8, device=bits.device)[:, None, None]
+        return (bits[:, None] >> places & 1).float()
+    return torch.tensor(LABEL_IDS, device=bits.device)[bits.long()]
 
 
 class SliceTransform:
-    """Turns rows of the dataset into model inputs. It is a transform for `Dataset.with_transform`.
+    """Turns rows of the dataset into examples. It is a transform for `Dataset.with_transform`.
+
+    An example has `images`, the intensities, float32, shape `(S, S, 1 or 3)`; and `organs`, the organ bits, uint8,
+    shape `(S, S)`. `to_model` turns a batch of examples into the input and the labels of a model.
 
     Args:
-        processor: The model's image processor. Its size, mean and standard deviation are used.
-        label_mode: With `multiclass`, the labels are the label ids in `annotation`. With `multilabel`, they are the
-            masks in `segmentation`, which may overlap.
-        neighbours: Finds the slices for the first and the last channel; None: all three channels show the slice.
-        augment: Changes image and labels at random; None leaves them as they are.
+        processor: The model's image processor.
+        slices: The split. A row is looked up there by its scan and number.
+        label_mode: What the model's channels mean.
+        augment: Changes image and organ bits at random; None leaves them as they are.
         seed: Seed of the augmentation.
         scoring: Whether to add the slice's numbers and its own size. Scores at native resolution need them.
     """
@@ -162,17 +221,15 @@ class SliceTransform:
     def __init__(
         self,
         processor: SegformerImageProcessorPil,
+        slices: "PreparedSlices",
         label_mode: LabelMode = "multiclass",
-        neighbours: SliceNeighbours | None = None,
         augment: Augment | None = None,
         seed: int = 0,
         scoring: bool = False,
     ) -> None:
-        self.image_size: int = processor.size["height"]
-        self.mean = np.array(processor.image_mean, dtype=np.float32)[:, None, None]
-        self.std = np.array(processor.image_std, dtype=np.float32)[:, None, None]
+        self.processor = processor
+        self.slices = slices
         self.label_mode = label_mode
-        self.neighbours = neighbours
         self.augment = augment
         self.seed = seed
         self.scoring = scoring
@@ -180,95 +237,57 @@ class SliceTransform:
         # their copies; they see a change in shared memory.
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
-    def scale(self, raws: Sequence[np.ndarray]) -> np.ndarray:
-        """Scale and resize one raw slice, or three: float32 in 0 to 1, shape `(image_size, image_size, 1 or 3)`."""
-        return np.stack([resize_image(scale_intensity(raw), self.image_size) for raw in raws], axis=-1)
-
-    def normalize(self, image: np.ndarray) -> torch.Tensor:
-        """Normalise scaled slices of shape `(S, S, 1 or 3)` to the three channels of the model, `(3, S, S)`."""
-        # Mean and deviation have the shape (3, 1, 1). A single slice of shape (1, S, S) is repeated to three channels.
-        return torch.from_numpy((image.transpose(2, 0, 1) - self.mean) / self.std)
-
-    def pixel_values(self, raws: Sequence[np.ndarray]) -> torch.Tensor:
-        """Turn one raw slice `(height, width)`, or three, into model input: float32, `(3, image_size, image_size)`."""
-        return self.normalize(self.scale(raws))
-
-    def raw_slices(self, row: dict[str, Any]) -> list[np.ndarray]:
-        """Return the raw slice of a row, or three slices if the model also sees the neighbours."""
-        raw = np.array(row["image"])
-        if self.neighbours is None:
-            return [raw]
-        before, after = self.neighbours(row["scan"], row["slice"])
-        return [before, raw, after]
-
-    def labelled_example(self, row: dict[str, Any], masks: np.ndarray | None) -> dict[str, torch.Tensor]:
-        """Return model input and labels of a slice, with augmentation if it is on.
+    def change(self, slice_id: str, pixels: np.ndarray, organs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a slice.
 
         Args:
-            row: A row of the dataset.
-            masks: The organs' masks, bool, shape `(organs, height, width)`, for the mode multilabel; otherwise None.
+            slice_id: Its id.
+            pixels: As `PreparedSlices.read` returns them, as well as `organs`.
+            organs: The organ bits.
+
+        Returns:
+            Intensities, float32, shape `(S, S, 1 or 3)`; organ bits, uint8, shape `(S, S)`.
         """
-        image = self.scale(self.raw_slices(row))
-        native = np.array(row["annotation"]) if masks is None else masks.transpose(1, 2, 0).astype(np.uint8)
-        labels = resize_labels(native, self.image_size)
-        # The augmentation works on intensities of 0 to 1, so it comes before the normalisation. It works on the size
-        # of the model's input, which is smaller than most slices and so takes less time.
-        if self.augment is not None:
-            # Seed, epoch and slice fix the changes. They do not depend on the order of slices, on the worker process,
-            # or on an interruption. `hash` of a string differs from process to process; a checksum does not.
-            sequence = np.random.SeedSequence([self.seed, int(self.epoch), zlib.crc32(row["id"].encode())])
-            image, labels = self.augment(image, labels, int(sequence.generate_state(1)[0]))
-        # Cross-entropy takes label ids as int64. Binary cross-entropy takes masks as float32, one channel per organ.
-        target = labels.astype(np.int64) if masks is None else labels.transpose(2, 0, 1).astype(np.float32)
-        return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(target)}
+        if self.augment is None:
+            return to_intensity(pixels), organs.copy()
+        # Seed, epoch and slice fix the changes. They do not depend on the order of slices, on the worker process,
+        # or on an interruption. `hash` of a string differs from process to process; a checksum does not.
+        seed = zlib.crc32(f"{self.seed} {int(self.epoch)} {slice_id}".encode())
+        # The augmentation works on intensities of 0 to 1. It works on the size of the model's input, which is smaller
+        # than most slices and so takes less time.
+        return self.augment(to_intensity(pixels), organs, seed)
 
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Transform rows. `datasets` passes and expects a list of values for each column."""
-        examples = []
-        for values in zip(*rows.values(), strict=True):
-            row = dict(zip(rows, values, strict=True))
-            masks = None
-            if self.label_mode == "multilabel":
-                masks = organ_masks(row["segmentation"], row["height"], row["width"])
-            example = self.labelled_example(row, masks)
-            if self.scoring:
-                # Numbers instead of the id, because tensors hold no text. The Trainer collects tensors of all
-                # processes.
-                example["slice_id"] = torch.tensor([row["case"], row["day"], row["slice"]])
-                example["native_size"] = torch.tensor([row["height"], row["width"]])
-            examples.append(example)
-        return {key: [example[key] for example in examples] for key in examples[0]}
+        found = self.slices.read(list(zip(rows["scan"], rows["slice"], strict=True)))
+        changed = [self.change(slice_id, *one) for slice_id, one in zip(rows["id"], found, strict=True)]
+        # A flip may give a view that runs backwards through memory, which PyTorch does not know.
+        images, organs = (
+            [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+            for arrays in zip(*changed, strict=True)
+        )
+        examples: dict[str, list[Any]] = {"images": images, "organs": organs}
+        if self.scoring:
+            # Numbers instead of the id, because tensors hold no text. The Trainer collects tensors of all processes.
+            examples["slice_id"] = list(torch.tensor([rows["case"], rows["day"], rows["slice"]]).T)
+            examples["native_size"] = list(torch.tensor([rows["height"], rows["width"]]).T)
+        return examples
+
+    def to_model(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn a batch of examples into the input of the model and its labels, on the device of the batch.
+
+        Returns:
+            `pixel_values`, float32, shape `(B, 3, S, S)`; and `labels`, see `unpack_labels`.
+        """
+        return normalize(batch["images"], self.processor), unpack_labels(batch["organs"], self.label_mode)
 
 
-def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack examples to a batch.
-
-    Returns:
-        `pixel_values`, shape `(B, 3, S, S)`; `labels`, shape `(B, S, S)` or `(B, organs, S, S)`. If the transform is
-        scoring, also `slice_id`, shape `(B, 3)`: case, day and number of the slice; and `native_size`, shape `(B, 2)`:
-        height and width in pixels.
-    """
-    return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
-
-
-def scoring_transform(
-    processor: SegformerImageProcessorPil, label_mode: LabelMode, dataset: "Dataset", slice_context: int
-) -> SliceTransform:
-    """Return the transform with which a model scores the slices of a dataset.
-
-    Args:
-        processor: The model's image processor.
-        label_mode: What the model's channels mean.
-        dataset: The slices. Neighbours are found among them.
-        slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
-
-    Raises:
-        InputError: If the model needs neighbours and no slice has one.
-    """
-    neighbours = SliceNeighbours(dataset, slice_context) if slice_context else None
-    return SliceTransform(processor, label_mode, neighbours, scoring=True)
+def attach_transform(dataset: "Dataset", transform: SliceTransform) -> "Dataset":
+    """Return a dataset whose rows are examples: the transform runs each time that a row is read."""
+    # Only these columns are read of each row. Its image comes from `PreparedSlices`.
+    return dataset.with_transform(transform, columns=SCORING_COLUMNS if transform.scoring else SLICE_COLUMNS)
 
 
 def attached_transform(dataset: "Dataset") -> SliceTransform:
-    """Return the transform that `transform_splits` attached to a split."""
+    """Return the transform that `attach_transform` attached to a split."""
     return dataset.format["format_kwargs"]["transform"]

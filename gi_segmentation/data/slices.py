@@ -11,10 +11,12 @@ from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
-from gi_segmentation.data.preprocessing import SliceNeighbours, SliceTransform
+from gi_segmentation.data.prepared import PreparedSlices, cache_slices
+from gi_segmentation.data.preprocessing import SliceTransform, attach_transform
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import ALL_FOLDS, dataset_features, find_voxel_size_mm
+from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, find_voxel_size_mm
 
+SPLITS = ("train", "validation")
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
 
 
@@ -83,17 +85,18 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
     """Load and check the splits `train` and `validation`.
 
     Args:
-        data_args: Name and revision of the dataset, and the fold that is held back.
+        data_args: Name and revision of the dataset, the fold that is held back, and whether to cache the slices.
 
     Returns:
-        `train` and `validation`, with all slices. With `--fold all`, `validation` is empty.
+        `train` and `validation`, with all slices, and the columns of the cache. With `--fold all`, `validation` is
+        empty.
 
     Raises:
         InputError: If the dataset, a split, a column or the fold is missing, a patient is in both splits, or the
             slices of a validation scan do not form a volume.
     """
     loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision)
-    missing = [split for split in ("train", "validation") if split not in loaded]
+    missing = [split for split in SPLITS if split not in loaded]
     if missing:
         raise InputError(
             f"{data_args.dataset_name}: expected the splits train and validation, got {', '.join(loaded)}; "
@@ -105,6 +108,9 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"{data_args.dataset_name}: lacks the columns {', '.join(sorted(columns))}, because it was built by an "
             f"older version; build it again: `{BUILD_COMMAND}`"
         )
+    if data_args.cache_slices:
+        # Before the fold is taken out, so that all folds share one cache.
+        loaded = DatasetDict({split: cache_slices(loaded[split], data_args.image_size) for split in SPLITS})
     if data_args.fold is not None:
         loaded = split_by_fold(loaded, data_args.dataset_name, data_args.fold)
     train, validation = loaded["train"], loaded["validation"]
@@ -215,12 +221,29 @@ def transform_splits(
         InputError: If the model needs neighbours and no slice of a split has one.
     """
     # A neighbour may be any slice of the split, even one that `select_samples` left out.
-    neighbours: dict[str, SliceNeighbours | None] = dict.fromkeys(slices)
-    if data_args.slice_context:
-        neighbours |= {split: SliceNeighbours(s, data_args.slice_context) for split, s in slices.items() if len(s)}
+    size, context = processor.size["height"], data_args.slice_context
+    whole = {split: PreparedSlices(slices[split], size, context) for split in SPLITS}
     augmentation = partial(augment, build_augmentation()) if data_args.augmentation else None
     # Nothing is computed here. The transforms run when a slice is read, so every epoch makes other random changes.
     mode = model_args.label_mode
-    train = SliceTransform(processor, mode, neighbours["train"], augmentation, seed)
-    validation = SliceTransform(processor, mode, neighbours["validation"], scoring=True)
-    return samples["train"].with_transform(train), samples["validation"].with_transform(validation)
+    train = SliceTransform(processor, whole["train"], mode, augmentation, seed)
+    validation = SliceTransform(processor, whole["validation"], mode, scoring=True)
+    return attach_transform(samples["train"], train), attach_transform(samples["validation"], validation)
+
+
+def attach_scoring_transform(
+    dataset: Dataset, processor: SegformerImageProcessorPil, label_mode: LabelMode, slice_context: int
+) -> Dataset:
+    """Attach the transform with which a model scores the slices of a dataset.
+
+    Args:
+        dataset: The slices. Neighbours are found among them.
+        processor: The model's image processor.
+        label_mode: What the model's channels mean.
+        slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
+
+    Raises:
+        InputError: If the model needs neighbours and no slice has one.
+    """
+    slices = PreparedSlices(dataset, processor.size["height"], slice_context)
+    return attach_transform(dataset, SliceTransform(processor, slices, label_mode, scoring=True))

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.preprocessing import collate, scoring_transform
+from gi_segmentation.data.preprocessing import normalize, unpack_labels
+from gi_segmentation.data.slices import attach_scoring_transform
 from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.inference.predictor import Member
 from gi_segmentation.rules import CompetitionRules
@@ -59,12 +60,10 @@ def read_batches(
     # in the same order.
     loaders = []
     for member in members:
-        transform = scoring_transform(member.processor, member.label_mode, dataset, member.slice_context)
+        ready = attach_scoring_transform(dataset, member.processor, member.label_mode, member.slice_context)
         # The processes are shared among the loaders. If any are wanted, each loader has at least one.
         workers = max(num_workers // len(members), min(num_workers, 1))
-        loaders.append(
-            DataLoader(dataset.with_transform(transform), batch_size, num_workers=workers, collate_fn=collate)
-        )
+        loaders.append(DataLoader(ready, batch_size, num_workers=workers, collate_fn=default_collate))
     for batches in zip(*loaders, strict=True):
         yield list(batches)
 
@@ -90,13 +89,17 @@ def compare_members(
     progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
     with progress, torch.no_grad():
         for batches in read_batches(members, dataset, batch_size, num_workers):
-            inputs = [b["pixel_values"].to(m.model.device) for m, b in zip(members, batches, strict=True)]
+            inputs = [
+                normalize(batch["images"].to(member.model.device), member.processor)
+                for member, batch in zip(members, batches, strict=True)
+            ]
             logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
-            # Sizes and ids are the same in all batches. `labels` have the input size of the first checkpoint.
+            # Sizes and ids are the same in all batches. The labels have the input size of the first checkpoint.
             batch = batches[0]
+            labels = unpack_labels(batch["organs"], label_mode)
             for way, chosen in ways_to_predict(members, logits).items():
                 packed = pack_masks(predict_batch(chosen, label_mode, batch["native_size"])).numpy()
-                label_counts = count_labels(chosen, label_mode, batch["labels"]).numpy()
+                label_counts = count_labels(chosen, label_mode, labels).numpy()
                 for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
                     scorers[way].add(*one)
             # The time of a usual scan is enough, so only the first slices are predicted a second time for it.

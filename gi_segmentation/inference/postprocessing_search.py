@@ -24,11 +24,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.preprocessing import collate, scoring_transform
-from gi_segmentation.data.slices import plan_scans
+from gi_segmentation.data.preprocessing import normalize
+from gi_segmentation.data.slices import attach_scoring_transform, plan_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.masks import predict_organs
 from gi_segmentation.inference.postprocessing import (
@@ -191,10 +191,10 @@ def predict_scans(
         InputError: As `plan_scans`.
     """
     plans = plan_scans(dataset)
-    transform = scoring_transform(member.processor, member.label_mode, dataset, member.slice_context)
     # The slices of each scan in the order of their numbers, so that the logits of a scan come one after the other.
     ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
-    loader = DataLoader(ordered.with_transform(transform), batch_size, num_workers=num_workers, collate_fn=collate)
+    ready = attach_scoring_transform(ordered, member.processor, member.label_mode, member.slice_context)
+    loader = DataLoader(ready, batch_size, num_workers=num_workers, collate_fn=default_collate)
     logits = predict_each(member, loader)
     rows = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"])
     for name, plan in plans.items():
@@ -217,7 +217,8 @@ def predict_each(member: Member, loader: DataLoader) -> Iterator[torch.Tensor]:
     """Yield the logits of each slice, shape `(1, channels, h, w)`, in the order of the loader."""
     for batch in loader:
         with torch.no_grad():
-            logits = member.model(pixel_values=batch["pixel_values"].to(member.model.device)).logits
+            images = batch["images"].to(member.model.device)
+            logits = member.model(pixel_values=normalize(images, member.processor)).logits
         # `split` keeps the axis of the batch, which `predict_organs` expects.
         yield from logits.split(1)
 

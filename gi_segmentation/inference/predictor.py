@@ -13,12 +13,18 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.data.kaggle import KaggleDataError, SliceFile, read_slice
-from gi_segmentation.data.preprocessing import SliceTransform, attached_transform, collate, find_neighbours
+from gi_segmentation.data.preprocessing import (
+    attached_transform,
+    find_neighbours,
+    normalize,
+    prepare_image,
+    to_intensity,
+)
 from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.masks import flip_logits, predict_batch, predict_masks, predict_organs
 from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
@@ -132,7 +138,7 @@ def move_model(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
 
 
 class SliceFolder(Dataset):
-    """Reads slice files as model input. An item has one tensor per checkpoint, float32, shape `(3, S, S)`.
+    """Reads slice files. An item has the intensities for each checkpoint: float32 in 0 to 1, shape `(S, S, 1 or 3)`.
 
     Args:
         slices: The files. Neighbours are found among them.
@@ -142,7 +148,7 @@ class SliceFolder(Dataset):
     def __init__(self, slices: list[SliceFile], members: list[Member]) -> None:
         self.slices = slices
         # Worker processes get a copy of this object, and do not need the models.
-        self.settings = [(SliceTransform(member.processor), member.slice_context) for member in members]
+        self.settings = [(member.processor.size["height"], member.slice_context) for member in members]
         self.scans: dict[str, dict[int, SliceFile]] = defaultdict(dict)
         for slice_file in slices:
             self.scans[slice_file.scan][slice_file.number] = slice_file
@@ -157,14 +163,16 @@ class SliceFolder(Dataset):
             # Returned and not raised: PyTorch would put the whole traceback of the worker process into the message.
             return error
 
-    def prepare(self, slice_file: SliceFile, transform: SliceTransform, slice_context: int) -> torch.Tensor:
-        """Return the model input of one slice: float32, shape `(3, S, S)`."""
-        if not slice_context:
-            return transform.pixel_values([read_pixels(slice_file)])
-        scan, number = self.scans[slice_file.scan], slice_file.number
-        # The same rule for gaps and ends as in training.
-        before, after = find_neighbours(scan, number, slice_context)
-        return transform.pixel_values([read_pixels(scan[which]) for which in (before, number, after)])
+    def prepare(self, slice_file: SliceFile, image_size: int, slice_context: int) -> torch.Tensor:
+        """Return the intensities of one slice, or of three: float32, shape `(S, S, 1 or 3)`."""
+        shown = [slice_file]
+        if slice_context:
+            scan, number = self.scans[slice_file.scan], slice_file.number
+            # The same rule for gaps and ends as in training.
+            before, after = find_neighbours(scan, number, slice_context)
+            shown = [scan[before], slice_file, scan[after]]
+        pixels = np.stack([prepare_image(read_pixels(one), image_size) for one in shown], axis=-1)
+        return torch.from_numpy(to_intensity(pixels))
 
 
 def read_pixels(slice_file: SliceFile) -> np.ndarray:
@@ -179,19 +187,22 @@ def read_pixels(slice_file: SliceFile) -> np.ndarray:
 
 
 def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torch.Tensor] | KaggleDataError:
-    """Stack items of `SliceFolder` to a batch: per checkpoint float32, shape `(B, 3, S, S)`; or return an error."""
+    """Stack items of `SliceFolder` to a batch: per checkpoint float32, `(B, S, S, 1 or 3)`; or return an error."""
     errors = [item for item in items if isinstance(item, KaggleDataError)]
     return errors[0] if errors else [torch.stack(inputs) for inputs in zip(*items, strict=True)]
 
 
 def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
     """Return the logits of each checkpoint for its own input. With `flips`, they are averaged over flipped slices."""
-    return [
-        flip_logits(member.model, pixel_values.to(member.model.device)).mean(dim=0)
-        if flips
-        else member.model(pixel_values=pixel_values.to(member.model.device)).logits
-        for member, pixel_values in zip(members, inputs, strict=True)
-    ]
+    logits = []
+    for member, images in zip(members, inputs, strict=True):
+        pixel_values = normalize(images.to(member.model.device), member.processor)
+        logits.append(
+            flip_logits(member.model, pixel_values).mean(dim=0)
+            if flips
+            else member.model(pixel_values=pixel_values).logits
+        )
+    return logits
 
 
 def predict_logits(
@@ -340,13 +351,13 @@ def count_slices(model: PreTrainedModel, dataset: Any, batch_size: int = 16) -> 
         Pixels in both masks, predicted and true, on the native grid: int64, shape `(slices, organs, 3)`.
     """
     counts = []
-    label_mode = attached_transform(dataset).label_mode
+    transform = attached_transform(dataset)
     # The truth comes from the encodings and not from `labels`, which have the size of the model's input.
     outlines = iter(dataset.with_format(None)["segmentation"])
-    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="Scoring", unit="batch"):
+    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=default_collate), desc="Scoring", unit="batch"):
         with torch.no_grad():
-            logits = model(pixel_values=batch["pixel_values"].to(model.device)).logits
-        for preds in predict_batch([logits], label_mode, batch["native_size"]):
+            logits = model(pixel_values=normalize(batch["images"].to(model.device), transform.processor)).logits
+        for preds in predict_batch([logits], transform.label_mode, batch["native_size"]):
             target = organ_masks(next(outlines), *preds.shape[1:])
             counts.append(np.stack(count_pixels(preds.cpu().numpy(), target), axis=-1))
     return np.stack(counts)

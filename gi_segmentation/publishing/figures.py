@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
-from gi_segmentation.data.preprocessing import attached_transform, scale_intensity
+from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity, to_intensity
 from gi_segmentation.inference.masks import predict_masks
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import COLOURS, ORGANS
@@ -123,8 +123,9 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
     row, transform = dataset.with_format(None)[index], attached_transform(dataset)
     truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
     with torch.no_grad():
-        pixel_values = transform.pixel_values(transform.raw_slices(row))[None].to(model.device)
-        logits = [model(pixel_values=pixel_values).logits]
+        ((pixels, _),) = transform.slices.read([(row["scan"], row["slice"])])
+        images = torch.from_numpy(to_intensity(pixels))[None].to(model.device)
+        logits = [model(pixel_values=normalize(images, transform.processor)).logits]
         preds = predict_masks(logits, transform.label_mode, row["height"], row["width"])[0].cpu().numpy()
     # Both masks have the native size of the slice, as in the scores. An organ that is in neither mask has a Dice of
     # NaN and is left out of the mean.

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler, default_collate
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from gi_segmentation.arguments import DataArguments, RunArguments
-from gi_segmentation.data.preprocessing import SliceTransform, attached_transform, collate
+from gi_segmentation.data.preprocessing import SliceTransform, attached_transform
 from gi_segmentation.data.sampling import BalancedSampler, shown_organs
 from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
-from gi_segmentation.internals import CheckpointLoading, find_train_batch_size
+from gi_segmentation.internals import CheckpointLoading, find_train_batch_size, speed_up_segformer_head
 from gi_segmentation.models.heads import (
     all_logits,
     drop_auxiliary_head,
@@ -102,7 +102,8 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
     def __init__(self, *args: Any, balanced: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.balanced = balanced
-        self.label_mode: LabelMode = attached_transform(cast(Dataset, self.train_dataset)).label_mode
+        self.transform = attached_transform(cast(Dataset, self.train_dataset))
+        self.label_mode: LabelMode = self.transform.label_mode
         self.with_flips = False
         # This number stays on the GPU. Reading each loss from the GPU would make the CPU wait for every batch.
         self.greatest_loss = torch.zeros((), device=self.args.device)
@@ -116,7 +117,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         """Return the sampler that decides which slices an epoch draws, and in which order."""
         dataset = cast(Dataset, self.train_dataset)
         if self.balanced:
-            return BalancedSampler(shown_organs(dataset), self.args.seed, attached_transform(dataset).epoch)
+            return BalancedSampler(shown_organs(dataset), self.args.seed, self.transform.epoch)
         return RandomSampler(dataset)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -202,14 +203,15 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         """
         # `Trainer` offers `compute_loss_func` for a loss like this. It would multiply the loss by the number of
         # processes, which is right for a sum over tokens but not for a mean.
-        outputs = model(pixel_values=inputs["pixel_values"])
+        pixel_values, labels = self.transform.to_model(inputs)
+        outputs = model(pixel_values=pixel_values)
         # The validation loss only shows whether something is wrong. So it is the mean over the batches of each
         # process, and the processes exchange no sums for it.
         reduce = self.accelerator.reduce if model.training else None
         weights = (1.0, getattr(self.model.config, "auxiliary_loss_weight", 0.0))
         loss = torch.zeros((), device=outputs.logits.device)
         for weight, logits in zip(weights, all_logits(outputs), strict=False):
-            arguments = inputs["labels"], self.label_mode, reduce, self.args.world_size
+            arguments = labels, self.label_mode, reduce, self.args.world_size
             loss = loss + weight * dice_cross_entropy_loss(logits, *arguments)
         if model.training:
             # The maximum of NaN and a number is NaN, so a loss that is not a number is not lost.
@@ -280,13 +282,14 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # `Trainer` collects these results from all processes. Logits of one slice take 4 bytes per pixel and channel,
         # and packed masks take a bit per pixel and organ. The masks have the native size of their slice, because the
         # scores are computed there.
+        pixel_values, labels = self.transform.to_model(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            logits = flip_logits(model, inputs["pixel_values"]).mean(dim=0) if self.with_flips else outputs.logits
+            logits = flip_logits(model, pixel_values).mean(dim=0) if self.with_flips else outputs.logits
         if prediction_loss_only:
             return loss.detach(), None, None
         masks = pack_masks(predict_batch([logits], self.label_mode, inputs["native_size"]))
-        return loss.detach(), (masks, count_labels([logits], self.label_mode, inputs["labels"])), inputs["slice_id"]
+        return loss.detach(), (masks, count_labels([logits], self.label_mode, labels)), inputs["slice_id"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights to publish, and beside them the weights from which an interrupted training continues."""
@@ -333,6 +336,8 @@ def build_trainer(
             model does not support it.
     """
     return_auxiliary_logits(model)
+    if run_args.fast_head:
+        speed_up_segformer_head(model)
     # `Trainer` switches gradient checkpointing on when the training starts. This call makes that possible for ConvNeXt
     # backbones, and stops here for a family that cannot do it.
     if run_args.gradient_checkpointing:
@@ -347,7 +352,7 @@ def build_trainer(
         return SegmentationTrainer(
             model=model,
             args=run_args,
-            data_collator=collate,
+            data_collator=default_collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset if len(eval_dataset) else None,
             processing_class=processor,

@@ -11,7 +11,15 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
-from gi_segmentation.data.preprocessing import SliceTransform, collate, resize_image, resize_labels, scale_intensity
+from gi_segmentation.data.preprocessing import (
+    normalize,
+    prepare_image,
+    resize_image,
+    resize_organs,
+    scale_intensity,
+    to_intensity,
+    unpack_labels,
+)
 from gi_segmentation.data.sampling import shown_organs
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import InputError
@@ -38,6 +46,7 @@ def pixel_values_by_the_card(raw: np.ndarray, processor: Any, size: int) -> torc
     scaled = torch.from_numpy(raw.astype("float32"))
     image = (scaled / (scaled + scaled.mean().clamp(min=1))).expand(1, 3, -1, -1)
     image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    image = (image * 65535).round() / 65535
     return processor(image, do_resize=False, do_rescale=False, return_tensors="pt")["pixel_values"][0]
 
 
@@ -69,7 +78,8 @@ class TestPixels:
         top = {"bright": 65535, "dark": 300, "black": 0}[kind]
         raw = np.random.default_rng(0).integers(0, top + 1, shape).astype(np.uint16)
         processor = new_processor(SIZE, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
-        values = SliceTransform(processor).pixel_values([raw])
+        images = torch.from_numpy(to_intensity(prepare_image(raw, SIZE)))[None, ..., None]
+        (values,) = normalize(images, processor)
         assert (values.shape, values.dtype) == ((3, SIZE, SIZE), torch.float32)
         torch.testing.assert_close(values, pixel_values_by_the_card(raw, processor, SIZE), atol=2e-6, rtol=0)
 
@@ -80,16 +90,16 @@ class TestPixels:
 
     def test_resizing_labels_takes_the_nearest_pixel(self) -> None:
         labels = np.array([[0, 3], [1, 2]], dtype=np.uint8)
-        np.testing.assert_array_equal(resize_labels(labels, 6), labels.repeat(3, axis=0).repeat(3, axis=1))
+        np.testing.assert_array_equal(resize_organs(labels, 6), labels.repeat(3, axis=0).repeat(3, axis=1))
         wide = np.repeat([[1, 3]], 50, axis=1).repeat(70, axis=0).astype(np.uint8)
-        small = resize_labels(wide, 10)
+        small = resize_organs(wide, 10)
         assert (small[:, :5] == 1).all() and (small[:, 5:] == 3).all() and small.dtype == np.uint8
 
     def test_resized_image_and_labels_still_fit(self) -> None:
         labels = np.zeros((266, 310), dtype=np.uint8)
         labels[60:200, 100:250] = 1
         image = resize_image(labels.astype(np.float32), SIZE)
-        assert ((image > 0.5) == (resize_labels(labels, SIZE) == 1)).mean() > 0.99
+        assert ((image > 0.5) == (resize_organs(labels, SIZE) == 1)).mean() > 0.99
 
 
 class TestOrganMasks:
@@ -107,8 +117,12 @@ class TestOrganMasks:
             assert example["slice_id"].tolist() == [row["case"], row["day"], row["slice"]]
             assert example["native_size"].tolist() == [row["height"], row["width"]]
             labels = np.array(row["annotation"])
-            np.testing.assert_array_equal(example["labels"].numpy(), resize_labels(labels, SIZE))
             masks = organ_masks(row["segmentation"], row["height"], row["width"])
+            ids = unpack_labels(example["organs"][None], "multiclass")[0]
+            np.testing.assert_array_equal(ids.numpy(), resize_organs(labels, SIZE))
+            both = unpack_labels(example["organs"][None], "multilabel")[0]
+            for mask, resized in zip(masks, both, strict=True):
+                np.testing.assert_array_equal(resized.numpy(), resize_organs(mask.astype(np.uint8), SIZE))
             np.testing.assert_array_equal(masks.any(axis=0), labels > 0)
             overlapping += (masks.sum(axis=0) > 1).any()
         assert overlapping, "the test data has no overlap to keep"
@@ -116,13 +130,6 @@ class TestOrganMasks:
         for row, organs in zip(slices["train"], shown, strict=True):
             labels = np.array(row["annotation"])
             assert organs.any() == labels.any() and organs[labels[labels > 0] - 1].all()
-
-
-def test_collate_stacks_the_tensors_of_the_examples() -> None:
-    examples = [{"pixel_values": torch.full((3, 8, 8), float(n)), "slice_id": torch.tensor([1, 0, n])} for n in (4, 5)]
-    batch = collate(examples)
-    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [4, 5]
-    assert batch["slice_id"].tolist() == [[1, 0, 4], [1, 0, 5]] and len(batch) == 2
 
 
 class TestLoading:
@@ -214,6 +221,6 @@ class TestLoading:
 
 def test_a_saved_processor_normalizes_with_its_own_mean_and_deviation(tmp_path: Path) -> None:
     new_processor(SIZE, mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1.0]).save_pretrained(tmp_path)
-    transform = SliceTransform(SegformerImageProcessorPil.from_pretrained(tmp_path))
-    values = transform.normalize(np.full((2, 2, 1), 0.75, dtype=np.float32))
+    processor = SegformerImageProcessorPil.from_pretrained(tmp_path)
+    (values,) = normalize(torch.full((1, 2, 2, 1), 0.75), processor)
     assert values[:, 0, 0].tolist() == [1.0, 0.5, 0.25]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import default_collate
 from transformers import AutoModelForSemanticSegmentation, TrainerCallback
 
 import run_segmentation
-from gi_segmentation.data.preprocessing import collate
 from gi_segmentation.errors import InputError
 from gi_segmentation.training.checkpoints import find_checkpoint
 from gi_segmentation.training.evaluation import ComputeMetrics
@@ -134,8 +134,8 @@ def test_every_epoch_augments_the_slices_differently(dataset_dir: Path, tmp_path
 
     def collate_and_keep(examples: list[dict[str, Any]]) -> dict[str, Any]:
         if "slice_id" not in examples[0]:
-            seen.append(sorted(example["pixel_values"].sum().item() for example in examples))
-        return collate(examples)
+            seen.append(sorted(example["images"].sum().item() for example in examples))
+        return default_collate(examples)
 
     trainer.data_collator = collate_and_keep
     train(trainer)
@@ -226,9 +226,9 @@ def batch_losses(trainer: SegmentationTrainer, batch_size: int) -> torch.Tensor:
     """Return the losses of the first four slices in batches of a size, without dropout and with running statistics."""
     model, losses = trainer.model.eval(), []
     for start in range(0, 4, batch_size):
-        batch = collate([trainer.train_dataset[index] for index in range(start, start + batch_size)])
-        logits = model(pixel_values=batch["pixel_values"]).logits
-        losses.append(dice_cross_entropy_loss(logits, batch["labels"], trainer.label_mode))
+        batch = default_collate([trainer.train_dataset[index] for index in range(start, start + batch_size)])
+        pixel_values, labels = trainer.transform.to_model(batch)
+        losses.append(dice_cross_entropy_loss(model(pixel_values=pixel_values).logits, labels, trainer.label_mode))
     return torch.stack(losses)
 
 

@@ -1,0 +1,172 @@
+"""Prepared slices: from the cache of `datasets`, or made at each visit.
+
+Decoding and resizing a slice takes several times as long as augmenting it, and gives the same result in every epoch.
+So it is done once, for all slices of the dataset. `datasets` keeps the result in its cache, in files that are mapped
+into memory. All folds, epochs, processes and later trainings with the same `--image_size` use these files.
+"""
+
+import inspect
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import cv2
+import numpy as np
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+from gi_segmentation import rle
+from gi_segmentation.data import preprocessing
+from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
+from gi_segmentation.errors import InputError
+
+# The columns of the cache: prepared pixels with two bytes each, and organ bits with one byte per pixel. `large_binary`
+# has room for more than 2 GB in one piece.
+CACHE_FEATURES = Features({"pixels": Value("large_binary"), "organs": Value("large_binary")})
+BYTES_PER_PIXEL = 3
+# With fewer slices than this, a process takes longer to start than to work.
+SLICES_PER_PROCESS = 500
+
+
+def prepare_rows(rows: dict[str, list[Any]], image_size: int, code: str) -> dict[str, list[bytes]]:
+    """Prepare rows for the cache. `datasets` passes and expects a list of values for each column.
+
+    Args:
+        rows: The columns `image`, `segmentation`, `height` and `width`.
+        image_size: Height and width of the prepared slices.
+        code: Not used. It is a part of the fingerprint under which `datasets` keeps the result.
+    """
+    columns = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    return {
+        "pixels": [prepare_image(np.array(row["image"]), image_size).tobytes() for row in columns],
+        "organs": [prepare_organs(row, image_size).tobytes() for row in columns],
+    }
+
+
+def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
+    """Return the dataset with the columns of `CACHE_FEATURES`, with a progress bar if they have to be made.
+
+    Args:
+        dataset: All slices of a split, as they were built.
+        image_size: Height and width of the prepared slices.
+
+    Raises:
+        InputError: If the cache cannot be written.
+    """
+    # `datasets` finds an earlier result by a fingerprint of the rows, the function's name and these arguments. It does
+    # not look into functions of an installed package, so a changed rule would not be noticed without the source code.
+    code = "".join(inspect.getsource(module) for module in (preprocessing, rle))
+    source = dataset.select_columns(["image", "segmentation", "height", "width"])
+    num_proc = min(len(os.sched_getaffinity(0)), len(source) // SLICES_PER_PROCESS)
+    try:
+        prepared = source.map(
+            prepare_rows,
+            batched=True,
+            batch_size=32,
+            writer_batch_size=32,
+            remove_columns=source.column_names,
+            features=CACHE_FEATURES,
+            fn_kwargs={"image_size": image_size, "code": code},
+            num_proc=num_proc if num_proc > 1 else None,
+            desc=f"Preparing slices of {image_size} x {image_size} pixels",
+        )
+    except OSError as error:
+        # `datasets` has removed the file that it could not finish.
+        raise InputError(
+            f"--cache_slices: {len(dataset)} slices of {image_size} x {image_size} pixels need "
+            f"{BYTES_PER_PIXEL * image_size**2 * len(dataset) / 1e9:.1f} GB in the cache of datasets, but: {error}; "
+            f"free some space, name another folder by HF_DATASETS_CACHE, or add --no_cache_slices"
+        ) from error
+    # The new columns stand beside the old ones. Nothing is copied.
+    return concatenate_datasets([dataset, prepared], axis=1)
+
+
+class PreparedSlices:
+    """Gives what a model is shown of a slice, and the organ bits, from the cache if the dataset has it.
+
+    Args:
+        dataset: A whole split. With `--max_train_samples` it has more slices than the training uses.
+        image_size: Height and width of the model's input.
+        slice_context: Distance to the neighbours, in slices; 0: a slice is shown alone.
+
+    Raises:
+        InputError: If neighbours are wanted and no slice has one.
+    """
+
+    def __init__(self, dataset: "Dataset", image_size: int, slice_context: int = 0) -> None:
+        self.image_size = image_size
+        self.slice_context = slice_context
+        # With the format `arrow`, a row of the cache is not copied. A cache of another size is of no use.
+        self.cache: Dataset | None = None
+        if len(dataset) and set(CACHE_FEATURES) <= set(dataset.column_names):
+            cache = dataset.select_columns(list(CACHE_FEATURES)).with_format("arrow")
+            if len(cache[0]["organs"][0].as_buffer()) == image_size**2:
+                self.cache = cache
+        columns = ["image", "segmentation", "height", "width"]
+        self.images = dataset.with_format(None).select_columns(columns)
+        self.rows: dict[str, dict[int, int]] = defaultdict(dict)
+        plain = dataset.with_format(None)
+        for row, (scan, number) in enumerate(zip(plain["scan"], plain["slice"], strict=True)):
+            self.rows[scan][number] = row
+        # If every slice were its own neighbour, the model would see three equal channels, and nobody would notice.
+        if (
+            slice_context
+            and len(dataset)
+            and all(
+                find_neighbours(numbers, number, slice_context) == (number, number)
+                for numbers in self.rows.values()
+                for number in numbers
+            )
+        ):
+            raise InputError(
+                f"--slice_context {slice_context}: expected slices with neighbours at most that far away in their "
+                f"scan, but none of the {len(dataset)} slices of a split has one; use 0, or build the dataset from "
+                f"whole scans"
+            )
+
+    def find_rows(self, scan: str, number: int) -> list[int]:
+        """Return the rows of the slices that a model is shown for a slice: the slice alone, or three slices."""
+        numbers = self.rows[scan]
+        if not self.slice_context:
+            return [numbers[number]]
+        before, after = find_neighbours(numbers, number, self.slice_context)
+        return [numbers[before], numbers[number], numbers[after]]
+
+    def read(self, slices: Sequence[tuple[str, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return what a model is shown for some slices.
+
+        Args:
+            slices: Scan and number of each slice.
+
+        Returns:
+            For each slice: prepared pixels, uint16, shape `(S, S, 1 or 3)`; and the organ bits of the slice itself,
+            uint8, shape `(S, S)`. Neither may be changed.
+        """
+        rows = [self.find_rows(scan, number) for scan, number in slices]
+        if self.cache is None:
+            return [self.prepare(shown) for shown in rows]
+        shape = self.image_size, self.image_size
+        # One access for all slices of a batch. The rows of the answer have the order of the question.
+        table = self.cache[[row for shown in rows for row in shown]]
+        pixels = (np.frombuffer(value.as_buffer(), np.uint16).reshape(shape) for value in table.column("pixels"))
+        organs = (np.frombuffer(value.as_buffer(), np.uint8).reshape(shape) for value in table.column("organs"))
+        if not self.slice_context:
+            return [(image[..., None], bits) for image, bits in zip(pixels, organs, strict=True)]
+        # The slice itself is in the middle of the three that are shown. `merge` does what `numpy.stack` does on the
+        # last axis, five times as fast.
+        return [
+            (cv2.merge(list(islice(pixels, len(shown)))), list(islice(organs, len(shown)))[len(shown) // 2])
+            for shown in rows
+        ]
+
+    def prepare(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Do the work of the cache for one slice, see `read`."""
+        shown = self.images[list(dict.fromkeys(rows))]
+        pixels = {
+            row: prepare_image(np.array(image), self.image_size)
+            for row, image in zip(dict.fromkeys(rows), shown["image"], strict=True)
+        }
+        middle = list(dict.fromkeys(rows)).index(rows[len(rows) // 2])
+        outlines = {name: shown[name][middle] for name in ("segmentation", "height", "width")}
+        return np.stack([pixels[row] for row in rows], axis=-1), prepare_organs(outlines, self.image_size)
