@@ -156,6 +156,12 @@ class DataArguments:
                                  "equally often. benchmarks/README.md explains the default."},
     )  # fmt: skip
     augmentation: bool = field(default=True, metadata=DATA | {"help": "Change the training slices at random."})
+    strong_augmentation: bool = field(
+        default=False,
+        metadata=DATA | {"help": "Change the training slices more, and without flips: size, shape, contrast, coil "
+                                 "sensitivity, blur and noise. This is for a few patients; benchmarks/README.md has "
+                                 "figures."},
+    )  # fmt: skip
     cache_slices: bool = field(
         default=True,
         metadata=DATA | {"help": "Decode and resize all slices once, and keep them in the cache of `datasets`. Later "
@@ -175,6 +181,8 @@ class DataArguments:
         """Check the numbers."""
         minima = {"image_size": MIN_IMAGE_SIZE, "slice_context": 0, "max_train_samples": 1, "max_eval_samples": 1}
         check_at_least(self, minima)
+        if self.strong_augmentation and not self.augmentation:
+            raise ValueError("--strong_augmentation needs --augmentation, which is turned off")
         if self.fold is not None and self.fold != ALL_FOLDS and not self.fold.isdecimal():
             raise ValueError(f"--fold must be the number of a fold or {ALL_FOLDS}, but got {self.fold!r}")
 

@@ -27,11 +27,83 @@ NUM_HOLES = (5, 8)
 HOLE_SIDE = (1 / 40, 1 / 20)
 
 
-def build_augmentation() -> A.Compose:
+def shift_scale_rotate(scale: tuple[float, float], degrees: float, shear: float, probability: float) -> A.Affine:
+    """Return a random shift, scale, rotation and shear.
+
+    Args:
+        scale: Least and greatest scale.
+        degrees: Greatest rotation in degrees.
+        shear: Greatest shear in degrees.
+        probability: How often it happens.
+    """
+    return A.Affine(
+        translate_percent=(-MAX_SHIFT, MAX_SHIFT),
+        scale=scale,
+        rotate=(-degrees, degrees),
+        shear=(-shear, shear),
+        # Label ids have no order. A mean of 1 (large bowel) and 3 (stomach) would be 2, the small bowel.
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_NEAREST,
+        p=probability,
+    )
+
+
+def brightness_and_contrast(max_contrast: float) -> A.RandomBrightnessContrast:
+    """Return a random change of brightness and contrast."""
+    # With `ensure_safe_range` the changes are limited so far that no intensity leaves 0 to 1. Without it, bright
+    # tissue would be clipped to one flat value.
+    return A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=max_contrast, ensure_safe_range=True, p=0.5)
+
+
+def holes(probability: float) -> A.CoarseDropout:
+    """Return holes in the image, but not in the labels."""
+    return A.CoarseDropout(
+        num_holes_range=NUM_HOLES, hole_height_range=HOLE_SIDE, hole_width_range=HOLE_SIDE, fill=0, p=probability
+    )
+
+
+def usual_changes() -> list[A.BasicTransform]:
+    """Return the changes of the original project."""
+    scale = 1 - MAX_SCALE_CHANGE, 1 + MAX_SCALE_CHANGE
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.VerticalFlip(p=0.5),
+        shift_scale_rotate(scale, MAX_ROTATION_DEGREES, shear=0, probability=0.5),
+        brightness_and_contrast(0.2),
+        holes(0.5),
+    ]
+
+
+def strong_changes() -> list[A.BasicTransform]:
+    """Return changes that make few patients look like many. They are our choice, see benchmarks/README.md.
+
+    Patients differ in size, posture and shape, scanners in contrast, noise and the sensitivity of their coils. All
+    patients lie in the scanner the same way, so there are no flips.
+    """
+    return [
+        shift_scale_rotate((0.75, 1.3), degrees=15, shear=6, probability=0.9),
+        A.ElasticTransform(
+            alpha=30, sigma=8, interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST, p=0.3
+        ),
+        A.RandomGamma(gamma_limit=(60, 160), p=0.5),
+        brightness_and_contrast(0.3),
+        # Intensities that grow or fall across the slice, as far from a coil.
+        A.Illumination(mode="linear", intensity_range=(0.05, 0.2), p=0.5),
+        A.GaussianBlur(blur_limit=(3, 3), p=0.15),
+        A.GaussNoise(std_range=(0.01, 0.04), p=0.25),
+        holes(0.3),
+    ]
+
+
+def build_augmentation(strong: bool = False) -> A.Compose:
     """Build the augmentation of a training slice and its labels.
 
-    The changes are: a left-right flip; an up-down flip; shift, scale and rotation together; brightness and contrast;
-    holes in the image, but not in the labels. Each change happens with a probability of 0.5.
+    The usual changes are: a left-right flip; an up-down flip; shift, scale and rotation together; brightness and
+    contrast; holes in the image, but not in the labels. Each happens with a probability of 0.5. The strong changes are
+    in `strong_changes`.
+
+    Args:
+        strong: Whether to make the strong changes.
 
     Returns:
         A pipeline that takes and returns `image` (float32 in 0 to 1, shape `(height, width, channels)`) and `mask`
@@ -43,27 +115,7 @@ def build_augmentation() -> A.Compose:
     # By default albumentations warns about an unknown argument, ignores it and goes on. Here the warning is an error.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return A.Compose(
-            [
-                A.HorizontalFlip(p=0.5),
-                A.VerticalFlip(p=0.5),
-                A.Affine(
-                    translate_percent=(-MAX_SHIFT, MAX_SHIFT),
-                    scale=(1 - MAX_SCALE_CHANGE, 1 + MAX_SCALE_CHANGE),
-                    rotate=(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES),
-                    # Label ids have no order. A mean of 1 (large bowel) and 3 (stomach) would be 2, the small bowel.
-                    interpolation=cv2.INTER_LINEAR,
-                    mask_interpolation=cv2.INTER_NEAREST,
-                    p=0.5,
-                ),
-                # With `ensure_safe_range` the changes are limited so far that no intensity leaves 0 to 1. Without it,
-                # bright tissue would be clipped to one flat value.
-                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, ensure_safe_range=True, p=0.5),
-                A.CoarseDropout(
-                    num_holes_range=NUM_HOLES, hole_height_range=HOLE_SIDE, hole_width_range=HOLE_SIDE, fill=0, p=0.5
-                ),
-            ]
-        )
+        return A.Compose(strong_changes() if strong else usual_changes())
 
 
 def augment(

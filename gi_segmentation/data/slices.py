@@ -211,7 +211,7 @@ def transform_splits(
         samples: From `select_samples`; these get the transforms.
         processor: The model's image processor.
         model_args: Its `label_mode` is used.
-        data_args: `slice_context` and `augmentation` are used.
+        data_args: `slice_context` and those of the augmentation are used.
         seed: Seed of the augmentation.
 
     Returns:
@@ -223,10 +223,10 @@ def transform_splits(
     # A neighbour may be any slice of the split, even one that `select_samples` left out.
     size, context = processor.size["height"], data_args.slice_context
     whole = {split: PreparedSlices(slices[split], size, context) for split in SPLITS}
-    augmentation = partial(augment, build_augmentation()) if data_args.augmentation else None
+    changes = build_augmentation(data_args.strong_augmentation) if data_args.augmentation else None
     # Nothing is computed here. The transforms run when a slice is read, so every epoch makes other random changes.
     mode = model_args.label_mode
-    train = SliceTransform(processor, whole["train"], mode, augmentation, seed)
+    train = SliceTransform(processor, whole["train"], mode, changes and partial(augment, changes), seed)
     validation = SliceTransform(processor, whole["validation"], mode, scoring=True)
     return attach_transform(samples["train"], train), attach_transform(samples["validation"], validation)
 

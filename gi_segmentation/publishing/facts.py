@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -69,7 +69,7 @@ class RunFacts:
         weight_decay: Weight decay of the optimizer.
         optimizer: Name of the optimizer.
         lr_scheduler: Name of the schedule of the learning rate.
-        augmentation: Whether training slices are changed at random.
+        augmentation: How training slices are changed at random: `none`, `usual` or `strong`.
         competition_preset: How the scores read the competition's metric.
         arguments: All arguments that differ from their defaults.
     """
@@ -102,7 +102,7 @@ class RunFacts:
     weight_decay: float
     optimizer: str
     lr_scheduler: str
-    augmentation: bool
+    augmentation: Literal["none", "usual", "strong"]
     competition_preset: Preset
     arguments: dict[str, Any]
 
@@ -280,7 +280,7 @@ def describe_run(
         optimizer=str(getattr(run_args.optim, "value", run_args.optim)),
         lr_scheduler=str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type))
         + (f", times 0.1 after {run_args.lr_drop_at:.0%} of the steps" if run_args.lr_drop_at else ""),
-        augmentation=data_args.augmentation,
+        augmentation="none" if not data_args.augmentation else "strong" if data_args.strong_augmentation else "usual",
         competition_preset=run_args.preset,
         arguments=changed_arguments(model_args, data_args, run_args),
     )

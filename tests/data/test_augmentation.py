@@ -17,6 +17,11 @@ def augmentation() -> A.Compose:
     return build_augmentation()
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["usual", "strong"])
+def either(request: pytest.FixtureRequest) -> A.Compose:
+    return build_augmentation(strong=request.param)
+
+
 @pytest.fixture(scope="module")
 def labels() -> np.ndarray:
     """Labels 1 and 3, whose areas touch. Interpolation between them would make a label 2 that is not there."""
@@ -41,11 +46,11 @@ def only(augmentation: A.Compose, *kinds: type) -> A.Compose:
     return A.Compose(kept)
 
 
-def test_labels_are_never_interpolated(augmentation: A.Compose, labels: np.ndarray) -> None:
+def test_labels_are_never_interpolated(either: A.Compose, labels: np.ndarray) -> None:
     image = np.full(labels.shape, 0.5, dtype=np.float32)
     seen = set()
     for seed in SEEDS:
-        changed_image, changed = augment(augmentation, image, labels, seed)
+        changed_image, changed = augment(either, image, labels, seed)
         assert (changed.shape, changed.dtype) == (labels.shape, np.uint8)
         assert (changed_image.shape, changed_image.dtype) == (labels.shape, np.float32)
         seen |= set(np.unique(changed).tolist())
@@ -73,6 +78,39 @@ def test_image_and_labels_move_together(augmentation: A.Compose, labels: np.ndar
         assert ((changed_image > 0.5) == (changed == 1)).mean() > 0.97
         moved += not np.array_equal(changed, labels)
     assert moved > len(SEEDS) / 2
+
+
+def test_strong_changes_move_image_and_labels_together(labels: np.ndarray) -> None:
+    geometric = only(build_augmentation(strong=True), A.Affine, A.ElasticTransform)
+    image = (labels == 1).astype(np.float32)
+    sizes = []
+    for seed in SEEDS:
+        changed_image, changed = augment(geometric, image, labels, seed)
+        assert ((changed_image > 0.5) == (changed == 1)).mean() > 0.96
+        sizes.append((changed == 1).sum() / (labels == 1).sum())
+    # Scales of 0.75 and 1.3 change an area to 0.56 and 1.69 times as much.
+    assert min(sizes) < 0.7 and max(sizes) > 1.4
+
+
+def test_strong_changes_keep_left_and_right(labels: np.ndarray) -> None:
+    strong = build_augmentation(strong=True)
+    image = np.zeros(labels.shape, dtype=np.float32)
+    for seed in SEEDS:
+        _, changed = augment(strong, image, labels, seed)
+        # Label 1 lies above and to the right of label 3.
+        upper, lower = np.argwhere(changed == 1).mean(axis=0), np.argwhere(changed == 3).mean(axis=0)
+        assert upper[0] < lower[0] and upper[1] > lower[1]
+
+
+def test_strong_changes_keep_intensities_between_0_and_1() -> None:
+    strong = build_augmentation(strong=True)
+    image = np.random.default_rng(0).random((96, 80), dtype=np.float32)
+    means = []
+    for seed in SEEDS:
+        changed, _ = augment(strong, image, np.zeros(image.shape, dtype=np.uint8), seed)
+        assert changed.min() >= 0 and changed.max() <= 1
+        means.append(changed.mean())
+    assert np.ptp(means) > 0.2
 
 
 def test_shift_scale_and_rotation_stay_within_their_limits(augmentation: A.Compose) -> None:
@@ -125,14 +163,16 @@ def test_dropout_makes_holes_in_the_image_and_not_in_the_labels(augmentation: A.
     assert np.mean(holed) > 5 / 40**2
 
 
-def test_only_the_seed_decides(augmentation: A.Compose, labels: np.ndarray) -> None:
+@pytest.mark.parametrize("strong", [False, True])
+def test_only_the_seed_decides(strong: bool, labels: np.ndarray) -> None:
+    augmentation = build_augmentation(strong)
     image = np.random.default_rng(0).random(labels.shape, dtype=np.float32)
     results = {}
     for seed in SEEDS:
         results[seed] = augment(augmentation, image, labels, seed)
     # Neither NumPy's global state nor the order of the calls may matter.
     np.random.seed(1)
-    other = build_augmentation()
+    other = build_augmentation(strong)
     for seed in reversed(SEEDS):
         again = augment(other, image, labels, seed)
         np.testing.assert_array_equal(again[0], results[seed][0])
@@ -156,11 +196,11 @@ def test_both_flips_are_independent(augmentation: A.Compose) -> None:
     assert counts.min() > len(SEEDS) / 8
 
 
-def test_the_input_is_not_changed(augmentation: A.Compose, labels: np.ndarray) -> None:
+def test_the_input_is_not_changed(either: A.Compose, labels: np.ndarray) -> None:
     image = np.random.default_rng(0).random(labels.shape, dtype=np.float32)
     image_before, labels_before = image.copy(), labels.copy()
     for seed in SEEDS[:20]:
-        augment(augmentation, image, labels, seed)
+        augment(either, image, labels, seed)
     np.testing.assert_array_equal(image, image_before)
     np.testing.assert_array_equal(labels, labels_before)
 
