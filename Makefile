@@ -24,6 +24,7 @@ quality: $(VENV)/installed  ## Style and types.
 benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
 	$(BIN)/python -m benchmarks.build_speed
 	$(BIN)/python -m benchmarks.evaluation_memory
+	$(BIN)/python -m benchmarks.input_speed
 	$(BIN)/python -m benchmarks.interval_coverage
 	$(BIN)/python -m benchmarks.leakage
 	$(BIN)/python -m benchmarks.learning

@@ -75,6 +75,19 @@ def check_at_least(arguments: Any, minima: Mapping[str, float]) -> None:
             raise ValueError(f"--{name} must be at least {minimum}, but got {value}")
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    # Linux can limit a process to some cores, and a cluster does. Other systems only know the cores of the machine.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_workers() -> int:
+    """Return how many processes should load slices for this process of a training."""
+    # `accelerate launch` tells each process how many of them share the machine. One core is left for the process
+    # itself.
+    return min(max(count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), 8)
+
+
 @dataclass
 class ModelArguments:
     """The model that the training starts from."""
@@ -236,8 +249,10 @@ class RunArguments(TrainingArguments):
         metadata=TRAINING | {"help": "Where to send the log: tensorboard, wandb, ...; `none` turns it off."},
     )
     dataloader_num_workers: int = field(
-        default=2, metadata=TRAINING | {"help": "Number of processes that load slices, per device."}
-    )
+        default_factory=count_workers,
+        metadata=TRAINING | {"help": "Number of processes that load slices, per device. The default is the number of "
+                                     "cores for each device minus one, at least 1 and at most 8."},
+    )  # fmt: skip
     early_stopping_patience: int | None = field(
         default=None,
         metadata=TRAINING | {"help": "Stop after this number of evaluations without a better score; None: never."},

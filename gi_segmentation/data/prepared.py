@@ -6,7 +6,6 @@ into memory. All folds, epochs, processes and later trainings with the same `--i
 """
 
 import inspect
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
@@ -17,6 +16,7 @@ import numpy as np
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from gi_segmentation import rle
+from gi_segmentation.arguments import count_cores
 from gi_segmentation.data import preprocessing
 from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
 from gi_segmentation.errors import InputError
@@ -58,7 +58,7 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
     # not look into functions of an installed package, so a changed rule would not be noticed without the source code.
     code = "".join(inspect.getsource(module) for module in (preprocessing, rle))
     source = dataset.select_columns(["image", "segmentation", "height", "width"])
-    num_proc = min(len(os.sched_getaffinity(0)), len(source) // SLICES_PER_PROCESS)
+    num_proc = min(count_cores(), len(source) // SLICES_PER_PROCESS)
     try:
         prepared = source.map(
             prepare_rows,
