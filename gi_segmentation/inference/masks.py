@@ -5,6 +5,7 @@ resized to the slice's own size (the native grid), and become masks after that. 
 their contours.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from gi_segmentation.schema import LABELS, ORGANS, LabelMode
-from gi_segmentation.scoring.dice import count_pixels
 
 # The axes of each test-time flip: no flip, left-right, up-down, both.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -105,23 +105,33 @@ def choose_masks(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torc
     # Softmax does not change which label is the highest, so one model does without it. Several models need it: a mean
     # of logits would let the model with the largest numbers decide.
     scores = average_probabilities(resized, label_mode) if len(resized) > 1 else resized[0]
+    # `max` finds the same places as `argmax`, and on a CPU it takes a tenth of the time.
+    labels = scores.max(dim=1, keepdim=True).indices.to(torch.uint8)
     # Shapes: (B, 1, H, W) compared with (organs, 1, 1) gives a mask per organ, (B, organs, H, W).
-    return scores.argmax(dim=1, keepdim=True) == torch.arange(1, len(LABELS), device=scores.device)[:, None, None]
+    return labels == organ_ids(labels)
 
 
-def label_masks(organ_masks: torch.Tensor) -> torch.Tensor:
-    """Turn masks of organs, which may overlap, into masks of labels, which do not.
+def organ_ids(like: torch.Tensor) -> torch.Tensor:
+    """Return the label ids of the organs, uint8, shape `(organs, 1, 1)`, on the device of a tensor."""
+    return torch.arange(1, len(LABELS), dtype=torch.uint8, device=like.device)[:, None, None]
+
+
+def label_map(organ_masks: torch.Tensor) -> torch.Tensor:
+    """Turn masks of organs, which may overlap, into a map with one label id per pixel.
 
     Args:
         organ_masks: bool, shape `(B, organs, H, W)`.
 
     Returns:
-        bool, shape `(B, labels, H, W)`, with the background first.
+        uint8, shape `(B, H, W)`.
+
+    Example:
+        >>> label_map(torch.tensor([[[[True, False]], [[False, False]], [[True, False]]]])).tolist()
+        [[[3, 0]]]
     """
     # A mask times its label id gives 0 or the id. Where organs overlap, `amax` takes the highest id, which is the rule
     # of the column `annotation` too. A pixel of no organ stays 0, the background.
-    labels = (organ_masks * torch.arange(1, len(LABELS), device=organ_masks.device)[:, None, None]).amax(dim=1)
-    return labels[:, None] == torch.arange(len(LABELS), device=labels.device)[:, None, None]
+    return (organ_masks * organ_ids(organ_masks)).amax(dim=1)
 
 
 def predict_batch(
@@ -137,11 +147,14 @@ def predict_batch(
     Returns:
         One tensor per slice, bool, shape `(organs, height, width)`.
     """
-    # One by one, because the slices of a batch may have different sizes.
-    return [
-        predict_masks([one[index : index + 1] for one in logits], label_mode, height, width)[0]
-        for index, (height, width) in enumerate(native_sizes.tolist())
-    ]
+    # The slices of a batch may have different sizes. Those of one size are predicted together.
+    indices: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, (height, width) in enumerate(native_sizes.tolist()):
+        indices[height, width].append(index)
+    masks: dict[int, torch.Tensor] = {}
+    for size, members in indices.items():
+        masks |= zip(members, predict_masks([one[members] for one in logits], label_mode, *size), strict=True)
+    return [masks[index] for index in range(len(native_sizes))]
 
 
 def pack_masks(masks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -162,8 +175,9 @@ def pack_masks(masks: Sequence[torch.Tensor]) -> torch.Tensor:
     num_bytes = max(-(-mask.numel() // 8) for mask in masks)
     bits = torch.stack([F.pad(mask.flatten().to(torch.uint8), (0, 8 * num_bytes - mask.numel())) for mask in masks])
     # The first pixel is the highest bit, as NumPy has it.
-    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
-    return (bits.reshape(len(masks), num_bytes, 8) * places).sum(dim=-1, dtype=torch.uint8)
+    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.float32, device=bits.device)
+    # As a matrix product, which is faster than a sum over so short an axis. Single precision is exact up to 255.
+    return (bits.reshape(len(masks), num_bytes, 8).float() @ places).to(torch.uint8)
 
 
 def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: torch.Tensor) -> torch.Tensor:
@@ -180,7 +194,13 @@ def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: 
         Pixels in both masks, predicted and true, for each label with the background first: int64, shape
         `(B, labels, 3)`.
     """
-    preds = label_masks(predict_masks(logits, label_mode, *labels.shape[-2:]))
-    ids = torch.arange(1, len(LABELS), device=labels.device)[:, None, None]
-    organs = labels.bool() if label_mode == "multilabel" else labels[:, None] == ids
-    return torch.stack(count_pixels(preds, label_masks(organs)), dim=-1)
+    preds = label_map(predict_masks(logits, label_mode, *labels.shape[-2:])).long()
+    target = label_map(labels.bool()).long() if label_mode == "multilabel" else labels
+    # Each pixel has one of 4 x 4 pairs of predicted and true label. One pass counts the pairs of all slices: pair p of
+    # slice b has the number 16 b + p.
+    number, slices = len(LABELS), len(labels)
+    offsets = number**2 * torch.arange(slices, device=labels.device)[:, None, None]
+    pairs = (offsets + number * preds + target).flatten()
+    table = torch.bincount(pairs, minlength=slices * number**2).reshape(slices, number, number)
+    # The rows of a slice's table are predicted labels, and the columns are true ones.
+    return torch.stack([table.diagonal(dim1=1, dim2=2), table.sum(dim=2), table.sum(dim=1)], dim=-1)

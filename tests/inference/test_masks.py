@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from transformers import SegformerImageProcessorPil
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from gi_segmentation.inference.masks import count_labels, label_masks, pack_masks, predict_batch, predict_masks
+from gi_segmentation.inference.masks import count_labels, label_map, pack_masks, predict_batch, predict_masks
+from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 from gi_segmentation.scoring.dice import dice_score
 
 
@@ -28,7 +29,7 @@ def test_organs_with_channels_of_their_own_may_overlap() -> None:
     masks = predict_masks([logits], "multilabel", 1, 2)
     assert masks[0, :, 0].tolist() == [[True, False], [True, False], [False, True]]
     # Where organs overlap, a map of labels keeps the highest label.
-    assert label_masks(masks)[0].int().argmax(dim=0).tolist() == [[2, 3]]
+    assert label_map(masks)[0].tolist() == [[2, 3]]
 
 
 def test_several_models_are_averaged_by_probability() -> None:
@@ -43,17 +44,33 @@ def test_several_models_are_averaged_by_probability() -> None:
     assert predict_masks([unsure, sure], "multilabel", 1, 1).flatten().tolist() == [True, False, False]
 
 
-def test_each_pixel_is_in_the_mask_of_one_label() -> None:
-    organs = torch.rand(2, 3, 5, 6) < 0.4
-    masks = label_masks(organs)
-    assert masks.shape == (2, 4, 5, 6) and (masks.sum(dim=1) == 1).all()
-    assert torch.equal(masks[:, 0], ~organs.any(dim=1))
+def test_the_first_of_several_highest_labels_wins() -> None:
+    # All four channels are equal, and then the background and organ 2 are.
+    logits = torch.tensor([[1.0, 1.0, 1.0, 1.0], [2.0, 0.0, 2.0, 0.0], [0.0, 3.0, 0.0, 3.0]]).T.reshape(1, 4, 1, 3)
+    assert label_map(predict_masks([logits], "multiclass", 1, 3)).tolist() == [[[0, 0, 1]]]
+    assert logits.argmax(dim=1).tolist() == [[[0, 0, 1]]]
+
+
+@pytest.mark.parametrize("label_mode", list(LABELS_BY_MODE))
+def test_labels_are_counted_as_their_definition_says(label_mode: LabelMode) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, len(LABELS_BY_MODE[label_mode]), 6, 6, generator=generator)
+    organs = torch.rand(5, 3, 24, 24, generator=generator) < 0.3
+    target = (organs * torch.tensor([1, 2, 3])[:, None, None]).amax(dim=1)
+    labels = target if label_mode == "multiclass" else organs.float()
+    counts = count_labels([logits], label_mode, labels)
+    assert (counts.shape, counts.dtype) == ((5, 4, 3), torch.int64)
+    preds = label_map(predict_masks([logits], label_mode, 24, 24))
+    for index in range(5):
+        for label in range(4):
+            p, t = preds[index] == label, target[index] == label
+            assert counts[index, label].tolist() == [int((p & t).sum()), int(p.sum()), int(t.sum())]
 
 
 def test_each_slice_is_predicted_on_its_own_grid_and_packed_without_loss() -> None:
     logits, sizes = (
         torch.randn(4, 4, 5, 5, generator=torch.Generator().manual_seed(0)),
-        [(9, 14), (20, 7), (3, 3), (5, 21)],
+        [(9, 14), (20, 7), (9, 14), (5, 21)],
     )
     masks = predict_batch([logits], "multiclass", torch.tensor(sizes))
     packed = pack_masks(masks).numpy()
