@@ -94,7 +94,7 @@ class PreparedSlices:
         InputError: If neighbours are wanted and no slice has one.
     """
 
-    def __init__(self, dataset: "Dataset", image_size: int, slice_context: int = 0) -> None:
+    def __init__(self, dataset: Dataset, image_size: int, slice_context: int = 0) -> None:
         self.image_size = image_size
         self.slice_context = slice_context
         # With the format `arrow`, a row of the cache is not copied. A cache of another size is of no use.

@@ -249,7 +249,7 @@ class SliceTransform:
             Intensities, float32, shape `(S, S, 1 or 3)`; organ bits, uint8, shape `(S, S)`.
         """
         if self.augment is None:
-            return to_intensity(pixels), organs.copy()
+            return to_intensity(pixels), organs
         # Seed, epoch and slice fix the changes. They do not depend on the order of slices, on the worker process,
         # or on an interruption. `hash` of a string differs from process to process; a checksum does not.
         seed = zlib.crc32(f"{self.seed} {int(self.epoch)} {slice_id}".encode())
@@ -261,9 +261,10 @@ class SliceTransform:
         """Transform rows. `datasets` passes and expects a list of values for each column."""
         found = self.slices.read(list(zip(rows["scan"], rows["slice"], strict=True)))
         changed = [self.change(slice_id, *one) for slice_id, one in zip(rows["id"], found, strict=True)]
-        # A flip may give a view that runs backwards through memory, which PyTorch does not know.
+        # PyTorch takes only arrays that can be written to and run forwards through memory. The organ bits of the cache
+        # cannot be written to, and a flip may run backwards. Such arrays are copied.
         images, organs = (
-            [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+            [torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in arrays]
             for arrays in zip(*changed, strict=True)
         )
         examples: dict[str, list[Any]] = {"images": images, "organs": organs}

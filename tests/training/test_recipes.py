@@ -184,7 +184,7 @@ def test_an_encoder_gives_feature_maps_of_four_resolutions(recipe: str) -> None:
 def test_the_recipe_for_machines_without_a_gpu_is_small() -> None:
     model_args, data_args, run_args = parse(CPU_RECIPE)
     assert (model_args.model_type, model_args.backbone) == ("upernet", "backbones/efficientnet-lite0")
-    assert run_args.use_cpu and run_args.bf16 and data_args.image_size == 160
+    assert run_args.use_cpu and data_args.strong_augmentation and data_args.image_size == 160
     skip_without_timm()
     # The four stages are those that `pick_stages` takes of the five.
     backbone = {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": pick_stages(5)}
