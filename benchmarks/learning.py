@@ -88,23 +88,14 @@ class Trained(NamedTuple):
 class OriginalTrainer(SegmentationTrainer):
     """A trainer with the original project's loss: soft Dice of all four labels, plus cross-entropy."""
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def batch_loss(self, outputs: Any, labels: torch.Tensor, training: bool) -> torch.Tensor:
         """Compute the loss of a batch at input resolution. It has no part for an auxiliary head."""
-        pixel_values, labels = self.transform.to_model(inputs)
-        outputs = model(pixel_values=pixel_values)
         logits = resize_logits(outputs.logits, labels).float()
         probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)
         # The sums run over all slices of the batch. The background is one of the four labels. It is easy to find and
         # fills most pixels, so it hides part of the organs' errors. Our own loss leaves it out.
         overlap, total = (both.sum(dim=(0, 2, 3)) for both in (probabilities * target, probabilities + target))
-        loss = 1 - (2 * overlap / total).mean() + cross_entropy_loss(logits, labels, "multiclass")
-        return (loss, outputs) if return_outputs else loss
+        return 1 - (2 * overlap / total).mean() + cross_entropy_loss(logits, labels, "multiclass")
 
 
 class Stopwatch(TrainerCallback):

@@ -21,6 +21,8 @@ from gi_segmentation.data import preprocessing
 from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
 from gi_segmentation.errors import InputError
 
+# The columns of the dataset from which a slice is prepared.
+SOURCE_COLUMNS = ["image", "segmentation", "height", "width"]
 # The columns of the cache: prepared pixels with two bytes each, and organ bits with one byte per pixel. `large_binary`
 # has room for more than 2 GB in one piece.
 CACHE_FEATURES = Features({"pixels": Value("large_binary"), "organs": Value("large_binary")})
@@ -33,7 +35,7 @@ def prepare_rows(rows: dict[str, list[Any]], image_size: int, code: str) -> dict
     """Prepare rows for the cache. `datasets` passes and expects a list of values for each column.
 
     Args:
-        rows: The columns `image`, `segmentation`, `height` and `width`.
+        rows: The columns `SOURCE_COLUMNS`.
         image_size: Height and width of the prepared slices.
         code: Not used. It is a part of the fingerprint under which `datasets` keeps the result.
     """
@@ -57,7 +59,7 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
     # `datasets` finds an earlier result by a fingerprint of the rows, the function's name and these arguments. It does
     # not look into functions of an installed package, so a changed rule would not be noticed without the source code.
     code = "".join(inspect.getsource(module) for module in (preprocessing, rle))
-    source = dataset.select_columns(["image", "segmentation", "height", "width"])
+    source = dataset.select_columns(SOURCE_COLUMNS)
     num_proc = min(count_cores(), len(source) // SLICES_PER_PROCESS)
     try:
         prepared = source.map(
@@ -65,7 +67,7 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
             batched=True,
             batch_size=32,
             writer_batch_size=32,
-            remove_columns=source.column_names,
+            remove_columns=SOURCE_COLUMNS,
             features=CACHE_FEATURES,
             fn_kwargs={"image_size": image_size, "code": code},
             num_proc=num_proc if num_proc > 1 else None,
@@ -103,10 +105,9 @@ class PreparedSlices:
             cache = dataset.select_columns(list(CACHE_FEATURES)).with_format("arrow")
             if len(cache[0]["organs"][0].as_buffer()) == image_size**2:
                 self.cache = cache
-        columns = ["image", "segmentation", "height", "width"]
-        self.images = dataset.with_format(None).select_columns(columns)
-        self.rows: dict[str, dict[int, int]] = defaultdict(dict)
         plain = dataset.with_format(None)
+        self.images = plain.select_columns(SOURCE_COLUMNS)
+        self.rows: dict[str, dict[int, int]] = defaultdict(dict)
         for row, (scan, number) in enumerate(zip(plain["scan"], plain["slice"], strict=True)):
             self.rows[scan][number] = row
         # If every slice were its own neighbour, the model would see three equal channels, and nobody would notice.
@@ -162,11 +163,6 @@ class PreparedSlices:
 
     def prepare(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Do the work of the cache for one slice, see `read`."""
-        shown = self.images[list(dict.fromkeys(rows))]
-        pixels = {
-            row: prepare_image(np.array(image), self.image_size)
-            for row, image in zip(dict.fromkeys(rows), shown["image"], strict=True)
-        }
-        middle = list(dict.fromkeys(rows)).index(rows[len(rows) // 2])
-        outlines = {name: shown[name][middle] for name in ("segmentation", "height", "width")}
-        return np.stack([pixels[row] for row in rows], axis=-1), prepare_organs(outlines, self.image_size)
+        shown = [self.images[row] for row in rows]
+        pixels = [prepare_image(np.array(row["image"]), self.image_size) for row in shown]
+        return np.stack(pixels, axis=-1), prepare_organs(shown[len(shown) // 2], self.image_size)

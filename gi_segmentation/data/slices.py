@@ -223,10 +223,12 @@ def transform_splits(
     # A neighbour may be any slice of the split, even one that `select_samples` left out.
     size, context = processor.size["height"], data_args.slice_context
     whole = {split: PreparedSlices(slices[split], size, context) for split in SPLITS}
-    changes = build_augmentation(data_args.strong_augmentation) if data_args.augmentation else None
+    augmentation = None
+    if data_args.augmentation:
+        augmentation = partial(augment, build_augmentation(data_args.strong_augmentation))
     # Nothing is computed here. The transforms run when a slice is read, so every epoch makes other random changes.
     mode = model_args.label_mode
-    train = SliceTransform(processor, whole["train"], mode, changes and partial(augment, changes), seed)
+    train = SliceTransform(processor, whole["train"], mode, augmentation, seed)
     validation = SliceTransform(processor, whole["validation"], mode, scoring=True)
     return attach_transform(samples["train"], train), attach_transform(samples["validation"], validation)
 

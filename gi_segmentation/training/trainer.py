@@ -84,6 +84,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         **kwargs: The same as those of `Trainer`.
 
     Attributes:
+        transform: Turns batches into the input and the labels of the model; that of the training slices.
         average: The averaged weights during a training with `--ema_decay`; otherwise None.
         label_mode: What the model's channels mean, from the training transform.
         with_flips: Whether the current evaluation averages logits over flipped slices.
@@ -205,18 +206,29 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # processes, which is right for a sum over tokens but not for a mean.
         pixel_values, labels = self.transform.to_model(inputs)
         outputs = model(pixel_values=pixel_values)
+        loss = self.batch_loss(outputs, labels, model.training)
+        if model.training:
+            # The maximum of NaN and a number is NaN, so a loss that is not a number is not lost.
+            self.greatest_loss = torch.maximum(self.greatest_loss, loss.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def batch_loss(self, outputs: Any, labels: torch.Tensor, training: bool) -> torch.Tensor:
+        """Return the loss of the outputs of a model, see `compute_loss`.
+
+        Args:
+            outputs: What the model returned.
+            labels: From `SliceTransform.to_model`.
+            training: Whether this is a batch of the training, and not of an evaluation.
+        """
         # The validation loss only shows whether something is wrong. So it is the mean over the batches of each
         # process, and the processes exchange no sums for it.
-        reduce = self.accelerator.reduce if model.training else None
+        reduce = self.accelerator.reduce if training else None
         weights = (1.0, getattr(self.model.config, "auxiliary_loss_weight", 0.0))
         loss = torch.zeros((), device=outputs.logits.device)
         for weight, logits in zip(weights, all_logits(outputs), strict=False):
             arguments = labels, self.label_mode, reduce, self.args.world_size
             loss = loss + weight * dice_cross_entropy_loss(logits, *arguments)
-        if model.training:
-            # The maximum of NaN and a number is NaN, so a loss that is not a number is not lost.
-            self.greatest_loss = torch.maximum(self.greatest_loss, loss.detach())
-        return (loss, outputs) if return_outputs else loss
+        return loss
 
     def check_loss(self) -> None:
         """Stop a run that cannot learn any more.
@@ -284,7 +296,8 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # scores are computed there.
         pixel_values, labels = self.transform.to_model(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            outputs = model(pixel_values=pixel_values)
+            loss = self.batch_loss(outputs, labels, training=False)
             logits = flip_logits(model, pixel_values).mean(dim=0) if self.with_flips else outputs.logits
         if prediction_loss_only:
             return loss.detach(), None, None
