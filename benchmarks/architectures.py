@@ -4,7 +4,11 @@ The values are those of the published checkpoints. Weights are random, or not ev
 device).
 """
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 class Architecture(NamedTuple):
@@ -101,3 +105,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     # and twelve tables of indices for 1601 x 1601 pairs of positions are the other 246 MB.
     "beit-base": Architecture("beit", BEIT_BASE, 163),
 }
+
+
+def recipe_flags(recipe: str) -> dict[str, Any]:
+    """Return the flags of `run_segmentation.py` that train a recipe's model from random weights."""
+    model_type, overrides, _ = ARCHITECTURES[recipe]
+    # The pipeline sets these two values itself, so they must not be among the overrides.
+    of_the_run = {"image_size", "use_auxiliary_head"}
+    overrides = {key: value for key, value in overrides.items() if key not in of_the_run}
+    config = RECIPES / f"{recipe}.yaml"
+    return {"config": config, "model_type": model_type, "config_overrides": json.dumps(overrides)}

@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.architectures import ARCHITECTURES
+from benchmarks.architectures import ARCHITECTURES, recipe_flags
+from benchmarks.training import flag_words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,20 +90,10 @@ def second_step_seconds(output_dir: Path) -> float:
 
 def measure(recipe: str, dataset_dir: Path, scratch: Path) -> Measured:
     """Train a recipe's model from random weights. Everything but batch and steps is as in the recipe."""
-    model_type, overrides, _ = ARCHITECTURES[recipe]
-    # The pipeline sets these two values itself, so they must not be among the overrides.
-    of_the_run = {"image_size", "use_auxiliary_head"}
-    overrides = {key: value for key, value in overrides.items() if key not in of_the_run}
     output_dir = scratch / recipe
-    flags = FLAGS | {
-        "config": ROOT / "recipes" / f"{recipe}.yaml",
-        "model_type": model_type,
-        "config_overrides": json.dumps(overrides),
-        "dataset_name": dataset_dir,
-        "output_dir": output_dir,
-    }
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    peak_gb = run_and_measure_memory([sys.executable, "run_segmentation.py", *words], scratch / f"{recipe}.log")
+    flags = recipe_flags(recipe) | FLAGS | {"dataset_name": dataset_dir, "output_dir": output_dir}
+    command = [sys.executable, "run_segmentation.py", *flag_words(flags)]
+    peak_gb = run_and_measure_memory(command, scratch / f"{recipe}.log")
     facts = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
     return Measured(facts["num_parameters"] / 1e6, second_step_seconds(output_dir), peak_gb)
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.inference.arguments import add_prediction_flags, check_prediction_flags
+from gi_segmentation.inference.arguments import Computation, add_prediction_flags, check_prediction_flags
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS
 from gi_segmentation.schema import SCAN_SLICES
 
@@ -18,6 +18,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_prediction_flags(parser)
+    # In 32 bits, the scores are those that a training in 32 bits reports.
+    parser.set_defaults(precision="fp32")
     parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
     parser.add_argument("--split", default="validation", help="split to score; no checkpoint may know its patients")
     parser.add_argument(
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     # The split `test` has no outlines: its `segmentation` is None, or all its texts are empty.
     if not any(rle for organs in dataset["segmentation"] for rle in (organs or {}).values()):
         raise InputError(f"--split {arguments.split}: expected outlines to compare with, but no slice has any")
-    members = load_members(arguments.model, arguments.revision, arguments.device)
+    members = load_members(arguments.model, arguments.revision, Computation.from_flags(arguments))
     scans, seconds = compare_members(members, dataset, arguments.batch_size, arguments.num_workers, rules)
     # Each way is scored on the same scans, so the differences between the ways have intervals of their own.
     described = describe_ways(scans, rules)

@@ -77,7 +77,7 @@ def checkpoint_convnext_layers(model: Any) -> int:
 
 
 def speed_up_segformer_head(model: Any) -> bool:
-    """Make the head of a SegFormer compute the same logits in training with fewer operations.
+    """Make the head of a SegFormer compute the same logits with fewer operations.
 
     The head maps the features f_k of each of the four scales k to the same number of channels, with a matrix P_k and a
     bias b_k. It enlarges all of them to the size of the first one (U), and adds them up with matrices F_k, which are
@@ -91,8 +91,8 @@ def speed_up_segformer_head(model: Any) -> bool:
         sum over k of U((F_k P_k) f_k + F_k b_k)
 
     Now a single product of small matrices takes the place of the convolution over all enlarged channels. The weights
-    are the same, and so are their gradients and the saved checkpoint. In evaluation mode nothing changes, so scores
-    are those of stock `transformers`.
+    are the same, and so are their gradients and the saved checkpoint. Logits differ from those of stock `transformers`
+    only by rounding, by less than 0.00001.
 
     Reason: `transformers` has no other way to exchange the computation of a head, and this one uses the names of its
     layers.
@@ -105,11 +105,11 @@ def speed_up_segformer_head(model: Any) -> bool:
     from transformers import SegformerDecodeHead
 
     class FastSegformerDecodeHead(SegformerDecodeHead):
-        """A SegFormer head that is faster in training."""
+        """A SegFormer head that enlarges few channels in place of many."""
 
         def forward(self, encoder_hidden_states: Any, **kwargs: Any) -> torch.Tensor:
             """Return the logits, shape `(B, channels, h, w)`, of features of shape `(B, C_k, h_k, w_k)`."""
-            if not self.training or any(features.ndim != 4 for features in encoder_hidden_states):
+            if any(features.ndim != 4 for features in encoder_hidden_states):
                 return super().forward(encoder_hidden_states, **kwargs)
             size = encoder_hidden_states[0].shape[2:]
             # The convolution expects the deepest scale first.

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.inference.arguments import add_prediction_flags, check_prediction_flags
+from gi_segmentation.inference.arguments import Computation, add_prediction_flags, check_prediction_flags
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -56,7 +56,13 @@ def main(argv: list[str] | None = None) -> Path:
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.data.kaggle import find_input
     from gi_segmentation.inference.outputs import WRITERS
-    from gi_segmentation.inference.predictor import find_postprocessing, load_folds, load_members, predict_slices
+    from gi_segmentation.inference.predictor import (
+        describe_computation,
+        find_postprocessing,
+        load_folds,
+        load_members,
+        predict_slices,
+    )
 
     file_name, write = WRITERS[arguments.format]
     path: Path = arguments.output_dir / file_name
@@ -64,11 +70,13 @@ def main(argv: list[str] | None = None) -> Path:
     if path.exists():
         raise InputError(f"{path}: exists; remove it or name another --output_dir")
     slices = find_input(arguments.input)
+    computation = Computation.from_flags(arguments)
     if arguments.folds:
-        members = load_folds(arguments.model[0], arguments.device)
+        members = load_folds(arguments.model[0], computation)
         print(f"averages {len(members)} models: {', '.join(member.name for member in members)}")
     else:
-        members = load_members(arguments.model, arguments.revision, arguments.device)
+        members = load_members(arguments.model, arguments.revision, computation)
+    print(describe_computation(members))
     # With --no_postprocessing, the configuration is not even read, because it may be malformed.
     postprocessing, remark = (None, "") if arguments.no_postprocessing else find_postprocessing(members)
     if remark:

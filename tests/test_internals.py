@@ -96,9 +96,9 @@ def test_the_fast_head_of_a_segformer_computes_the_same(label_mode: LabelMode) -
         assert left.grad is not None and right.grad is not None, name
         torch.testing.assert_close(right.grad, left.grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
     assert stock.state_dict().keys() == fast.state_dict().keys()
-    # In evaluation mode the head is the stock one, to the last digit.
-    fast.load_state_dict(stock.state_dict())
-    assert torch.equal(fast.eval()(pixel_values=images).logits, stock.eval()(pixel_values=images).logits)
+    # In evaluation mode, batch normalisation takes its running statistics.
+    expected, logits = (model.eval()(pixel_values=images).logits for model in (stock, fast))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_only_a_segformer_has_a_fast_head() -> None:

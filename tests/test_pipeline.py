@@ -82,10 +82,11 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     import numpy as np
 
     from gi_segmentation.data.kaggle import SliceFile
+    from gi_segmentation.inference.arguments import Computation
     from gi_segmentation.inference.predictor import load_members, predict_slices
 
     ours = SliceFile(raw, 1, 1, 21, 266, 266, (1.5, 1.5))
-    members = load_members([str(tmp_path / "run")], revision=None, device="cpu")
+    members = load_members([str(tmp_path / "run")], None, Computation("cpu"))
     ((_, masks),) = predict_slices(members, [ours], batch_size=1, num_workers=0)
     mask = np.load(tmp_path / "mask.npy")
     assert mask.shape == (266, 266)

@@ -4,8 +4,33 @@ This module does not import PyTorch, so `--help` does not wait for it.
 """
 
 import argparse
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from gi_segmentation.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How checkpoints are computed.
+
+    Attributes:
+        device: Device for the models; None: the GPU if there is one.
+        precision: `fp32` computes in 32 bits, and `bf16` in 16 bits where PyTorch's autocast does so; `auto` takes
+            `bf16` where the device has units for it.
+        fast_head: Whether to compute the head of a SegFormer in another order, which is faster.
+    """
+
+    device: str | None = None
+    precision: Precision = "fp32"
+    fast_head: bool = True
+
+    @classmethod
+    def from_flags(cls, arguments: argparse.Namespace) -> "Computation":
+        """Return what the flags of `add_prediction_flags` say."""
+        return cls(arguments.device, arguments.precision, not arguments.no_fast_head)
 
 
 def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +46,17 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_workers", type=int, default=2, help="number of processes that read slices")
     parser.add_argument(
         "--device", help="device for the model, for example cuda or cpu; None: the GPU if there is one"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="compute in 32 or in 16 bits; auto: in 16 bits where the GPU or the processor has units for it (AMX)",
+    )
+    parser.add_argument(
+        "--no_fast_head",
+        action="store_true",
+        help="compute the head of a SegFormer in the same order as transformers; the logits differ only by rounding",
     )
 
 

@@ -11,9 +11,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.preprocessing import normalize, unpack_labels
+from gi_segmentation.data.preprocessing import unpack_labels
 from gi_segmentation.data.slices import attach_scoring_transform
-from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
+from gi_segmentation.inference.masks import count_labels, pack_masks, predict_batch
 from gi_segmentation.inference.predictor import Member
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
@@ -89,11 +89,10 @@ def compare_members(
     progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
     with progress, torch.no_grad():
         for batches in read_batches(members, dataset, batch_size, num_workers):
-            inputs = [
-                normalize(batch["images"].to(member.model.device), member.processor)
+            logits = [
+                member.logits(batch["images"], flips=True).cpu()
                 for member, batch in zip(members, batches, strict=True)
             ]
-            logits = [flip_logits(member.model, values).cpu() for member, values in zip(members, inputs, strict=True)]
             # Sizes and ids are the same in all batches. The labels have the input size of the first checkpoint.
             batch = batches[0]
             labels = unpack_labels(batch["organs"], label_mode)
@@ -103,16 +102,16 @@ def compare_members(
                 for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
                     scorers[way].add(*one)
             # The time of a usual scan is enough, so only the first slices are predicted a second time for it.
-            seconds += time_first(members[0], inputs[0], batch) if number < SCAN_SLICES else 0
-            number += len(inputs[0]) if number < SCAN_SLICES else 0
-            progress.update(len(inputs[0]))
+            seconds += time_first(members[0], batch) if number < SCAN_SLICES else 0
+            number += len(labels) if number < SCAN_SLICES else 0
+            progress.update(len(labels))
     return {way: scorer.take() for way, scorer in scorers.items()}, seconds / max(number, 1) * SCAN_SLICES
 
 
-def time_first(member: Member, pixel_values: torch.Tensor, batch: dict[str, Any]) -> float:
-    """Measure the seconds from model input to masks on the native grid."""
+def time_first(member: Member, batch: dict[str, Any]) -> float:
+    """Measure the seconds from intensities to masks on the native grid."""
     start = time.perf_counter()
-    logits = member.model(pixel_values=pixel_values).logits
+    logits = member.logits(batch["images"])[0]
     # A GPU works on while Python goes on. `cpu()` waits until a mask is there, so the time is that of the whole work.
     for mask in predict_batch([logits], member.label_mode, batch["native_size"]):
         mask.cpu()

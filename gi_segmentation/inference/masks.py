@@ -18,7 +18,9 @@ from gi_segmentation.schema import LABELS, ORGANS, LabelMode
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
-def flip_logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+def flip_logits(
+    model: nn.Module, pixel_values: torch.Tensor, flips: Sequence[tuple[int, ...]] = FLIPS
+) -> torch.Tensor:
     """Return the logits of slices without a flip and with each flip. All logits are flipped back.
 
     The mean over the first axis is the prediction with test-time flips.
@@ -26,12 +28,13 @@ def flip_logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     Args:
         model: A semantic segmentation model.
         pixel_values: Model input, float, shape `(B, 3, S, S)`.
+        flips: The axes of each flip.
 
     Returns:
         float32, shape `(flips, B, channels, h, w)`; the first element is without a flip.
     """
     # A flip is its own inverse, so the same axes flip the logits back. Only then do the pixels of all four fit.
-    return torch.stack([model(pixel_values=pixel_values.flip(axes)).logits.float().flip(axes) for axes in FLIPS])
+    return torch.stack([model(pixel_values=pixel_values.flip(axes)).logits.float().flip(axes) for axes in flips])
 
 
 def predict_masks(logits: Sequence[torch.Tensor], label_mode: LabelMode, height: int, width: int) -> torch.Tensor:

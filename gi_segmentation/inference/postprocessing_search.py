@@ -27,9 +27,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.preprocessing import normalize
 from gi_segmentation.data.slices import attach_scoring_transform, plan_scans
 from gi_segmentation.errors import InputError
+from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.masks import predict_organs
 from gi_segmentation.inference.postprocessing import (
     NO_POSTPROCESSING,
@@ -217,8 +217,7 @@ def predict_each(member: Member, loader: DataLoader) -> Iterator[torch.Tensor]:
     """Yield the logits of each slice, shape `(1, channels, h, w)`, in the order of the loader."""
     for batch in loader:
         with torch.no_grad():
-            images = batch["images"].to(member.model.device)
-            logits = member.model(pixel_values=normalize(images, member.processor)).logits
+            logits = member.logits(batch["images"])[0]
         # `split` keeps the axis of the batch, which `predict_organs` expects.
         yield from logits.split(1)
 
@@ -345,7 +344,7 @@ def learn_from_folds(
     with tqdm(total=number, desc="Predicting held-back patients", unit="scan") as bar:
         for index, (folder, dataset) in enumerate(folds):
             # One model at a time. The next one replaces it.
-            (member,) = load_members([str(folder)], None, device)
+            (member,) = load_members([str(folder)], None, Computation(device))
             for scan in predict_scans(member, dataset, index, batch_size, num_workers):
                 scans.append(scan)
                 bar.update()

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -26,8 +27,10 @@ from gi_segmentation.data.preprocessing import (
     to_intensity,
 )
 from gi_segmentation.errors import InputError, hub_errors
-from gi_segmentation.inference.masks import flip_logits, predict_batch, predict_masks, predict_organs
+from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_masks, predict_organs
 from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
+from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.rle import organ_masks
@@ -42,6 +45,7 @@ class Member:
     Attributes:
         name: Folder or Hub id of the checkpoint, and after an @ its revision if one was named.
         model: The model, on its device.
+        bf16: Whether it computes in 16 bits where autocast does so.
         processor: Its image processor.
         slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
         label_mode: What its channels mean.
@@ -49,31 +53,47 @@ class Member:
 
     name: str
     model: PreTrainedModel
+    bf16: bool
     processor: SegformerImageProcessorPil
     slice_context: int
     label_mode: LabelMode
 
+    def logits(self, images: torch.Tensor, flips: bool = False) -> torch.Tensor:
+        """Return the logits of slices, without a flip and, with `flips`, with each flip.
 
-def load_members(names: list[str], revision: str | None, device: str | None) -> list[Member]:
+        Args:
+            images: Intensities of 0 to 1, float32, shape `(B, S, S, 1 or 3)`, on any device.
+            flips: Whether to compute the flips too.
+
+        Returns:
+            float32, shape `(1 or number of flips, B, channels, h, w)`.
+        """
+        pixel_values = normalize(images.to(self.model.device), self.processor)
+        axes = FLIPS if flips else FLIPS[:1]
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            return flip_logits(self.model, pixel_values, axes)
+
+
+def load_members(names: list[str], revision: str | None, computation: Computation) -> list[Member]:
     """Load one checkpoint, or several for an ensemble.
 
     Args:
         names: Folders or Hub ids.
         revision: Branch, tag or commit of all of them on the Hub; None: the main branch.
-        device: Device for the models; None: the GPU if there is one.
+        computation: How the models are computed.
 
     Raises:
         InputError: If a checkpoint cannot be used, or if the checkpoints have different labels.
     """
-    return check_label_modes([load_member(name, revision, device) for name in names])
+    return check_label_modes([load_member(name, revision, computation) for name in names])
 
 
-def load_folds(name: str, device: str | None) -> list[Member]:
+def load_folds(name: str, computation: Computation) -> list[Member]:
     """Load the models of all folds of a cross-validation, for an ensemble.
 
     Args:
         name: The folder of a cross-validation with folders `fold-K`, or a Hub id with branches `fold-K`.
-        device: Device for the models; None: the GPU if there is one.
+        computation: How the models are computed.
 
     Raises:
         InputError: If there are no folds, or if a checkpoint cannot be used.
@@ -93,13 +113,13 @@ def load_folds(name: str, device: str | None) -> list[Member]:
         )
     return check_label_modes(
         [
-            load_member(str(Path(name) / fold), None, device) if local else load_member(name, fold, device)
+            load_member(str(Path(name) / fold), None, computation) if local else load_member(name, fold, computation)
             for fold in folds
         ]
     )
 
 
-def load_member(name: str, revision: str | None, device: str | None) -> Member:
+def load_member(name: str, revision: str | None, computation: Computation) -> Member:
     """Load one checkpoint; arguments as `load_members`."""
     model, processor = load_checkpoint(name, revision)
     # Training writes `slice_context` into the configuration. Without it, a model sees the slice alone.
@@ -107,7 +127,26 @@ def load_member(name: str, revision: str | None, device: str | None) -> Member:
     # `load_checkpoint` has refused checkpoints with other labels, so the result is not None.
     label_mode = cast(LabelMode, find_label_mode(model.config))
     title = f"{name}@{revision}" if revision else name
-    return Member(title, move_model(model, device), processor, context, label_mode)
+    model = move_model(model, computation.device)
+    if computation.fast_head:
+        speed_up_segformer_head(model)
+    bf16 = computation.precision == "bf16" or (computation.precision == "auto" and has_bf16_units(model.device))
+    return Member(title, model, bf16, processor, context, label_mode)
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Return whether a device has units that multiply matrices of 16-bit numbers (bfloat16)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # On a CPU these units are called AMX. Older releases of PyTorch cannot tell whether there are any.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
+
+
+def describe_computation(members: Sequence[Member]) -> str:
+    """Return a line that tells the user where and in which precision the checkpoints are computed."""
+    bits = "16 bits (bf16; --precision fp32 for 32 bits)" if members[0].bf16 else "32 bits"
+    return f"computes on {members[0].model.device} in {bits}"
 
 
 def check_label_modes(members: list[Member]) -> list[Member]:
@@ -157,22 +196,43 @@ class SliceFolder(Dataset):
         return len(self.slices)
 
     def __getitem__(self, index: int) -> list[torch.Tensor] | KaggleDataError:
-        try:
-            return [self.prepare(self.slices[index], *settings) for settings in self.settings]
-        except KaggleDataError as error:
-            # Returned and not raised: PyTorch would put the whole traceback of the worker process into the message.
-            return error
+        return self.__getitems__([index])[0]
 
-    def prepare(self, slice_file: SliceFile, image_size: int, slice_context: int) -> torch.Tensor:
-        """Return the intensities of one slice, or of three: float32, shape `(S, S, 1 or 3)`."""
-        shown = [slice_file]
-        if slice_context:
-            scan, number = self.scans[slice_file.scan], slice_file.number
-            # The same rule for gaps and ends as in training.
-            before, after = find_neighbours(scan, number, slice_context)
-            shown = [scan[before], slice_file, scan[after]]
-        pixels = np.stack([prepare_image(read_pixels(one), image_size) for one in shown], axis=-1)
-        return torch.from_numpy(to_intensity(pixels))
+    def __getitems__(self, indices: list[int]) -> list[list[torch.Tensor] | KaggleDataError]:
+        """Read the slices of a batch. PyTorch calls this method if there is one."""
+
+        # Most neighbours are in the batch themselves. So each file of a batch is read once, for each input size.
+        @cache
+        def prepare(slice_file: SliceFile, image_size: int) -> np.ndarray:
+            return prepare_image(read_pixels(slice_file), image_size)
+
+        items: list[list[torch.Tensor] | KaggleDataError] = []
+        for slice_file in (self.slices[index] for index in indices):
+            try:
+                items.append(
+                    [
+                        stack_channels([prepare(one, size) for one in self.find_channels(slice_file, slice_context)])
+                        for size, slice_context in self.settings
+                    ]
+                )
+            except KaggleDataError as error:
+                # Kept and not raised: PyTorch would put the whole traceback of the worker process into the message.
+                items.append(error)
+        return items
+
+    def find_channels(self, slice_file: SliceFile, slice_context: int) -> list[SliceFile]:
+        """Return the files that the channels of a slice show: itself, or three with its neighbours."""
+        if not slice_context:
+            return [slice_file]
+        scan, number = self.scans[slice_file.scan], slice_file.number
+        # The same rule for gaps and ends as in training.
+        before, after = find_neighbours(scan, number, slice_context)
+        return [scan[before], slice_file, scan[after]]
+
+
+def stack_channels(images: list[np.ndarray]) -> torch.Tensor:
+    """Return the intensities of a slice, float32, shape `(S, S, channels)`; `images` are from `prepare_image`."""
+    return torch.from_numpy(to_intensity(np.stack(images, axis=-1)))
 
 
 def read_pixels(slice_file: SliceFile) -> np.ndarray:
@@ -194,15 +254,7 @@ def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torc
 
 def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
     """Return the logits of each checkpoint for its own input. With `flips`, they are averaged over flipped slices."""
-    logits = []
-    for member, images in zip(members, inputs, strict=True):
-        pixel_values = normalize(images.to(member.model.device), member.processor)
-        logits.append(
-            flip_logits(member.model, pixel_values).mean(dim=0)
-            if flips
-            else member.model(pixel_values=pixel_values).logits
-        )
-    return logits
+    return [member.logits(images, flips).mean(dim=0) for member, images in zip(members, inputs, strict=True)]
 
 
 def predict_logits(

@@ -119,7 +119,8 @@ def test_the_pooled_scores_are_those_of_each_patients_own_model(
     rows = []
     for fold in FOLDS:
         out = tmp_path / fold
-        predict.main(["--model", str(trained / f"fold-{fold}"), "--input", str(kaggle_dir), "--output_dir", str(out)])
+        words = ["--model", str(trained / f"fold-{fold}"), "--input", str(kaggle_dir), "--output_dir", str(out)]
+        predict.main([*words, "--precision", "fp32"])
         table = pd.read_csv(out / "submission.csv")
         held_back = load_slices(DataArguments(dataset_name=str(folds_dir), fold=fold))["validation"].unique("id")
         rows.append(table[table["id"].isin(held_back)])

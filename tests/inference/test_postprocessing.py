@@ -17,6 +17,7 @@ from gi_segmentation.arguments import DataArguments
 from gi_segmentation.data.kaggle import KaggleDataError, find_slices
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
+from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.postprocessing import (
     NO_POSTPROCESSING,
     OrganLimits,
@@ -274,7 +275,7 @@ class TestPredict:
         # Two scans of three slices. The last slice of the second one is damaged.
         slices, _ = find_slices(kaggle_copy / "train")
         slices[5].path.write_bytes(b"")
-        members = load_members([str(save_model(tmp_path / "model", "segformer", 0))], None, "cpu")
+        members = load_members([str(save_model(tmp_path / "model", "segformer", 0))], None, Computation("cpu"))
         seen = []
         with pytest.raises(KaggleDataError):
             for slice_file, _ in predict_slices(members, slices, 1, 0, postprocessing=LIMITS):

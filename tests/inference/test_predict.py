@@ -49,7 +49,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict(model: Path | str, folder: Path, output_dir: Path, *flags: str) -> Path:
     words = ["--model", str(model), "--input", str(folder), "--output_dir", str(output_dir), "--device", "cpu"]
-    return main([*words, *(flags or ("--num_workers", "0"))])
+    # In 32 bits, so that the result does not depend on the processor.
+    return main([*words, "--precision", "fp32", *(flags or ("--num_workers", "0"))])
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,29 @@ class TestSubmission:
     ) -> None:
         path = predict(checkpoint, kaggle_dir / "train", tmp_path, "--num_workers", "2")
         assert path.read_bytes() == submission.read_bytes()
+
+    @pytest.mark.parametrize("units", [True, False])
+    def test_auto_computes_in_16_bits_where_the_processor_has_units_for_it(
+        self,
+        units: bool,
+        submission: Path,
+        checkpoint: Path,
+        kaggle_dir: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+        path = predict(checkpoint, kaggle_dir / "train", tmp_path, "--num_workers", "0", "--precision", "auto")
+        assert ("computes on cpu in 16 bits" if units else "computes on cpu in 32 bits") in capsys.readouterr().out
+        sizes = {s.id: (s.height, s.width) for s in find_slices(kaggle_dir / "train")[0]}
+        differing = pixels = 0
+        for row, other in zip(read_rows(path), read_rows(submission), strict=True):
+            masks = [decode(each["predicted"], *sizes[row["id"]]) for each in (row, other)]
+            differing += np.count_nonzero(masks[0] != masks[1])
+            pixels += masks[0].size
+        # Random weights are the worst case, because their logits are close to each other.
+        assert (0 < differing < 0.01 * pixels) if units else differing == 0
 
     @pytest.mark.parametrize("batch_size", ["1", "5", "48"])
     def test_the_batch_size_changes_only_ties(
