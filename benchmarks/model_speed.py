@@ -86,10 +86,22 @@ class Setting:
 
 
 class Stopwatch(TrainerCallback):
-    """Measures the seconds of a step of a training, as a mean over all steps after the first `WARM_UP` ones."""
+    """Measures the steps of a training after the first `WARM_UP` ones.
+
+    Attributes:
+        seconds: Seconds of a step, a mean over all of them.
+        waiting: Share of this time in which the training waits for the next batch.
+    """
 
     def __init__(self) -> None:
-        self.started = self.seconds = 0.0
+        self.started = self.ended = self.seconds = self.waiting = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the time since the last step. In this time `Trainer` fetched the batch of this step."""
+        if state.global_step >= WARM_UP:
+            self.waiting += time.perf_counter() - self.ended
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,7 +110,9 @@ class Stopwatch(TrainerCallback):
         if state.global_step == WARM_UP:
             self.started = now()
         elif state.global_step == state.max_steps:
-            self.seconds = (now() - self.started) / (state.max_steps - WARM_UP)
+            seconds = now() - self.started
+            self.seconds, self.waiting = seconds / (state.max_steps - WARM_UP), self.waiting / seconds
+        self.ended = time.perf_counter()
 
 
 def now() -> float:
@@ -136,12 +150,12 @@ def make_usual(setting: Setting, scratch: Path) -> Trainer:
     return trainer
 
 
-def time_steps(trainer: Trainer) -> float:
-    """Return the seconds of a step of a trainer."""
+def time_steps(trainer: Trainer) -> Stopwatch:
+    """Train, and return the stopwatch with the measured seconds."""
     stopwatch = Stopwatch()
     trainer.add_callback(stopwatch)
     trainer.train()
-    return stopwatch.seconds
+    return stopwatch
 
 
 def time_evaluation(trainer: Trainer) -> float:
@@ -205,9 +219,9 @@ def take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, f
 def compare_training(setting: Setting, rounds: int, scratch: Path) -> dict[str, float]:
     """Measure the seconds of a training step: ours, of the bare loop, and of the usual way."""
     ways = {
-        "ours": lambda: time_steps(make_ours(setting, scratch)),
+        "ours": lambda: time_steps(make_ours(setting, scratch)).seconds,
         "bare": lambda: time_bare_steps(setting, make_ours(setting, scratch)),
-        "usual": lambda: time_steps(make_usual(setting, scratch)),
+        "usual": lambda: time_steps(make_usual(setting, scratch)).seconds,
     }
     return take_turns(ways, rounds)
 
@@ -217,8 +231,8 @@ def compare_accumulation(setting: Setting, rounds: int, scratch: Path) -> dict[s
     whole = replace(setting, batch_size=2 * setting.batch_size)
     parts = replace(setting, batch_size=setting.batch_size // 2, accumulation=4)
     ways = {
-        "ours": lambda: time_steps(make_ours(parts, scratch)),
-        "bare": lambda: time_steps(make_ours(whole, scratch)),
+        "ours": lambda: time_steps(make_ours(parts, scratch)).seconds,
+        "bare": lambda: time_steps(make_ours(whole, scratch)).seconds,
     }
     return take_turns(ways, rounds)
 

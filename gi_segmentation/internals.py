@@ -105,7 +105,7 @@ def speed_up_segformer_head(model: Any) -> bool:
     from transformers import SegformerDecodeHead
 
     class FastSegformerDecodeHead(SegformerDecodeHead):
-        """A SegFormer head that enlarges few channels in place of many."""
+        """A SegFormer head without the convolution over the enlarged channels of all scales."""
 
         def forward(self, encoder_hidden_states: Any, **kwargs: Any) -> torch.Tensor:
             """Return the logits, shape `(B, channels, h, w)`, of features of shape `(B, C_k, h_k, w_k)`."""
@@ -114,14 +114,17 @@ def speed_up_segformer_head(model: Any) -> bool:
             size = encoder_hidden_states[0].shape[2:]
             # The convolution expects the deepest scale first.
             parts = self.linear_fuse.weight[:, :, 0, 0].chunk(len(encoder_hidden_states), dim=1)[::-1]
-            enlarged = []
+            fused: Any = None
             projections: Any = self.linear_projections
             for features, layer, part in zip(encoder_hidden_states, projections, parts, strict=True):
-                weight, bias = part @ layer.proj.weight, part @ layer.proj.bias
-                mapped = F.conv2d(features, weight[:, :, None, None], bias)
-                enlarged.append(F.interpolate(mapped, size=size, mode="bilinear", align_corners=False))
-            fused = self.batch_norm(functools.reduce(torch.add, enlarged))
-            return self.classifier(self.dropout(self.activation(fused)))
+                # With the channels last in memory, the interpolation is twice as fast as with the pixels last.
+                pixels = features.permute(0, 2, 3, 1)
+                mapped = F.linear(pixels, part @ layer.proj.weight, part @ layer.proj.bias).permute(0, 3, 1, 2)
+                if mapped.shape[2:] != size:
+                    mapped = F.interpolate(mapped, size=size, mode="bilinear", align_corners=False)
+                # In place, because a new map of all channels takes as long as the sum. The first map is at full size.
+                fused = mapped if fused is None else fused.add_(mapped)
+            return self.classifier(self.dropout(self.activation(self.batch_norm(fused))))
 
     head = getattr(model, "decode_head", None)
     if type(head) is not SegformerDecodeHead:
