@@ -21,14 +21,8 @@ quality: $(VENV)/installed  ## Style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmark: $(VENV)/installed  ## The figures of benchmarks/README.md, anew.
-	$(BIN)/python -m benchmarks.build_speed
-	$(BIN)/python -m benchmarks.evaluation_memory
-	$(BIN)/python -m benchmarks.input_speed
-	$(BIN)/python -m benchmarks.interval_coverage
-	$(BIN)/python -m benchmarks.leakage
-	$(BIN)/python -m benchmarks.learning
-	$(BIN)/python -m benchmarks.scoring_speed
+benchmark: $(VENV)/installed  ## The tables of benchmarks/README.md, anew; NAMES="gpu learning" chooses some, the long ones too.
+	$(BIN)/python -m benchmarks $(NAMES)
 
 table: $(VENV)/installed  ## Train the recipes on DATASET and write the results table; see docs/training.md for RECIPES, FOLDS, FLAGS.
 	$(BIN)/python -m benchmarks.table --dataset_name $(or $(DATASET),gi_tract) \

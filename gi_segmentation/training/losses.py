@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from gi_segmentation.inference.masks import organ_ids
 from gi_segmentation.schema import LABELS, LabelMode
 
 # Ten times the loss of a model that knows nothing. Its Dice loss is at most 1. Its cross-entropy is ln 4, because it
@@ -48,13 +49,17 @@ def dice_sums(logits: torch.Tensor, labels: torch.Tensor, label_mode: LabelMode)
     """
     # `float`, because with mixed precision the logits have 16 bits, and a sum over so many pixels needs more.
     if label_mode == "multilabel":
-        probabilities, target = logits.float().sigmoid(), labels.float()
+        probabilities, target = logits.float().sigmoid(), labels.bool()
     else:
         # `[:, 1:]` leaves out the background, which fills most of a slice and would make every Dice look good.
         probabilities = logits.float().softmax(dim=1)[:, 1:]
-        target = F.one_hot(labels, len(LABELS)).movedim(-1, 1)[:, 1:].to(probabilities.dtype)
-    sums = ((probabilities * target), (probabilities + target), target)
-    return torch.stack([values.sum(dim=(0, 2, 3)) for values in sums])
+        target = labels[:, None] == organ_ids(labels)
+    # Masks of truth values are counted much faster than masks of numbers are summed.
+    overlap, predicted, true = (
+        values.sum(dim=(0, 2, 3), dtype=probabilities.dtype)
+        for values in (probabilities * target, probabilities, target)
+    )
+    return torch.stack([overlap, predicted + true, true])
 
 
 def soft_dice_loss(sums: torch.Tensor) -> torch.Tensor:
