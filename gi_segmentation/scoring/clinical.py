@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gi_segmentation.scoring.dice import dice_score
-from gi_segmentation.scoring.surface import crop_to_both, distances_to, find_surface, surface_distances
+from gi_segmentation.scoring.surface import count_voxels, distances_to, find_surface, pack_both, surface_distances
 
 # From the surface of the prediction to that of the target, and from that of the target to that of the prediction.
 SurfaceDistances: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -109,7 +109,7 @@ def volume_dice(preds: np.ndarray, target: np.ndarray) -> float:
     """
     # The box around both masks has all their voxels, and is much smaller than the volume.
     preds, target = check_masks(preds, target)
-    return _dice(*crop_to_both(preds, target))
+    return _dice(*pack_both(preds, target))
 
 
 def hausdorff_distance(
@@ -235,7 +235,7 @@ def added_path_length(
     """
     # The thickness of a slice has no effect. It is asked for so that all functions take the same `spacing_mm`.
     spacing, tolerance = check_spacing(spacing_mm), check_tolerance(tolerance_mm)
-    return _path_length(*crop_to_both(*check_masks(preds, target)), spacing, tolerance)
+    return _path_length(*pack_both(*check_masks(preds, target)), spacing, tolerance)
 
 
 def volume_difference(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> float:
@@ -259,7 +259,7 @@ def volume_difference(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequenc
     """
     # This score does not look at places: two masks of one volume have a difference of 0 even if they do not overlap.
     spacing = check_spacing(spacing_mm)
-    preds, target = check_masks(preds, target)
+    preds, target = pack_both(*check_masks(preds, target))
     return _millilitres(preds, spacing) - _millilitres(target, spacing)
 
 
@@ -291,7 +291,7 @@ def measure_organ(
     spacing = check_spacing(spacing_mm)
     tolerances = [check_tolerance(tolerance) for tolerance in tolerances_mm]
     # The box, the surfaces and their distances take nearly all the time. All scores share them.
-    preds, target = crop_to_both(*check_masks(preds, target))
+    preds, target = pack_both(*check_masks(preds, target))
     distances = surface_distances(preds, target, spacing)
     volumes = _millilitres(preds, spacing), _millilitres(target, spacing)
     return {
@@ -324,11 +324,11 @@ def measure_organs(
 
 
 def _measure_surfaces(preds: Any, target: Any, spacing_mm: Sequence[float]) -> SurfaceDistances:
-    return surface_distances(*crop_to_both(*check_masks(preds, target)), check_spacing(spacing_mm))
+    return surface_distances(*pack_both(*check_masks(preds, target)), check_spacing(spacing_mm))
 
 
 def _dice(preds: np.ndarray, target: np.ndarray) -> float:
-    counts = [int(np.count_nonzero(mask)) for mask in (preds & target, preds, target)]
+    counts = [count_voxels(mask) for mask in (preds & target, preds, target)]
     return dice_score(counts)
 
 
@@ -366,12 +366,13 @@ def _path_length(preds: np.ndarray, target: np.ndarray, spacing: Sequence[float]
     if tolerance_mm:
         # The search for the nearest pixel is in 3D. With slices twice the tolerance apart, no pixel of another slice
         # is within the tolerance.
-        number = np.count_nonzero(distances_to(target, preds, (2 * tolerance_mm, *spacing[1:])) > tolerance_mm)
+        distances = distances_to(target, preds, (2 * tolerance_mm, *spacing[1:]))
+        number = int(np.count_nonzero(distances > tolerance_mm))
     else:
-        number = np.count_nonzero(target & ~preds)
-    return int(number) * (spacing[1] + spacing[2]) / 2
+        number = count_voxels(target & ~preds)
+    return number * (spacing[1] + spacing[2]) / 2
 
 
 def _millilitres(mask: np.ndarray, spacing: Sequence[float]) -> float:
     # A millilitre has 1000 cubic millimetres.
-    return int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
+    return count_voxels(mask) * math.prod(spacing) / 1000

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.scoring.surface import crop_to_both, find_surface, greatest_distance
+from gi_segmentation.scoring.surface import count_voxels, find_surface, greatest_distance, pack_both
 
 # From the competition's evaluation page.
 DICE_WEIGHT, HAUSDORFF_WEIGHT = 0.4, 0.6
@@ -45,8 +45,8 @@ def normalised_hausdorff(preds: np.ndarray, target: np.ndarray, rules: Competiti
         raise ValueError(f"expected volumes of one shape, but got {preds.shape} and {target.shape}")
     # Distances are normalised by the shape of the whole volume, so it is noted before the masks are cropped.
     shape = np.array(preds.shape)
-    preds, target = crop_to_both(preds, target)
-    num_preds, num_target = np.count_nonzero(preds), np.count_nonzero(target)
+    preds, target = pack_both(preds, target)
+    num_preds, num_target = count_voxels(preds), count_voxels(target)
     if not num_preds and not num_target:
         return 0.0 if rules.both_empty == "perfect" else math.nan
     if not num_preds or not num_target:
