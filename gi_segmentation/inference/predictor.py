@@ -411,5 +411,5 @@ def count_slices(model: PreTrainedModel, dataset: Any, batch_size: int = 16) -> 
             logits = model(pixel_values=normalize(batch["images"].to(model.device), transform.processor)).logits
         for preds in predict_batch([logits], transform.label_mode, batch["native_size"]):
             target = organ_masks(next(outlines), *preds.shape[1:])
-            counts.append(np.stack(count_pixels(preds.cpu().numpy(), target), axis=-1))
+            counts.append(count_pixels(preds.cpu().numpy(), target))
     return np.stack(counts)

@@ -129,7 +129,7 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
         preds = predict_masks(logits, transform.label_mode, row["height"], row["width"])[0].cpu().numpy()
     # Both masks have the native size of the slice, as in the scores. An organ that is in neither mask has a Dice of
     # NaN and is left out of the mean.
-    dice = nanmean(dice_score(counts) for counts in np.stack(count_pixels(preds, truth.masks), axis=-1).tolist())
+    dice = nanmean(map(dice_score, count_pixels(preds, truth.masks).tolist()))
     return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
 
 

@@ -110,7 +110,7 @@ def measure_scan(
             f"but got {preds.shape} and {target.shape}"
         )
     # Shape (organs, D, 3): the counts of every slice. Their sum over the slices gives the Dice of the volume below.
-    counts = np.stack([np.stack(count_pixels(*organ), axis=-1) for organ in zip(preds, target, strict=True)])
+    counts = count_pixels(preds, target)
     dice_sums, dice_numbers = zip(*(sum_and_number(map(dice_score, organ)) for organ in counts.tolist()), strict=True)
     # For `union`, a pixel counts if any organ has it. A pixel with the wrong organ does not change this distance.
     if rules.hausdorff_over == "union":

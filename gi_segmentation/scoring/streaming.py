@@ -107,7 +107,7 @@ class StreamingScorer:
         preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
         for place, number in enumerate(numbers):
             # All slices of a batch have the bytes of the largest one. `count` leaves the padding out.
-            preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).reshape(shape)
+            preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).view(bool).reshape(shape)
             target[:, place] = organ_masks(outlines[place], height, width)
         # Millimetres need the true distance between slices. `plan_scans` gives no voxel size to a scan with a gap.
         clinical = measure_organs(preds, target, spacing_mm if self.clinical else None)
