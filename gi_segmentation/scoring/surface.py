@@ -13,10 +13,10 @@ from itertools import product
 import numpy as np
 from scipy.spatial import cKDTree
 
-# Voxels in a word, the whole number that holds them.
-WORD_BYTES = 8
-WORD_SIZE = 8 * WORD_BYTES
-# Background around a packed mask, in voxels. It is also how far `distances_to` looks before it uses a tree.
+# A packed mask has one bit per voxel. Its words are whole numbers of 8 bytes, with 8 voxels in a byte.
+BYTE_SIZE, WORD_BYTES = 8, 8
+WORD_SIZE = BYTE_SIZE * WORD_BYTES
+# Least background around a packed mask, in voxels. It is also how far `distances_to` looks before it uses a tree.
 MARGIN = 2
 # Voxels in a leaf of the search tree. Each tree is built for one query, so a coarse tree, built fast, is better.
 LEAF_SIZE = 32
@@ -76,8 +76,8 @@ def pack_both(preds: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def pack(mask: np.ndarray) -> np.ndarray:
-    """Pack a mask of shape `(D, H, W)` as `pack_both` does, but all of it."""
-    # A row starts with a byte of background. It fills whole words, so a step along y or z is a number of words.
+    """Pack a whole mask of shape `(D, H, W)`, with background as in `pack_both`."""
+    # A row starts with a byte of background. It fills whole words, so a step along z or y is a number of words.
     rows = np.packbits(mask, axis=2, bitorder="little")
     depth, height, num_bytes = (
         size + 2 * margin for size, margin in zip(rows.shape, (MARGIN, MARGIN, 1), strict=True)
@@ -103,6 +103,7 @@ def find_indices(packed: np.ndarray) -> np.ndarray:
     words = packed.reshape(-1)
     filled = np.flatnonzero(words)
     found = np.flatnonzero(unpack(words[filled]))
+    # Each index lacks the voxels of the empty words before it.
     return found + ((filled - np.arange(filled.size)) * WORD_SIZE)[found // WORD_SIZE]
 
 
@@ -138,9 +139,16 @@ def find_surface(packed: np.ndarray, axes: Sequence[int] = (0, 1, 2)) -> np.ndar
 
 
 def find_places(packed: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return the places (z, y, x) of the voxels that `find_indices` found: int64, shape `(n, 3)`."""
+    """Return the places (z, y, x) of the voxels that `find_indices` found: int64, shape `(n, 3)`.
+
+    The first voxel of the box that was packed has the place (1, 1, 1).
+    """
     depth, height, words = packed.shape
-    return np.stack(np.unravel_index(indices, (depth, height, words * WORD_SIZE)), axis=1)
+    # The start of the count decides how the tree's coordinates are rounded, and so which voxel it takes if two are
+    # equally near. Their lengths may differ in the last digit. The scores of all versions count from 1.
+    background = (MARGIN, MARGIN, BYTE_SIZE)
+    axes = np.unravel_index(indices, (depth, height, words * WORD_SIZE))
+    return np.stack([axis - (before - 1) for axis, before in zip(axes, background, strict=True)], axis=1)
 
 
 def step_lengths(steps: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -239,8 +247,8 @@ def distances_to(voxels: np.ndarray, others: np.ndarray, spacing: Sequence[float
     for length, steps in near_steps(spacing):
         found = np.zeros(left.size, dtype=bool)
         for step in steps @ (height * row, row, 1):
-            # On arrays of this size, `take` and `flatnonzero` are several times as fast as brackets with a mask.
-            found |= inside.take(left + step)
+            found |= inside[left + step]
+        # Voxels that these steps miss get another distance later.
         distances[waiting] = length
         missed = np.flatnonzero(~found)
         waiting, left = waiting[missed], left[missed]
