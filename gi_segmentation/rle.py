@@ -11,6 +11,7 @@ Here "2 3" is the run of pixels 2, 3 and 4. It continues from the end of the fir
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,13 +21,17 @@ from gi_segmentation.schema import ORGANS
 # Python's `int` also accepts "1_0", "+3" and digits of other scripts, but in a CSV these are damage. 18 digits are
 # more than any image needs, and the sum of two such numbers fits into 64 bits.
 NUMBER = re.compile(r"[0-9]{1,18}")
+NUMBERS = re.compile(rf"(?:{NUMBER.pattern}(?: |\Z))*")
+
+# The runs of a mask: starts, counted from 0 and ascending, and lengths. Both are int64, with one element per run.
+Runs = tuple[np.ndarray, np.ndarray]
 
 
 class RleError(InputError):
     """An encoding that is not a mask of its image."""
 
 
-def parse_runs(rle: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+def parse_runs(rle: str, num_pixels: int) -> Runs:
     """Read and check the runs of an encoding.
 
     Args:
@@ -48,10 +53,12 @@ def parse_runs(rle: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     words = rle.split()
     if len(words) % 2:
         raise RleError(f"expected pairs of start and length, got an odd count of {len(words)} numbers")
-    if not all(map(NUMBER.fullmatch, words)):
+    # One match for the whole text takes a fifth of the time of a match for each word.
+    text = " ".join(words)
+    if not NUMBERS.fullmatch(text):
         wrong = next(word for word in words if not NUMBER.fullmatch(word))
         raise RleError(f"expected whole positive numbers, got {wrong[:40]!r}")
-    numbers = np.array(words, dtype=np.int64)
+    numbers = np.fromstring(text, dtype=np.int64, sep=" ")
     if numbers.size and numbers.min() < 1:
         raise RleError(f"expected starts (1-based) and lengths of at least 1, got {numbers.min()}")
     # Runs in any order describe the same mask. The checks below need them in ascending order.
@@ -91,12 +98,40 @@ def decode(rle: str, height: int, width: int) -> np.ndarray:
         array([[0, 1, 1],
                [1, 0, 0]])
     """
-    starts, lengths = parse_runs(rle, height * width)
-    mask = np.zeros(height * width, dtype=bool)
-    # A mask has a few runs in each row, so a loop over them is faster than work on all pixels.
-    for start, end in zip(starts.tolist(), (starts + lengths).tolist(), strict=True):
-        mask[start:end] = True
-    return mask.reshape(height, width)
+    return fill_runs(parse_runs(rle, height * width), height * width).reshape(height, width)
+
+
+def fill_runs(runs: Runs, num_pixels: int) -> np.ndarray:
+    """Turn the runs of an image with `num_pixels` pixels into a mask, bool, shape `(num_pixels,)`.
+
+    Example:
+        >>> fill_runs((np.array([1]), np.array([2])), num_pixels=4)
+        array([False,  True,  True, False])
+    """
+    # Gaps and runs take turns: the gap before the first run, the first run, the gap after it, and so on. The last gap
+    # ends with the image. A gap may have no pixel.
+    starts, lengths = runs
+    borders = np.zeros(2 * starts.size + 2, dtype=np.int64)
+    borders[1:-1:2], borders[2:-1:2], borders[-1] = starts, starts + lengths, num_pixels
+    inside = np.arange(borders.size - 1) % 2 == 1
+    return np.repeat(inside, borders[1:] - borders[:-1])
+
+
+def count_overlap(masks: Sequence[Runs]) -> int:
+    """Count the pixels that are in more than one of the masks of an image.
+
+    Example:
+        >>> count_overlap([parse_runs("1 4", 9), parse_runs("3 3 8 1", 9)])
+        2
+    """
+    # Between two neighbouring edges of runs, all pixels are in equally many masks: one more from the start of a run,
+    # and one less from its end.
+    starts = np.concatenate([starts for starts, _ in masks])
+    edges = np.concatenate([starts, *(starts + lengths for starts, lengths in masks)])
+    order = np.argsort(edges)
+    steps = np.where(order < starts.size, 1, -1)
+    depth = np.cumsum(steps)
+    return int(np.diff(edges[order])[depth[:-1] > 1].sum())
 
 
 def encode(mask: np.ndarray) -> str:

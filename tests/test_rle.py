@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gi_segmentation.rle import RleError, decode, encode, parse_runs
+from gi_segmentation.rle import RleError, count_overlap, decode, encode, fill_runs, parse_runs
 
 NUM_PIXELS = 100
 
@@ -30,6 +30,28 @@ def test_random_masks_survive_encoding_and_decoding(shape: tuple[int, int], dens
         restored = decode(encode(mask), *shape)
         assert restored.dtype == bool
         np.testing.assert_array_equal(restored, mask)
+
+
+def test_filled_runs_equal_a_loop_over_pixels() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        num_pixels = int(rng.integers(1, 40))
+        # The borders of the runs. Equal neighbours are dropped, so that each run has a pixel; runs may touch.
+        borders = np.sort(rng.integers(0, num_pixels + 1, 2 * rng.integers(0, 6))).reshape(-1, 2)
+        starts, ends = borders[borders[:, 0] < borders[:, 1]].T
+        expected = [any(start <= pixel < end for start, end in zip(starts, ends, strict=True))
+                    for pixel in range(num_pixels)]  # fmt: skip
+        assert fill_runs((starts, ends - starts), num_pixels).tolist() == expected
+
+
+def test_the_overlap_equals_that_of_the_masks() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        masks = rng.random((rng.integers(1, 4), 3, 5)) < rng.choice([0, 0.2, 0.8, 1], size=(1, 3, 1))
+        found.append(int((masks.sum(axis=0) > 1).sum()))
+        assert count_overlap([parse_runs(encode(mask), 15) for mask in masks]) == found[-1]
+    assert {0, 15} < set(found)
 
 
 @pytest.mark.parametrize(
