@@ -1,6 +1,7 @@
 """`python -m dataset_builder phantom | verify | build`: from a Kaggle folder to the dataset `gi_tract`."""
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def run_build(arguments: argparse.Namespace) -> int:
     from dataset_builder.build import build, push_dataset
     from dataset_builder.gi_tract import GiTractConfig
 
+    # What was imported stays until the end. Python would look through it for garbage again and again, and once more
+    # when it ends, which takes as long as building 500 slices.
+    gc.freeze()
     config = GiTractConfig(
         num_folds=arguments.num_folds,
         fold=arguments.fold,

@@ -1,27 +1,40 @@
 """Write the dataset folder `gi_tract`, with Parquet files, a card and `eval.yaml`.
 
-The folder is complete or it does not appear at all. All files are checked first. The dataset is then written to a
-hidden folder beside the final one, and this folder is renamed at the end.
+The folder is complete or it does not appear at all. Each slice is checked and written at once, to a hidden folder
+beside the final one. If all slices are right, this folder is renamed at the end.
 """
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
 from dataset_builder.benchmark import BENCHMARK, benchmark_file
-from dataset_builder.gi_tract import GiTract, GiTractConfig, split_scans
-from dataset_builder.verify import Inspection, inspect_scans
-from gi_segmentation.data.kaggle import FAULTY_SCANS, KaggleDataError, Scan, read_scans
+from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_scans, slice_row
+from dataset_builder.verify import Inspection, inspect_slices
+from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, hash_file, publish_folder
-from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, hash_splits
+from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
 
 # A line that the card of every build has. A folder whose card has it holds an earlier build.
 MARKER = "pretty_name: UW-Madison GI Tract"
+# About 500 MB, the largest files that `datasets` writes.
+MAX_SLICES_PER_FILE = 4000
+# Slices that are checked and then written together. They form a group of rows in the file, about 4 MB, and a reader
+# that streams gets at least one whole group. Whole scans at a time take a sixth more time, for memory that must be
+# cleared first.
+SLICES_PER_GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -93,44 +106,60 @@ def clear_leftovers(output_dir: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def inspect_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, num_proc: int | None) -> dict[str, Inspection]:
-    """Read every file of the splits once.
+def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
+    """Check scans and write them to a Parquet file. After the first problem, the rest is only checked."""
+    found = Inspection()
+    schema = dataset_features().arrow_schema
+    # PNGs are compressed already, and hardly two are equal. So further compression and a dictionary gain nothing.
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for scan in scans:
+            found.counts.update(scans=1)
+            annotations = scan.annotations or {}
+            for start in range(0, len(scan.slices), SLICES_PER_GROUP):
+                group = scan.slices[start : start + SLICES_PER_GROUP]
+                inspection, slices = inspect_slices(group, scan.annotations, csv_path)
+                found.add(inspection)
+                if not found.problems:
+                    rows = [slice_row(checked, annotations.get(checked.file.id), scan.fold) for checked in slices]
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+    return found
+
+
+def write_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, data: Path, num_proc: int) -> dict[str, Inspection]:
+    """Check and write all scans in several processes, to files of the form that the Hub uses.
+
+    Args:
+        splits: The scans of each split.
+        kaggle_dir: Folder with `train.csv`.
+        data: Where `SPLIT-00000-of-00001.parquet` and so on are written.
+        num_proc: Number of processes.
 
     Returns:
         The counts of each split.
 
     Raises:
-        KaggleDataError: With all problems of all splits.
+        KaggleDataError: With all problems of all splits, in the order of the scans.
     """
-    csv_path = kaggle_dir / "train.csv"
-    found = {
-        split: inspect_scans(scans, csv_path, num_proc, description=f"Checking {split}")
-        for split, scans in splits.items()
-    }
+    data.mkdir(parents=True)
+    files: list[tuple[str, list[Scan], Path]] = []
+    for split, scans in splits.items():
+        slices = sum(len(scan.slices) for scan in scans)
+        count = min(max(num_proc, math.ceil(slices / MAX_SLICES_PER_FILE)), len(scans))
+        for index in range(count):
+            part = scans[len(scans) * index // count : len(scans) * (index + 1) // count]
+            files.append((split, part, data / f"{split}-{index:05d}-of-{count:05d}.parquet"))
+    found = {split: Inspection() for split in splits}
+    names, parts, paths = zip(*files, strict=True)
+    write = partial(write_file, csv_path=kaggle_dir / "train.csv")
+    with tqdm(total=len(files), desc="Writing the dataset", unit="file") as bar, ProcessPoolExecutor(num_proc) as pool:
+        # `map` gives the results in the order of the files, so the list of problems is the same for any `num_proc`.
+        for split, inspection in zip(names, pool.map(write, parts, paths), strict=True):
+            found[split].add(inspection)
+            bar.update()
     problems = [problem for inspection in found.values() for problem in inspection.problems]
     if problems:
         raise KaggleDataError(problems)
     return found
-
-
-def write_parquet(config: GiTractConfig, kaggle_dir: Path, folder: Path, num_proc: int | None) -> None:
-    """Run the builder, and rename its files to `data/SPLIT-00000-of-00001.parquet`, the form that the Hub uses."""
-    # The cache lies in the temporary folder, so nothing of the build stays in the user's cache of `datasets`.
-    builder = GiTract(
-        cache_dir=str(folder / "cache"),
-        data_dir=str(kaggle_dir),
-        # Only our own fields are passed on. The others (name, version, ...) are set by `datasets`.
-        **{name: value for name, value in asdict(config).items() if name in GiTractConfig.__annotations__},
-    )
-    shards = folder / "shards"
-    builder.download_and_prepare(str(shards), file_format="parquet", num_proc=num_proc)
-    data = folder / "dataset" / "data"
-    data.mkdir(parents=True)
-    # There is one file for each process, and more if a file grows too large. So how many there are is known only now.
-    for split in builder.info.splits:
-        paths = sorted(shards.glob(f"gi_tract-{split}*.parquet"))
-        for index, path in enumerate(paths):
-            path.rename(data / f"{split}-{index:05d}-of-{len(paths):05d}.parquet")
 
 
 def hash_content(data: Path) -> str:
@@ -184,34 +213,30 @@ def build(
         KaggleDataError: If the data has problems, or `output_dir` has anything but an earlier build.
     """
     config = config or GiTractConfig()
-    num_proc = num_proc or os.cpu_count()
+    num_proc = num_proc or os.cpu_count() or 1
     output_dir = output_dir.resolve()
     # Leftovers come first: they may contain the earlier dataset, which the check must then see.
     clear_leftovers(output_dir)
     check_output_dir(output_dir)
     # Names and CSV are checked first, which is quick. Then every image is read.
-    splits = split_scans(kaggle_dir, config)
-    found = inspect_splits(splits, kaggle_dir, num_proc)
-    names = {split: [scan.name for scan in scans] for split, scans in splits.items()}
-    kept = {name for members in names.values() for name in members}
-    # `split_scans` drops faulty scans, so the folder is listed again to name those that it has.
-    all_scans, _ = read_scans(kaggle_dir)
-    report = BuildReport(
-        output_dir=output_dir,
-        config=config,
-        counts={
-            split: inspection.counts + Counter(patients=len({scan.case for scan in splits[split]}))
-            for split, inspection in found.items()
-        },
-        excluded=[scan.name for scan in all_scans if scan.name in FAULTY_SCANS and scan.name not in kept],
-        split_hash=hash_splits(names),
-    )
+    scans, excluded = read_training_scans(kaggle_dir, config)
+    splits = divide_scans(scans, kaggle_dir, config)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder is beside the final one, on the same disk. So the renaming at the end copies nothing, and it
     # cannot stop half-way.
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.building-") as scratch:
-        write_parquet(config, kaggle_dir, Path(scratch), num_proc)
         dataset_dir = Path(scratch) / "dataset"
+        found = write_splits(splits, kaggle_dir, dataset_dir / "data", num_proc)
+        report = BuildReport(
+            output_dir=output_dir,
+            config=config,
+            counts={
+                split: inspection.counts + Counter(patients=len({scan.case for scan in splits[split]}))
+                for split, inspection in found.items()
+            },
+            excluded=[scan.name for scan in excluded],
+            split_hash=hash_splits({split: [scan.name for scan in scans] for split, scans in splits.items()}),
+        )
         card = dataset_card(report, hash_content(dataset_dir / "data"))
         (dataset_dir / "README.md").write_text(card, encoding="utf-8")
         (dataset_dir / BENCHMARK).write_text(benchmark_file(config, report.split_hash), encoding="utf-8")

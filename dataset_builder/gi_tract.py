@@ -9,8 +9,9 @@ import hashlib
 import inspect
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import numpy as np
 from datasets.builder import Key
 from PIL import Image
 
-from dataset_builder import splits
+from dataset_builder import splits, verify
 from dataset_builder.splits import assign_folds
+from dataset_builder.verify import CheckedSlice, check_slice
 from gi_segmentation import rle, schema
 from gi_segmentation.data import kaggle
 from gi_segmentation.data.kaggle import (
@@ -29,14 +31,11 @@ from gi_segmentation.data.kaggle import (
     Annotation,
     KaggleDataError,
     Scan,
-    SliceFile,
-    check_segmentation,
     read_scans,
-    read_slice,
     split_names,
 )
 from gi_segmentation.internals import register_dataset
-from gi_segmentation.rle import decode
+from gi_segmentation.rle import Runs, fill_runs
 from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
 
 
@@ -57,15 +56,15 @@ class GiTractConfig(datasets.BuilderConfig):
     include_faulty_scans: bool = False
 
 
-def label_map(organs: dict[str, str], height: int, width: int) -> np.ndarray:
-    """Make a map with one label id per pixel from the encodings of the organs.
+def label_map(runs: Mapping[str, Runs], height: int, width: int) -> np.ndarray:
+    """Make a map with one label id per pixel from the runs of the organs.
 
     Where organs overlap, the highest id wins: stomach over small bowel over large bowel. Each order takes pixels away
     from some organ. With this one, the organ that loses most still has a Dice of 0.9986 with its own encoding (22 real
     scans). The other orders that we tried gave less.
 
     Args:
-        organs: Run-length encoding of each organ.
+        runs: The runs of each organ.
         height: Image height in pixels.
         width: Image width in pixels.
 
@@ -73,15 +72,15 @@ def label_map(organs: dict[str, str], height: int, width: int) -> np.ndarray:
         Label ids, uint8, shape `(height, width)`.
 
     Example:
-        >>> label_map({"large_bowel": "1 2", "small_bowel": "", "stomach": "2 2"}, height=1, width=4)
+        >>> encodings = {"large_bowel": "1 2", "small_bowel": "", "stomach": "2 2"}
+        >>> label_map({organ: rle.parse_runs(text, 4) for organ, text in encodings.items()}, height=1, width=4)
         array([[1, 3, 3, 0]], dtype=uint8)
     """
-    labels = np.zeros((height, width), dtype=np.uint8)
+    labels = np.zeros(height * width, dtype=np.uint8)
     # Later organs overwrite earlier ones, so the order of ORGANS is the rule for overlaps.
     for label_id, organ in enumerate(ORGANS, start=1):
-        if organs[organ]:
-            labels[decode(organs[organ], height, width)] = label_id
-    return labels
+        np.copyto(labels, label_id, where=fill_runs(runs[organ], labels.size))
+    return labels.reshape(height, width)
 
 
 def encode_annotation(labels: np.ndarray) -> bytes:
@@ -93,53 +92,72 @@ def encode_annotation(labels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def slice_row(slice_file: SliceFile, annotations: dict[str, Annotation] | None, fold: int | None) -> dict[str, Any]:
+@cache
+def empty_annotation(height: int, width: int) -> bytes:
+    """Return the annotation of a slice without organs. More than half of the slices have none, in a few sizes."""
+    return encode_annotation(np.zeros((height, width), dtype=np.uint8))
+
+
+def slice_row(checked: CheckedSlice, annotations: dict[str, Annotation] | None, fold: int | None) -> dict[str, Any]:
     """Return one row of the dataset, with the columns of `schema.dataset_features`.
 
     Args:
-        slice_file: The slice.
+        checked: The slice, without problems.
         annotations: Its organs by name; None in a split without outlines.
         fold: The fold of its patient; None in a split without outlines.
     """
+    file = checked.file
     row: dict[str, Any] = {
-        "id": slice_file.id,
+        "id": file.id,
         # Bytes instead of a path: the dataset then holds the picture itself, and not the place where it once lay.
-        "image": {"bytes": read_slice(slice_file), "path": None},
+        "image": {"bytes": checked.image, "path": None},
         "annotation": None,
         "segmentation": None,
-        "case": slice_file.case,
-        "day": slice_file.day,
-        "slice": slice_file.number,
-        "scan": slice_file.scan,
+        "case": file.case,
+        "day": file.day,
+        "slice": file.number,
+        "scan": file.scan,
         "fold": fold,
-        "height": slice_file.height,
-        "width": slice_file.width,
-        "pixel_spacing": list(slice_file.pixel_spacing),
+        "height": file.height,
+        "width": file.width,
+        "pixel_spacing": list(file.pixel_spacing),
     }
     if annotations is not None:
-        organs = {organ: annotations[organ].rle for organ in ORGANS}
-        labels = label_map(organs, slice_file.height, slice_file.width)
-        row["annotation"] = {"bytes": encode_annotation(labels), "path": None}
-        row["segmentation"] = organs
+        if any(starts.size for starts, _ in checked.runs.values()):
+            annotation = encode_annotation(label_map(checked.runs, file.height, file.width))
+        else:
+            annotation = empty_annotation(file.height, file.width)
+        row["annotation"] = {"bytes": annotation, "path": None}
+        row["segmentation"] = {organ: annotations[organ].rle for organ in ORGANS}
     return row
 
 
-def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]]:
-    """Divide the scans of a Kaggle folder into splits.
+def read_training_scans(kaggle_dir: Path, config: GiTractConfig) -> tuple[list[Scan], list[Scan]]:
+    """List the annotated scans of a Kaggle folder.
 
     Returns:
-        The scans of each split: `train`, `validation`, and `test` if the folder has one. Those of `train` and
-        `validation` know their fold.
+        The scans to keep, and the faulty ones that are left out.
 
     Raises:
-        KaggleDataError: If the CSV or file names have problems, or the folds cannot be made.
+        KaggleDataError: If the CSV or file names have problems.
     """
     scans, problems = read_scans(kaggle_dir)
     if problems:
         raise KaggleDataError(problems)
-    # Scans are left out before the patients are divided, so a faulty scan has no influence on the folds.
-    if not config.include_faulty_scans:
-        scans = [scan for scan in scans if scan.name not in FAULTY_SCANS]
+    faulty = [scan for scan in scans if scan.name in FAULTY_SCANS and not config.include_faulty_scans]
+    return [scan for scan in scans if scan not in faulty], faulty
+
+
+def divide_scans(scans: list[Scan], kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]]:
+    """Divide annotated scans into splits, and add the split `test` if the Kaggle folder has one.
+
+    Returns:
+        The scans of each split: `train`, `validation` and perhaps `test`. Those of `train` and `validation` know their
+        fold.
+
+    Raises:
+        KaggleDataError: If the folds cannot be made, or file names of the test split have problems.
+    """
     folds = assign_folds(scans, config.num_folds, config.seed)
     if config.fold not in folds.values():
         raise KaggleDataError([f"--fold: expected 0 to {config.num_folds - 1}, got {config.fold}"])
@@ -154,6 +172,13 @@ def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]
         if problems:
             raise KaggleDataError(problems)
     return splits
+
+
+def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]]:
+    """Read a Kaggle folder and divide its scans: `read_training_scans`, then `divide_scans`."""
+    # Faulty scans are left out before the patients are divided, so they have no influence on the folds.
+    scans, _ = read_training_scans(kaggle_dir, config)
+    return divide_scans(scans, kaggle_dir, config)
 
 
 class GiTract(datasets.GeneratorBasedBuilder):
@@ -181,14 +206,13 @@ class GiTract(datasets.GeneratorBasedBuilder):
         for scan_index, scan in enumerate(scans):
             for slice_index, slice_file in enumerate(scan.slices):
                 annotations = scan.annotations[slice_file.id] if scan.annotations is not None else None
-                if annotations is not None:
-                    problems = list(check_segmentation(annotations, slice_file, csv_path))
-                    if problems:
-                        raise KaggleDataError(problems)
+                checked, problems = check_slice(slice_file, annotations or {}, csv_path)
+                if problems:
+                    raise KaggleDataError(problems)
                 # A key says from which element of the list a row comes, here a scan, and its place in it. `datasets`
                 # counts the rows of each scan with it. It does not sort by key: the rows stay in this order, by scan
                 # and slice.
-                yield Key(scan_index, slice_index), slice_row(slice_file, annotations, scan.fold)
+                yield Key(scan_index, slice_index), slice_row(checked, annotations, scan.fold)
 
 
 def fingerprint(kaggle_dir: Path) -> str:
@@ -202,7 +226,7 @@ def fingerprint(kaggle_dir: Path) -> str:
         each slice.
     """
     digest = hashlib.sha256()
-    for module in (kaggle, splits, rle, schema, sys.modules[__name__]):
+    for module in (kaggle, splits, verify, rle, schema, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
     csv_path = kaggle_dir / "train.csv"
     if csv_path.is_file():

@@ -6,21 +6,22 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from gi_segmentation.data.kaggle import (
+    Annotation,
     KaggleDataError,
     Scan,
     SliceFile,
     SliceSizeError,
-    check_segmentation,
     read_scans,
+    read_segmentation,
     read_slice,
     split_names,
 )
-from gi_segmentation.rle import decode
+from gi_segmentation.rle import Runs, count_overlap
 from gi_segmentation.schema import ORGANS
 
 # A height and width in pixels that no encoding can leave. The square of this number still fits into 64 bits.
@@ -46,45 +47,83 @@ class Inspection:
         self.counts += other.counts
 
 
-def inspect_slice(slice_file: SliceFile) -> tuple[SliceFile, list[str]]:
-    """Read a slice's image.
+class CheckedSlice(NamedTuple):
+    """What was read of a slice.
+
+    Attributes:
+        file: The slice.
+        image: The bytes of its PNG; empty if the image has a problem.
+        runs: The runs of each organ with a valid encoding; empty in the test split.
+    """
+
+    file: SliceFile
+    image: bytes
+    runs: dict[str, Runs]
+
+
+def check_slice(
+    slice_file: SliceFile, organs: dict[str, Annotation], csv_path: Path
+) -> tuple[CheckedSlice, list[str]]:
+    """Read the image and the encodings of a slice.
+
+    Args:
+        slice_file: The slice.
+        organs: Its annotations by organ; empty if it has none.
+        csv_path: The file of the annotations, which the messages name.
 
     Returns:
-        The slice, and the problems of its image. If the image has another size than its name says, the slice gets the
-        size `ENDLESS`.
+        The slice, and its problems.
     """
+    image, problems, sized = b"", [], slice_file
     try:
-        read_slice(slice_file)
+        image = read_slice(slice_file)
     except SliceSizeError as error:
         # Nobody knows which of the two sizes is the one that the encodings were made for. With an endless size they
         # always fit, so the wrong name is the only problem that is reported.
-        return slice_file._replace(height=ENDLESS, width=ENDLESS), error.problems
+        problems, sized = error.problems, slice_file._replace(height=ENDLESS, width=ENDLESS)
     except KaggleDataError as error:
-        return slice_file, error.problems
-    return slice_file, []
+        problems = error.problems
+    # The test split has no annotations. If a training slice has no rows, that is reported with the problems of the
+    # CSV, so there is nothing to add here.
+    runs, wrong = read_segmentation(organs, sized, csv_path) if organs else ({}, [])
+    return CheckedSlice(slice_file, image, runs), problems + wrong
 
 
-def inspect_scan(scan: Scan, csv_path: Path) -> Inspection:
-    """Read every slice of a scan, and check its image and its annotation."""
-    found = Inspection(counts=Counter(scans=1, slices=len(scan.slices)))
-    for slice_file in scan.slices:
-        organs = scan.annotations[slice_file.id] if scan.annotations else {}
-        slice_file, problems = inspect_slice(slice_file)
-        # The test split has no annotations. If a training slice has no rows, that is reported with the problems of the
-        # CSV, so there is nothing to add here.
-        if organs:
-            problems += check_segmentation(organs, slice_file, csv_path)
+def inspect_slices(
+    slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]] | None, csv_path: Path
+) -> tuple[Inspection, list[CheckedSlice]]:
+    """Read slices, and check their images and annotations.
+
+    Args:
+        slices: Slices of one scan.
+        annotations: The annotations of the scan.
+        csv_path: The file of the annotations, which the messages name.
+
+    Returns:
+        Problems and counts of the slices, and what was read of them.
+    """
+    found = Inspection(counts=Counter(slices=len(slices)))
+    read = []
+    for slice_file in slices:
+        organs = annotations[slice_file.id] if annotations else {}
+        checked, problems = check_slice(slice_file, organs, csv_path)
+        read.append(checked)
         found.problems += problems
         if not organs:
             continue
         shown = [organ for organ in ORGANS if organ in organs and organs[organ].rle.strip()]
         found.counts.update(shown or ["empty"])
-        # Only valid encodings can be decoded, and a mask of endless size would not fit into memory. Only a slice with
-        # several organs can have overlaps.
+        # Only a slice with several organs can have overlaps.
         if len(shown) > 1 and not problems:
-            masks = [decode(organs[organ].rle, slice_file.height, slice_file.width) for organ in shown]
-            overlap = int(np.count_nonzero(np.sum(masks, axis=0) > 1))
+            overlap = count_overlap([checked.runs[organ] for organ in shown])
             found.counts.update(overlap_pixels=overlap, overlapping=int(overlap > 0))
+    return found, read
+
+
+def inspect_scan(scan: Scan, csv_path: Path) -> Inspection:
+    """Inspect a scan, and keep only its problems and counts: a process sends them back, and never images."""
+    found, _ = inspect_slices(scan.slices, scan.annotations, csv_path)
+    found.counts.update(scans=1)
     return found
 
 
@@ -103,7 +142,6 @@ def inspect_scans(scans: list[Scan], csv_path: Path, num_proc: int | None, descr
     total = Inspection()
     workers = min(num_proc or os.cpu_count() or 1, len(scans))
     slices = sum(len(scan.slices) for scan in scans)
-    # A process gets whole scans and sends back short texts and counts. It never sends images.
     inspect = partial(inspect_scan, csv_path=csv_path)
     with tqdm(total=slices, desc=description, unit="slice") as bar, ProcessPoolExecutor(max(workers, 1)) as pool:
         # `map` gives the results in the order of the scans, so the list of problems is the same for any `num_proc`.

@@ -11,16 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import HfApi
 from PIL import Image
+from sklearn.model_selection import StratifiedGroupKFold
 
 import dataset_builder  # noqa: F401 (registers the name gi_tract with load_dataset)
 from dataset_builder.__main__ import main
@@ -170,6 +173,23 @@ def test_the_number_of_processes_does_not_change_the_rows(dataset_dir: Path, kag
     assert load_raw(tmp_path / "gi_tract") == load_raw(dataset_dir)
 
 
+def test_the_size_of_files_and_groups_does_not_change_the_rows(
+    dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two scans of 12 slices in each split: a file takes one of them, and a group of rows takes 5, 5 and 2 slices.
+    monkeypatch.setattr("dataset_builder.build.MAX_SLICES_PER_FILE", 12)
+    monkeypatch.setattr("dataset_builder.build.SLICES_PER_GROUP", 5)
+    report = build(kaggle_dir, tmp_path / "gi_tract", HALVES, num_proc=1)
+    paths = sorted((tmp_path / "gi_tract" / "data").iterdir())
+    assert [path.name for path in paths] == [
+        f"{split}-0000{index}-of-00002.parquet" for split in ("train", "validation") for index in (0, 1)
+    ]
+    groups = pq.read_metadata(paths[0])
+    assert [groups.row_group(index).num_rows for index in range(groups.num_row_groups)] == [5, 5, 2]
+    assert load_raw(tmp_path / "gi_tract") == load_raw(dataset_dir)
+    assert [counts["scans"] for counts in report.counts.values()] == [2, 2]
+
+
 def test_every_fold_separates_the_patients_and_each_patient_validates_once(kaggle_dir: Path) -> None:
     validated: Counter[int] = Counter()
     for fold in range(4):
@@ -199,6 +219,27 @@ def test_folds_of_the_real_annotations_show_each_organ_about_equally_often(test_
             shares = [np.mean(fold >> bit & 1) / overall for fold in presence]
             # Nine patients cannot be divided exactly, so a fold may show an organ up to 30 % less or 40 % more often.
             assert min(shares) > 0.7 and max(shares) < 1.4, (ORGANS[bit], shares)
+
+
+def test_folds_equal_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        shares, scans = rng.random(3) * rng.random(), []
+        for case in rng.choice(150, rng.integers(2, 20), replace=False).tolist():
+            for day in range(rng.integers(1, 4)):
+                slices = [SliceFile(Path(), case, day, n, 9, 9, (1.5, 1.5)) for n in range(rng.integers(1, 20))]
+                drawn = np.where(rng.random((len(slices), 3)) < shares, "1 1", "").tolist()
+                rows = [{organ: Annotation(rle, 2) for organ, rle in zip(ORGANS, row, strict=True)} for row in drawn]
+                scans += group_scans(slices, {s.id: row for s, row in zip(slices, rows, strict=True)})
+        cases = np.array([scan.case for scan in scans for _ in scan.slices])
+        presence = np.array([code for scan in scans for code in organ_presence(scan)])
+        num_folds, seed = int(rng.integers(2, min(len(set(cases)), 6) + 1)), int(rng.integers(100))
+        splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The least populated class in y")
+            parts = list(splitter.split(cases, presence, groups=cases))
+        expected = {int(case): fold for fold, (_, held_back) in enumerate(parts) for case in cases[held_back]}
+        assert assign_folds(scans, num_folds, seed) == expected
 
 
 def test_folds_balance_patients_with_and_without_organs() -> None:
@@ -356,7 +397,7 @@ def test_a_killed_build_leaves_no_incomplete_dataset(
     ) as process:
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if next(tmp_path.glob(".gi_tract.building-*/shards*"), None):
+            if next(tmp_path.glob(".gi_tract.building-*/dataset/data/*"), None):
                 break
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)

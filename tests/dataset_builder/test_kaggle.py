@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dataset_builder.__main__ import main
 from dataset_builder.build import build
@@ -146,6 +147,7 @@ SLICE_DAMAGES: dict[str, Damage] = {
     "colours": replace_image(Image.new("RGB", (1, 1)), "expected 16-bit grayscale, got mode RGB; use the original"),
     "too large a name": claim_size(999, 999),
     "too small a name": claim_size(2, 3),
+    "an endless name": claim_size(10**11, 10**11),
     "name without size": rename_image("slice_{number}.png"),
     "name of another kind": rename_image("IMG_{number}_266_266.png"),
 }
@@ -311,6 +313,46 @@ def test_each_damage_to_a_png_header_raises_our_own_error(kaggle_copy: Path, tmp
         slice_file.path.write_bytes(damaged)
         with pytest.raises(KaggleDataError, match=r"slice\.png: "):
             read_slice(slice_file)
+
+
+def test_one_wrong_bit_anywhere_in_an_image_is_a_problem(kaggle_copy: Path) -> None:
+    slice_file = parse_slice_path(image_of(kaggle_copy, 0))
+    data = slice_file.path.read_bytes()
+    # The last places are the checksum of the pixels and the last chunk. Pillow looks at neither.
+    for place in [*range(0, len(data), 997), *range(len(data) - 20, len(data))]:
+        for bit in (0, 7):
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << bit
+            slice_file.path.write_bytes(damaged)
+            with pytest.raises(KaggleDataError, match=r"\.png: "):
+                read_slice(slice_file)
+
+
+def test_a_wrong_checksum_of_the_pixels_says_so(kaggle_copy: Path) -> None:
+    path = image_of(kaggle_copy, 0)
+    data = bytearray(path.read_bytes())
+    # Before the last chunk (12 bytes) stands the checksum of the last chunk with pixels.
+    data[-13] ^= 1
+    path.write_bytes(data)
+    (problem,) = verify(kaggle_copy, num_proc=1).problems
+    assert problem.startswith(f"{path}: not a whole PNG (broken PNG file") and "IDAT" in problem
+
+
+@pytest.mark.parametrize("kind", ["text", "two images", "bytes behind the end"])
+def test_images_with_more_than_pixels_are_decoded(kind: str, kaggle_copy: Path) -> None:
+    slice_file = parse_slice_path(image_of(kaggle_copy, 0))
+    data = slice_file.path.read_bytes()
+    if kind == "text":
+        text = PngInfo()
+        text.add_text("made by", "a scanner")
+        Image.open(slice_file.path).save(slice_file.path, pnginfo=text)
+        whole = slice_file.path.read_bytes()
+        assert read_slice(slice_file) == whole
+        slice_file.path.write_bytes(whole.replace(b"a scanner", b"a scammer"))
+    else:
+        slice_file.path.write_bytes(data + (data[:-1] if kind == "two images" else b"\0"))
+    with pytest.raises(KaggleDataError, match="not a whole PNG"):
+        read_slice(slice_file)
 
 
 def test_an_image_of_absurd_size_is_a_problem(kaggle_copy: Path) -> None:
