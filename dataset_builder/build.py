@@ -6,13 +6,14 @@ beside the final one. If all slices are right, this folder is renamed at the end
 
 import hashlib
 import math
+import multiprocessing
 import os
 import shutil
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,6 +36,9 @@ MAX_SLICES_PER_FILE = 4000
 # that streams gets at least one whole group. Whole scans at a time take a sixth more time, for memory that must be
 # cleared first.
 SLICES_PER_GROUP = 32
+
+# Number of slices that all processes have done. Each worker process gets it when it starts.
+progress: Synchronized
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,12 @@ def clear_leftovers(output_dir: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def share_progress(counter: Synchronized) -> None:
+    """Let a worker process count the slices that it has done in a counter of all processes."""
+    global progress
+    progress = counter
+
+
 def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
     """Check scans and write them to a Parquet file. After the first problem, the rest is only checked."""
     found = Inspection()
@@ -122,6 +132,8 @@ def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
                 if not found.problems:
                     rows = [slice_row(checked, annotations.get(checked.file.id), scan.fold) for checked in slices]
                     writer.write_table(pa.Table.from_pylist(rows, schema))
+                with progress.get_lock():
+                    progress.value += len(group)
     return found
 
 
@@ -149,13 +161,20 @@ def write_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, data: Path, nu
             part = scans[len(scans) * index // count : len(scans) * (index + 1) // count]
             files.append((split, part, data / f"{split}-{index:05d}-of-{count:05d}.parquet"))
     found = {split: Inspection() for split in splits}
-    names, parts, paths = zip(*files, strict=True)
-    write = partial(write_file, csv_path=kaggle_dir / "train.csv")
-    with tqdm(total=len(files), desc="Writing the dataset", unit="file") as bar, ProcessPoolExecutor(num_proc) as pool:
-        # `map` gives the results in the order of the files, so the list of problems is the same for any `num_proc`.
-        for split, inspection in zip(names, pool.map(write, parts, paths), strict=True):
-            found[split].add(inspection)
-            bar.update()
+    number = sum(len(scan.slices) for scans in splits.values() for scan in scans)
+    counter = multiprocessing.Value("q", 0)
+    with (
+        tqdm(total=number, desc="Writing the dataset", unit="slice") as bar,
+        ProcessPoolExecutor(num_proc, initializer=share_progress, initargs=(counter,)) as pool,
+    ):
+        csv_path = kaggle_dir / "train.csv"
+        written = [pool.submit(write_file, scans, path, csv_path) for _, scans, path in files]
+        while wait(written, timeout=0.2).not_done:
+            bar.update(counter.value - bar.n)
+        # In the order of the files, so that the list of problems is the same for any `num_proc`.
+        for (split, _, _), inspection in zip(files, written, strict=True):
+            found[split].add(inspection.result())
+        bar.update(counter.value - bar.n)
     problems = [problem for inspection in found.values() for problem in inspection.problems]
     if problems:
         raise KaggleDataError(problems)

@@ -4,7 +4,10 @@ Slices of one patient look alike. With a patient on both sides, a model could sc
 (docs/leakage.md).
 """
 
+import warnings
+
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.schema import ORGANS
@@ -41,56 +44,31 @@ def assign_folds(scans: list[Scan], num_folds: int, seed: int) -> dict[int, int]
     Raises:
         KaggleDataError: If there are fewer patients than folds, fewer than 2 folds, or a fold without a patient.
 
-    Source: `StratifiedGroupKFold` of scikit-learn 1.9, with the patients as groups and the codes of `organ_presence`
-    as classes. The folds are the same, and they do not depend on the installed release. Importing scikit-learn would
-    take longer than building 1,000 slices.
+    Source: scikit-learn's `StratifiedGroupKFold`. Its groups are the patients, and its classes are the codes of
+    `organ_presence`.
     """
-    cases = sorted({scan.case for scan in scans})
-    if not 2 <= num_folds <= len(cases):
+    # One entry per slice, not per patient: a fold is balanced by its slices, and patients have different numbers of
+    # them.
+    cases = np.array([scan.case for scan in scans for _ in scan.slices])
+    num_patients = len(set(cases.tolist()))
+    if not 2 <= num_folds <= num_patients:
         raise KaggleDataError(
-            [f"--num_folds: expected 2 to {len(cases)}, the number of patients; got {num_folds}. "
+            [f"--num_folds: expected 2 to {num_patients}, the number of patients; got {num_folds}. "
              f"Each fold needs at least one patient"]
         )  # fmt: skip
-    # Slices of each patient (row) with each combination of organs (column). A fold is balanced by its slices, because
-    # patients have different numbers of them.
-    counts = np.zeros((len(cases), 2 ** len(ORGANS)))
-    for scan in scans:
-        counts[cases.index(scan.case)] += np.bincount(organ_presence(scan), minlength=counts.shape[1])
-    counts = counts[:, counts.any(axis=0)]
-    # Patients whose combinations are most unequally frequent come first, because later ones can make up for them. The
-    # seed decides between equals.
-    order = np.arange(len(cases))
-    np.random.RandomState(seed).shuffle(order)
-    order = order[np.argsort(-counts[order].std(axis=1), kind="stable")]
-    totals = np.zeros((num_folds, counts.shape[1]))
-    folds = {}
-    for patient in order:
-        fold = find_fold(totals, counts[patient], counts.sum(axis=0))
-        totals[fold] += counts[patient]
-        folds[cases[patient]] = fold
-    # Slices are balanced, and this does not promise that each fold gets a patient.
+    presence = np.array([code for scan in scans for code in organ_presence(scan)])
+    # The splitter takes patient after patient and puts each into the fold where the frequencies of the classes then
+    # differ least between folds. A group stays whole. Another release of scikit-learn may divide differently (1.7
+    # does), so every card names a hash of the split.
+    splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # If a combination of organs is on fewer slices than there are folds, some folds cannot have it. scikit-learn
+        # warns of this, but rare combinations are normal here.
+        warnings.filterwarnings("ignore", message="The least populated class in y")
+        parts = list(splitter.split(cases, presence, groups=cases))
+    # Each part is a pair of row numbers. The rows on the validation side tell which patients are in this fold.
+    folds = {int(case): fold for fold, (_, validation) in enumerate(parts) for case in np.unique(cases[validation])}
+    # The splitter balances classes, and it does not promise that each fold gets a patient.
     if len(set(folds.values())) < num_folds:
         raise KaggleDataError([f"--num_folds {num_folds}: a fold got no patient; take another --seed or fewer folds"])
     return folds
-
-
-def find_fold(totals: np.ndarray, added: np.ndarray, overall: np.ndarray) -> int:
-    """Find the fold for a patient, so that the frequencies of the classes then differ least between the folds.
-
-    Args:
-        totals: Slices of each class in each fold so far, shape `(folds, classes)`.
-        added: The patient's slices of each class, shape `(classes,)`.
-        overall: All slices of each class, shape `(classes,)`.
-
-    Returns:
-        The number of the fold. Of equally good folds, the first of those with the fewest slices.
-    """
-    best, least, fewest = 0, np.inf, np.inf
-    for fold in range(len(totals)):
-        tried = totals.copy()
-        tried[fold] += added
-        spread = np.mean(np.std(tried / overall, axis=0))
-        slices = totals[fold].sum()
-        if spread < least or (np.isclose(spread, least) and slices < fewest):
-            best, least, fewest = fold, spread, slices
-    return best

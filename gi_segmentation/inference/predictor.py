@@ -243,7 +243,11 @@ def read_pixels(slice_file: SliceFile) -> np.ndarray:
     """
     # `np.array` keeps all 16 bits. `convert("RGB")`, as in many examples, would clip every intensity above 255.
     with Image.open(io.BytesIO(read_slice(slice_file))) as image:
-        return np.array(image)
+        try:
+            return np.array(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            # `read_slice` looks at checksums. The pixels of a faulty program may have right checksums.
+            raise KaggleDataError([f"{slice_file.path}: its pixels cannot be decoded ({error})"]) from error
 
 
 def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torch.Tensor] | KaggleDataError:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 from PIL import Image
-from sklearn.model_selection import StratifiedGroupKFold
 
 import dataset_builder  # noqa: F401 (registers the name gi_tract with load_dataset)
 from dataset_builder.__main__ import main
@@ -219,27 +217,6 @@ def test_folds_of_the_real_annotations_show_each_organ_about_equally_often(test_
             shares = [np.mean(fold >> bit & 1) / overall for fold in presence]
             # Nine patients cannot be divided exactly, so a fold may show an organ up to 30 % less or 40 % more often.
             assert min(shares) > 0.7 and max(shares) < 1.4, (ORGANS[bit], shares)
-
-
-def test_folds_equal_those_of_scikit_learn() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        shares, scans = rng.random(3) * rng.random(), []
-        for case in rng.choice(150, rng.integers(2, 20), replace=False).tolist():
-            for day in range(rng.integers(1, 4)):
-                slices = [SliceFile(Path(), case, day, n, 9, 9, (1.5, 1.5)) for n in range(rng.integers(1, 20))]
-                drawn = np.where(rng.random((len(slices), 3)) < shares, "1 1", "").tolist()
-                rows = [{organ: Annotation(rle, 2) for organ, rle in zip(ORGANS, row, strict=True)} for row in drawn]
-                scans += group_scans(slices, {s.id: row for s, row in zip(slices, rows, strict=True)})
-        cases = np.array([scan.case for scan in scans for _ in scan.slices])
-        presence = np.array([code for scan in scans for code in organ_presence(scan)])
-        num_folds, seed = int(rng.integers(2, min(len(set(cases)), 6) + 1)), int(rng.integers(100))
-        splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The least populated class in y")
-            parts = list(splitter.split(cases, presence, groups=cases))
-        expected = {int(case): fold for fold, (_, held_back) in enumerate(parts) for case in cases[held_back]}
-        assert assign_folds(scans, num_folds, seed) == expected
 
 
 def test_folds_balance_patients_with_and_without_organs() -> None:
