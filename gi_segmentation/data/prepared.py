@@ -6,13 +6,15 @@ into memory. All folds, epochs, processes and later trainings with the same `--i
 """
 
 import inspect
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from gi_segmentation import rle
@@ -84,6 +86,22 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
     return concatenate_datasets([dataset, prepared], axis=1)
 
 
+def view_values(column: pa.ChunkedArray, dtype: type[np.generic], shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield the values of a column of `CACHE_FEATURES` as arrays that share the memory of the cache.
+
+    Args:
+        column: Values of the type `large_binary`, none of them null.
+        dtype: What the bytes stand for.
+        shape: Shape of each value.
+    """
+    # A value of `pyarrow` would be a copy of its bytes. So the arrays are made from the buffers of a column: the place
+    # of each value, with 8 bytes, and the bytes of all values, one after the other.
+    for chunk in column.chunks:
+        _, starts, values = chunk.buffers()
+        for start in np.frombuffer(starts, np.int64, count=len(chunk), offset=8 * chunk.offset):
+            yield np.frombuffer(values, dtype, count=math.prod(shape), offset=start).reshape(shape)
+
+
 class PreparedSlices:
     """Gives what a model is shown of a slice, and the organ bits, from the cache if the dataset has it.
 
@@ -134,32 +152,31 @@ class PreparedSlices:
         before, after = find_neighbours(numbers, number, self.slice_context)
         return [numbers[before], numbers[number], numbers[after]]
 
-    def read(self, slices: Sequence[tuple[str, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return what a model is shown for some slices.
+    def read(self, slices: Sequence[tuple[str, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield what a model is shown for some slices.
 
         Args:
             slices: Scan and number of each slice.
 
-        Returns:
+        Yields:
             For each slice: prepared pixels, uint16, shape `(S, S, 1 or 3)`; and the organ bits of the slice itself,
             uint8, shape `(S, S)`. Neither may be changed.
         """
         rows = [self.find_rows(scan, number) for scan, number in slices]
         if self.cache is None:
-            return [self.prepare(shown) for shown in rows]
-        shape = self.image_size, self.image_size
+            yield from map(self.prepare, rows)
+            return
         # One access for all slices of a batch. The rows of the answer have the order of the question.
         table = self.cache[[row for shown in rows for row in shown]]
-        pixels = (np.frombuffer(value.as_buffer(), np.uint16).reshape(shape) for value in table.column("pixels"))
-        organs = (np.frombuffer(value.as_buffer(), np.uint8).reshape(shape) for value in table.column("organs"))
-        if not self.slice_context:
-            return [(image[..., None], bits) for image, bits in zip(pixels, organs, strict=True)]
-        # The slice itself is in the middle of the three that are shown. `merge` does what `numpy.stack` does on the
-        # last axis, five times as fast.
-        return [
-            (cv2.merge(list(islice(pixels, len(shown)))), list(islice(organs, len(shown)))[len(shown) // 2])
-            for shown in rows
-        ]
+        shape = self.image_size, self.image_size
+        pixels = view_values(table.column("pixels"), np.uint16, shape)
+        organs = view_values(table.column("organs"), np.uint8, shape)
+        for shown in rows:
+            images, bits = (list(islice(values, len(shown))) for values in (pixels, organs))
+            # `merge` does what `numpy.stack` does on the last axis, five times as fast.
+            image = cv2.merge(images) if self.slice_context else images[0][..., None]
+            # The slice itself is in the middle of those that are shown.
+            yield image, bits[len(shown) // 2]
 
     def prepare(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Do the work of the cache for one slice, see `read`."""

@@ -8,8 +8,8 @@ A raw slice x of 16 bits becomes a model input in four steps:
     normalise    (x - mean) / standard deviation      mean and deviation per channel, from the image processor
 
 The first three steps prepare a slice. Their result depends on the slice alone, so a training keeps it in a cache
-(`data.prepared`). The augmentation comes before the last step. The last step is done for whole batches, on the device
-of the model, so that only one channel of a slice has to travel there.
+(`data.prepared`). The augmentation comes before the last step, and its result is rounded too. The last step is done
+for whole batches, on the device of the model, so that only one channel of 16 bits has to travel there.
 """
 
 import zlib
@@ -117,8 +117,7 @@ def prepare_image(raw: np.ndarray, image_size: int) -> np.ndarray:
     Returns:
         uint16, shape `(image_size, image_size)`; `MAX_PIXEL` stands for an intensity of 1.
     """
-    # 16 bits need half the memory of float32. The rounding changes an intensity by less than 0.00001.
-    return np.rint(resize_image(scale_intensity(raw), image_size) * MAX_PIXEL).astype(np.uint16)
+    return to_pixels(resize_image(scale_intensity(raw), image_size))
 
 
 def pack_organs(masks: np.ndarray) -> np.ndarray:
@@ -158,27 +157,32 @@ def prepare_organs(row: dict[str, Any], image_size: int) -> np.ndarray:
     return resize_organs(pack_organs(organ_masks(row["segmentation"], row["height"], row["width"])), image_size)
 
 
+def to_pixels(intensity: np.ndarray) -> np.ndarray:
+    """Round intensities, float32 in 0 to 1, to prepared pixels: uint16, same shape."""
+    # 16 bits need half the memory of float32. The rounding changes an intensity by less than 0.00001.
+    pixels = intensity * np.float32(MAX_PIXEL)
+    return np.rint(pixels, out=pixels).astype(np.uint16)
+
+
 def to_intensity(pixels: np.ndarray) -> np.ndarray:
     """Turn prepared pixels, uint16, into intensities: float32 in 0 to 1, same shape."""
-    intensity = pixels.astype(np.float32)
-    # In place, because a multiplication of integers by a float would first make a copy in double precision.
-    intensity *= np.float32(1 / MAX_PIXEL)
-    return intensity
+    return np.multiply(pixels, np.float32(1 / MAX_PIXEL), dtype=np.float32)
 
 
 def normalize(images: torch.Tensor, processor: SegformerImageProcessorPil) -> torch.Tensor:
-    """Turn intensities into the input of a model.
+    """Turn prepared slices into the input of a model.
 
     Args:
-        images: float32 in 0 to 1, shape `(B, S, S, 1 or 3)`, on any device. One channel is shown in all three.
+        images: Prepared pixels, uint16, shape `(B, S, S, 1 or 3)`, on any device. One channel is shown in all three.
         processor: The model's image processor. Its mean and standard deviation are used.
 
     Returns:
         float32, shape `(B, 3, S, S)`, on the same device.
     """
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    intensity = images.permute(0, 3, 1, 2).float() / MAX_PIXEL
+    mean, std = (intensity.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     # Mean and deviation have the shape (3, 1, 1), so a single channel is repeated to three.
-    return (images.permute(0, 3, 1, 2) - mean) / std
+    return (intensity - mean) / std
 
 
 def unpack_labels(bits: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:
@@ -206,7 +210,7 @@ def unpack_labels(bits: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:
 class SliceTransform:
     """Turns rows of the dataset into examples. It is a transform for `Dataset.with_transform`.
 
-    An example has `images`, the intensities, float32, shape `(S, S, 1 or 3)`; and `organs`, the organ bits, uint8,
+    An example has `images`, prepared pixels, uint16, shape `(S, S, 1 or 3)`; and `organs`, the organ bits, uint8,
     shape `(S, S)`. `to_model` turns a batch of examples into the input and the labels of a model.
 
     Args:
@@ -246,16 +250,17 @@ class SliceTransform:
             organs: The organ bits.
 
         Returns:
-            Intensities, float32, shape `(S, S, 1 or 3)`; organ bits, uint8, shape `(S, S)`.
+            Both, with the same shapes and types.
         """
         if self.augment is None:
-            return to_intensity(pixels), organs
+            return pixels, organs
         # Seed, epoch and slice fix the changes. They do not depend on the order of slices, on the worker process,
         # or on an interruption. `hash` of a string differs from process to process; a checksum does not.
         seed = zlib.crc32(f"{self.seed} {int(self.epoch)} {slice_id}".encode())
         # The augmentation works on intensities of 0 to 1. It works on the size of the model's input, which is smaller
         # than most slices and so takes less time.
-        return self.augment(to_intensity(pixels), organs, seed)
+        intensity, organs = self.augment(to_intensity(pixels), organs, seed)
+        return to_pixels(intensity), organs
 
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Transform rows. `datasets` passes and expects a list of values for each column."""

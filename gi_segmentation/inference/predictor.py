@@ -24,7 +24,6 @@ from gi_segmentation.data.preprocessing import (
     find_neighbours,
     normalize,
     prepare_image,
-    to_intensity,
 )
 from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.arguments import Computation
@@ -231,8 +230,8 @@ class SliceFolder(Dataset):
 
 
 def stack_channels(images: list[np.ndarray]) -> torch.Tensor:
-    """Return the intensities of a slice, float32, shape `(S, S, channels)`; `images` are from `prepare_image`."""
-    return torch.from_numpy(to_intensity(np.stack(images, axis=-1)))
+    """Stack images from `prepare_image` to the channels of a slice, uint16, shape `(S, S, channels)`."""
+    return torch.from_numpy(np.stack(images, axis=-1))
 
 
 def read_pixels(slice_file: SliceFile) -> np.ndarray:
@@ -251,7 +250,7 @@ def read_pixels(slice_file: SliceFile) -> np.ndarray:
 
 
 def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torch.Tensor] | KaggleDataError:
-    """Stack items of `SliceFolder` to a batch: per checkpoint float32, `(B, S, S, 1 or 3)`; or return an error."""
+    """Stack items of `SliceFolder` to a batch: per checkpoint uint16, `(B, S, S, 1 or 3)`; or return an error."""
     errors = [item for item in items if isinstance(item, KaggleDataError)]
     return errors[0] if errors else [torch.stack(inputs) for inputs in zip(*items, strict=True)]
 

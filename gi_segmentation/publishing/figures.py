@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
-from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity, to_intensity
+from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity
 from gi_segmentation.inference.masks import predict_masks
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import COLOURS, ORGANS
@@ -124,7 +124,8 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
     truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
     with torch.no_grad():
         ((pixels, _),) = transform.slices.read([(row["scan"], row["slice"])])
-        images = torch.from_numpy(to_intensity(pixels))[None].to(model.device)
+        # PyTorch takes only arrays that can be written to.
+        images = torch.from_numpy(pixels.copy())[None].to(model.device)
         logits = [model(pixel_values=normalize(images, transform.processor)).logits]
         preds = predict_masks(logits, transform.label_mode, row["height"], row["width"])[0].cpu().numpy()
     # Both masks have the native size of the slice, as in the scores. An organ that is in neither mask has a Dice of

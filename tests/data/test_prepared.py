@@ -5,13 +5,14 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import DatasetDict
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
-from gi_segmentation.data.prepared import PreparedSlices, cache_slices
-from gi_segmentation.data.preprocessing import prepare_image, prepare_organs
+from gi_segmentation.data.prepared import PreparedSlices, cache_slices, view_values
+from gi_segmentation.data.preprocessing import attached_transform, prepare_image, prepare_organs
 from gi_segmentation.data.slices import find_dataset, load_slices, transform_splits
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.loading import new_processor
@@ -68,6 +69,41 @@ def test_the_neighbours_are_the_slices_of_the_same_scan(dataset_dir: Path) -> No
         for channel, row in zip(pixels.transpose(2, 0, 1), shown, strict=True):
             np.testing.assert_array_equal(channel, prepare_image(np.array(row["image"]), SIZE))
         np.testing.assert_array_equal(organs, prepare_organs(shown[1], SIZE))
+
+
+def test_values_are_views_of_a_column_in_any_order() -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (7, 4, 4), dtype=np.uint16)
+    whole = pa.array([value.tobytes() for value in values], pa.large_binary())
+    # A slice of an array begins in the middle of its buffers; one of the pieces is empty.
+    column = pa.chunked_array([whole.slice(5, 2), whole.slice(0, 0), whole.slice(2, 1), whole])
+    views = list(view_values(column, np.uint16, (4, 4)))
+    np.testing.assert_array_equal(views, values[[5, 6, 2, *range(7)]])
+    # Equal rows share their memory, so nothing was copied.
+    assert np.shares_memory(views[0], views[8]) and not np.shares_memory(views[0], views[1])
+
+
+def test_examples_are_the_cached_pixels_and_augmented_ones_differ_from_epoch_to_epoch(dataset_dir: Path) -> None:
+    slices = load(dataset_dir)
+    data_args = DataArguments(image_size=SIZE)
+    train, _ = transform_splits(slices, slices, new_processor(SIZE), ModelArguments(), data_args, seed=0)
+    plain_args = DataArguments(image_size=SIZE, augmentation=False)
+    plain, _ = transform_splits(slices, slices, new_processor(SIZE), ModelArguments(), plain_args, seed=0)
+    rows = list(range(0, len(train), 3))
+    for example, row in zip(plain.__getitems__(rows), slices["train"].select(rows), strict=True):
+        pixels = prepare_image(np.array(row["image"]), SIZE)
+        np.testing.assert_array_equal(example["images"][..., 0], pixels)
+        np.testing.assert_array_equal(example["organs"], prepare_organs(row, SIZE))
+    epochs = []
+    for epoch in (0, 1, 0):
+        attached_transform(train).epoch.fill_(epoch)
+        # The order of the slices does not matter.
+        order = rows[::-1] if epochs else rows
+        examples = dict(zip(order, train.__getitems__(order), strict=True))
+        assert all(example["images"].dtype == torch.uint16 for example in examples.values())
+        epochs.append([examples[row]["images"].numpy().tobytes() for row in rows])
+    assert epochs[0] == epochs[2]
+    # One visit in 32 changes nothing in the image, and two visits may make the same change.
+    assert sum(first != second for first, second in zip(*epochs[:2], strict=True)) > 0.8 * len(rows)
 
 
 def test_all_folds_share_one_cache(dataset_dir: Path, own_cache: Path) -> None:

@@ -12,12 +12,14 @@ from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.preprocessing import (
+    MAX_PIXEL,
     normalize,
     prepare_image,
     resize_image,
     resize_organs,
     scale_intensity,
     to_intensity,
+    to_pixels,
     unpack_labels,
 )
 from gi_segmentation.data.sampling import shown_organs
@@ -67,6 +69,16 @@ class TestPixels:
         # other pixels ten times as dark.
         np.testing.assert_allclose(scale_intensity(spotted)[8:], scale_intensity(raw)[8:], atol=0.005)
 
+    def test_every_pixel_survives_the_way_to_an_intensity_and_back(self) -> None:
+        pixels = np.arange(MAX_PIXEL + 1, dtype=np.uint16).reshape(256, 256)
+        intensity = to_intensity(pixels)
+        assert intensity.dtype == np.float32 and (intensity.min(), intensity.max()) == (0, 1)
+        np.testing.assert_array_equal(to_pixels(intensity), pixels)
+        # To the nearest pixel, and not down: an augmentation must not darken a slice.
+        np.testing.assert_array_equal(
+            to_pixels((np.float32([9.4, 9.6, 65534.7])) / np.float32(MAX_PIXEL)), [9, 10, 65535]
+        )
+
     @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint8])
     def test_a_black_slice_stays_black(self, dtype: type) -> None:
         scaled = scale_intensity(np.zeros((3, 4), dtype=dtype))
@@ -78,7 +90,7 @@ class TestPixels:
         top = {"bright": 65535, "dark": 300, "black": 0}[kind]
         raw = np.random.default_rng(0).integers(0, top + 1, shape).astype(np.uint16)
         processor = new_processor(SIZE, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
-        images = torch.from_numpy(to_intensity(prepare_image(raw, SIZE)))[None, ..., None]
+        images = torch.from_numpy(prepare_image(raw, SIZE))[None, ..., None]
         (values,) = normalize(images, processor)
         assert (values.shape, values.dtype) == ((3, SIZE, SIZE), torch.float32)
         torch.testing.assert_close(values, pixel_values_by_the_card(raw, processor, SIZE), atol=2e-6, rtol=0)
@@ -222,5 +234,5 @@ class TestLoading:
 def test_a_saved_processor_normalizes_with_its_own_mean_and_deviation(tmp_path: Path) -> None:
     new_processor(SIZE, mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1.0]).save_pretrained(tmp_path)
     processor = SegformerImageProcessorPil.from_pretrained(tmp_path)
-    (values,) = normalize(torch.full((1, 2, 2, 1), 0.75), processor)
-    assert values[:, 0, 0].tolist() == [1.0, 0.5, 0.25]
+    (values,) = normalize(torch.full((1, 2, 2, 1), MAX_PIXEL * 3 // 4, dtype=torch.uint16), processor)
+    torch.testing.assert_close(values[:, 0, 0], torch.tensor([1.0, 0.5, 0.25]), atol=1e-4, rtol=0)

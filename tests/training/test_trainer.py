@@ -134,7 +134,7 @@ def test_every_epoch_augments_the_slices_differently(dataset_dir: Path, tmp_path
 
     def collate_and_keep(examples: list[dict[str, Any]]) -> dict[str, Any]:
         if "slice_id" not in examples[0]:
-            seen.append(sorted(example["images"].sum().item() for example in examples))
+            seen.append(sorted(example["images"].float().sum().item() for example in examples))
         return default_collate(examples)
 
     trainer.data_collator = collate_and_keep
