@@ -61,7 +61,7 @@ class Member:
         """Return the logits of slices, without a flip and, with `flips`, with each flip.
 
         Args:
-            images: Intensities of 0 to 1, float32, shape `(B, S, S, 1 or 3)`, on any device.
+            images: Prepared pixels, uint16, shape `(B, S, S, 1 or 3)`, on any device.
             flips: Whether to compute the flips too.
 
         Returns:
@@ -176,7 +176,7 @@ def move_model(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
 
 
 class SliceFolder(Dataset):
-    """Reads slice files. An item has the intensities for each checkpoint: float32 in 0 to 1, shape `(S, S, 1 or 3)`.
+    """Reads slice files. An item has the prepared pixels for each checkpoint: uint16, shape `(S, S, 1 or 3)`.
 
     Args:
         slices: The files. Neighbours are found among them.
