@@ -4,11 +4,12 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from gi_segmentation.data.preprocessing import (
 )
 from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_masks, predict_organs
+from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_organs
 from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.models.configuration import find_label_mode
@@ -35,6 +36,8 @@ from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import LABELS_BY_MODE, SLICE_THICKNESS_MM, LabelMode
 from gi_segmentation.scoring.dice import count_pixels
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -260,15 +263,28 @@ def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: 
     return [member.logits(images, flips).mean(dim=0) for member, images in zip(members, inputs, strict=True)]
 
 
+def run_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items of an iterable that runs in a thread, one item ahead.
+
+    So the next batch is predicted while the slices of this one are written.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, iterator, end)
+            yield cast(T, item)
+
+
 def predict_logits(
     members: list[Member], slices: list[SliceFile], batch_size: int, num_workers: int, flips: bool
-) -> Iterator[tuple[SliceFile, list[torch.Tensor]]]:
-    """Yield each slice with the logits of each checkpoint, shape `(1, channels, h, w)`, with a progress bar.
+) -> Iterator[tuple[list[SliceFile], list[torch.Tensor]]]:
+    """Yield the slices of each batch with the logits of each checkpoint, `(B, channels, h, w)`, with a progress bar.
 
     The arguments and errors are those of `predict_slices`.
     """
     loader = DataLoader(SliceFolder(slices, members), batch_size, num_workers=num_workers, collate_fn=stack_slices)
-    # The loader keeps the order of the slices, so the next logits belong to the next file.
+    # The loader keeps the order of the slices, so the next logits belong to the next files.
     remaining = iter(slices)
     with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar:
         for inputs in loader:
@@ -276,11 +292,10 @@ def predict_logits(
                 raise inputs
             # Not around `yield`: the code that takes the slices would then run without gradients too.
             with torch.no_grad():
-                batch = member_logits(members, inputs, flips)
-            for logits in zip(*batch, strict=True):
-                # `None` makes a batch of one slice, because only slices of one scan have the same size for sure.
-                yield next(remaining), [one[None] for one in logits]
-            bar.update(len(inputs[0]))
+                logits = member_logits(members, inputs, flips)
+            files = list(islice(remaining, len(inputs[0])))
+            yield files, logits
+            bar.update(len(files))
 
 
 def predict_slices(
@@ -311,15 +326,30 @@ def predict_slices(
     if postprocessing is not None:
         check_volumes(slices)
     label_mode = members[0].label_mode
-    predictions = predict_logits(members, slices, batch_size, num_workers, flips)
+    batches = predict_logits(members, slices, batch_size, num_workers, flips)
     # A component reaches over many slices, so a scan is kept until its last slice comes. Without post-processing, only
-    # one slice is in memory at a time.
+    # the slices of two batches are in memory at a time.
     if postprocessing is not None:
+        # One slice at a time, as a batch of its own: only the slices of one scan have the same size for sure.
+        predictions = (
+            (file, [one[index : index + 1] for one in logits])
+            for files, logits in run_ahead(batches)
+            for index, file in enumerate(files)
+        )
         for _, scan in groupby(predictions, key=lambda prediction: prediction[0].scan):
             yield from clean_scan(scan, label_mode, postprocessing)
     else:
-        for slice_file, logits in predictions:
-            yield slice_file, predict_masks(logits, label_mode, slice_file.height, slice_file.width)[0].cpu().numpy()
+        for predicted in run_ahead(mask_slices(files, logits, label_mode) for files, logits in batches):
+            yield from predicted
+
+
+def mask_slices(
+    files: list[SliceFile], logits: list[torch.Tensor], label_mode: LabelMode
+) -> list[tuple[SliceFile, np.ndarray]]:
+    """Return the slices of a batch with their masks, see `predict_slices`."""
+    native_sizes = torch.tensor([[file.height, file.width] for file in files])
+    masks = predict_batch(logits, label_mode, native_sizes)
+    return [(file, mask.cpu().numpy()) for file, mask in zip(files, masks, strict=True)]
 
 
 def check_volumes(slices: Sequence[SliceFile]) -> None:
@@ -344,7 +374,7 @@ def clean_scan(
     """Yield the slices of one scan with their masks after post-processing.
 
     Args:
-        predictions: The slices of the scan and their logits, from `predict_logits`.
+        predictions: The slices of the scan, each with its logits of shape `(1, channels, h, w)` for each checkpoint.
         label_mode: What the channels mean.
         settings: Limits for the components.
     """

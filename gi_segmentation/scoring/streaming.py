@@ -10,6 +10,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from datasets import Dataset
@@ -20,6 +21,9 @@ from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, scan_name
 from gi_segmentation.scoring.clinical import measure_organs
 from gi_segmentation.scoring.scans import ScanScore, measure_scan
+
+# At most this many complete scans wait to be measured. So memory stays bounded if the model is faster than the scores.
+MAX_WAITING = 2
 
 
 def release_memory() -> None:
@@ -36,7 +40,8 @@ def release_memory() -> None:
 class StreamingScorer:
     """Takes predicted slices one by one, and measures each scan when its last slice comes.
 
-    Slices may come in any order. Masks of scans that are not complete are kept with eight pixels per byte.
+    Slices may come in any order. Masks of scans that are not complete are kept with eight pixels per byte. Scans are
+    measured in a thread, while the model predicts the next ones.
 
     Args:
         dataset: The split. Its column `segmentation` is the truth.
@@ -58,6 +63,9 @@ class StreamingScorer:
         index, number = share
         self.own = set(list(self.plans)[index::number])
         self.rules = rules
+        self.scans: dict[str, Future[ScanScore]] = {}
+        # NumPy and SciPy let other threads run while they compute.
+        self.thread = ThreadPoolExecutor(1)
         self.restart()
 
     def restart(self, clinical: bool = False) -> None:
@@ -66,8 +74,11 @@ class StreamingScorer:
         Args:
             clinical: Whether to add the scores in millimetres. A scan with a gap between its slices gets none.
         """
+        # An evaluation that was interrupted may have left scans behind.
+        for waiting in self.scans.values():
+            waiting.cancel()
         self.clinical = clinical
-        self.scans: dict[str, ScanScore] = {}
+        self.scans = {}
         self.preds: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self.label_counts: dict[str, np.ndarray] = {}
 
@@ -81,6 +92,7 @@ class StreamingScorer:
 
         Raises:
             ValueError: If the split does not have the slice, or if it was added before.
+            Exception: What went wrong with the scores of an earlier scan.
         """
         case, day, number = (int(part) for part in slice_id)
         scan = scan_name(case, day)
@@ -95,23 +107,33 @@ class StreamingScorer:
         self.preds[scan][number] = packed
         self.label_counts[scan] = self.label_counts.get(scan, 0) + label_counts
         if len(self.preds[scan]) == len(self.plans[scan].rows):
-            self.scans[scan] = self.measure(scan)
-            del self.preds[scan]
-            release_memory()
+            slices = self.preds.pop(scan)
+            self.scans[scan] = self.thread.submit(self.measure, scan, slices, self.label_counts.pop(scan))
+            # The callback runs when the volumes of the scan are gone.
+            self.scans[scan].add_done_callback(lambda _: release_memory())
+            waiting = [measured for measured in self.scans.values() if not measured.done()]
+            if len(waiting) > MAX_WAITING:
+                waiting[0].result()
 
-    def measure(self, scan: str) -> ScanScore:
-        """Measure a scan with all its slices."""
+    def measure(self, scan: str, slices: dict[int, np.ndarray], label_counts: np.ndarray) -> ScanScore:
+        """Measure a scan.
+
+        Args:
+            scan: Its name.
+            slices: The packed masks of all its slices, by number.
+            label_counts: The sum of the counts of its slices.
+        """
         case, rows, (height, width), spacing_mm = self.plans[scan]
         numbers, shape = sorted(rows), (len(ORGANS), height, width)
         outlines = self.outlines[[rows[number] for number in numbers]]["segmentation"]
         preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
         for place, number in enumerate(numbers):
             # All slices of a batch have the bytes of the largest one. `count` leaves the padding out.
-            preds[:, place] = np.unpackbits(self.preds[scan][number], count=math.prod(shape)).view(bool).reshape(shape)
+            preds[:, place] = np.unpackbits(slices[number], count=math.prod(shape)).view(bool).reshape(shape)
             target[:, place] = organ_masks(outlines[place], height, width)
         # Millimetres need the true distance between slices. `plan_scans` gives no voxel size to a scan with a gap.
         clinical = measure_organs(preds, target, spacing_mm if self.clinical else None)
-        return measure_scan(case, scan, preds, target, self.rules, self.label_counts[scan], clinical)
+        return measure_scan(case, scan, preds, target, self.rules, label_counts, clinical)
 
     def take(self) -> list[ScanScore]:
         """Return the scores of this process's scans, and get ready for a new evaluation.
@@ -119,7 +141,7 @@ class StreamingScorer:
         Raises:
             ValueError: If slices are missing.
         """
-        scans, missing = list(self.scans.values()), self.own - self.scans.keys()
+        scans, missing = [measured.result() for measured in self.scans.values()], self.own - self.scans.keys()
         self.restart()
         if missing:
             first = next(scan for scan in self.plans if scan in missing)
