@@ -190,7 +190,7 @@ class TestConfiguration:
 
 def predict(models: list[Path], folder: Path, output_dir: Path, *flags: str) -> Path:
     words = ["--model", *map(str, models), "--input", str(folder), "--output_dir", str(output_dir)]
-    return main([*words, "--device", "cpu", "--num_workers", "0", *flags])
+    return main([*words, "--device", "cpu", "--num_workers", "0", "--precision", "fp32", *flags])
 
 
 def read_masks(path: Path, folder: Path) -> dict[tuple[str, str], np.ndarray]:
@@ -218,7 +218,7 @@ class TestPredict:
         model, folder = save_with(tmp_path / "model", settings.to_config(), 0, label_mode), kaggle_dir / "train"
         applied = predict([model], folder, tmp_path / "applied", "--batch_size", "5")
         printed = capsys.readouterr().out.splitlines()
-        assert printed[0] == (
+        assert printed[1] == (
             "post-processing of the checkpoint: large_bowel from 30 ml; small_bowel from 30 ml; stomach from 30 ml "
             "(off: --no_postprocessing)"
         )
@@ -266,7 +266,7 @@ class TestPredict:
         for name, models, applied in (("a", [one, same], True), ("b", [one, other], False), ("c", [one, bare], False)):
             capsys.readouterr()
             path = predict(models, folder, tmp_path / name)
-            line = capsys.readouterr().out.splitlines()[0]
+            line = capsys.readouterr().out.splitlines()[1]
             assert (path.read_bytes() != off) == applied == line.startswith("post-processing of the checkpoint: ")
             if not applied:
                 assert line == "no post-processing is applied, because the checkpoints do not have the same"
