@@ -105,13 +105,20 @@ def choose_masks(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torc
     """Return the masks of the organs for logits that have the size of the grid, see `predict_masks`."""
     if label_mode == "multilabel":
         return average_probabilities(resized, label_mode) > 0.5
+    labels = choose_labels(resized, label_mode)[:, None].to(torch.uint8)
+    # Shapes: (B, 1, H, W) compared with (organs, 1, 1) gives a mask per organ, (B, organs, H, W).
+    return labels == organ_ids(labels)
+
+
+def choose_labels(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torch.Tensor:
+    """Return a map with one label id per pixel, int64 or uint8, shape `(B, H, W)`; `resized` as in `choose_masks`."""
+    if label_mode == "multilabel":
+        return label_map(choose_masks(resized, label_mode))
     # Softmax does not change which label is the highest, so one model does without it. Several models need it: a mean
     # of logits would let the model with the largest numbers decide.
     scores = average_probabilities(resized, label_mode) if len(resized) > 1 else resized[0]
     # `max` finds the same places as `argmax`, and on a CPU it takes a tenth of the time.
-    labels = scores.max(dim=1, keepdim=True).indices.to(torch.uint8)
-    # Shapes: (B, 1, H, W) compared with (organs, 1, 1) gives a mask per organ, (B, organs, H, W).
-    return labels == organ_ids(labels)
+    return scores.max(dim=1).indices
 
 
 def organ_ids(like: torch.Tensor) -> torch.Tensor:
@@ -197,7 +204,7 @@ def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: 
         Pixels in both masks, predicted and true, for each label with the background first: int64, shape
         `(B, labels, 3)`.
     """
-    preds = label_map(predict_masks(logits, label_mode, *labels.shape[-2:])).long()
+    preds = choose_labels(resize_logits(logits, *labels.shape[-2:]), label_mode).long()
     target = label_map(labels.bool()).long() if label_mode == "multilabel" else labels
     # Each pixel has one of 4 x 4 pairs of predicted and true label. One pass counts the pairs of all slices: pair p of
     # slice b has the number 16 b + p.
