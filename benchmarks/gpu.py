@@ -21,8 +21,8 @@ from benchmarks.model_speed import (
     compare_prediction,
     make_ours,
     make_usual,
-    time_bare_steps,
-    time_steps,
+    time_bare_training,
+    time_training,
 )
 from benchmarks.training import flag_words, write_phantom_dataset
 from gi_segmentation.arguments import parse_arguments
@@ -69,23 +69,23 @@ def measure(setting: Setting, rounds: int, scratch: Path) -> list[str]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with GpuMeter() as meter:
-        ours = time_steps(make_ours(setting, scratch))
+        ours = time_training(setting, make_ours(setting, scratch))
     peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if torch.cuda.is_available() else "–"
-    bare = time_bare_steps(setting, make_ours(setting, scratch))
-    usual = time_steps(make_usual(setting, scratch)).seconds
+    bare = time_bare_training(setting, make_ours(setting, scratch))
+    usual = time_training(setting, make_usual(setting, scratch)).seconds
     evaluation = compare_evaluation(setting, rounds, scratch)
     prediction = compare_prediction(setting, rounds, scratch)
     return [
-        f"{setting.batch_size / ours.seconds:.0f}",
+        f"{1 / ours.seconds:.0f}",
         f"{bare / ours.seconds:.2f}",
         f"{usual / ours.seconds:.2f}",
         f"{ours.waiting:.0%}",
         "–" if meter.percent is None else f"{meter.percent:.0f} %",
         peak,
-        f"{SCAN / evaluation['ours']:.0f}",
+        f"{1 / evaluation['ours']:.0f}",
         f"{evaluation['bare'] / evaluation['ours']:.2f}",
         f"{evaluation['usual'] / evaluation['ours']:.2f}",
-        f"{SCAN / prediction['ours']:.0f}",
+        f"{1 / prediction['ours']:.0f}",
         f"{prediction['bare'] / prediction['ours']:.2f}",
     ]
 
@@ -99,12 +99,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="precision of all measurements")
     parser.add_argument("--steps", type=int, default=20, help="number of steps of a measured training")
     parser.add_argument("--rounds", type=int, default=1, help="number of measurements of evaluation and prediction")
+    parser.add_argument("--scans", type=int, default=8, help="number of scans in each split")
     arguments = parser.parse_args()
     disable_progress_bars()
     print(f"| {' | '.join(HEADINGS)} |\n{'|---' * len(HEADINGS)}|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        dataset_dir = write_phantom_dataset(scratch, 2, days_per_case=1, slices_per_scan=SCAN, num_folds=2)
+        dataset_dir = write_phantom_dataset(
+            scratch, 2 * arguments.scans, days_per_case=1, slices_per_scan=SCAN, num_folds=2
+        )
         for recipe in arguments.recipes:
             _, data_args, run_args = parse_arguments(flag_words(recipe_flags(recipe)))
             image_size = arguments.image_size or data_args.image_size

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars
 from torch.utils.data import default_collate
 from transformers import (
     PreTrainedModel,
@@ -69,6 +69,11 @@ class Setting:
     bf16: bool
     steps: int
     accumulation: int = 1
+
+    @property
+    def slices_per_step(self) -> int:
+        """Number of slices of an optimizer step."""
+        return self.batch_size * self.accumulation
 
     def trainer_flags(self) -> dict[str, Any]:
         """Return the flags that our trainer and the peer's have in common."""
@@ -134,7 +139,7 @@ def make_ours(setting: Setting, scratch: Path) -> SegmentationTrainer:
     flags |= {"dataset_name": setting.dataset_dir, "output_dir": scratch, "image_size": setting.image_size}
     model_args, data_args, run_args = parse_arguments(flag_words(flags))
     slices = load_slices(data_args)
-    trainer = make_trainer(slices, slices, model_args, data_args, run_args)
+    trainer = make_trainer(slices, repeat_training_slices(slices, setting), model_args, data_args, run_args)
     # Without a progress bar, `Trainer` prints each line of its log.
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -144,29 +149,38 @@ def make_usual(setting: Setting, scratch: Path) -> Trainer:
     """Return the peer's trainer for the same slices and the same architecture, as it is in `transformers`."""
     model_args, _, _ = parse_arguments(flag_words(recipe_flags(setting.recipe)))
     model, _ = load_model(model_args, setting.image_size)
-    slices = find_dataset(str(setting.dataset_dir), None)
+    slices = repeat_training_slices(find_dataset(str(setting.dataset_dir), None), setting)
     trainer = make_peer(model, slices, setting.image_size, scratch, **setting.trainer_flags(), **QUIET)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def time_steps(trainer: Trainer) -> Stopwatch:
-    """Train, and return the stopwatch with the measured seconds."""
+def repeat_training_slices(slices: DatasetDict, setting: Setting) -> DatasetDict:
+    """Return the splits with so many training slices that the measured steps are within one epoch."""
+    # At the end of an epoch, a training waits for the first batch of the next one. Real epochs are much longer.
+    train = slices["train"]
+    times = -(-(WARM_UP + setting.steps) * setting.slices_per_step // len(train))
+    return DatasetDict(train=concatenate_datasets([train] * times), validation=slices["validation"])
+
+
+def time_training(setting: Setting, trainer: Trainer) -> Stopwatch:
+    """Train, and return the stopwatch with the measured seconds for a slice."""
     stopwatch = Stopwatch()
     trainer.add_callback(stopwatch)
     trainer.train()
+    stopwatch.seconds /= setting.slices_per_step
     return stopwatch
 
 
 def time_evaluation(trainer: Trainer) -> float:
-    """Return the seconds of an evaluation, with all scores that are computed during a training."""
+    """Return the seconds of an evaluation for a slice, with all scores that are computed during a training."""
     started = now()
     trainer.evaluate()
-    return now() - started
+    return (now() - started) / len(cast(Dataset, trainer.eval_dataset))
 
 
-def time_bare_steps(setting: Setting, trainer: SegmentationTrainer) -> float:
-    """Return the seconds of a step of a loop with our model, loss and optimizer, and one batch in memory."""
+def time_bare_training(setting: Setting, trainer: SegmentationTrainer) -> float:
+    """Return the seconds for a slice of a loop with our model, loss and optimizer, and one batch in memory."""
     model, optimizer = trainer.model.train(), trainer.create_optimizer()
     pixel_values, labels = read_batch(trainer, setting.batch_size)
     for step in range(WARM_UP + setting.steps):
@@ -177,19 +191,19 @@ def time_bare_steps(setting: Setting, trainer: SegmentationTrainer) -> float:
         trainer.batch_loss(outputs, labels, training=True).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return (now() - started) / setting.steps
+    return (now() - started) / setting.steps / setting.batch_size
 
 
-def time_bare_passes(setting: Setting, model: PreTrainedModel, pixel_values: torch.Tensor, slices: int) -> float:
-    """Return the seconds of the forward passes of some slices, with one batch in memory."""
+def time_bare_passes(setting: Setting, model: PreTrainedModel, pixel_values: torch.Tensor) -> float:
+    """Return the seconds of forward passes for a slice, with one batch in memory."""
     model.eval()
+    passes = -(-SCAN // setting.batch_size)
     with torch.no_grad(), autocast(setting):
         model(pixel_values=pixel_values)
         started = now()
-        for start in range(0, slices, setting.batch_size):
-            # The last batch may be smaller.
-            model(pixel_values=pixel_values[: slices - start])
-        return now() - started
+        for _ in range(passes):
+            model(pixel_values=pixel_values)
+        return (now() - started) / passes / setting.batch_size
 
 
 def read_batch(trainer: SegmentationTrainer, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,11 +214,12 @@ def read_batch(trainer: SegmentationTrainer, size: int) -> tuple[torch.Tensor, t
 
 
 def time_prediction(setting: Setting, members: list[Member], kaggle_dir: Path, scratch: Path) -> float:
-    """Return the seconds of `predict`, after the checkpoint was loaded."""
-    slices = find_input(kaggle_dir)[:SCAN]
+    """Return the seconds of `predict` for a slice, after the checkpoint was loaded."""
+    slices = find_input(kaggle_dir)
+    slices = slices[: len(slices) // 2]
     started = now()
     write_submission(predict_slices(members, slices, setting.batch_size, count_workers()), scratch / "submission.csv")
-    return now() - started
+    return (now() - started) / len(slices)
 
 
 def take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -217,41 +232,40 @@ def take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, f
 
 
 def compare_training(setting: Setting, rounds: int, scratch: Path) -> dict[str, float]:
-    """Measure the seconds of a training step: ours, of the bare loop, and of the usual way."""
+    """Measure the seconds of a training for a slice: ours, the bare loop, and the usual way."""
     ways = {
-        "ours": lambda: time_steps(make_ours(setting, scratch)).seconds,
-        "bare": lambda: time_bare_steps(setting, make_ours(setting, scratch)),
-        "usual": lambda: time_steps(make_usual(setting, scratch)).seconds,
+        "ours": lambda: time_training(setting, make_ours(setting, scratch)).seconds,
+        "bare": lambda: time_bare_training(setting, make_ours(setting, scratch)),
+        "usual": lambda: time_training(setting, make_usual(setting, scratch)).seconds,
     }
     return take_turns(ways, rounds)
 
 
 def compare_accumulation(setting: Setting, rounds: int, scratch: Path) -> dict[str, float]:
-    """Measure the seconds of a step of twice the batch, at once and in eight parts."""
+    """Measure the seconds for a slice of steps with twice the batch: in four parts (ours), and at once (bare)."""
     whole = replace(setting, batch_size=2 * setting.batch_size)
     parts = replace(setting, batch_size=setting.batch_size // 2, accumulation=4)
     ways = {
-        "ours": lambda: time_steps(make_ours(parts, scratch)).seconds,
-        "bare": lambda: time_steps(make_ours(whole, scratch)).seconds,
+        "ours": lambda: time_training(parts, make_ours(parts, scratch)).seconds,
+        "bare": lambda: time_training(whole, make_ours(whole, scratch)).seconds,
     }
     return take_turns(ways, rounds)
 
 
 def compare_evaluation(setting: Setting, rounds: int, scratch: Path) -> dict[str, float]:
-    """Measure the seconds of an evaluation of the validation split: ours, bare forward passes, and the usual way."""
+    """Measure the seconds of an evaluation for a slice: ours, bare forward passes, and the usual way."""
     ours, usual = make_ours(setting, scratch), make_usual(setting, scratch)
     pixel_values, _ = read_batch(ours, setting.batch_size)
-    slices = len(cast(Dataset, ours.eval_dataset))
     ways = {
         "ours": lambda: time_evaluation(ours),
-        "bare": lambda: time_bare_passes(setting, ours.model, pixel_values, slices),
+        "bare": lambda: time_bare_passes(setting, ours.model, pixel_values),
         "usual": lambda: time_evaluation(usual),
     }
     return take_turns(ways, rounds)
 
 
 def compare_prediction(setting: Setting, rounds: int, scratch: Path) -> dict[str, float]:
-    """Measure the seconds of the prediction of a scan: ours, and bare forward passes."""
+    """Measure the seconds of a prediction for a slice: ours, and bare forward passes."""
     trainer = make_ours(setting, scratch)
     trainer.model.save_pretrained(scratch / "model")
     cast(Any, trainer.processing_class).save_pretrained(scratch / "model")
@@ -259,16 +273,16 @@ def compare_prediction(setting: Setting, rounds: int, scratch: Path) -> dict[str
     pixel_values, _ = read_batch(trainer, setting.batch_size)
     ways = {
         "ours": lambda: time_prediction(setting, members, setting.dataset_dir.parent / "kaggle", scratch),
-        "bare": lambda: time_bare_passes(setting, members[0].model, pixel_values, SCAN),
+        "bare": lambda: time_bare_passes(setting, members[0].model, pixel_values),
     }
     return take_turns(ways, rounds)
 
 
-def print_row(name: str, setting: Setting, slices: int, seconds: dict[str, float]) -> None:
+def print_row(name: str, setting: Setting, seconds: dict[str, float]) -> None:
     """Print a row of the table: slices in a second, and the speed as a ratio to each of the other ways."""
     ours, usual = seconds["ours"], seconds.get("usual")
     against = f"{seconds['bare'] / ours:.2f} | {f'{usual / ours:.2f}' if usual else ''}"
-    print(f"| {name} | {'bf16' if setting.bf16 else 'fp32'} | {slices / ours:.1f} | {against} |", flush=True)
+    print(f"| {name} | {'bf16' if setting.bf16 else 'fp32'} | {1 / ours:.1f} | {against} |", flush=True)
 
 
 def main() -> None:
@@ -289,13 +303,13 @@ def main() -> None:
             sizes = arguments.image_size, arguments.batch_size
             setting = Setting(arguments.recipe, dataset_dir, *sizes, bf16, arguments.steps)
             batch = setting.batch_size
-            print_row(
-                f"training, {batch} slices", setting, batch, compare_training(setting, arguments.rounds, scratch)
-            )
-            name, halved = f"training, 4 x {batch // 2} slices; bare: 1 x {2 * batch}", compare_accumulation
-            print_row(name, setting, 2 * batch, halved(setting, arguments.rounds, scratch))
-            print_row("evaluation of a scan", setting, SCAN, compare_evaluation(setting, arguments.rounds, scratch))
-            print_row("`predict`, a scan", setting, SCAN, compare_prediction(setting, arguments.rounds, scratch))
+            for name, compare in (
+                (f"training, {batch} slices", compare_training),
+                (f"training, 4 x {batch // 2} slices; the other loop: 1 x {2 * batch}", compare_accumulation),
+                ("evaluation of a scan", compare_evaluation),
+                ("`predict`, a scan", compare_prediction),
+            ):
+                print_row(name, setting, compare(setting, arguments.rounds, scratch))
 
 
 if __name__ == "__main__":

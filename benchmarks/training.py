@@ -53,8 +53,8 @@ def write_phantom_dataset(
     # The choices in benchmarks/README.md were made on patients of other seeds. On the same patients, the chosen recipe
     # would look better than it is.
     sizes = num_cases, days_per_case, slices_per_scan
-    write_phantom(folder / "kaggle", *sizes, seed=1, num_proc=1, difficulty=difficulty)
-    build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=num_folds), num_proc=1)
+    write_phantom(folder / "kaggle", *sizes, seed=1, difficulty=difficulty)
+    build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=num_folds))
     return folder / "gi_tract"
 
 

@@ -39,7 +39,7 @@ def test_every_marker_names_a_benchmark() -> None:
 
 
 def test_the_models_are_measured_in_all_ways(run_python: RunPython, tmp_path: Path) -> None:
-    words = ["--recipes", "segformer-b0", "--batch_sizes", "2", "--image_size", "32", "--steps", "1"]
+    words = ["--recipes", "segformer-b0", "--batch_sizes", "2", "--image_size", "32", "--steps", "1", "--scans", "1"]
     done = run_python(["-m", "benchmarks.gpu", *words, "--precision", "fp32"], tmp_path, env=ROOT_ON_PATH)
     assert done.returncode == 0, done.stderr[-3000:]
     headings, _, row = (line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|"))
