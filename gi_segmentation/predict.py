@@ -35,7 +35,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="keep every component, even if the checkpoint has limits for the volume and confidence of components",
     )
     parser.add_argument(
-        "--input", type=Path, required=True, help="Kaggle's slices (caseN_dayN/scans/slice_*.png), or NIfTI files"
+        "--input",
+        type=Path,
+        required=True,
+        help="Kaggle's slices (caseN_dayN/scans/slice_*.png), NIfTI files, or DICOM series; a file, a folder or a zip",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the prediction files")
     parser.add_argument(
@@ -62,10 +65,18 @@ def main(argv: list[str] | None = None) -> list[Path]:
     """
     arguments = parse_arguments(argv)
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
+    from gi_segmentation.inference.archives import unpacked
+
+    with unpacked(arguments.input) as path:
+        return predict(arguments, path)
+
+
+def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
+    """Predict what lies at a path; see `main`."""
     from gi_segmentation.inference.inputs import describe_scans, find_scans
     from gi_segmentation.inference.outputs import choose_formats, list_outputs, unfinished_folder, write_predictions
 
-    scans = find_scans(arguments.input)
+    scans = find_scans(path)
     formats = choose_formats(scans, arguments.format)
     paths = [arguments.output_dir / name for name in list_outputs(scans, formats)]
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.

@@ -1,6 +1,6 @@
-"""Find out what an input is by looking at it: slices of Kaggle, or NIfTI files."""
+"""Find out what an input is by looking at it: slices of Kaggle, NIfTI files, or DICOM series."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby
@@ -9,12 +9,12 @@ from typing import Literal, TypeAlias
 
 from gi_segmentation.data.kaggle import find_input
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference import nifti
+from gi_segmentation.inference import dicom, nifti
 from gi_segmentation.inference.volumes import Slice, Volume, VolumeSlice, kaggle_volume, list_slices
 
-Kind: TypeAlias = Literal["kaggle", "nifti"]
+Kind: TypeAlias = Literal["kaggle", "nifti", "dicom"]
 # What must be installed to read a kind of files, or to write a format.
-PACKAGES: dict[str, tuple[str, ...]] = {"kaggle": (), "nifti": ("nibabel",)}
+PACKAGES: dict[str, tuple[str, ...]] = {"kaggle": (), "nifti": ("nibabel",), "dicom": ("pydicom",)}
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,38 @@ def find_scans(path: Path) -> Scans:
     """
     if not path.exists():
         raise InputError(f"--input {path}: no such file or folder")
-    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-    niftis = sorted(filter(nifti.is_nifti, files))
-    pngs = [one for one in files if one.suffix == ".png"]
-    if niftis and pngs:
+    by_kind: dict[Kind, list[Path]] = defaultdict(list)
+    for one in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if one.is_file() and (kind := find_kind(one)):
+            by_kind[kind].append(one)
+    if len(by_kind) > 1:
+        (kind, first), (other_kind, second) = [(kind, files[0]) for kind, files in by_kind.items()][:2]
         raise InputError(
-            f"--input {path}: has NIfTI files and PNGs, for example {niftis[0]} and {min(pngs)}; name one"
+            f"--input {path}: has files of several kinds, {kind} ({first}) and {other_kind} ({second}); name one kind"
         )
-    if niftis:
-        require("nifti", niftis[0])
-        return Scans("nifti", [*list_slices(check_names([nifti.open_volume(one) for one in niftis]))])
-    if path.is_file():
-        raise InputError(f"--input {path}: expected a NIfTI file (.nii, .nii.gz), or a folder")
-    return Scans("kaggle", [*find_input(path)])
+    if not by_kind:
+        raise InputError(
+            f"--input {path}: no slices; expected caseN_dayN/scans/slice_*.png below it, NIfTI files (.nii, .nii.gz), "
+            f"or DICOM files"
+        )
+    ((kind, files),) = by_kind.items()
+    if kind == "kaggle":
+        return Scans(kind, [*find_input(path if path.is_dir() else path.parent)])
+    require(kind, files[0])
+    volumes = dicom.find_series(files) if kind == "dicom" else [nifti.open_volume(one) for one in files]
+    if not volumes:
+        raise InputError(f"--input {path}: has DICOM files, but none is a slice of an MR series; export the images")
+    return Scans(kind, [*list_slices(check_names(volumes))])
+
+
+def find_kind(path: Path) -> Kind | None:
+    """Return the kind of a file; None for a file that holds no slice."""
+    if path.suffix == ".png":
+        return "kaggle"
+    if nifti.is_nifti(path):
+        return "nifti"
+    # A DICOM file may have any name. The files of other kinds need not be opened to know this.
+    return None if path.suffix in (".csv", ".zip") else "dicom" if dicom.is_dicom(path) else None
 
 
 def require(kind: str, subject: Path | str) -> None:

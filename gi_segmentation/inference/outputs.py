@@ -23,8 +23,12 @@ Prediction: TypeAlias = tuple[Slice, np.ndarray]
 ScanWriter: TypeAlias = Callable[[Volume, np.ndarray, Path], None]
 
 # The formats that a kind of input has without `--format`, and all that it can have.
-DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {"kaggle": ("kaggle",), "nifti": ("nifti",)}
-POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {"kaggle": ("kaggle", "nifti"), "nifti": ("nifti",)}
+DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {"kaggle": ("kaggle",), "nifti": ("nifti",), "dicom": ("nifti",)}
+POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {
+    "kaggle": ("kaggle", "nifti"),
+    "nifti": ("nifti",),
+    "dicom": ("nifti",),
+}
 # The ends of the file names of the formats with a file per scan, and their writers.
 SCAN_SUFFIXES: dict[str, str] = {"nifti": ".nii.gz"}
 SCAN_WRITERS: dict[str, ScanWriter] = {"nifti": write_label_map}

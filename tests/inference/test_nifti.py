@@ -203,11 +203,11 @@ class TestErrors:
             write_nifti(tmp_path / name, voxels, scan_affine(spacing))
         assert "two scans with the name mr" in message(tmp_path / "in", out)
         (tmp_path / "in" / "picture.png").write_bytes(b"")
-        assert "has NIfTI files and PNGs" in message(tmp_path / "in", out)
+        assert "has files of several kinds, nifti (" in message(tmp_path / "in", out)
         text = message(tmp_path / "in" / "a", out, "--format", "kaggle")
         assert text == "--format kaggle: cannot be written for nifti input; choose from nifti"
         (tmp_path / "notes.txt").write_text("")
-        assert "expected a NIfTI file" in message(tmp_path / "notes.txt", out)
+        assert "no slices; expected" in message(tmp_path / "notes.txt", out)
 
     def test_a_missing_package_is_named(self, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         voxels, spacing = read_scan(scan)

@@ -14,18 +14,11 @@ from gi_segmentation.inference.volumes import (
     read_intensities,
     to_intensities,
 )
-from tests.support.volumes import ORIENTATIONS, store
+from tests.support.volumes import ORIENTATIONS, rotation, store
 
 
 def make_volume(voxels: np.ndarray, affine: np.ndarray) -> Volume:
     return Volume("scan", __file__, voxels.shape, affine, read=lambda: voxels.astype(np.float32))  # type: ignore[arg-type]
-
-
-def rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
-    """A rotation by an angle around a random axis (Rodrigues' formula)."""
-    x, y, z = (axis := rng.normal(size=3)) / np.linalg.norm(axis)
-    cross, angle = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]), np.radians(degrees)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 class TestOrientation:

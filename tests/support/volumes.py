@@ -47,6 +47,13 @@ def store(
     return np.flip(voxels.transpose(order), flipped), affine @ change
 
 
+def rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
+    """A rotation by an angle around a random axis (Rodrigues' formula)."""
+    x, y, z = (axis := rng.normal(size=3)) / np.linalg.norm(axis)
+    cross, angle = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]), np.radians(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
 def predict_kaggle(model: Path, folder: Path, output_dir: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Predict a Kaggle scan, and return label ids: uint8, shape `(columns, rows, slices)`."""
     (path,) = main(prediction_words(model, folder, output_dir))
