@@ -45,7 +45,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--format",
         nargs="+",
         choices=FORMATS,
-        help="kaggle writes submission.csv, nifti a label map per scan; None: the format of the input",
+        help="kaggle writes submission.csv, nifti a label map per scan, dicom-seg a segmentation per series; "
+        "None: the format of the input",
     )
     parser.add_argument("--list", action="store_true", help="say what was found and what would be written, and stop")
     arguments = check_prediction_flags(parser.parse_args(argv))
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
+    from gi_segmentation.inference.algorithm import Algorithm
     from gi_segmentation.inference.inputs import describe_scans, find_scans
     from gi_segmentation.inference.outputs import choose_formats, list_outputs, unfinished_folder, write_predictions
 
@@ -107,8 +109,9 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     # `predict_slices` gives one slice after the other, and each is written at once. So the memory does not grow with
     # the number of scans.
     settings = (arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing)
+    algorithm = Algorithm({member.name: member.commit for member in members})
     with unfinished_folder(arguments.output_dir) as folder:
-        write_predictions(predict_slices(members, scans.slices, *settings), formats, folder)
+        write_predictions(predict_slices(members, scans.slices, *settings), formats, folder, algorithm)
     shown = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files in {arguments.output_dir}"
     print(f"{len(scans.slices)} slices of {len(scans.names)} scans: {shown}")
     return paths

@@ -23,6 +23,12 @@ SCAN_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2",
 # Positions are stored with a few decimals. Directions are numbers of at most 1.
 STEP_TOLERANCE_MM = 0.1
 DIRECTION_TOLERANCE = 1e-3
+# What each organ is called by SNOMED CT, as (code, scheme, meaning).
+ORGAN_CODES = {
+    "large_bowel": ("14742008", "SCT", "Large intestine"),
+    "small_bowel": ("30315005", "SCT", "Small intestine"),
+    "stomach": ("69695003", "SCT", "Stomach"),
+}
 # From DICOM's axes to those of `inference.volumes`, and back.
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

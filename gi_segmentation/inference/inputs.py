@@ -14,7 +14,12 @@ from gi_segmentation.inference.volumes import Slice, Volume, VolumeSlice, kaggle
 
 Kind: TypeAlias = Literal["kaggle", "nifti", "dicom"]
 # What must be installed to read a kind of files, or to write a format.
-PACKAGES: dict[str, tuple[str, ...]] = {"kaggle": (), "nifti": ("nibabel",), "dicom": ("pydicom",)}
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "kaggle": (),
+    "nifti": ("nibabel",),
+    "dicom": ("pydicom",),
+    "dicom-seg": ("highdicom",),
+}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TypeAlias
 import numpy as np
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.inference.algorithm import Algorithm
+from gi_segmentation.inference.dicom_seg import write_dicom_seg
 from gi_segmentation.inference.inputs import Kind, Scans, find_volume, require
 from gi_segmentation.inference.nifti import write_label_map
 from gi_segmentation.inference.volumes import Slice, Volume, native_masks
@@ -19,19 +21,16 @@ from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, slice_name
 
 Prediction: TypeAlias = tuple[Slice, np.ndarray]
-# A function that writes a file for a scan: its volume, the masks on the volume's grid, and the path.
-ScanWriter: TypeAlias = Callable[[Volume, np.ndarray, Path], None]
 
 # The formats that a kind of input has without `--format`, and all that it can have.
-DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {"kaggle": ("kaggle",), "nifti": ("nifti",), "dicom": ("nifti",)}
+DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {"kaggle": ("kaggle",), "nifti": ("nifti",), "dicom": ("dicom-seg",)}
 POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {
     "kaggle": ("kaggle", "nifti"),
     "nifti": ("nifti",),
-    "dicom": ("nifti",),
+    "dicom": ("nifti", "dicom-seg"),
 }
-# The ends of the file names of the formats with a file per scan, and their writers.
-SCAN_SUFFIXES: dict[str, str] = {"nifti": ".nii.gz"}
-SCAN_WRITERS: dict[str, ScanWriter] = {"nifti": write_label_map}
+# The ends of the file names of the formats with a file per scan.
+SCAN_SUFFIXES: dict[str, str] = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm"}
 SUBMISSION = "submission.csv"
 
 
@@ -76,16 +75,19 @@ def unfinished_folder(output_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_predictions(predictions: Iterable[Prediction], formats: Sequence[str], folder: Path) -> None:
+def write_predictions(
+    predictions: Iterable[Prediction], formats: Sequence[str], folder: Path, algorithm: Algorithm
+) -> None:
     """Write predictions in one or several formats, while they come.
 
     Args:
         predictions: Slices and their masks, scan by scan.
         formats: The formats.
         folder: Folder for the files.
+        algorithm: What made the masks.
     """
-    per_scan = [one for one in formats if one in SCAN_WRITERS]
-    passing = write_scans(predictions, per_scan, folder) if per_scan else predictions
+    per_scan = [one for one in formats if one in SCAN_SUFFIXES]
+    passing = write_scans(predictions, per_scan, folder, algorithm) if per_scan else predictions
     if "kaggle" in formats:
         write_submission(passing, folder / SUBMISSION)
     else:
@@ -93,7 +95,9 @@ def write_predictions(predictions: Iterable[Prediction], formats: Sequence[str],
             pass
 
 
-def write_scans(predictions: Iterable[Prediction], formats: Sequence[str], folder: Path) -> Iterator[Prediction]:
+def write_scans(
+    predictions: Iterable[Prediction], formats: Sequence[str], folder: Path, algorithm: Algorithm
+) -> Iterator[Prediction]:
     """Write the files of each scan when its last slice has come, and pass all predictions on.
 
     Only the masks of one scan are in memory.
@@ -106,7 +110,23 @@ def write_scans(predictions: Iterable[Prediction], formats: Sequence[str], folde
         volume = find_volume([one for one, _ in scan])
         masks = native_masks(volume, scan)
         for one in formats:
-            SCAN_WRITERS[one](volume, masks, folder / (name + SCAN_SUFFIXES[one]))
+            write_scan(one, volume, masks, folder / (name + SCAN_SUFFIXES[one]), algorithm)
+
+
+def write_scan(name: str, volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm) -> None:
+    """Write the file of a scan.
+
+    Args:
+        name: The format.
+        volume: The scan.
+        masks: bool, on the grid of the volume, shape `(organs, i, j, k)`.
+        path: The file.
+        algorithm: What made the masks.
+    """
+    if name == "nifti":
+        write_label_map(volume, masks, path)
+    if name == "dicom-seg":
+        write_dicom_seg(volume, masks, path, algorithm)
 
 
 def write_submission(predictions: Iterable[Prediction], path: Path) -> None:

@@ -61,6 +61,11 @@ class Member:
     slice_context: int
     label_mode: LabelMode
 
+    @property
+    def commit(self) -> str | None:
+        """The commit of the checkpoint on the Hub; None for a folder."""
+        return getattr(self.model.config, "_commit_hash", None)
+
     def logits(self, images: torch.Tensor, flips: bool = False) -> torch.Tensor:
         """Return the logits of slices, without a flip and, with `flips`, with each flip.
 
