@@ -1,10 +1,10 @@
-"""`python -m gi_segmentation.predict`: predict a folder of slices with one or several checkpoints."""
+"""`python -m gi_segmentation.predict`: predict slices or volumes with one or several checkpoints."""
 
 import argparse
 from pathlib import Path
 
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.inference.arguments import Computation, add_prediction_flags, check_prediction_flags
+from gi_segmentation.inference.arguments import FORMATS, Computation, add_prediction_flags, check_prediction_flags
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -34,28 +34,59 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="keep every component, even if the checkpoint has limits for the volume and confidence of components",
     )
-    parser.add_argument("--input", type=Path, required=True, help="folder of scans: caseN_dayN/scans/slice_*.png")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the prediction file")
-    parser.add_argument("--format", choices=["kaggle"], default="kaggle", help="kaggle writes submission.csv")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="Kaggle's slices (caseN_dayN/scans/slice_*.png), NIfTI files, or DICOM series; a file, a folder or a zip",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the prediction files")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        help="kaggle writes submission.csv, nifti a label map per scan, dicom-seg a segmentation per series; "
+        "None: the format of the input",
+    )
+    parser.add_argument("--list", action="store_true", help="say what was found and what would be written, and stop")
     arguments = check_prediction_flags(parser.parse_args(argv))
     if arguments.folds and (len(arguments.model) > 1 or arguments.revision):
         raise InputError("--folds takes all folds of one --model; leave out the other ones, and --revision")
     return arguments
 
 
-def main(argv: list[str] | None = None) -> Path:
-    """Predict a folder of slices.
+def main(argv: list[str] | None = None) -> list[Path]:
+    """Predict slices or volumes.
 
     Returns:
-        The path of the file that was written.
+        The paths of the files that were written; with `--list`, of those that would be written.
 
     Raises:
         InputError: If a checkpoint or the input cannot be used, or if the output exists.
     """
     arguments = parse_arguments(argv)
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
-    from gi_segmentation.data.kaggle import find_input
-    from gi_segmentation.inference.outputs import WRITERS
+    from gi_segmentation.inference.archives import unpacked
+
+    with unpacked(arguments.input) as path:
+        return predict(arguments, path)
+
+
+def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
+    """Predict what lies at a path; see `main`."""
+    from gi_segmentation.inference.algorithm import Algorithm
+    from gi_segmentation.inference.inputs import describe_scans, find_scans
+    from gi_segmentation.inference.outputs import choose_formats, list_outputs, unfinished_folder, write_predictions
+
+    scans = find_scans(path)
+    formats = choose_formats(scans, arguments.format)
+    paths = [arguments.output_dir / name for name in list_outputs(scans, formats)]
+    # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
+    if existing := [path for path in paths if path.exists()]:
+        raise InputError(f"{existing[0]}: exists; remove it or name another --output_dir")
+    if arguments.list:
+        print("\n".join([*describe_scans(scans), *(f"would write {path}" for path in paths)]))
+        return paths
     from gi_segmentation.inference.predictor import (
         describe_computation,
         find_postprocessing,
@@ -64,12 +95,6 @@ def main(argv: list[str] | None = None) -> Path:
         predict_slices,
     )
 
-    file_name, write = WRITERS[arguments.format]
-    path: Path = arguments.output_dir / file_name
-    # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
-    if path.exists():
-        raise InputError(f"{path}: exists; remove it or name another --output_dir")
-    slices = find_input(arguments.input)
     computation = Computation.from_flags(arguments)
     if arguments.folds:
         members = load_folds(arguments.model[0], computation)
@@ -81,13 +106,15 @@ def main(argv: list[str] | None = None) -> Path:
     postprocessing, remark = (None, "") if arguments.no_postprocessing else find_postprocessing(members)
     if remark:
         print(remark)
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    # `predict_slices` gives one slice after the other, and `write` writes each at once. So the memory does not grow
-    # with the number of slices.
+    # `predict_slices` gives one slice after the other, and each is written at once. So the memory does not grow with
+    # the number of scans.
     settings = (arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing)
-    write(predict_slices(members, slices, *settings), path)
-    print(f"{len(slices)} slices of {len({s.scan for s in slices})} scans: {path}")
-    return path
+    algorithm = Algorithm({member.name: member.commit for member in members})
+    with unfinished_folder(arguments.output_dir) as folder:
+        write_predictions(predict_slices(members, scans.slices, *settings), formats, folder, algorithm)
+    shown = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files in {arguments.output_dir}"
+    print(f"{len(scans.slices)} slices of {len(scans.names)} scans: {shown}")
+    return paths
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tests.support.encoders import write_encoder
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
+from tests.support.volumes import write_nifti_scan
 
 README = ROOT / "README.md"
 MAX_README_LINES = 120
@@ -50,6 +51,7 @@ NOT_RUN = {
     "make table DATASET=gi_tract": "trains eight models; the trainings of this test take the same path",
     "pip install -e .": "the environment of this test was made with it",
     "pip install -e .[notebook]": "needs a package registry; the extra is looked up",
+    "pip install -e .[clinic]": "needs a package registry; the extra is looked up",
     "pip install -e .[timm]": "needs a package registry; the extra is looked up",
     "python -m gi_segmentation.models.efficientnet --output_dir backbones/efficientnet-lite0": "needs the extra timm; "
     "tests/models/test_encoders.py makes such a folder where timm is installed",
@@ -109,12 +111,13 @@ def to_python_arguments(command: str) -> list[str]:
 
 
 def prepare_folder(folder: Path, hub: LoopbackHub) -> Path:
-    """What a reader has: a clone, the zip from Kaggle, and a Hub with the checkpoints to start from."""
+    """What a reader has: a clone, the zip from Kaggle, a NIfTI file, and a Hub with the checkpoints to start from."""
     phantom = folder / "phantom"
     write_phantom(phantom, num_cases=5, days_per_case=1, slices_per_scan=6, num_proc=1)
     clone = folder / "clone"
     clone.mkdir()
     shutil.make_archive(str(clone / KAGGLE_ZIP), "zip", phantom)
+    write_nifti_scan(clone / "scans" / "mr.nii.gz", phantom / "train")
     for name in tracked_entries():
         (clone / name).symlink_to(ROOT / name)
     api = HfApi(endpoint=hub.endpoint, token="any")

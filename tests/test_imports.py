@@ -27,14 +27,16 @@ ALLOWED = {
     "cross_validation": {"ground", "data", "models", "scoring", "inference", "training", "publishing"},
     "dataset_builder": {"ground", "data", "publishing"},
 }
+# The packages of the extra `clinic`, which only files of hospitals need.
+CLINIC = {"nibabel", "pydicom", "highdicom"}
 # Slow packages that a module does not need and must not load.
 LIGHT = {
-    "gi_segmentation.predict": {"datasets", "torch", "transformers", "pandas"},
+    "gi_segmentation.predict": {"datasets", "torch", "transformers", "pandas", *CLINIC},
     "gi_segmentation.score": {"datasets", "torch", "transformers", "pandas", "scipy"},
     "gi_segmentation.compare": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.cross_validate": {"datasets", "torch", "transformers", "pandas"},
-    "gi_segmentation.inference.predictor": {"datasets", "albumentations"},
-    "gi_segmentation.inference.outputs": {"datasets", "torch", "transformers"},
+    "gi_segmentation.inference.predictor": {"datasets", "albumentations", *CLINIC},
+    "gi_segmentation.inference.outputs": {"datasets", "torch", "transformers", *CLINIC},
     "gi_segmentation.scoring.submissions": {"datasets", "torch", "transformers"},
     "dataset_builder": {"torch", "transformers"},
     "dataset_builder.__main__": {"torch", "transformers"},
@@ -44,7 +46,7 @@ LIGHT_HELP = {
     "-m dataset_builder": {"datasets", "pandas", "torch", "cv2", "scipy", "sklearn", "numpy"},
     "-m dataset_builder build": {"datasets", "pandas", "torch", "cv2", "scipy", "sklearn", "numpy"},
     "-m gi_segmentation.score": {"datasets", "pandas", "torch", "transformers", "scipy", "numpy"},
-    "-m gi_segmentation.predict": {"datasets", "pandas", "torch", "transformers"},
+    "-m gi_segmentation.predict": {"datasets", "pandas", "torch", "transformers", *CLINIC},
     "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.cross_validate": {"datasets", "pandas", "torch", "transformers"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, Runs, parse_runs
-from gi_segmentation.schema import ORGANS, scan_name, slice_name
+from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, scan_name, slice_name
 
 # Ids and file names have ASCII digits only. Without `re.ASCII`, `\d` would also match digits of other scripts. An id
 # pads the number of the slice to four digits, and has no other leading zero: each slice has exactly one valid id.
@@ -98,6 +98,11 @@ class SliceFile(NamedTuple):
     def id(self) -> str:
         """Kaggle's id of the slice, for example `case123_day20_slice_0001`."""
         return slice_name(self.scan, self.number)
+
+    @property
+    def thickness_mm(self) -> float:
+        """Distance between slices, which is the same in all scans of the competition."""
+        return SLICE_THICKNESS_MM
 
 
 class Annotation(NamedTuple):

@@ -10,6 +10,8 @@ from typing import Literal, get_args
 from gi_segmentation.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
+# The formats of prediction files, see `inference.outputs`.
+FORMATS = ("kaggle", "nifti", "dicom-seg")
 
 
 @dataclass(frozen=True)

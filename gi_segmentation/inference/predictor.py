@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
-from gi_segmentation.data.kaggle import KaggleDataError, SliceFile, read_slice
+from gi_segmentation.data.kaggle import KaggleDataError, read_slice
 from gi_segmentation.data.preprocessing import (
     attached_transform,
     find_neighbours,
@@ -30,6 +30,7 @@ from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_organs
 from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
+from gi_segmentation.inference.volumes import Slice, VolumeSlice, check_volumes
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
@@ -59,6 +60,11 @@ class Member:
     processor: SegformerImageProcessorPil
     slice_context: int
     label_mode: LabelMode
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the checkpoint on the Hub; None for a folder."""
+        return getattr(self.model.config, "_commit_hash", None)
 
     def logits(self, images: torch.Tensor, flips: bool = False) -> torch.Tensor:
         """Return the logits of slices, without a flip and, with `flips`, with each flip.
@@ -186,29 +192,29 @@ class SliceFolder(Dataset):
         members: The checkpoints. Each has its own input size and its own neighbours.
     """
 
-    def __init__(self, slices: list[SliceFile], members: list[Member]) -> None:
+    def __init__(self, slices: Sequence[Slice], members: list[Member]) -> None:
         self.slices = slices
         # Worker processes get a copy of this object, and do not need the models.
         self.settings = [(member.processor.size["height"], member.slice_context) for member in members]
-        self.scans: dict[str, dict[int, SliceFile]] = defaultdict(dict)
+        self.scans: dict[str, dict[int, Slice]] = defaultdict(dict)
         for slice_file in slices:
             self.scans[slice_file.scan][slice_file.number] = slice_file
 
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, index: int) -> list[torch.Tensor] | KaggleDataError:
+    def __getitem__(self, index: int) -> list[torch.Tensor] | InputError:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[list[torch.Tensor] | KaggleDataError]:
+    def __getitems__(self, indices: list[int]) -> list[list[torch.Tensor] | InputError]:
         """Read the slices of a batch. PyTorch calls this method if there is one."""
 
         # Most neighbours are in the batch themselves. So each file of a batch is read once, for each input size.
         @cache
-        def prepare(slice_file: SliceFile, image_size: int) -> np.ndarray:
+        def prepare(slice_file: Slice, image_size: int) -> np.ndarray:
             return prepare_image(read_pixels(slice_file), image_size)
 
-        items: list[list[torch.Tensor] | KaggleDataError] = []
+        items: list[list[torch.Tensor] | InputError] = []
         for slice_file in (self.slices[index] for index in indices):
             try:
                 items.append(
@@ -217,18 +223,20 @@ class SliceFolder(Dataset):
                         for size, slice_context in self.settings
                     ]
                 )
-            except KaggleDataError as error:
+            except InputError as error:
                 # Kept and not raised: PyTorch would put the whole traceback of the worker process into the message.
                 items.append(error)
         return items
 
-    def find_channels(self, slice_file: SliceFile, slice_context: int) -> list[SliceFile]:
+    def find_channels(self, slice_file: Slice, slice_context: int) -> list[Slice]:
         """Return the files that the channels of a slice show: itself, or three with its neighbours."""
         if not slice_context:
             return [slice_file]
         scan, number = self.scans[slice_file.scan], slice_file.number
+        # In the training, slices are 3 mm apart. Elsewhere, as many slices are passed over as make this distance.
+        distance = max(1, round(slice_context * SLICE_THICKNESS_MM / slice_file.thickness_mm))
         # The same rule for gaps and ends as in training.
-        before, after = find_neighbours(scan, number, slice_context)
+        before, after = find_neighbours(scan, number, distance)
         return [scan[before], slice_file, scan[after]]
 
 
@@ -237,12 +245,14 @@ def stack_channels(images: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images, axis=-1))
 
 
-def read_pixels(slice_file: SliceFile) -> np.ndarray:
-    """Read the raw intensities of a slice file, shape `(height, width)`.
+def read_pixels(slice_file: Slice) -> np.ndarray:
+    """Read the raw intensities of a slice, shape `(height, width)`.
 
     Raises:
-        KaggleDataError: If the file is damaged, or has another size than its name says.
+        InputError: If the file is damaged, or has another size than its name or header says.
     """
+    if isinstance(slice_file, VolumeSlice):
+        return slice_file.read_pixels()
     # `np.array` keeps all 16 bits. `convert("RGB")`, as in many examples, would clip every intensity above 255.
     with Image.open(io.BytesIO(read_slice(slice_file))) as image:
         try:
@@ -252,9 +262,9 @@ def read_pixels(slice_file: SliceFile) -> np.ndarray:
             raise KaggleDataError([f"{slice_file.path}: its pixels cannot be decoded ({error})"]) from error
 
 
-def stack_slices(items: list[list[torch.Tensor] | KaggleDataError]) -> list[torch.Tensor] | KaggleDataError:
+def stack_slices(items: list[list[torch.Tensor] | InputError]) -> list[torch.Tensor] | InputError:
     """Stack items of `SliceFolder` to a batch: per checkpoint uint16, `(B, S, S, 1 or 3)`; or return an error."""
-    errors = [item for item in items if isinstance(item, KaggleDataError)]
+    errors = [item for item in items if isinstance(item, InputError)]
     return errors[0] if errors else [torch.stack(inputs) for inputs in zip(*items, strict=True)]
 
 
@@ -277,8 +287,8 @@ def run_ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def predict_logits(
-    members: list[Member], slices: list[SliceFile], batch_size: int, num_workers: int, flips: bool
-) -> Iterator[tuple[list[SliceFile], list[torch.Tensor]]]:
+    members: list[Member], slices: Sequence[Slice], batch_size: int, num_workers: int, flips: bool
+) -> Iterator[tuple[list[Slice], list[torch.Tensor]]]:
     """Yield the slices of each batch with the logits of each checkpoint, `(B, channels, h, w)`, with a progress bar.
 
     The arguments and errors are those of `predict_slices`.
@@ -288,7 +298,7 @@ def predict_logits(
     remaining = iter(slices)
     with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar:
         for inputs in loader:
-            if isinstance(inputs, KaggleDataError):
+            if isinstance(inputs, InputError):
                 raise inputs
             # Not around `yield`: the code that takes the slices would then run without gradients too.
             with torch.no_grad():
@@ -300,12 +310,12 @@ def predict_logits(
 
 def predict_slices(
     members: list[Member],
-    slices: list[SliceFile],
+    slices: Sequence[Slice],
     batch_size: int,
     num_workers: int,
     flips: bool = False,
     postprocessing: Postprocessing | None = None,
-) -> Iterator[tuple[SliceFile, np.ndarray]]:
+) -> Iterator[tuple[Slice, np.ndarray]]:
     """Predict the masks of slices, with a progress bar.
 
     Args:
@@ -320,11 +330,12 @@ def predict_slices(
         A slice, and the masks of its organs on its own grid: bool, shape `(organs, height, width)`.
 
     Raises:
-        KaggleDataError: If a file is damaged, or has another size than its name says.
-        InputError: If post-processing is wanted, and the slices of a scan do not form a volume.
+        InputError: If a file is damaged, or has another size than its name or header says. If post-processing is
+            wanted, and the slices of a scan do not form a volume.
     """
     if postprocessing is not None:
-        check_volumes(slices)
+        reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
+        check_volumes(slices, reason)
     label_mode = members[0].label_mode
     batches = predict_logits(members, slices, batch_size, num_workers, flips)
     # A component reaches over many slices, so a scan is kept until its last slice comes. Without post-processing, only
@@ -344,33 +355,17 @@ def predict_slices(
 
 
 def mask_slices(
-    files: list[SliceFile], logits: list[torch.Tensor], label_mode: LabelMode
-) -> list[tuple[SliceFile, np.ndarray]]:
+    files: list[Slice], logits: list[torch.Tensor], label_mode: LabelMode
+) -> list[tuple[Slice, np.ndarray]]:
     """Return the slices of a batch with their masks, see `predict_slices`."""
     native_sizes = torch.tensor([[file.height, file.width] for file in files])
     masks = predict_batch(logits, label_mode, native_sizes)
     return [(file, mask.cpu().numpy()) for file, mask in zip(files, masks, strict=True)]
 
 
-def check_volumes(slices: Sequence[SliceFile]) -> None:
-    """Check that the slices of each scan have one size and one spacing.
-
-    Raises:
-        InputError: If they do not.
-    """
-    grids: dict[str, tuple[int, int, tuple[float, float]]] = {}
-    for one in slices:
-        grid = (one.height, one.width, one.pixel_spacing)
-        if grids.setdefault(one.scan, grid) != grid:
-            raise InputError(
-                f"{one.path}: expected slices of one size and spacing in {one.scan}, because post-processing works on "
-                f"whole scans; correct the file name, or add --no_postprocessing"
-            )
-
-
 def clean_scan(
-    predictions: Iterable[tuple[SliceFile, list[torch.Tensor]]], label_mode: LabelMode, settings: Postprocessing
-) -> Iterator[tuple[SliceFile, np.ndarray]]:
+    predictions: Iterable[tuple[Slice, list[torch.Tensor]]], label_mode: LabelMode, settings: Postprocessing
+) -> Iterator[tuple[Slice, np.ndarray]]:
     """Yield the slices of one scan with their masks after post-processing.
 
     Args:
@@ -388,7 +383,7 @@ def clean_scan(
     cleaned = remove_components(
         np.stack(masks, axis=1),
         np.stack(probabilities, axis=1),
-        (SLICE_THICKNESS_MM, *files[0].pixel_spacing),
+        (files[0].thickness_mm, *files[0].pixel_spacing),
         [slice_file.number for slice_file in files],
         settings,
     )

@@ -190,7 +190,8 @@ class TestConfiguration:
 
 def predict(models: list[Path], folder: Path, output_dir: Path, *flags: str) -> Path:
     words = ["--model", *map(str, models), "--input", str(folder), "--output_dir", str(output_dir)]
-    return main([*words, "--device", "cpu", "--num_workers", "0", "--precision", "fp32", *flags])
+    (path,) = main([*words, "--device", "cpu", "--num_workers", "0", "--precision", "fp32", *flags])
+    return path
 
 
 def read_masks(path: Path, folder: Path) -> dict[tuple[str, str], np.ndarray]:

@@ -50,7 +50,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predict(model: Path | str, folder: Path, output_dir: Path, *flags: str) -> Path:
     words = ["--model", str(model), "--input", str(folder), "--output_dir", str(output_dir), "--device", "cpu"]
     # In 32 bits, so that the result does not depend on the processor.
-    return main([*words, "--precision", "fp32", *(flags or ("--num_workers", "0"))])
+    (path,) = main([*words, "--precision", "fp32", *(flags or ("--num_workers", "0"))])
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ class TestErrors:
         assert existing.read_text() == "precious"
 
     def test_an_input_without_slices_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
-        assert "no such folder" in message(checkpoint, tmp_path / "nowhere", tmp_path / "out")
+        assert "no such file or folder" in message(checkpoint, tmp_path / "nowhere", tmp_path / "out")
         (tmp_path / "empty").mkdir()
         assert "no slices; expected caseN_dayN" in message(checkpoint, tmp_path / "empty", tmp_path / "out")
 
@@ -260,7 +261,7 @@ def test_a_mistake_of_the_user_ends_in_one_error(run_python: Any, checkpoint: Pa
     words = ["-m", "gi_segmentation.predict", "--model", str(checkpoint), "--input", "nowhere", "--output_dir", "out"]
     done = run_python(words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == "error: --input nowhere: no such folder"
+    assert done.stderr.splitlines()[-1] == "error: --input nowhere: no such file or folder"
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
@@ -344,10 +345,10 @@ def differing(rows: list[dict[str, str]], others: list[dict[str, str]], folder: 
 def test_an_ensemble_averages_probabilities(scan_dir: Path, tmp_path: Path) -> None:
     one, other = (save_model(tmp_path / str(seed), "segformer", seed) for seed in (0, 1))
     words = ["--input", str(scan_dir), "--device", "cpu", "--num_workers", "0", "--output_dir"]
-    alone = read_rows(main(["--model", str(one), *words, str(tmp_path / "alone")]))
-    twice = read_rows(main(["--model", str(one), str(one), *words, str(tmp_path / "twice")]))
-    both = read_rows(main(["--model", str(one), str(other), *words, str(tmp_path / "both")]))
-    reverse = read_rows(main(["--model", str(other), str(one), *words, str(tmp_path / "reverse")]))
+    alone = read_rows(*main(["--model", str(one), *words, str(tmp_path / "alone")]))
+    twice = read_rows(*main(["--model", str(one), str(one), *words, str(tmp_path / "twice")]))
+    both = read_rows(*main(["--model", str(one), str(other), *words, str(tmp_path / "both")]))
+    reverse = read_rows(*main(["--model", str(other), str(one), *words, str(tmp_path / "reverse")]))
     # The mean of a model with itself is the model, and the order of two models does not matter, except for ties. Two
     # different models give something else.
     assert differing(twice, alone, scan_dir) <= MAX_TIES

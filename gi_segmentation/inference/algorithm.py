@@ -1,0 +1,56 @@
+"""Say which program and which checkpoints made a prediction. DICOM files carry it."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gi_segmentation import __version__
+
+NAME = "gi-segmentation"
+# The name of a series that was predicted.
+TITLE = "Stomach and bowels, predicted"
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What made a prediction.
+
+    Attributes:
+        checkpoints: Name of each checkpoint, and its commit on the Hub; None for a folder.
+    """
+
+    checkpoints: dict[str, str | None]
+
+    @cached_property
+    def commits(self) -> dict[str, str]:
+        """Name of each checkpoint, and its commit; for a folder, a fingerprint of its weights."""
+        return {name: commit or hash_weights(Path(name)) for name, commit in self.checkpoints.items()}
+
+    @property
+    def version(self) -> str:
+        """The version of this package, and the commit of the first checkpoint: at most 64 characters, as DICOM has it.
+
+        Example:
+            >>> Algorithm({"a": "ffff", "b": "eeee"}).version.removeprefix(__version__)
+            ', ffff and 1 more'
+        """
+        commit, *others = self.commits.values()
+        return f"{__version__}, {commit[:40]}" + (f" and {len(others)} more" if others else "")
+
+    def describe(self) -> str:
+        """Return a line with all checkpoints and their commits.
+
+        Example:
+            >>> Algorithm({"name/model": "ffff"}).describe().removeprefix(f"{NAME} {__version__}")
+            ': name/model (ffff)'
+        """
+        return f"{NAME} {__version__}: " + ", ".join(f"{name} ({commit})" for name, commit in self.commits.items())
+
+
+def hash_weights(folder: Path) -> str:
+    """Return a fingerprint of the weights in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return f"sha256 {digest.hexdigest()[:16]}"

@@ -1,0 +1,316 @@
+"""Read MR series from DICOM files: one file per slice, or one file with all frames (enhanced).
+
+Places are turned from DICOM's axes (x to the left, y to the back) to those of `inference.volumes`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.inference.volumes import Volume
+from gi_segmentation.schema import SLICE_THICKNESS_MM
+
+# The files that hold a scan: MR and CT, with one frame, with many (enhanced), or with many by a conversion (legacy).
+# All other files, such as structure sets, segmentations and reports, are passed over.
+SCAN_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "2.1", "2.2", "4", "4.1", "4.4"))
+# Positions are stored with a few decimals. Directions are numbers of at most 1.
+STEP_TOLERANCE_MM = 0.1
+DIRECTION_TOLERANCE = 1e-3
+# What each organ is called by SNOMED CT, as (code, scheme, meaning).
+ORGAN_CODES = {
+    "large_bowel": ("14742008", "SCT", "Large intestine"),
+    "small_bowel": ("30315005", "SCT", "Small intestine"),
+    "stomach": ("69695003", "SCT", "Stomach"),
+}
+# From DICOM's axes to those of `inference.volumes`, and back.
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class Frame(NamedTuple):
+    """A slice of a series.
+
+    Attributes:
+        path: Its file.
+        number: Number of the frame in its file, from 1 on; 0 for a file with a single slice.
+        instance_uid: Identifies the file.
+        class_uid: Kind of the file.
+        series_uid: Identifies the series.
+        frame_of_reference_uid: Identifies the coordinate system.
+        position: Centre of the first pixel in millimetres, on DICOM's axes.
+        orientation: Direction of a row, then of a column, on DICOM's axes.
+        pixel_spacing: Height and width of a pixel in millimetres.
+        size: Number of rows and columns.
+        thickness_mm: Distance of slices, or their thickness, as the file states it; None if it does not.
+        description: Modality, number and description of the series.
+    """
+
+    path: Path
+    number: int
+    instance_uid: str
+    class_uid: str
+    series_uid: str
+    frame_of_reference_uid: str
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    pixel_spacing: tuple[float, ...]
+    size: tuple[int, int]
+    thickness_mm: float | None
+    description: str
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSeries:
+    """The frames of a series, sorted along their normal."""
+
+    frames: tuple[Frame, ...]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the series, each once."""
+        return list(dict.fromkeys(frame.path for frame in self.frames))
+
+
+def is_dicom(path: Path) -> bool:
+    """Tell by its first bytes whether a file is a DICOM file. The name does not matter."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def find_series(paths: Iterable[Path]) -> list[Volume]:
+    """List the series of DICOM files in any order. No pixel is read.
+
+    Localizers and files of other kinds are passed over.
+
+    Raises:
+        InputError: If a file is damaged, or if the slices of a series are not a volume.
+    """
+    by_series: dict[str, dict[tuple[str, int], Frame]] = defaultdict(dict)
+    for path in paths:
+        for frame in read_frames(path):
+            # A copy of a file has the same UID, and counts once.
+            by_series[frame.series_uid].setdefault((frame.instance_uid, frame.number), frame)
+    return [build_volume(list(frames.values())) for _, frames in sorted(by_series.items())]
+
+
+def read_frames(path: Path) -> list[Frame]:
+    """Read the header of a file: one frame, or several of an enhanced file; none if it holds no scan.
+
+    Raises:
+        InputError: If the file is damaged, or lacks what a volume needs.
+    """
+    dataset = read_dataset(path, stop_before_pixels=True)
+    if (
+        dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    ) not in SCAN_CLASSES or "LOCALIZER" in (dataset.get("ImageType") or ()):
+        return []
+    for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        if not dataset.get(name):
+            raise InputError(f"{path}: has no {name}, which contours have to name; export it with its UIDs")
+    if (colours := dataset.get("PhotometricInterpretation")) != "MONOCHROME2":
+        raise InputError(f"{path}: expected grey values with white as the highest (MONOCHROME2), got {colours}")
+    if "PerFrameFunctionalGroupsSequence" not in dataset:
+        return [read_frame(path, 0, dataset, [dataset])]
+    shared = list(dataset.get("SharedFunctionalGroupsSequence", ()))
+    return [
+        read_frame(path, number, dataset, [own, *shared])
+        for number, own in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1)
+    ]
+
+
+def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> Frame:
+    """Read one frame.
+
+    Args:
+        path: The file.
+        number: Number of the frame; 0 for a file with a single slice.
+        dataset: The header.
+        groups: Where to look for the place of the frame: the header itself, or the functional groups.
+    """
+
+    def find(sequence: str, name: str) -> Any:
+        for group in groups:
+            for item in (group, *(group.get(sequence) or ())):
+                if item.get(name) is not None:
+                    return item[name].value
+        return None
+
+    position = find("PlanePositionSequence", "ImagePositionPatient")
+    orientation = find("PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = find("PixelMeasuresSequence", "PixelSpacing")
+    needed = {"ImagePositionPatient": position, "ImageOrientationPatient": orientation, "PixelSpacing": spacing}
+    for (name, value), length in zip(needed.items(), (3, 6, 2), strict=True):
+        if value is None or len(value) != length:
+            raise InputError(f"{path}: has no valid {name}, so its place in the patient is not known; export it again")
+    thickness = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find(
+        "PixelMeasuresSequence", "SliceThickness"
+    )
+    return Frame(
+        path=path,
+        number=number,
+        instance_uid=str(dataset.SOPInstanceUID),
+        class_uid=str(dataset.SOPClassUID),
+        series_uid=str(dataset.SeriesInstanceUID),
+        frame_of_reference_uid=str(dataset.FrameOfReferenceUID),
+        position=tuple(map(float, position)),
+        orientation=tuple(map(float, orientation)),
+        pixel_spacing=tuple(map(float, spacing)),
+        size=(int(dataset.Rows), int(dataset.Columns)),
+        thickness_mm=abs(float(thickness)) if thickness else None,
+        description=" ".join(
+            str(dataset.get(name)) for name in ("Modality", "SeriesNumber", "SeriesDescription") if dataset.get(name)
+        ),
+    )
+
+
+def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
+    """Read a DICOM file.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
+    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"{path}: not a whole DICOM file ({' '.join(str(error).split())}); export it again"
+        ) from error
+
+
+def build_volume(frames: list[Frame]) -> Volume:
+    """Sort the frames of a series along their normal, and make a volume of them.
+
+    Raises:
+        InputError: If they do not fill a grid.
+    """
+    frames = check_planes(frames)
+    first = frames[0]
+    positions = np.array([frame.position for frame in frames])
+    directions = np.reshape(first.orientation, (2, 3))
+    normal = np.cross(*directions)
+    height_mm, width_mm = first.pixel_spacing
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 3] = directions[0] * width_mm, directions[1] * height_mm, positions[0]
+    if len(frames) == 1:
+        affine[:3, 2] = normal * (first.thickness_mm or SLICE_THICKNESS_MM)
+    else:
+        affine[:3, 2] = (positions[-1] - positions[0]) / (len(frames) - 1)
+        check_steps(first, positions, normal)
+    series = DicomSeries(tuple(frames))
+    source = first.path if len(series.paths) == 1 else first.path.parent
+    note = first.description
+    if not note.startswith("MR"):
+        note += " (the models were trained on MR)"
+    shape = (first.size[1], first.size[0], len(frames))
+    return Volume(first.series_uid, source, shape, TO_RAS @ affine, partial(read_voxels, series), series, note)
+
+
+def check_planes(frames: list[Frame]) -> list[Frame]:
+    """Return the frames of a series sorted along their normal, if they are parallel and have one grid.
+
+    Raises:
+        InputError: If not.
+    """
+    first = frames[0]
+    directions = np.reshape(first.orientation, (2, 3))
+    if np.abs(directions @ directions.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
+        raise InputError(f"{first.path}: its rows and columns are not at right angles; export it again")
+    for frame in frames:
+        if np.abs(np.subtract(frame.orientation, first.orientation)).max() > DIRECTION_TOLERANCE:
+            raise InputError(f"{frame.path}: not parallel to {first.path} of the same series; export one stack alone")
+        grid, expected = ((*one.size, *one.pixel_spacing) for one in (frame, first))
+        if not np.allclose(grid, expected, rtol=1e-3):
+            raise InputError(
+                f"{frame.path}: expected {expected[0]} x {expected[1]} pixels of {expected[2]:g} x {expected[3]:g} mm "
+                f"as in {first.path} of the same series, got {grid[0]} x {grid[1]} of {grid[2]:g} x {grid[3]:g} mm"
+            )
+        if frame.frame_of_reference_uid != first.frame_of_reference_uid:
+            raise InputError(f"{frame.path}: has another frame of reference than {first.path} of the same series")
+    normal = np.cross(*directions)
+    # Not by the number of the instance: some scanners number from the feet, some from the head, and some not at all.
+    return sorted(frames, key=lambda frame: float(np.dot(frame.position, normal)))
+
+
+def check_steps(first: Frame, positions: np.ndarray, normal: np.ndarray) -> None:
+    """Check that sorted slices have equal distances.
+
+    Args:
+        first: The first slice, for the message.
+        positions: Shape `(slices, 3)`.
+        normal: The direction in which they are sorted.
+
+    Raises:
+        InputError: If not.
+    """
+    where = f"{first.path.parent}: series {first.series_uid}"
+    steps = np.diff(positions, axis=0)
+    distances = steps @ normal
+    usual = float(np.median(distances))
+    if (same := np.flatnonzero(distances < DIRECTION_TOLERANCE)).size:
+        x, y, z = positions[same[0]]
+        raise InputError(
+            f"{where} has several slices at ({x:g}, {y:g}, {z:g}) mm, for example of several echoes or times; "
+            f"export one of them alone"
+        )
+    tolerance = min(STEP_TOLERANCE_MM, 0.05 * usual)
+    if (odd := np.flatnonzero(np.abs(distances - usual) > tolerance)).size:
+        x, y, z = positions[odd[0]]
+        missing = round(distances[odd[0]] / usual) - 1
+        what = f"{missing} slices are missing" if missing > 0 else "the distance changes"
+        raise InputError(
+            f"{where}: expected slices {usual:.2f} mm apart, but got {distances[odd[0]]:.2f} mm after "
+            f"({x:g}, {y:g}, {z:g}) mm: {what}; export the whole series"
+        )
+    if np.abs(steps - np.median(steps, axis=0)).max() > STEP_TOLERANCE_MM:
+        raise InputError(f"{where}: its slices do not lie in one line; export one stack alone")
+
+
+def read_voxels(series: DicomSeries) -> np.ndarray:
+    """Read the pixels of a series: float32, shape `(columns, rows, slices)`.
+
+    The values are those after the modality LUT or the rescale slope and intercept of each slice.
+
+    Raises:
+        InputError: If the pixels of a file cannot be decoded.
+    """
+    rows, columns = series.frames[0].size
+    voxels = np.empty((len(series.frames), rows, columns), dtype=np.float32)
+    placed = sorted(enumerate(series.frames), key=lambda place: (place[1].path, place[1].number))
+    for path, group in groupby(placed, key=lambda place: place[1].path):
+        dataset = read_dataset(path)
+        try:
+            pixels = dataset.pixel_array
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: its pixels cannot be decoded ({reason}); export it uncompressed") from error
+        for index, frame in group:
+            voxels[index] = rescale(pixels.reshape(-1, rows, columns)[max(frame.number, 1) - 1], frame, dataset)
+    return voxels.transpose(2, 1, 0)
+
+
+def rescale(pixels: np.ndarray, frame: Frame, dataset: Any) -> np.ndarray:
+    """Return the values of a frame after its modality LUT, or its slope and intercept.
+
+    Args:
+        pixels: Its stored values.
+        frame: The frame.
+        dataset: The header of its file.
+    """
+    from pydicom.pixels import apply_modality_lut
+
+    if frame.number == 0:
+        return apply_modality_lut(pixels, dataset)
+    own = dataset.PerFrameFunctionalGroupsSequence[frame.number - 1]
+    for group in (own, *dataset.get("SharedFunctionalGroupsSequence", ())):
+        for transformation in group.get("PixelValueTransformationSequence", ()):
+            return apply_modality_lut(pixels, transformation)
+    return pixels

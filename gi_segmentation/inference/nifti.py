@@ -1,0 +1,104 @@
+"""Read scans from NIfTI files, and write label maps on their grid."""
+
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.inference.volumes import Volume
+from gi_segmentation.schema import ORGANS
+
+SUFFIXES = (".nii", ".nii.gz")
+
+
+def is_nifti(path: Path) -> bool:
+    """Tell by its name whether a file is a NIfTI file."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def open_volume(path: Path) -> Volume:
+    """Read the header of a NIfTI file.
+
+    Raises:
+        InputError: If the file is damaged, has no single volume, or does not say how it lies in the patient.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        image: Any = nibabel.load(path)
+    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{path}: not a whole NIfTI file ({first_line(error)}); copy it again") from error
+    header = image.header
+    shape = tuple(int(length) for length in image.shape)
+    # A file may have a fourth axis of length 1 for time, or be a single slice.
+    spatial = three_axes(shape)
+    if np.prod(shape) == 0 or np.prod(shape) != np.prod(spatial) or header.get_data_dtype().kind not in "iuf":
+        raise InputError(
+            f"{path}: expected one volume of real numbers, got {header.get_data_dtype()} of shape {shape}; split it"
+        )
+    if not (header["sform_code"] or header["qform_code"]):
+        raise InputError(f"{path}: does not say where left and right are (sform and qform are 0); convert it again")
+    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
+        raise InputError(f"{path}: expected millimetres, got {header.get_xyzt_units()[0]}; convert it")
+    name = path.name[: -len(".nii.gz" if path.name.lower().endswith(".gz") else ".nii")]
+    return Volume(name, path, spatial, np.asarray(image.affine, float), partial(read_voxels, path), header)
+
+
+def read_voxels(path: Path) -> np.ndarray:
+    """Read the voxels of a NIfTI file, scaled as its header says: float32, three axes.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{path}: its voxels cannot be read ({first_line(error)}); copy it again") from error
+    return voxels.reshape(three_axes(voxels.shape))
+
+
+def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the first three numbers of a shape; an axis that is missing has the length 1."""
+    width, height, depth = (*shape, 1, 1, 1)[:3]
+    return width, height, depth
+
+
+def write_label_map(volume: Volume, masks: np.ndarray, path: Path) -> None:
+    """Write a NIfTI file of label ids on the grid of a volume.
+
+    Args:
+        volume: The volume. If it is a NIfTI file, the label map has the same shape and the same header fields.
+        masks: bool, shape `(organs, i, j, k)`. Where organs overlap, the highest id wins, as in the dataset.
+        path: File to write, `.nii.gz`.
+    """
+    import nibabel
+
+    labels = np.zeros(volume.shape, dtype=np.uint8)
+    for label, mask in enumerate(masks, start=1):
+        labels[mask] = label
+    header = None
+    if isinstance(volume.origin, nibabel.Nifti1Header):
+        header = volume.origin.copy()
+        labels = labels.reshape(header.get_data_shape())
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0
+    else:
+        header = nibabel.Nifti1Header()
+        header.set_xyzt_units("mm")
+        header.set_sform(volume.affine, "scanner")
+        header.set_qform(volume.affine, "scanner")
+    header["descrip"] = ", ".join(f"{label} {organ}" for label, organ in enumerate(ORGANS, start=1)).encode()
+    header.set_data_dtype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels, volume.affine, header), path)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the message of an error in one line."""
+    return " ".join(str(error).split())

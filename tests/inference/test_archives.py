@@ -1,0 +1,87 @@
+"""A zip is checked before it is unpacked, and its folder is removed afterwards."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.inference import archives
+from gi_segmentation.inference.archives import unpacked
+from gi_segmentation.predict import main
+from tests.support.dicom import write_series
+from tests.support.volumes import prediction_words
+
+
+def make_zip(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def message(path: Path) -> str:
+    with pytest.raises(InputError) as caught, unpacked(path):
+        pytest.fail("it was unpacked")
+    return str(caught.value)
+
+
+def test_a_zip_of_a_series_is_found_and_removed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voxels = np.zeros((4, 5, 3), dtype=np.uint16)
+    files = {f"study/{path.name}": path.read_bytes() for path in write_series(tmp_path / "in", voxels, np.eye(4))}
+    words = prediction_words(Path("nowhere"), make_zip(tmp_path / "a.ZIP", **files), tmp_path / "out", "--list")
+    main(words)
+    assert "3 x 5 x 4 slices x rows x columns" in capsys.readouterr().out
+    with unpacked(tmp_path / "a.ZIP") as folder:
+        assert len(list((folder / "study").iterdir())) == 3
+    assert not folder.exists()
+
+
+def test_other_paths_stay_as_they_are(tmp_path: Path) -> None:
+    with unpacked(tmp_path) as folder:
+        assert folder == tmp_path
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "..\\evil", "C:evil"])
+def test_a_file_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    assert "would leave the folder" in message(make_zip(tmp_path / "a.zip", **{name: b"x"}))
+
+
+def test_a_link_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        link = zipfile.ZipInfo("link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    assert "'link' would leave the folder" in message(tmp_path / "a.zip")
+
+
+def test_too_much_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_zip(tmp_path / "a.zip", a=bytes(1000), b=bytes(1000))
+    monkeypatch.setattr(archives, "MAX_BYTES", 1999)
+    assert "expected at most 100000 files and" in message(path)
+    monkeypatch.setattr(archives, "MAX_BYTES", 2000)
+    monkeypatch.setattr(archives, "MAX_FILES", 1)
+    assert "got 2 and" in message(path)
+    monkeypatch.setattr(archives, "MAX_FILES", 2)
+    with unpacked(path) as folder:
+        assert (folder / "a").stat().st_size == 1000
+
+
+def test_a_damaged_zip_is_refused(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", a=bytes(range(256)) * 10)
+    data = bytearray(path.read_bytes())
+    data[40:60] = bytes(20)
+    path.write_bytes(data)
+    assert "not a whole zip" in message(path)
+    path.write_bytes(b"no zip")
+    assert "not a whole zip" in message(path)
+
+
+def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", a=b"x")
+    data = bytearray(path.read_bytes())
+    # The flags of the file stand 8 bytes after the start of its entry in the table of contents.
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    assert "is encrypted" in message(path)

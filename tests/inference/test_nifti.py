@@ -1,0 +1,229 @@
+"""NIfTI files of any orientation get the masks of the same slices in Kaggle's layout, on their own grid."""
+
+import gzip
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.predict import main
+from tests.support.models import MAX_TIES, save_model
+from tests.support.volumes import KAGGLE_AXES, predict_kaggle, prediction_words, read_scan, store
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # With neighbours as channels, the order of the slices matters.
+    return save_model(tmp_path_factory.mktemp("model"), "segformer", seed=0, slice_context=1)
+
+
+@pytest.fixture(scope="module")
+def scan(small_kaggle_dir: Path) -> Path:
+    return sorted((small_kaggle_dir / "train").glob("case*/case*_day*"))[0]
+
+
+@pytest.fixture(scope="module")
+def truth(model: Path, scan: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What the Kaggle path predicts: uint8, shape `(columns, rows, slices)`."""
+    voxels, _ = read_scan(scan)
+    return predict_kaggle(model, scan, tmp_path_factory.mktemp("kaggle"), voxels.shape)
+
+
+def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def scan_affine(spacing: tuple[float, float, float]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = KAGGLE_AXES * spacing
+    affine[:3, 3] = 120, -30, 800
+    return affine
+
+
+def message(folder: Path, output_dir: Path, *flags: str) -> str:
+    with pytest.raises(InputError) as caught:
+        main(prediction_words(Path("nowhere"), folder, output_dir, *flags))
+    assert not output_dir.exists() and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestPrediction:
+    @pytest.mark.parametrize(
+        ("order", "flipped"),
+        [((0, 1, 2), ()), ((0, 1, 2), (0, 1, 2)), ((2, 0, 1), (1,)), ((1, 2, 0), (0, 2)), ((2, 1, 0), (0,))],
+        ids=["as Kaggle", "RAS", "sagittal", "coronal", "slices first"],
+    )
+    def test_the_masks_equal_those_of_the_kaggle_path(
+        self,
+        order: tuple[int, ...],
+        flipped: tuple[int, ...],
+        model: Path,
+        scan: Path,
+        truth: np.ndarray,
+        tmp_path: Path,
+    ) -> None:
+        voxels, spacing = read_scan(scan)
+        stored, affine = store(voxels, scan_affine(spacing), order, flipped)
+        path = write_nifti(tmp_path / "in" / "mr.nii.gz", stored, affine)
+        (written,) = main(prediction_words(model, path, tmp_path / "out"))
+        image = nibabel.load(written)
+        assert written == tmp_path / "out" / "mr.nii.gz" and image.shape == stored.shape
+        assert image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(image.affine, nibabel.load(path).affine)
+        labels, expected = np.asarray(image.dataobj), store(truth, np.eye(4), order, flipped)[0]
+        assert set(np.unique(expected)) == {0, 1, 2, 3}
+        assert np.count_nonzero(labels != expected) <= MAX_TIES * expected.size
+
+    def test_workers_and_several_files_give_the_same(
+        self, model: Path, scan: Path, truth: np.ndarray, tmp_path: Path
+    ) -> None:
+        voxels, spacing = read_scan(scan)
+        for name in ("a.nii", "b.nii.gz"):
+            write_nifti(tmp_path / "in" / name, voxels, scan_affine(spacing))
+        words = prediction_words(model, tmp_path / "in", tmp_path / "out")
+        written = main([*words, "--num_workers", "2", "--batch_size", "2"])
+        assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+        for path in written:
+            differing = np.count_nonzero(np.asarray(nibabel.load(path).dataobj) != truth)
+            assert differing <= MAX_TIES * truth.size
+
+    def test_a_scale_of_the_intensities_changes_nothing(
+        self, model: Path, scan: Path, truth: np.ndarray, tmp_path: Path
+    ) -> None:
+        voxels, spacing = read_scan(scan)
+        path = write_nifti(tmp_path / "in.nii", voxels / np.float32(voxels.max()), scan_affine(spacing))
+        (written,) = main(prediction_words(model, path, tmp_path / "out"))
+        # The fractions are rounded, so a few pixels more than ties may differ.
+        assert np.mean(np.asarray(nibabel.load(written).dataobj) != truth) < 1e-4
+
+    def test_thin_slices_have_neighbours_at_the_distance_of_the_training(
+        self, model: Path, scan: Path, truth: np.ndarray, tmp_path: Path
+    ) -> None:
+        voxels, (width, height, depth) = read_scan(scan)
+        thin = np.repeat(voxels, 3, axis=2)
+        path = write_nifti(tmp_path / "in.nii", thin, scan_affine((width, height, depth / 3)))
+        (written,) = main(prediction_words(model, path, tmp_path / "out"))
+        labels = np.asarray(nibabel.load(written).dataobj)
+        # The middle slice of each three sees the slices above and below it, as the thick slice does.
+        assert np.count_nonzero(labels[:, :, 4] != truth[:, :, 1]) <= MAX_TIES * truth[:, :, 1].size
+
+    def test_a_file_with_a_fourth_axis_keeps_its_shape(self, model: Path, scan: Path, tmp_path: Path) -> None:
+        voxels, spacing = read_scan(scan)
+        for name, array in (("one_time", voxels[..., None]), ("one_slice", voxels[:, :, 0])):
+            path = write_nifti(tmp_path / f"{name}.nii", array, scan_affine(spacing))
+            (written,) = main(prediction_words(model, path, tmp_path / name))
+            assert nibabel.load(written).shape == array.shape
+
+    def test_kaggle_slices_become_label_maps_in_the_same_pass(
+        self, model: Path, small_kaggle_dir: Path, scan: Path, truth: np.ndarray, tmp_path: Path
+    ) -> None:
+        (alone,) = main(prediction_words(model, small_kaggle_dir, tmp_path / "alone"))
+        written = main(prediction_words(model, small_kaggle_dir, tmp_path / "both", "--format", "nifti", "kaggle"))
+        assert written[0].name == "submission.csv" and len(written) == 3
+        assert written[0].read_bytes() == alone.read_bytes()
+        image = nibabel.load(tmp_path / "both" / f"{scan.name}.nii.gz")
+        assert nibabel.aff2axcodes(image.affine) == ("L", "P", "I")
+        np.testing.assert_allclose(image.header.get_zooms(), read_scan(scan)[1])
+        assert np.count_nonzero(np.asarray(image.dataobj) != truth) <= MAX_TIES * truth.size
+
+    def test_missing_slices_of_kaggle_stay_empty(self, model: Path, kaggle_copy: Path, tmp_path: Path) -> None:
+        paths = sorted(kaggle_copy.rglob("case*/scans"))
+        sorted(paths[0].iterdir())[1].unlink()
+        main(prediction_words(model, paths[0], tmp_path / "out", "--format", "nifti"))
+        labels = np.asarray(nibabel.load(tmp_path / "out" / f"{paths[0].parent.name}.nii.gz").dataobj)
+        assert [bool(labels[:, :, k].any()) for k in range(3)] == [True, False, True]
+
+
+class TestList:
+    def test_it_says_what_would_be_done_without_a_model(
+        self, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        voxels, spacing = read_scan(scan)
+        write_nifti(tmp_path / "in" / "mr.nii.gz", voxels[:100], scan_affine(spacing))
+        main(prediction_words(Path("nowhere"), tmp_path / "in", tmp_path / "out", "--list"))
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(f"mr: 3 x {voxels.shape[1]} x 100 slices x rows x columns of 3.00 x 1.")
+        assert "axes LPI, padded or cropped to" in lines[0]
+        assert lines[1] == f"would write {tmp_path / 'out' / 'mr.nii.gz'}" and not (tmp_path / "out").exists()
+
+    def test_it_lists_slices_of_kaggle_too(
+        self, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        main(prediction_words(Path("nowhere"), scan, tmp_path, "--list", "--format", "nifti"))
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(f"{scan.name}: 3 x ") and lines[0].endswith("axes LPI") and len(lines) == 2
+
+
+class TestErrors:
+    def test_files_that_cannot_be_used_are_named(self, scan: Path, tmp_path: Path) -> None:
+        voxels, spacing = read_scan(scan)
+        affine, out = scan_affine(spacing), tmp_path / "out"
+        several = write_nifti(tmp_path / "several.nii", np.stack([voxels, voxels], axis=-1), affine)
+        assert "several.nii: expected one volume of real numbers, got uint16 of shape" in message(several, out)
+        colours = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+        assert "expected one volume" in message(write_nifti(tmp_path / "rgb.nii", colours, affine), out)
+        image = nibabel.Nifti1Image(voxels, affine)
+        image.header["sform_code"] = image.header["qform_code"] = 0
+        nibabel.save(image, tmp_path / "nowhere.nii")
+        # nibabel itself sets a code; the two fields lie at byte 252 of the header.
+        data = bytearray((tmp_path / "nowhere.nii").read_bytes())
+        data[252:256] = bytes(4)
+        (tmp_path / "nowhere.nii").write_bytes(data)
+        assert "does not say where left and right are" in message(tmp_path / "nowhere.nii", out)
+        (tmp_path / "text.nii").write_text("no volume")
+        assert "text.nii: not a whole NIfTI file" in message(tmp_path / "text.nii", out)
+        image = nibabel.Nifti1Image(voxels, affine)
+        image.header.set_xyzt_units("micron")
+        nibabel.save(image, tmp_path / "small.nii")
+        assert "expected millimetres, got micron" in message(tmp_path / "small.nii", out)
+
+    @pytest.mark.parametrize("num_workers", ["0", "2"])
+    def test_a_file_that_was_cut_off_leaves_nothing(
+        self, num_workers: str, model: Path, scan: Path, tmp_path: Path
+    ) -> None:
+        voxels, spacing = read_scan(scan)
+        write_nifti(tmp_path / "in" / "a.nii", voxels, scan_affine(spacing))
+        whole = gzip.compress((tmp_path / "in" / "a.nii").read_bytes())
+        (tmp_path / "in" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
+        words = prediction_words(model, tmp_path / "in", tmp_path / "out", "--num_workers", num_workers)
+        with pytest.raises(InputError, match=r"b\.nii\.gz: its voxels cannot be read"):
+            main(words)
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_names_and_kinds_must_be_clear(self, scan: Path, tmp_path: Path) -> None:
+        voxels, spacing = read_scan(scan)
+        out = tmp_path / "out"
+        for name in ("in/a/mr.nii", "in/b/mr.nii.gz"):
+            write_nifti(tmp_path / name, voxels, scan_affine(spacing))
+        assert "two scans with the name mr" in message(tmp_path / "in", out)
+        (tmp_path / "in" / "picture.png").write_bytes(b"")
+        assert "has files of several kinds, nifti (" in message(tmp_path / "in", out)
+        text = message(tmp_path / "in" / "a", out, "--format", "kaggle")
+        assert text == "--format kaggle: cannot be written for nifti input; choose from nifti"
+        (tmp_path / "notes.txt").write_text("")
+        assert "no slices; expected" in message(tmp_path / "notes.txt", out)
+
+    def test_a_missing_package_is_named(self, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        voxels, spacing = read_scan(scan)
+        path = write_nifti(tmp_path / "mr.nii", voxels, scan_affine(spacing))
+        monkeypatch.setitem(sys.modules, "nibabel", None)
+        assert message(path, tmp_path / "out") == (
+            f"{path}: needs nibabel, which is not installed; run `pip install -e .[clinic]`"
+        )
+        main(prediction_words(Path("nowhere"), scan, tmp_path / "out", "--list"))
+        text = message(scan, tmp_path / "out", "--format", "nifti")
+        assert text.endswith("needs nibabel, which is not installed; run `pip install -e .[clinic]`")
+
+
+def test_a_real_mr_is_predicted_on_its_own_grid(model: Path, test_data: Path, tmp_path: Path) -> None:
+    source = test_data / "totalsegmentator" / "example_mr_sm.nii.gz"
+    (written,) = main(prediction_words(model, source, tmp_path))
+    image, original = nibabel.load(written), nibabel.load(source)
+    assert image.shape == original.shape and np.asarray(image.dataobj).any()
+    np.testing.assert_array_equal(image.affine, original.affine)

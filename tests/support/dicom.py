@@ -1,0 +1,136 @@
+"""Synthetic MR series as DICOM files, in any orientation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def base_dataset(class_uid: str, affine: np.ndarray, description: str = "axial") -> FileDataset:
+    """The attributes that all files of a series share."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = class_uid
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SOPClassUID = class_uid
+    dataset.PatientName, dataset.PatientID = "Phantom^Case", "phantom"
+    dataset.PatientBirthDate, dataset.PatientSex = "19700101", "O"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = generate_uid(), ""
+    dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20260102", "101112", "7"
+    dataset.ReferringPhysicianName, dataset.AccessionNumber = "", ""
+    dataset.ContentDate, dataset.ContentTime = "20260102", "101112"
+    dataset.Modality, dataset.SeriesNumber, dataset.SeriesDescription = "MR", 3, description
+    dataset.PatientPosition = "HFS"
+    dataset.Manufacturer, dataset.ManufacturerModelName = "Phantom", "Phantom"
+    dataset.DeviceSerialNumber, dataset.SoftwareVersions = "1", "1"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
+    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "NONE", ""
+    dataset.MRAcquisitionType, dataset.EchoTime, dataset.RepetitionTime, dataset.EchoTrainLength = "2D", 2, 4, 1
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    return dataset
+
+
+def numbers(values: Sequence[float]) -> list[str]:
+    """Decimal strings of at most 16 characters."""
+    return [f"{value:.9f}"[:16] for value in values]
+
+
+def plane(affine: np.ndarray, k: float) -> tuple[list[str], list[str], list[str], float]:
+    """Position, orientation and pixel spacing of slice k of an affine (to R, A, S), and the distance of slices."""
+    lps = TO_LPS @ affine
+    lengths = np.linalg.norm(lps[:3, :3], axis=0)
+    directions = lps[:3, :3] / lengths
+    position = lps @ [0, 0, k, 1]
+    return (
+        numbers(position[:3]),
+        numbers([*directions[:, 0], *directions[:, 1]]),
+        numbers([lengths[1], lengths[0]]),
+        float(lengths[2]),
+    )
+
+
+def write_series(
+    folder: Path,
+    voxels: np.ndarray,
+    affine: np.ndarray,
+    places: Sequence[float] | None = None,
+    slope: float = 1,
+    intercept: float = 0,
+    description: str = "axial",
+) -> list[Path]:
+    """Write a series with a file per slice. Neither file names nor instance numbers tell the order.
+
+    Args:
+        folder: Folder for the files.
+        voxels: uint16, shape `(columns, rows, slices)`.
+        affine: From the index of a voxel to R, A, S.
+        places: Where each slice lies along the axis of slices, in slices; None: 0, 1, 2 and so on.
+        slope: The rescale slope, and `intercept` the rescale intercept.
+        intercept: See `slope`.
+        description: Description of the series.
+
+    Returns:
+        The file of each slice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = base_dataset(MRImageStorage, affine, description)
+    order = np.random.default_rng(0).permutation(voxels.shape[2])
+    paths = []
+    for k in range(voxels.shape[2]):
+        position, orientation, spacing, distance = plane(affine, places[k] if places else k)
+        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = position, orientation
+        dataset.PixelSpacing, dataset.SliceThickness = spacing, f"{distance:.6f}"
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        dataset.InstanceNumber = int(order[k]) + 1
+        dataset.Rows, dataset.Columns = voxels.shape[1], voxels.shape[0]
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = str(slope), str(intercept), "US"
+        dataset.PixelData = np.ascontiguousarray(voxels[:, :, k].T).astype("<u2").tobytes()
+        paths.append(folder / f"IM{order[k]:04d}")
+        dataset.save_as(paths[-1])
+    return paths
+
+
+def item(**values: object) -> Dataset:
+    """A dataset with some attributes."""
+    dataset = Dataset()
+    for name, value in values.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def write_enhanced(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float = 1) -> Path:
+    """Write all slices, uint16, shape `(columns, rows, slices)`, as the frames of one file, in a mixed order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = base_dataset(EnhancedMRImageStorage, affine)
+    order = np.random.default_rng(1).permutation(voxels.shape[2])
+    frames = []
+    for k in order:
+        position, orientation, spacing, distance = plane(affine, int(k))
+        content = item(FrameContentSequence=DicomSequence([item(DimensionIndexValues=[1, int(k) + 1])]))
+        content.PlanePositionSequence = DicomSequence([item(ImagePositionPatient=position)])
+        content.PixelValueTransformationSequence = DicomSequence(
+            [item(RescaleIntercept="0", RescaleSlope=str(slope * (1 + int(k))), RescaleType="US")]
+        )
+        frames.append(content)
+    dataset.SharedFunctionalGroupsSequence = DicomSequence(
+        [
+            item(
+                PlaneOrientationSequence=DicomSequence([item(ImageOrientationPatient=orientation)]),
+                PixelMeasuresSequence=DicomSequence([item(PixelSpacing=spacing, SliceThickness=f"{distance:.6f}")]),
+            )
+        ]
+    )
+    dataset.PerFrameFunctionalGroupsSequence = DicomSequence(frames)
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.InstanceNumber, dataset.NumberOfFrames = 1, len(order)
+    dataset.Rows, dataset.Columns = voxels.shape[1], voxels.shape[0]
+    dataset.PixelData = np.ascontiguousarray(voxels[:, :, order].transpose(2, 1, 0)).astype("<u2").tobytes()
+    dataset.save_as(path)
+    return path

@@ -1,0 +1,29 @@
+"""Masks that are hard to turn into contours, and the programs that check DICOM files."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+
+def shapes(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """Smooth random pieces with holes, bool, shape `(3, i, j, k)`. The second organ has single voxels, too."""
+    rng = np.random.default_rng(seed)
+    masks = np.stack([gaussian_filter(rng.normal(size=shape), 1.5) > 0.02 for _ in range(3)])
+    masks[1] ^= rng.random(shape) > 0.98
+    # A ring with an island in its hole, on the last slice of each axis too.
+    masks[2] = False
+    masks[2, 2:12, 2:12], masks[2, 4:10, 4:10], masks[2, 6:8, 6:8] = True, False, True
+    return masks
+
+
+def check_dicom(path: Path) -> None:
+    """Check a file against the standard with `dciodvfy` of dicom3tools."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert lines and not [line for line in lines if line.startswith("Error")], "\n".join(lines)

@@ -1,0 +1,80 @@
+"""Scans of a phantom as volumes of any orientation, and the masks that the Kaggle path predicts for them."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from PIL import Image
+
+from gi_segmentation.data.kaggle import find_slices
+from gi_segmentation.predict import main
+from gi_segmentation.rle import decode
+from gi_segmentation.schema import ORGANS
+
+# The affine of slices in the orientation of the training, with the axes columns, rows, slices.
+KAGGLE_AXES = np.diag([-1.0, -1.0, -1.0])
+
+
+def read_scan(folder: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Read the slices of one Kaggle scan: uint16, shape `(columns, rows, slices)`, and the size of a voxel."""
+    slices, _ = find_slices(folder)
+    voxels = np.stack([np.array(Image.open(one.path)) for one in slices])
+    return voxels.transpose(2, 1, 0).astype(np.uint16), (*slices[0].pixel_spacing[::-1], 3.0)
+
+
+# All 48 ways to store a volume: the order of its axes, and the axes that are flipped.
+ORIENTATIONS = [
+    (order, flipped)
+    for order in itertools.permutations(range(3))
+    for number in range(4)
+    for flipped in itertools.combinations(range(3), number)
+]
+
+
+def store(
+    voxels: np.ndarray, affine: np.ndarray, order: tuple[int, ...], flipped: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Swap and flip the axes of a volume, and change its affine so that each voxel keeps its place."""
+    change = np.zeros((4, 4))
+    change[3, 3] = 1
+    for new, old in enumerate(order):
+        sign = -1 if new in flipped else 1
+        change[old, new] = sign
+        if sign < 0:
+            change[old, 3] = voxels.shape[old] - 1
+    return np.flip(voxels.transpose(order), flipped), affine @ change
+
+
+def rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
+    """A rotation by an angle around a random axis (Rodrigues' formula)."""
+    x, y, z = (axis := rng.normal(size=3)) / np.linalg.norm(axis)
+    cross, angle = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]), np.radians(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def predict_kaggle(model: Path, folder: Path, output_dir: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Predict a Kaggle scan, and return label ids: uint8, shape `(columns, rows, slices)`."""
+    (path,) = main(prediction_words(model, folder, output_dir))
+    labels = np.zeros(shape, dtype=np.uint8)
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            mask = decode(row["predicted"], shape[1], shape[0])
+            labels[:, :, int(row["id"][-4:]) - 1][mask.T] = ORGANS.index(row["class"]) + 1
+    return labels
+
+
+def prediction_words(model: Path, folder: Path, output_dir: Path, *flags: str) -> list[str]:
+    words = ["--model", str(model), "--input", str(folder), "--output_dir", str(output_dir), "--device", "cpu"]
+    return [*words, "--precision", "fp32", "--num_workers", "0", *flags]
+
+
+def write_nifti_scan(path: Path, folder: Path) -> None:
+    """Write the first Kaggle scan below a folder as a NIfTI file."""
+    scan = find_slices(folder)[0][0].path.parent
+    voxels, spacing = read_scan(scan)
+    affine = np.eye(4)
+    affine[:3, :3] = KAGGLE_AXES * spacing
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
