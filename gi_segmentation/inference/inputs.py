@@ -19,6 +19,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "nifti": ("nibabel",),
     "dicom": ("pydicom",),
     "dicom-seg": ("highdicom",),
+    "rtstruct": ("pydicom",),
 }
 
 
