@@ -45,8 +45,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--format",
         nargs="+",
         choices=FORMATS,
-        help="kaggle writes submission.csv, nifti a label map per scan, dicom-seg a segmentation per series; "
-        "None: the format of the input",
+        help="kaggle writes submission.csv, nifti a label map per scan, dicom-seg a segmentation and "
+        "rtstruct a structure set per series; None: what fits the input",
     )
     parser.add_argument("--list", action="store_true", help="say what was found and what would be written, and stop")
     arguments = check_prediction_flags(parser.parse_args(argv))

@@ -20,7 +20,7 @@ from tests.support.encoders import write_encoder
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
-from tests.support.volumes import write_nifti_scan
+from tests.support.volumes import write_scan_series
 
 README = ROOT / "README.md"
 MAX_README_LINES = 120
@@ -111,13 +111,13 @@ def to_python_arguments(command: str) -> list[str]:
 
 
 def prepare_folder(folder: Path, hub: LoopbackHub) -> Path:
-    """What a reader has: a clone, the zip from Kaggle, a NIfTI file, and a Hub with the checkpoints to start from."""
+    """What a reader has: a clone, the zip from Kaggle, a DICOM series, and a Hub with checkpoints to start from."""
     phantom = folder / "phantom"
     write_phantom(phantom, num_cases=5, days_per_case=1, slices_per_scan=6, num_proc=1)
     clone = folder / "clone"
     clone.mkdir()
     shutil.make_archive(str(clone / KAGGLE_ZIP), "zip", phantom)
-    write_nifti_scan(clone / "scans" / "mr.nii.gz", phantom / "train")
+    write_scan_series(clone / "series", phantom / "train")
     for name in tracked_entries():
         (clone / name).symlink_to(ROOT / name)
     api = HfApi(endpoint=hub.endpoint, token="any")

@@ -19,6 +19,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "nifti": ("nibabel",),
     "dicom": ("pydicom",),
     "dicom-seg": ("highdicom",),
+    "rtstruct": ("pydicom",),
 }
 
 
@@ -52,11 +53,11 @@ def find_scans(path: Path) -> Scans:
     if not path.exists():
         raise InputError(f"--input {path}: no such file or folder")
     by_kind: dict[Kind, list[Path]] = defaultdict(list)
-    for one in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if one.is_file() and (kind := find_kind(one)):
+    for one in path.rglob("*") if path.is_dir() else [path]:
+        if kind := find_kind(one):
             by_kind[kind].append(one)
     if len(by_kind) > 1:
-        (kind, first), (other_kind, second) = [(kind, files[0]) for kind, files in by_kind.items()][:2]
+        (kind, first), (other_kind, second) = [(kind, min(files)) for kind, files in sorted(by_kind.items())][:2]
         raise InputError(
             f"--input {path}: has files of several kinds, {kind} ({first}) and {other_kind} ({second}); name one kind"
         )
@@ -68,6 +69,7 @@ def find_scans(path: Path) -> Scans:
     ((kind, files),) = by_kind.items()
     if kind == "kaggle":
         return Scans(kind, [*find_input(path if path.is_dir() else path.parent)])
+    files.sort()
     require(kind, files[0])
     volumes = dicom.find_series(files) if kind == "dicom" else [nifti.open_volume(one) for one in files]
     if not volumes:
@@ -81,8 +83,10 @@ def find_kind(path: Path) -> Kind | None:
         return "kaggle"
     if nifti.is_nifti(path):
         return "nifti"
-    # A DICOM file may have any name. The files of other kinds need not be opened to know this.
-    return None if path.suffix in (".csv", ".zip") else "dicom" if dicom.is_dicom(path) else None
+    # A DICOM file may have any name. Tables and zips need not be opened to know that they are none.
+    if path.suffix in (".csv", ".zip") or not path.is_file():
+        return None
+    return "dicom" if dicom.is_dicom(path) else None
 
 
 def require(kind: str, subject: Path | str) -> None:

@@ -16,6 +16,7 @@ from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.dicom_seg import write_dicom_seg
 from gi_segmentation.inference.inputs import Kind, Scans, find_volume, require
 from gi_segmentation.inference.nifti import write_label_map
+from gi_segmentation.inference.rtstruct import write_rtstruct
 from gi_segmentation.inference.volumes import Slice, Volume, native_masks
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, slice_name
@@ -23,14 +24,18 @@ from gi_segmentation.schema import ORGANS, slice_name
 Prediction: TypeAlias = tuple[Slice, np.ndarray]
 
 # The formats that a kind of input has without `--format`, and all that it can have.
-DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {"kaggle": ("kaggle",), "nifti": ("nifti",), "dicom": ("dicom-seg",)}
+DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
+    "kaggle": ("kaggle",),
+    "nifti": ("nifti",),
+    "dicom": ("dicom-seg", "rtstruct"),
+}
 POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {
     "kaggle": ("kaggle", "nifti"),
     "nifti": ("nifti",),
-    "dicom": ("nifti", "dicom-seg"),
+    "dicom": ("nifti", "dicom-seg", "rtstruct"),
 }
 # The ends of the file names of the formats with a file per scan.
-SCAN_SUFFIXES: dict[str, str] = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm"}
+SCAN_SUFFIXES: dict[str, str] = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
 SUBMISSION = "submission.csv"
 
 
@@ -127,6 +132,8 @@ def write_scan(name: str, volume: Volume, masks: np.ndarray, path: Path, algorit
         write_label_map(volume, masks, path)
     if name == "dicom-seg":
         write_dicom_seg(volume, masks, path, algorithm)
+    if name == "rtstruct":
+        write_rtstruct(volume, masks, path, algorithm)
 
 
 def write_submission(predictions: Iterable[Prediction], path: Path) -> None:

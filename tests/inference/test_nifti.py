@@ -203,7 +203,7 @@ class TestErrors:
             write_nifti(tmp_path / name, voxels, scan_affine(spacing))
         assert "two scans with the name mr" in message(tmp_path / "in", out)
         (tmp_path / "in" / "picture.png").write_bytes(b"")
-        assert "has files of several kinds, nifti (" in message(tmp_path / "in", out)
+        assert "has files of several kinds, kaggle (" in message(tmp_path / "in", out)
         text = message(tmp_path / "in" / "a", out, "--format", "kaggle")
         assert text == "--format kaggle: cannot be written for nifti input; choose from nifti"
         (tmp_path / "notes.txt").write_text("")
@@ -219,6 +219,15 @@ class TestErrors:
         main(prediction_words(Path("nowhere"), scan, tmp_path / "out", "--list"))
         text = message(scan, tmp_path / "out", "--format", "nifti")
         assert text.endswith("needs nibabel, which is not installed; run `pip install -e .[clinic]`")
+
+
+def test_slices_of_kaggle_need_none_of_the_packages(
+    model: Path, scan: Path, truth: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nibabel", "pydicom", "highdicom"):
+        # An import of this name now fails, as if the package were not installed.
+        monkeypatch.setitem(sys.modules, name, None)
+    np.testing.assert_array_equal(predict_kaggle(model, scan, tmp_path, truth.shape), truth)
 
 
 def test_a_real_mr_is_predicted_on_its_own_grid(model: Path, test_data: Path, tmp_path: Path) -> None:

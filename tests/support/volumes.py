@@ -4,7 +4,6 @@ import csv
 import itertools
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from PIL import Image
 
@@ -12,6 +11,7 @@ from gi_segmentation.data.kaggle import find_slices
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import ORGANS
+from tests.support.dicom import write_series
 
 # The affine of slices in the orientation of the training, with the axes columns, rows, slices.
 KAGGLE_AXES = np.diag([-1.0, -1.0, -1.0])
@@ -70,11 +70,14 @@ def prediction_words(model: Path, folder: Path, output_dir: Path, *flags: str) -
     return [*words, "--precision", "fp32", "--num_workers", "0", *flags]
 
 
-def write_nifti_scan(path: Path, folder: Path) -> None:
-    """Write the first Kaggle scan below a folder as a NIfTI file."""
-    scan = find_slices(folder)[0][0].path.parent
-    voxels, spacing = read_scan(scan)
+def write_scan_series(path: Path, folder: Path) -> None:
+    """Write the first Kaggle scan below a folder as a DICOM series."""
+    write_series(path, *read_first_scan(folder))
+
+
+def read_first_scan(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the first Kaggle scan below a folder: uint16, shape `(columns, rows, slices)`, and an affine."""
+    voxels, spacing = read_scan(find_slices(folder)[0][0].path.parent)
     affine = np.eye(4)
     affine[:3, :3] = KAGGLE_AXES * spacing
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return voxels, affine
