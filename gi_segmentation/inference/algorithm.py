@@ -49,8 +49,8 @@ class Algorithm:
 
 
 def hash_weights(folder: Path) -> str:
-    """Return a fingerprint of the weights in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    """Return a fingerprint of the weights in a folder; `unknown` if there are none."""
+    digest, paths = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    for path in paths:
         digest.update(path.read_bytes())
-    return f"sha256 {digest.hexdigest()[:16]}"
+    return f"sha256 {digest.hexdigest()[:16]}" if paths else "unknown"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, try_to_load_from_cache
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
@@ -52,6 +52,7 @@ class Member:
         processor: Its image processor.
         slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
         label_mode: What its channels mean.
+        commit: The commit on the Hub that it was loaded from; None for a folder.
     """
 
     name: str
@@ -60,11 +61,7 @@ class Member:
     processor: SegformerImageProcessorPil
     slice_context: int
     label_mode: LabelMode
-
-    @property
-    def commit(self) -> str | None:
-        """The commit of the checkpoint on the Hub; None for a folder."""
-        return getattr(self.model.config, "_commit_hash", None)
+    commit: str | None = None
 
     def logits(self, images: torch.Tensor, flips: bool = False) -> torch.Tensor:
         """Return the logits of slices, without a flip and, with `flips`, with each flip.
@@ -139,7 +136,16 @@ def load_member(name: str, revision: str | None, computation: Computation) -> Me
     if computation.fast_head:
         speed_up_segformer_head(model)
     bf16 = computation.precision == "bf16" or (computation.precision == "auto" and has_bf16_units(model.device))
-    return Member(title, model, bf16, processor, context, label_mode)
+    return Member(title, model, bf16, processor, context, label_mode, find_commit(name, revision))
+
+
+def find_commit(name: str, revision: str | None) -> str | None:
+    """Return the commit on the Hub from which a checkpoint was loaded; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    # The cache has a folder per commit. A model does not always know its commit.
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def has_bf16_units(device: torch.device) -> bool:

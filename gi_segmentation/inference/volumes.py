@@ -30,6 +30,8 @@ TRAINING_AXES = (2, 1, 0)
 # data (234 x 234 and 360 x 310 pixels of 1.5 mm). The model sees each slice as a square of the same number of pixels.
 # So the field of view decides how large an organ looks, and the size of a pixel does not matter.
 FIELD_MM = ((351.0, 465.0), (351.0, 540.0))
+# Organs differ more than this in size, so a field that is so much larger or smaller is left as it is.
+FIELD_TOLERANCE = 1.1
 # Below this maximum, intensities are fractions. `scale_intensity` expects whole numbers of 8 to 16 bits.
 FRACTIONS_BELOW = 256
 MAX_INTENSITY = 65535
@@ -107,16 +109,17 @@ class Volume:
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The window of each slice that the model sees: first row and column, and numbers of rows and columns.
 
-        A smaller field of view than in the training is padded, and a larger one is cropped around its middle.
+        A field of view that is clearly smaller than in the training is padded, and a larger one is cropped around its
+        middle.
         """
         starts, sizes = [], []
         for number, spacing, (smallest, largest) in zip(
             self.training_shape[1:], self.spacing_mm[1:], FIELD_MM, strict=True
         ):
-            # Only a field outside the range is changed, so that rounding cannot cut a row off.
-            extent = number * spacing
-            size = number if smallest <= extent <= largest else round(np.clip(extent, smallest, largest) / spacing)
-            sizes.append(max(size, 1))
+            extent, size = number * spacing, number
+            if not smallest / FIELD_TOLERANCE <= extent <= largest * FIELD_TOLERANCE:
+                size = max(round(np.clip(extent, smallest, largest) / spacing), 1)
+            sizes.append(size)
             starts.append((number - sizes[-1]) // 2)
         return (starts[0], starts[1]), (sizes[0], sizes[1])
 

@@ -62,7 +62,16 @@ class TestOrientation:
 class TestWindow:
     @pytest.mark.parametrize(
         ("pixels", "spacing_mm", "expected"),
-        [(266, 1.5, 266), (360, 1.5, 310), (100, 1.0, 351), (600, 1.0, 465), (90, 5.0, 90), (1, 1.0, 351)],
+        [
+            (266, 1.5, 266),
+            (360, 1.5, 310),
+            (100, 1.0, 351),
+            (600, 1.0, 465),
+            (500, 1.0, 500),
+            (330, 1.0, 330),
+            (90, 5.0, 90),
+            (1, 1.0, 351),
+        ],
     )
     def test_rows_get_a_field_of_view_of_the_training(self, pixels: int, spacing_mm: float, expected: int) -> None:
         volume = make_volume(np.zeros((266, pixels, 2)), np.diag([-1.5, -spacing_mm, -3, 1]))
