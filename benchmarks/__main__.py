@@ -15,6 +15,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO, cast
 
 README = Path(__file__).with_name("README.md")
 MARKER = re.compile(r"<!-- (?P<long>long )?table: (?P<command>.+?) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
@@ -68,18 +69,22 @@ def main() -> None:
         print(f"{command} ...", flush=True)
         name, *flags = shlex.split(command)
         started = time.monotonic()
-        ended = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", *flags], stdout=subprocess.PIPE, text=True, check=False
-        )
+        command_line = [sys.executable, "-m", f"benchmarks.{name}", *flags]
+        lines = []
+        with subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True) as running:
+            for line in cast(TextIO, running.stdout):
+                # A table appears row by row, because a benchmark may take minutes.
+                print(line, end="", flush=True)
+                lines.append(line)
         seconds = time.monotonic() - started
-        print(f"{ended.stdout}{seconds:.0f} s\n", flush=True)
-        if ended.returncode:
+        print(f"{seconds:.0f} s\n", flush=True)
+        if running.returncode:
             failed.append(command)
             continue
         day = datetime.now(UTC).date()
         remark = f"\nMeasured on {day} in {seconds:.0f} s: {describe_machine()}.\n"
         # The file is read again, because somebody may have edited it in the meantime.
-        README.write_text(write_table(README.read_text("utf-8"), command, tables_of(ended.stdout) + remark), "utf-8")
+        README.write_text(write_table(README.read_text("utf-8"), command, tables_of("".join(lines)) + remark), "utf-8")
     if failed:
         sys.exit(f"failed, and their tables are the old ones: {'; '.join(failed)}")
 

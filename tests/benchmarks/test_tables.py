@@ -3,6 +3,9 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
+from benchmarks import __main__ as tables
 from benchmarks.__main__ import MARKER, README, tables_of, write_table
 from tests.support.processes import ROOT_ON_PATH, RunPython
 
@@ -25,6 +28,21 @@ def test_only_the_table_of_the_command_is_replaced() -> None:
     assert changed == TEXT.replace("| old |", "| new |")
     assert write_table(TEXT, "second", "| new |\n") == TEXT.replace("| kept |", "| new |")
     assert write_table(TEXT, "first", "| new |\n") == TEXT
+
+
+def test_a_benchmark_writes_its_table_and_a_failed_one_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    commands = ("interval_coverage --trials 1", "interval_coverage --no_such_flag")
+    readme.write_text("".join(f"<!-- table: {command} -->\n| old |\n<!-- end -->\n" for command in commands))
+    monkeypatch.setattr(tables, "README", readme)
+    monkeypatch.setattr("sys.argv", ["benchmarks"])
+    with pytest.raises(SystemExit, match="their tables are the old ones: interval_coverage --no_such_flag"):
+        tables.main()
+    first, second = MARKER.finditer(readme.read_text())
+    assert "| patients | ours |" in first["table"] and "Measured on 20" in first["table"]
+    assert second["table"] == "| old |\n"
 
 
 def test_other_lines_of_an_output_are_left_out() -> None:
