@@ -126,7 +126,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     scans = [draw_scan(seed) for seed in range(arguments.scans)]
     for num_proc in arguments.num_proc:
-        print(f"| {len(scans)} scans, {num_proc} process(es) | seconds | peer's | ratio |\n|---|---|---|---|")
+        # The empty line ends the table before.
+        print(f"\n| {len(scans)} scans, {num_proc} process(es) | seconds | peer's | ratio |\n|---|---|---|---|")
         for name, score, peer in (
             ("all clinical scores; MONAI's Dice, Hausdorff and HD95", score_here, score_with_monai),
             ("the competition's Hausdorff; by distance transforms", union_here, union_by_transform),
