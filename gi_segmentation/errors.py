@@ -9,6 +9,16 @@ class InputError(ValueError):
     """An input that cannot be used. The message says what was expected, what came, and what to do."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of another library's error in one line, for a message of ours.
+
+    Example:
+        >>> one_line(OSError("no such\\n  file"))
+        'no such file'
+    """
+    return " ".join(str(error).split())
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn an `InputError` into one line on stderr and exit status 1."""
@@ -31,9 +41,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     try:
         yield
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
-        # The Hub's own message has several lines. An error of ours has one.
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"publishing {repo_id} to {constants.ENDPOINT} failed: {reason}. Nothing local is lost; check HF_TOKEN "
+            f"publishing {repo_id} to {constants.ENDPOINT} failed: {one_line(error)}. Nothing local is lost; check HF_TOKEN "
             f"(write access to {repo_id.split('/')[0]}) and HF_ENDPOINT, then run the command again"
         ) from error

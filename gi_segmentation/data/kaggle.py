@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.rle import RleError, Runs, parse_runs
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, scan_name, slice_name
 
@@ -272,7 +272,7 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> pd.DataFrame:
         # Without `na_filter=False`, pandas would read an empty segmentation as NaN, a float.
         table = pd.read_csv(csv_path, dtype=str, keep_default_na=False, na_filter=False, skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise KaggleDataError(
             [f"{csv_path}: expected a CSV in UTF-8, but it is not readable ({reason}); download it again"]
         ) from error

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.schema import SLICE_THICKNESS_MM
 
@@ -181,9 +181,7 @@ def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
     try:
         return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
     except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        raise InputError(
-            f"{path}: not a whole DICOM file ({' '.join(str(error).split())}); export it again"
-        ) from error
+        raise InputError(f"{path}: not a whole DICOM file ({one_line(error)}); export it again") from error
 
 
 def build_volume(frames: list[Frame]) -> Volume:
@@ -290,7 +288,7 @@ def read_voxels(series: DicomSeries) -> np.ndarray:
         try:
             pixels = dataset.pixel_array
         except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"{path}: its pixels cannot be decoded ({reason}); export it uncompressed") from error
         for index, frame in group:
             voxels[index] = rescale(pixels.reshape(-1, rows, columns)[max(frame.number, 1) - 1], frame, dataset)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.schema import ORGANS
 
@@ -31,7 +31,7 @@ def open_volume(path: Path) -> Volume:
     try:
         image: Any = nibabel.load(path)
     except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{path}: not a whole NIfTI file ({first_line(error)}); copy it again") from error
+        raise InputError(f"{path}: not a whole NIfTI file ({one_line(error)}); copy it again") from error
     header = image.header
     shape = tuple(int(length) for length in image.shape)
     # A file may have a fourth axis of length 1 for time, or be a single slice.
@@ -60,7 +60,7 @@ def read_voxels(path: Path) -> np.ndarray:
         image: Any = nibabel.load(path)
         voxels = np.asarray(image.dataobj, dtype=np.float32)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{path}: its voxels cannot be read ({first_line(error)}); copy it again") from error
+        raise InputError(f"{path}: its voxels cannot be read ({one_line(error)}); copy it again") from error
     return voxels.reshape(three_axes(voxels.shape))
 
 
@@ -97,8 +97,3 @@ def write_label_map(volume: Volume, masks: np.ndarray, path: Path) -> None:
     header["descrip"] = ", ".join(f"{label} {organ}" for label, organ in enumerate(ORGANS, start=1)).encode()
     header.set_data_dtype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(labels, volume.affine, header), path)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the message of an error in one line."""
-    return " ".join(str(error).split())

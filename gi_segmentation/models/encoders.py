@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from gi_segmentation.arguments import ModelArguments
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.models.configuration import LOAD_ERRORS, check_image_size
 from gi_segmentation.models.random import build_model, parse_overrides, random_config
 
@@ -212,7 +212,7 @@ def new_upernet(
     try:
         encoder = load_encoder(name, model_args.model_revision)
     except (*LOAD_ERRORS, ImportError) as error:
-        raise InputError(f"--backbone {name}: {' '.join(str(error).split())}") from error
+        raise InputError(f"--backbone {name}: {one_line(error)}") from error
     config = random_config("upernet", {**overrides, "backbone_config": encoder.config}, image_size)
     check_image_size(config, image_size)
     model = build_model(config, model_args.label_mode, slice_context)
@@ -223,7 +223,7 @@ def new_upernet(
         with torch.no_grad():
             maps = backbone.eval()(torch.zeros(1, 3, image_size, image_size)).feature_maps
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"--backbone {name}: it does not take --image_size {image_size} ({reason})") from error
     # Some encoders of timm, for example its Swin, give maps of the shape (batch, height, width, channels).
     expected, got = list(backbone.channels), [feature_map.shape[1] for feature_map in maps]
