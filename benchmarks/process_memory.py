@@ -11,12 +11,11 @@ import psutil
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a command, those of the processor in all its processes, its peak memory in GB, and its output."""
+    """Seconds of a command, those of the processor in all its processes, and its peak memory in GB."""
 
     seconds: float
     processor_seconds: float
     peak_gb: float
-    output: str
 
 
 def proportional_memory(root: psutil.Process) -> int:
@@ -41,7 +40,7 @@ def measure(arguments: list[str]) -> Measured:
     """
     start, earlier = time.monotonic(), os.times()
     environment = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    running = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+    running = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, env=environment)
     root, peak = psutil.Process(running.pid), 0
     while running.poll() is None:
         try:
@@ -49,9 +48,8 @@ def measure(arguments: list[str]) -> Measured:
         except psutil.NoSuchProcess:
             break
         time.sleep(0.1)
-    output = running.communicate()[0]
-    if running.returncode:
+    if running.wait():
         raise RuntimeError(f"{' '.join(arguments)} failed with status {running.returncode}")
     now = os.times()
     processor_seconds = sum(now[2:4]) - sum(earlier[2:4])
-    return Measured(time.monotonic() - start, processor_seconds, peak / 1e9, output)
+    return Measured(time.monotonic() - start, processor_seconds, peak / 1e9)

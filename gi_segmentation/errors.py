@@ -42,6 +42,6 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         yield
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
         raise InputError(
-            f"publishing {repo_id} to {constants.ENDPOINT} failed: {one_line(error)}. Nothing local is lost; check HF_TOKEN "
-            f"(write access to {repo_id.split('/')[0]}) and HF_ENDPOINT, then run the command again"
+            f"publishing {repo_id} to {constants.ENDPOINT} failed: {one_line(error)}. Nothing local is lost; check "
+            f"HF_TOKEN (write access to {repo_id.split('/')[0]}) and HF_ENDPOINT, then run the command again"
         ) from error

@@ -52,5 +52,7 @@ def hash_weights(folder: Path) -> str:
     """Return a fingerprint of the weights in a folder; `unknown` if there are none."""
     digest, paths = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
     for path in paths:
-        digest.update(path.read_bytes())
+        # The weights may have gigabytes, so they are not read at once. The lambda makes one digest of all files.
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return f"sha256 {digest.hexdigest()[:16]}" if paths else "unknown"

@@ -141,18 +141,11 @@ def write_submission(predictions: Iterable[Prediction], path: Path) -> None:
 
     Args:
         predictions: Slices and their masks, bool, shape `(organs, height, width)`.
-        path: The file to write.
+        path: The file to write, in an `unfinished_folder`.
     """
-    # The rows go to a hidden file, which gets its name at the end. A run that fails leaves no file that looks
-    # complete.
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        with scratch.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["id", "class", "predicted"])
-            for one, masks in predictions:
-                slice_id = slice_name(one.scan, one.number)
-                writer.writerows([slice_id, organ, encode(mask)] for organ, mask in zip(ORGANS, masks, strict=True))
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "class", "predicted"])
+        for one, masks in predictions:
+            slice_id = slice_name(one.scan, one.number)
+            writer.writerows([slice_id, organ, encode(mask)] for organ, mask in zip(ORGANS, masks, strict=True))

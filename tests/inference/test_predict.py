@@ -22,7 +22,7 @@ from dataset_builder.phantom import write_phantom
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.data.kaggle import SliceFile, find_slices
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference.outputs import write_submission
+from gi_segmentation.inference.outputs import unfinished_folder, write_submission
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode, encode
@@ -252,8 +252,8 @@ def test_an_interrupted_prediction_leaves_no_file(stop: type[BaseException], kag
         assert list(tmp_path.iterdir()), "nothing was being written"
         raise stop
 
-    with pytest.raises(stop):
-        write_submission(predictions(), tmp_path / "submission.csv")
+    with pytest.raises(stop), unfinished_folder(tmp_path) as folder:
+        write_submission(predictions(), folder / "submission.csv")
     assert not list(tmp_path.iterdir())
 
 
