@@ -18,8 +18,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_prediction_flags(parser)
-    # In 32 bits, the scores are those that a training in 32 bits reports.
-    parser.set_defaults(precision="fp32")
     parser.add_argument("--dataset_name", default="gi_tract", help="folder of a built dataset, or a Hub id")
     parser.add_argument("--split", default="validation", help="split to score; no checkpoint may know its patients")
     parser.add_argument(

@@ -159,7 +159,7 @@ def has_bf16_units(device: torch.device) -> bool:
 
 def describe_computation(members: Sequence[Member]) -> str:
     """Return a line that tells the user where and in which precision the checkpoints are computed."""
-    bits = "16 bits (bf16; --precision fp32 for 32 bits)" if members[0].bf16 else "32 bits"
+    bits = "16 bits (bf16)" if members[0].bf16 else "32 bits"
     return f"computes on {members[0].model.device} in {bits}"
 
 

@@ -67,7 +67,7 @@ def test_scores_equal_those_of_the_trainer_and_of_the_score_command(
     # The same checkpoints predict a submission, which the `score` command's functions score. Only the slices of the
     # validation split are kept on both sides.
     words = ["--input", str(kaggle_dir), "--output_dir", str(tmp_path), "--device", "cpu", "--num_workers", "0"]
-    (submission,) = predict.main(["--model", *runs, *words, "--precision", "fp32", "--test_time_flips"])
+    (submission,) = predict.main(["--model", *runs, *words, "--test_time_flips"])
     validation = {row["id"] for row in find_validation(dataset_dir)}
     for path, name in ((submission, "some.csv"), (kaggle_dir / "train.csv", "truth.csv")):
         head, *rows = path.read_text().splitlines()

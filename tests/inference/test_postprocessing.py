@@ -190,7 +190,7 @@ class TestConfiguration:
 
 def predict(models: list[Path], folder: Path, output_dir: Path, *flags: str) -> Path:
     words = ["--model", *map(str, models), "--input", str(folder), "--output_dir", str(output_dir)]
-    (path,) = main([*words, "--device", "cpu", "--num_workers", "0", "--precision", "fp32", *flags])
+    (path,) = main([*words, "--device", "cpu", "--num_workers", "0", *flags])
     return path
 
 

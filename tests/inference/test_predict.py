@@ -49,8 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict(model: Path | str, folder: Path, output_dir: Path, *flags: str) -> Path:
     words = ["--model", str(model), "--input", str(folder), "--output_dir", str(output_dir), "--device", "cpu"]
-    # In 32 bits, so that the result does not depend on the processor.
-    (path,) = main([*words, "--precision", "fp32", *(flags or ("--num_workers", "0"))])
+    (path,) = main([*words, *(flags or ("--num_workers", "0"))])
     return path
 
 
