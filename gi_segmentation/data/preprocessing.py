@@ -179,10 +179,11 @@ def normalize(images: torch.Tensor, processor: SegformerImageProcessorPil) -> to
     Returns:
         float32, shape `(B, 3, S, S)`, on the same device.
     """
-    intensity = images.permute(0, 3, 1, 2).float() / MAX_PIXEL
+    # In place, because new memory costs as much as the arithmetic.
+    intensity = images.permute(0, 3, 1, 2).float().div_(MAX_PIXEL)
     mean, std = (intensity.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     # Mean and deviation have the shape (3, 1, 1), so a single channel is repeated to three.
-    return (intensity - mean) / std
+    return (intensity - mean).div_(std)
 
 
 def unpack_labels(bits: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:

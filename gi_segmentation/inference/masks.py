@@ -210,7 +210,7 @@ def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: 
     # slice b has the number 16 b + p.
     number, slices = len(LABELS), len(labels)
     offsets = number**2 * torch.arange(slices, device=labels.device)[:, None, None]
-    pairs = (offsets + number * preds + target).flatten()
+    pairs = preds.mul_(number).add_(target).add_(offsets).flatten()
     table = torch.bincount(pairs, minlength=slices * number**2).reshape(slices, number, number)
     # The rows of a slice's table are predicted labels, and the columns are true ones.
     return torch.stack([table.diagonal(dim1=1, dim2=2), table.sum(dim=2), table.sum(dim=1)], dim=-1)
