@@ -33,11 +33,12 @@ from benchmarks.architectures import ARCHITECTURES, recipe_flags
 from benchmarks.peer import make_peer
 from benchmarks.training import flag_words, make_trainer, write_phantom_dataset
 from gi_segmentation.arguments import count_workers, parse_arguments
-from gi_segmentation.data.kaggle import find_input
 from gi_segmentation.data.slices import find_dataset, load_slices
 from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.inputs import find_scans
 from gi_segmentation.inference.outputs import write_submission
-from gi_segmentation.inference.predictor import Member, load_members, predict_slices
+from gi_segmentation.inference.predictor import Member, Settings, load_members
+from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer
 
@@ -216,11 +217,12 @@ def read_batch(trainer: SegmentationTrainer, size: int) -> tuple[torch.Tensor, t
 
 def time_prediction(setting: Setting, members: list[Member], kaggle_dir: Path, scratch: Path) -> float:
     """Return the seconds of `predict` for a slice, after the checkpoint was loaded."""
-    slices = find_input(kaggle_dir)
-    slices = slices[:SCAN]
-    started = now()
-    write_submission(predict_slices(members, slices, setting.batch_size, count_workers()), scratch / "submission.csv")
-    return (now() - started) / len(slices)
+    scans = find_scans(kaggle_dir).scans[:1]
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        started = now()
+        list(predict_files(members, scans, ["kaggle"], Path(folder), Settings(setting.batch_size, count_workers())))
+        write_submission(scans, Path(folder))
+        return (now() - started) / SCAN
 
 
 def take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -1,10 +1,17 @@
 """`python -m gi_segmentation.predict`: predict slices or volumes with one or several checkpoints."""
 
 import argparse
+import sys
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.inference.arguments import FORMATS, Computation, add_prediction_flags, check_prediction_flags
+
+if TYPE_CHECKING:
+    from gi_segmentation.inference.predictor import Member, Settings
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -59,10 +66,10 @@ def main(argv: list[str] | None = None) -> list[Path]:
     """Predict slices or volumes.
 
     Returns:
-        The paths of the files that were written; with `--list`, of those that would be written.
+        The paths of the prediction files; with `--list`, of those that would be written.
 
     Raises:
-        InputError: If a checkpoint or the input cannot be used, or if the output exists.
+        InputError: If a checkpoint or the input cannot be used, or if a scan failed. All other scans are done then.
     """
     arguments = parse_arguments(argv)
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
@@ -74,28 +81,71 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
-    from gi_segmentation.inference.algorithm import Algorithm
-    from gi_segmentation.inference.inputs import describe_scans, find_scans
-    from gi_segmentation.inference.outputs import choose_formats, list_outputs, unfinished_folder, write_predictions
+    from gi_segmentation.inference.inputs import describe_scan, find_scans
+    from gi_segmentation.inference.outputs import SUBMISSION, choose_formats, list_outputs, write_submission
 
-    scans = find_scans(path)
+    output_dir = arguments.output_dir
+    scans = find_scans(path, output_dir)
     formats = choose_formats(scans, arguments.format)
-    paths = [arguments.output_dir / name for name in list_outputs(scans, formats)]
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
-    if existing := [path for path in paths if path.exists()]:
-        raise InputError(f"{existing[0]}: exists; remove it or name another --output_dir")
+    if "kaggle" in formats and (output_dir / SUBMISSION).exists():
+        raise InputError(f"{output_dir / SUBMISSION}: exists; remove it or name another --output_dir")
+    paths = [output_dir / name for name in list_outputs(scans, formats)]
     if arguments.list:
-        print("\n".join([*describe_scans(scans), *(f"would write {path}" for path in paths)]))
+        lines = [describe_scan(scan, scans.kind) for scan in scans.scans]
+        print("\n".join([*lines, *(f"would write {path}" for path in paths)]))
         return paths
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+    from tqdm.auto import tqdm
+
+    from gi_segmentation.inference.scans import describe_failures, describe_results, forget_rows, predict_files
+
+    # Started by `accelerate launch`, there are several processes. Started alone, this is the only one. A process waits
+    # at the end for all others, which may take hours longer.
+    state = PartialState(timeout=timedelta(days=7))
+    members, settings = load(arguments, str(state.device) if state.num_processes > 1 else None)
+    # Each process has its own share of the scans.
+    share = scans.scans[state.process_index :: state.num_processes]
+    results = []
+    for result in predict_files(members, share, formats, output_dir, settings):
+        if result.message:
+            tqdm.write(f"{result.name} failed: {result.message}", file=sys.stderr)
+        results.append(result)
+    results = gather_object(results)
+    if not state.is_main_process:
+        return paths
+    order = {scan.name: index for index, scan in enumerate(scans.scans)}
+    results.sort(key=lambda result: order[result.name])
+    print(describe_results(results, output_dir))
+    if any(result.status == "failed" for result in results):
+        raise InputError(describe_failures(results, formats))
+    if "kaggle" in formats:
+        write_submission(scans.scans, output_dir)
+        forget_rows(scans.scans, output_dir)
+    return paths
+
+
+def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Member"], "Settings"]:
+    """Load the checkpoints, and tell the user what they do.
+
+    Args:
+        arguments: The command line.
+        device: The device if `--device` names none; None: the GPU if there is one.
+
+    Raises:
+        InputError: If a checkpoint cannot be used.
+    """
     from gi_segmentation.inference.predictor import (
+        Settings,
         describe_computation,
         find_postprocessing,
         load_folds,
         load_members,
-        predict_slices,
     )
 
     computation = Computation.from_flags(arguments)
+    computation = replace(computation, device=computation.device or device)
     if arguments.folds:
         members = load_folds(arguments.model[0], computation)
         print(f"averages {len(members)} models: {', '.join(member.name for member in members)}")
@@ -106,15 +156,8 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     postprocessing, remark = (None, "") if arguments.no_postprocessing else find_postprocessing(members)
     if remark:
         print(remark)
-    # `predict_slices` gives one slice after the other, and each is written at once. So the memory does not grow with
-    # the number of scans.
-    settings = (arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing)
-    algorithm = Algorithm({member.name: member.commit for member in members})
-    with unfinished_folder(arguments.output_dir) as folder:
-        write_predictions(predict_slices(members, scans.slices, *settings), formats, folder, algorithm)
-    shown = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files in {arguments.output_dir}"
-    print(f"{len(scans.slices)} slices of {len(scans.names)} scans: {shown}")
-    return paths
+    settings = Settings(arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing)
+    return members, settings
 
 
 if __name__ == "__main__":

@@ -83,11 +83,15 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
 
     from gi_segmentation.data.kaggle import SliceFile
     from gi_segmentation.inference.arguments import Computation
-    from gi_segmentation.inference.predictor import load_members, predict_slices
+    from gi_segmentation.inference.inputs import Scan
+    from gi_segmentation.inference.outputs import PredictedScan
+    from gi_segmentation.inference.predictor import Settings, load_members, predict_scans
 
     ours = SliceFile(raw, 1, 1, 21, 266, 266, (1.5, 1.5))
     members = load_members([str(tmp_path / "run")], None, Computation("cpu"))
-    ((_, masks),) = predict_slices(members, [ours], batch_size=1, num_workers=0)
+    ((_, predicted),) = predict_scans(members, [Scan(ours.scan, [ours])], Settings(num_workers=0))
+    assert isinstance(predicted, PredictedScan)
+    (masks,) = predicted.slice_masks
     mask = np.load(tmp_path / "mask.npy")
     assert mask.shape == (266, 266)
     assert all(np.array_equal(mask == organ + 1, masks[organ]) for organ in range(3))

@@ -9,7 +9,7 @@ import re
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -171,39 +171,33 @@ def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
         folder: Any folder above the slices: `train` of a Kaggle folder, or the folder of one scan.
 
     Returns:
-        The slices, sorted by case, day and number. Then the problems: each PNG whose path does not describe a slice,
-        and each PNG with the id of another one.
+        The slices, sorted by case, day and number. Then the problems, see `parse_slices`.
+    """
+    slices, problems = parse_slices(folder.rglob("*.png"))
+    return slices, list(problems.values())
+
+
+def parse_slices(paths: Iterable[Path]) -> tuple[list[SliceFile], dict[Path, str]]:
+    """Read the paths of slice images, in any order.
+
+    Returns:
+        The slices, sorted by case, day and number. Then the problems by file: each PNG whose path does not describe a
+        slice, and each PNG with the id of another one.
     """
     slices: dict[str, SliceFile] = {}
-    problems: list[str] = []
-    for path in sorted(folder.rglob("*.png")):
+    problems: dict[Path, str] = {}
+    for path in sorted(paths):
         try:
             parsed = parse_slice_path(path)
         except KaggleDataError as error:
-            problems += error.problems
+            problems[path] = str(error)
             continue
         # Two files can have one id, because the id has neither size nor spacing.
         if parsed.id in slices:
-            problems.append(f"{path}: the same slice as {slices[parsed.id].path}; remove one of them")
+            problems[path] = f"{path}: the same slice as {slices[parsed.id].path}; remove one of them"
         slices[parsed.id] = parsed
     # Sorted by numbers: as text, case10 would come before case2.
     return sorted(slices.values(), key=lambda item: (item.case, item.day, item.number)), problems
-
-
-def find_input(folder: Path) -> list[SliceFile]:
-    """List the slices to predict.
-
-    Raises:
-        InputError: If the folder does not exist, has no slices, or has PNGs that are not slices.
-    """
-    if not folder.is_dir():
-        raise InputError(f"--input {folder}: no such folder")
-    slices, problems = find_slices(folder)
-    if problems:
-        raise KaggleDataError(problems)
-    if not slices:
-        raise InputError(f"--input {folder}: no slices; expected caseN_dayN/scans/slice_*.png below it")
-    return slices
 
 
 def read_annotations(

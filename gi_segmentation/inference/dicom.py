@@ -83,20 +83,31 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def find_series(paths: Iterable[Path]) -> list[Volume]:
+def find_series(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
     """List the series of DICOM files in any order. No pixel is read.
 
     Localizers and files of other kinds are passed over.
 
-    Raises:
-        InputError: If a file is damaged, or if the slices of a series are not a volume.
+    Returns:
+        The volumes, and the problems of the series that are no volume, by the UID of the series. A file whose series
+        is not known has its own name there.
     """
     by_series: dict[str, dict[tuple[str, int], Frame]] = defaultdict(dict)
+    problems: dict[str, str] = {}
     for path in paths:
-        for frame in read_frames(path):
-            # A copy of a file has the same UID, and counts once.
-            by_series[frame.series_uid].setdefault((frame.instance_uid, frame.number), frame)
-    return [build_volume(list(frames.values())) for _, frames in sorted(by_series.items())]
+        try:
+            for frame in read_frames(path):
+                # A copy of a file has the same UID, and counts once.
+                by_series[frame.series_uid].setdefault((frame.instance_uid, frame.number), frame)
+        except InputError as error:
+            problems.setdefault(path.name, str(error))
+    volumes = []
+    for uid, frames in sorted(by_series.items()):
+        try:
+            volumes.append(build_volume(list(frames.values())))
+        except InputError as error:
+            problems[uid] = str(error)
+    return volumes, problems
 
 
 def read_frames(path: Path) -> list[Frame]:

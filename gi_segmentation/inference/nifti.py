@@ -1,6 +1,7 @@
 """Read scans from NIfTI files, and write label maps on their grid."""
 
 import zlib
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,31 @@ SUFFIXES = (".nii", ".nii.gz")
 def is_nifti(path: Path) -> bool:
     """Tell by its name whether a file is a NIfTI file."""
     return path.name.lower().endswith(SUFFIXES)
+
+
+def open_volumes(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
+    """Read the headers of NIfTI files.
+
+    Returns:
+        The volumes, and the problems of the files that cannot be used, by the names of their scans.
+    """
+    volumes, problems = [], {}
+    for path in paths:
+        try:
+            volumes.append(open_volume(path))
+        except InputError as error:
+            problems[scan_name(path)] = str(error)
+    return volumes, problems
+
+
+def scan_name(path: Path) -> str:
+    """Return the name of a NIfTI file without its ending.
+
+    Example:
+        >>> scan_name(Path("in/mr.2.nii.gz"))
+        'mr.2'
+    """
+    return path.name[: -len(".nii.gz" if path.name.lower().endswith(".gz") else ".nii")]
 
 
 def open_volume(path: Path) -> Volume:
@@ -44,8 +70,7 @@ def open_volume(path: Path) -> Volume:
         raise InputError(f"{path}: does not say where left and right are (sform and qform are 0); convert it again")
     if header.get_xyzt_units()[0] not in ("mm", "unknown"):
         raise InputError(f"{path}: expected millimetres, got {header.get_xyzt_units()[0]}; convert it")
-    name = path.name[: -len(".nii.gz" if path.name.lower().endswith(".gz") else ".nii")]
-    return Volume(name, path, spatial, np.asarray(image.affine, float), partial(read_voxels, path), header)
+    return Volume(scan_name(path), path, spatial, np.asarray(image.affine, float), partial(read_voxels, path), header)
 
 
 def read_voxels(path: Path) -> np.ndarray:

@@ -1,27 +1,23 @@
-"""Write prediction files."""
+"""Write the prediction files of a scan, and Kaggle's `submission.csv`."""
 
 import csv
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.dicom_seg import write_dicom_seg
-from gi_segmentation.inference.inputs import Kind, Scans, find_volume, require
+from gi_segmentation.inference.inputs import Kind, Scan, Scans, require
 from gi_segmentation.inference.nifti import write_label_map
 from gi_segmentation.inference.rtstruct import write_rtstruct
-from gi_segmentation.inference.volumes import Slice, Volume, native_masks
+from gi_segmentation.inference.volumes import Volume, native_grid
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, slice_name
-
-Prediction: TypeAlias = tuple[Slice, np.ndarray]
 
 # The formats that a kind of input has without `--format`, and all that it can have.
 DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
@@ -34,9 +30,51 @@ POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {
     "nifti": ("nifti",),
     "dicom": ("nifti", "dicom-seg", "rtstruct"),
 }
-# The ends of the file names of the formats with a file per scan.
-SCAN_SUFFIXES: dict[str, str] = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
+# The hidden folder in an output folder. It has a record for each scan, and the rows of `submission.csv` until all
+# scans are done.
+RECORDS = ".predictions"
 SUBMISSION = "submission.csv"
+# The ends of the file names of all formats, after the name of the scan.
+SUFFIXES: dict[str, str] = {
+    "kaggle": ".csv",
+    "nifti": ".nii.gz",
+    "dicom-seg": ".seg.dcm",
+    "rtstruct": ".rtstruct.dcm",
+}
+
+
+@dataclass(frozen=True)
+class PredictedScan:
+    """What was predicted for a scan, for those who write files.
+
+    Attributes:
+        scan: The scan.
+        slice_masks: The masks of each slice: bool, shape `(organs, height, width)`.
+        slice_probabilities: The mean probabilities of each slice over all models and flips, before post-processing:
+            float16, same shapes; None if nobody needs them.
+        algorithm: What made the masks.
+    """
+
+    scan: Scan
+    slice_masks: Sequence[np.ndarray]
+    slice_probabilities: Sequence[np.ndarray] | None
+    algorithm: Algorithm
+
+    @property
+    def volume(self) -> Volume:
+        """The volume of the scan, with its grid in the patient."""
+        return self.scan.volume
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """The masks on the grid of the volume: bool, shape `(organs, i, j, k)`."""
+        return native_grid(self.volume, zip(self.scan.slices, self.slice_masks, strict=True))
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """The mean probabilities on the grid of the volume: float16, shape `(organs, i, j, k)`."""
+        assert self.slice_probabilities is not None
+        return native_grid(self.volume, zip(self.scan.slices, self.slice_probabilities, strict=True))
 
 
 def choose_formats(scans: Scans, wanted: Sequence[str] | None) -> list[str]:
@@ -60,92 +98,54 @@ def choose_formats(scans: Scans, wanted: Sequence[str] | None) -> list[str]:
     return formats
 
 
-def list_outputs(scans: Scans, formats: Sequence[str]) -> list[str]:
-    """Return the names of the files to write."""
-    per_scan = [name + SCAN_SUFFIXES[one] for name in scans.names for one in formats if one in SCAN_SUFFIXES]
-    return [SUBMISSION] * ("kaggle" in formats) + per_scan
+def output_path(name: str, scan: Scan) -> Path:
+    """Return where the file of a format lies in the output folder."""
+    # The rows of a scan become a part of `submission.csv` at the end.
+    folder = Path(RECORDS) if name == "kaggle" else Path()
+    return folder / (scan.name + SUFFIXES[name])
 
 
-@contextmanager
-def unfinished_folder(output_dir: Path) -> Iterator[Path]:
-    """Yield a hidden folder in `output_dir`. At the end its files are moved there, or removed if anything fails."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    folder = output_dir / f".partial-{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-        for path in sorted(folder.iterdir()):
-            path.replace(output_dir / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def list_outputs(scans: Scans, formats: Sequence[str]) -> list[Path]:
+    """Return where the files lie in the output folder after all scans are done."""
+    per_scan = [output_path(one, scan) for scan in scans.usable for one in formats if one != "kaggle"]
+    return [Path(SUBMISSION)] * ("kaggle" in formats) + per_scan
 
 
-def write_predictions(
-    predictions: Iterable[Prediction], formats: Sequence[str], folder: Path, algorithm: Algorithm
-) -> None:
-    """Write predictions in one or several formats, while they come.
-
-    Args:
-        predictions: Slices and their masks, scan by scan.
-        formats: The formats.
-        folder: Folder for the files.
-        algorithm: What made the masks.
-    """
-    per_scan = [one for one in formats if one in SCAN_SUFFIXES]
-    passing = write_scans(predictions, per_scan, folder, algorithm) if per_scan else predictions
-    if "kaggle" in formats:
-        write_submission(passing, folder / SUBMISSION)
-    else:
-        for _ in passing:
-            pass
-
-
-def write_scans(
-    predictions: Iterable[Prediction], formats: Sequence[str], folder: Path, algorithm: Algorithm
-) -> Iterator[Prediction]:
-    """Write the files of each scan when its last slice has come, and pass all predictions on.
-
-    Only the masks of one scan are in memory.
-    """
-    for name, group in groupby(predictions, key=lambda prediction: prediction[0].scan):
-        scan = []
-        for prediction in group:
-            scan.append(prediction)
-            yield prediction
-        volume = find_volume([one for one, _ in scan])
-        masks = native_masks(volume, scan)
-        for one in formats:
-            write_scan(one, volume, masks, folder / (name + SCAN_SUFFIXES[one]), algorithm)
-
-
-def write_scan(name: str, volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm) -> None:
-    """Write the file of a scan.
-
-    Args:
-        name: The format.
-        volume: The scan.
-        masks: bool, on the grid of the volume, shape `(organs, i, j, k)`.
-        path: The file.
-        algorithm: What made the masks.
-    """
+def write_scan(name: str, predicted: PredictedScan, path: Path) -> None:
+    """Write the file of a scan in one format."""
+    if name == "kaggle":
+        write_rows(predicted, path)
     if name == "nifti":
-        write_label_map(volume, masks, path)
+        write_label_map(predicted.volume, predicted.masks, path)
     if name == "dicom-seg":
-        write_dicom_seg(volume, masks, path, algorithm)
+        write_dicom_seg(predicted.volume, predicted.masks, path, predicted.algorithm)
     if name == "rtstruct":
-        write_rtstruct(volume, masks, path, algorithm)
+        write_rtstruct(predicted.volume, predicted.masks, path, predicted.algorithm)
 
 
-def write_submission(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write Kaggle's `submission.csv`: a row `id,class,predicted` for each slice and organ.
-
-    Args:
-        predictions: Slices and their masks, bool, shape `(organs, height, width)`.
-        path: The file to write, in an `unfinished_folder`.
-    """
+def write_rows(predicted: PredictedScan, path: Path) -> None:
+    """Write a scan's rows of `submission.csv`: `id,class,predicted` for each slice and organ, without a header."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "class", "predicted"])
-        for one, masks in predictions:
+        for one, masks in zip(predicted.scan.slices, predicted.slice_masks, strict=True):
             slice_id = slice_name(one.scan, one.number)
             writer.writerows([slice_id, organ, encode(mask)] for organ, mask in zip(ORGANS, masks, strict=True))
+
+
+def write_submission(scans: Iterable[Scan], output_dir: Path) -> Path:
+    """Join the rows of all scans to Kaggle's `submission.csv`.
+
+    Args:
+        scans: The scans, in order. All have been predicted.
+        output_dir: The folder of the prediction.
+
+    Returns:
+        The file.
+    """
+    unfinished = output_dir / RECORDS / SUBMISSION
+    with unfinished.open("wb") as file:
+        file.write(b"id,class,predicted\n")
+        for scan in scans:
+            with (output_dir / output_path("kaggle", scan)).open("rb") as rows:
+                shutil.copyfileobj(rows, file)
+    return unfinished.replace(output_dir / SUBMISSION)

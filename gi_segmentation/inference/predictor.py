@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
+from accelerate.utils import tqdm
 from huggingface_hub import HfApi, try_to_load_from_cache
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.data.kaggle import KaggleDataError, read_slice
@@ -27,10 +27,13 @@ from gi_segmentation.data.preprocessing import (
     prepare_image,
 )
 from gi_segmentation.errors import InputError, hub_errors
+from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_organs
+from gi_segmentation.inference.outputs import PredictedScan
 from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
-from gi_segmentation.inference.volumes import Slice, VolumeSlice, check_volumes
+from gi_segmentation.inference.volumes import Slice, VolumeSlice
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
@@ -39,6 +42,25 @@ from gi_segmentation.schema import LABELS_BY_MODE, SLICE_THICKNESS_MM, LabelMode
 from gi_segmentation.scoring.dice import count_pixels
 
 T = TypeVar("T")
+# The masks of a slice, bool, and its probabilities if they are needed, float16; both `(organs, height, width)`.
+SliceOrgans: TypeAlias = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How slices are predicted.
+
+    Attributes:
+        batch_size: Number of slices in a forward pass.
+        num_workers: Number of processes that read files.
+        flips: Whether to average over flipped slices.
+        postprocessing: Limits for the components of each scan; None: nothing is removed.
+    """
+
+    batch_size: int = 16
+    num_workers: int = 2
+    flips: bool = False
+    postprocessing: Postprocessing | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +227,8 @@ class SliceFolder(Dataset):
         self.scans: dict[str, dict[int, Slice]] = defaultdict(dict)
         for slice_file in slices:
             self.scans[slice_file.scan][slice_file.number] = slice_file
+        # Scans with a slice that could not be read. Each worker process has its own dictionary.
+        self.unreadable: dict[str, InputError] = {}
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -223,6 +247,9 @@ class SliceFolder(Dataset):
         items: list[list[torch.Tensor] | InputError] = []
         for slice_file in (self.slices[index] for index in indices):
             try:
+                # The other slices of such a scan are of no use. To read a damaged volume again for each takes long.
+                if slice_file.scan in self.unreadable:
+                    raise self.unreadable[slice_file.scan]
                 items.append(
                     [
                         stack_channels([prepare(one, size) for one in self.find_channels(slice_file, slice_context)])
@@ -230,7 +257,8 @@ class SliceFolder(Dataset):
                     ]
                 )
             except InputError as error:
-                # Kept and not raised: PyTorch would put the whole traceback of the worker process into the message.
+                # Kept and not raised: an exception would end the worker process, and with it all other scans.
+                self.unreadable[slice_file.scan] = error
                 items.append(error)
         return items
 
@@ -268,10 +296,23 @@ def read_pixels(slice_file: Slice) -> np.ndarray:
             raise KaggleDataError([f"{slice_file.path}: its pixels cannot be decoded ({error})"]) from error
 
 
-def stack_slices(items: list[list[torch.Tensor] | InputError]) -> list[torch.Tensor] | InputError:
-    """Stack items of `SliceFolder` to a batch: per checkpoint uint16, `(B, S, S, 1 or 3)`; or return an error."""
-    errors = [item for item in items if isinstance(item, InputError)]
-    return errors[0] if errors else [torch.stack(inputs) for inputs in zip(*items, strict=True)]
+class Batch(NamedTuple):
+    """Slices that were read together.
+
+    Attributes:
+        problems: For each slice, why it cannot be predicted, or None.
+        inputs: For each checkpoint, the slices without a problem: uint16, shape `(B, S, S, 1 or 3)`.
+    """
+
+    problems: list[InputError | None]
+    inputs: list[torch.Tensor]
+
+
+def stack_slices(items: list[list[torch.Tensor] | InputError]) -> Batch:
+    """Stack items of `SliceFolder` to a batch."""
+    problems = [item if isinstance(item, InputError) else None for item in items]
+    whole = [item for item in items if not isinstance(item, InputError)]
+    return Batch(problems, [torch.stack(inputs) for inputs in zip(*whole, strict=True)])
 
 
 def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
@@ -292,108 +333,99 @@ def run_ahead(items: Iterable[T]) -> Iterator[T]:
             yield cast(T, item)
 
 
-def predict_logits(
-    members: list[Member], slices: Sequence[Slice], batch_size: int, num_workers: int, flips: bool
-) -> Iterator[tuple[list[Slice], list[torch.Tensor]]]:
-    """Yield the slices of each batch with the logits of each checkpoint, `(B, channels, h, w)`, with a progress bar.
-
-    The arguments and errors are those of `predict_slices`.
-    """
-    loader = DataLoader(SliceFolder(slices, members), batch_size, num_workers=num_workers, collate_fn=stack_slices)
-    # The loader keeps the order of the slices, so the next logits belong to the next files.
+def predict_batches(
+    members: list[Member], slices: Sequence[Slice], settings: Settings, probabilities: bool
+) -> Iterator[list[SliceOrgans | InputError]]:
+    """Yield, for the slices of each batch, what was predicted or why it was not, with a progress bar."""
+    folder = SliceFolder(slices, members)
+    loader = DataLoader(folder, settings.batch_size, num_workers=settings.num_workers, collate_fn=stack_slices)
+    # The loader keeps the order of the slices, so the next batch belongs to the next files.
     remaining = iter(slices)
+    # With several processes, only the first one on a machine shows a bar.
     with tqdm(total=len(slices), desc="Predicting", unit="slice") as bar:
-        for inputs in loader:
-            if isinstance(inputs, InputError):
-                raise inputs
-            # Not around `yield`: the code that takes the slices would then run without gradients too.
-            with torch.no_grad():
-                logits = member_logits(members, inputs, flips)
-            files = list(islice(remaining, len(inputs[0])))
-            yield files, logits
+        for problems, inputs in loader:
+            files = list(islice(remaining, len(problems)))
+            whole = [file for file, problem in zip(files, problems, strict=True) if problem is None]
+            predicted: Iterator[SliceOrgans] = iter(())
+            if whole:
+                # Not around `yield`: the code that takes the slices would then run without gradients too.
+                with torch.no_grad():
+                    logits = member_logits(members, inputs, settings.flips)
+                    predicted = iter(predict_each(whole, logits, members[0].label_mode, probabilities))
+            yield [next(predicted) if problem is None else problem for problem in problems]
             bar.update(len(files))
 
 
-def predict_slices(
-    members: list[Member],
-    slices: Sequence[Slice],
-    batch_size: int,
-    num_workers: int,
-    flips: bool = False,
-    postprocessing: Postprocessing | None = None,
-) -> Iterator[tuple[Slice, np.ndarray]]:
-    """Predict the masks of slices, with a progress bar.
+def predict_each(
+    files: list[Slice], logits: list[torch.Tensor], label_mode: LabelMode, probabilities: bool
+) -> list[SliceOrgans]:
+    """Return the masks of the slices of a batch, each on its own grid, and their probabilities if they are needed."""
+    if not probabilities:
+        sizes = torch.tensor([[file.height, file.width] for file in files])
+        return [(masks.cpu().numpy(), None) for masks in predict_batch(logits, label_mode, sizes)]
+    organs: list[SliceOrgans] = []
+    for index, file in enumerate(files):
+        # One slice at a time, as a batch of its own: only the slices of one scan have the same size for sure.
+        alone = [one[index : index + 1] for one in logits]
+        masks, means = predict_organs(alone, label_mode, file.height, file.width)
+        organs.append((masks[0].cpu().numpy(), means[0].cpu().numpy()))
+    return organs
+
+
+def predict_scans(
+    members: list[Member], scans: Sequence[Scan], settings: Settings, probabilities: bool = False
+) -> Iterator[tuple[Scan, PredictedScan | InputError]]:
+    """Predict scans one after the other, with a progress bar. The slices of the next scans are read meanwhile.
+
+    Only the masks of one scan are in memory, and the slices of two batches.
 
     Args:
         members: One checkpoint, or several for an ensemble.
-        slices: The files, sorted by scan and number. The masks come in the same order.
-        batch_size: Number of slices in a forward pass.
-        num_workers: Number of processes that read files.
-        flips: Whether to average over flipped slices.
-        postprocessing: Limits for the components of each scan; None: nothing is removed.
+        scans: The scans, none of them with a problem.
+        settings: How they are predicted.
+        probabilities: Whether the probabilities are needed.
 
     Yields:
-        A slice, and the masks of its organs on its own grid: bool, shape `(organs, height, width)`.
-
-    Raises:
-        InputError: If a file is damaged, or has another size than its name or header says. If post-processing is
-            wanted, and the slices of a scan do not form a volume.
+        A scan, and what was predicted; or the error, if one of its files is damaged.
     """
-    if postprocessing is not None:
-        reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
-        check_volumes(slices, reason)
-    label_mode = members[0].label_mode
-    batches = predict_logits(members, slices, batch_size, num_workers, flips)
-    # A component reaches over many slices, so a scan is kept until its last slice comes. Without post-processing, only
-    # the slices of two batches are in memory at a time.
-    if postprocessing is not None:
-        # One slice at a time, as a batch of its own: only the slices of one scan have the same size for sure.
-        predictions = (
-            (file, [one[index : index + 1] for one in logits])
-            for files, logits in run_ahead(batches)
-            for index, file in enumerate(files)
-        )
-        for _, scan in groupby(predictions, key=lambda prediction: prediction[0].scan):
-            yield from clean_scan(scan, label_mode, postprocessing)
-    else:
-        for predicted in run_ahead(mask_slices(files, logits, label_mode) for files, logits in batches):
-            yield from predicted
-
-
-def mask_slices(
-    files: list[Slice], logits: list[torch.Tensor], label_mode: LabelMode
-) -> list[tuple[Slice, np.ndarray]]:
-    """Return the slices of a batch with their masks, see `predict_slices`."""
-    native_sizes = torch.tensor([[file.height, file.width] for file in files])
-    masks = predict_batch(logits, label_mode, native_sizes)
-    return [(file, mask.cpu().numpy()) for file, mask in zip(files, masks, strict=True)]
+    algorithm = Algorithm({member.name: member.commit for member in members})
+    # Post-processing needs the mean probability of each component.
+    needed = probabilities or settings.postprocessing is not None
+    batches = predict_batches(members, [one for scan in scans for one in scan.slices], settings, needed)
+    slices = (one for batch in run_ahead(batches) for one in batch)
+    for scan in scans:
+        organs: list[SliceOrgans] = []
+        error = None
+        for one in islice(slices, len(scan.slices)):
+            if isinstance(one, InputError):
+                error = error or one
+                organs.clear()
+            elif error is None:
+                organs.append(one)
+        if error is not None:
+            yield scan, error
+            continue
+        masks = [mask for mask, _ in organs]
+        means = [mean for _, mean in organs if mean is not None]
+        if settings.postprocessing is not None:
+            masks = clean_scan(scan, masks, means, settings.postprocessing)
+        yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm)
 
 
 def clean_scan(
-    predictions: Iterable[tuple[Slice, list[torch.Tensor]]], label_mode: LabelMode, settings: Postprocessing
-) -> Iterator[tuple[Slice, np.ndarray]]:
-    """Yield the slices of one scan with their masks after post-processing.
-
-    Args:
-        predictions: The slices of the scan, each with its logits of shape `(1, channels, h, w)` for each checkpoint.
-        label_mode: What the channels mean.
-        settings: Limits for the components.
-    """
-    files, masks, probabilities = [], [], []
-    for slice_file, logits in predictions:
-        mask, probability = predict_organs(logits, label_mode, slice_file.height, slice_file.width)
-        files.append(slice_file)
-        masks.append(mask[0].cpu().numpy())
-        probabilities.append(probability[0].cpu().numpy())
+    scan: Scan, masks: list[np.ndarray], probabilities: list[np.ndarray], limits: Postprocessing
+) -> list[np.ndarray]:
+    """Return the masks of the slices of a scan after post-processing; shapes as in `PredictedScan`."""
+    first = scan.slices[0]
     # Slices are on the second axis of a volume, (organs, D, H, W).
     cleaned = remove_components(
         np.stack(masks, axis=1),
         np.stack(probabilities, axis=1),
-        (files[0].thickness_mm, *files[0].pixel_spacing),
-        [slice_file.number for slice_file in files],
-        settings,
+        (first.thickness_mm, *first.pixel_spacing),
+        [one.number for one in scan.slices],
+        limits,
     )
-    yield from zip(files, cleaned.swapaxes(0, 1), strict=True)
+    return list(cleaned.swapaxes(0, 1))
 
 
 def find_postprocessing(members: Sequence[Member]) -> tuple[Postprocessing | None, str]:

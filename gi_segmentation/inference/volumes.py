@@ -11,7 +11,7 @@ the small bowel. A volume is brought to this orientation by swapping and flippin
 mask goes back to the volume's own grid without a loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import permutations
@@ -294,22 +294,25 @@ def check_volumes(slices: Sequence[Slice], reason: str) -> None:
             raise InputError(f"{one.path}: expected slices of one size and spacing in {one.scan}, because {reason}")
 
 
-def native_masks(volume: Volume, predictions: list[tuple[Slice, np.ndarray]]) -> np.ndarray:
-    """Put the predicted masks of slices on the volume's own grid.
+def native_grid(volume: Volume, predictions: Iterable[tuple[Slice, np.ndarray]]) -> np.ndarray:
+    """Put the predictions of slices on the volume's own grid.
 
     Args:
         volume: The volume.
-        predictions: Its slices, the first one first, and their masks: bool, shape `(organs, height, width)`.
+        predictions: Its slices, the first one first, and their masks or probabilities: shape
+            `(organs, height, width)`, all of one type.
 
     Returns:
-        bool, shape `(organs, i, j, k)`. Slices that are missing are empty.
+        The same type, shape `(organs, i, j, k)`. Slices that are missing are 0, and
+        so are voxels that the model did not see.
     """
     depth, height, width = volume.training_shape
-    first = predictions[0][0].number
-    stacked = np.zeros((len(predictions[0][1]), depth, height, width), dtype=bool)
-    for one, masks in predictions:
+    predictions = list(predictions)
+    (start, arrays) = predictions[0]
+    stacked = np.zeros((len(arrays), depth, height, width), dtype=arrays.dtype)
+    for one, arrays in predictions:
         if isinstance(one, VolumeSlice):
             (top, left), _ = volume.window
-            masks = cut_window(masks, (-top, -left), (height, width))
-        stacked[:, one.number - first] = masks
+            arrays = cut_window(arrays, (-top, -left), (height, width))
+        stacked[:, one.number - start.number] = arrays
     return np.stack([volume.to_native(organ) for organ in stacked])

@@ -16,7 +16,7 @@ from gi_segmentation.inference.dicom import find_series
 from gi_segmentation.inference.inputs import find_scans
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
-from tests.support.dicom import item, write_enhanced, write_series
+from tests.support.dicom import item, read_series, write_enhanced, write_series
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import (
     KAGGLE_AXES,
@@ -35,7 +35,7 @@ AFFINE[:3, 3] = 10.25, -20.5, 30.125
 
 def read(paths: list[Path]) -> tuple[Volume, np.ndarray]:
     """The only series of some files, and its voxels as slices, rows and columns."""
-    (volume,) = find_series(paths)
+    volume = read_series(paths)
     assert volume.read is not None
     return volume, volume.to_training(volume.read())
 
@@ -48,10 +48,11 @@ def edit(path: Path, **values: object) -> None:
 
 
 def message(paths: list[Path]) -> str:
-    with pytest.raises(InputError) as caught:
-        find_series(paths)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    volumes, problems = find_series(paths)
+    assert not volumes and len(problems) == 1
+    (text,) = problems.values()
+    assert "\n" not in text
+    return text
 
 
 class TestGeometry:
@@ -90,7 +91,7 @@ class TestGeometry:
         volume, slices = read(write_series(tmp_path, VOXELS[:, :, :1], AFFINE))
         assert slices.shape == (1, 6, 7) and volume.spacing_mm == pytest.approx((3, 1.4, 1.5))
         edit(volume.path, SliceThickness=None)
-        assert find_series([volume.path])[0].spacing_mm[0] == 3
+        assert read_series([volume.path]).spacing_mm[0] == 3
 
     def test_series_and_patients_are_kept_apart(self, tmp_path: Path) -> None:
         paths = write_series(tmp_path / "a", VOXELS, AFFINE)
@@ -101,7 +102,8 @@ class TestGeometry:
         edit(scout, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
         report = write_series(tmp_path / "report", VOXELS, AFFINE)[0]
         edit(report, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
-        volumes = find_series([*paths, scout, report][::-1])
+        volumes, problems = find_series([*paths, scout, report][::-1])
+        assert not problems
         assert sorted(volume.shape for volume in volumes) == [(7, 6, 3), (7, 6, 5)]
         assert all(volume.name == volume.origin.frames[0].series_uid for volume in volumes)
 

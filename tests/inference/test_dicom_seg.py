@@ -8,12 +8,11 @@ import pydicom
 import pytest
 
 from gi_segmentation.inference.algorithm import Algorithm
-from gi_segmentation.inference.dicom import find_series
 from gi_segmentation.inference.dicom_seg import write_dicom_seg
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
-from tests.support.dicom import TO_LPS, write_enhanced, write_series
+from tests.support.dicom import TO_LPS, read_series, write_enhanced, write_series
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import (
@@ -36,7 +35,7 @@ def make_volume(folder: Path, number: int, enhanced: bool, shape: tuple[int, ...
     affine[:3, :3] = rotation(np.random.default_rng(number), 15) @ affine[:3, :3]
     stored, affine = store(np.zeros(shape, dtype=np.uint16), affine, *ORIENTATIONS[number])
     paths = [write_enhanced(folder / "file", stored, affine)] if enhanced else write_series(folder, stored, affine)
-    (volume,) = find_series(paths)
+    volume = read_series(paths)
     return volume
 
 
@@ -127,9 +126,7 @@ def test_predict_writes_a_segmentation_per_series(small_kaggle_dir: Path, tmp_pa
         truth = truths[path.name.removesuffix(".seg.dcm")]
         (series,) = segmentation.ReferencedSeriesSequence
         uids = [one.ReferencedSOPInstanceUID for one in series.ReferencedInstanceSequence]
-        (volume,) = find_series(
-            [p for p in (tmp_path / "in").rglob("IM*") if pydicom.dcmread(p).SOPInstanceUID in uids]
-        )
+        volume = read_series([p for p in (tmp_path / "in").rglob("IM*") if pydicom.dcmread(p).SOPInstanceUID in uids])
         read = segmentation.get_pixels_by_source_instance(
             [frame.instance_uid for frame in volume.origin.frames],
             combine_segments=True,

@@ -18,6 +18,8 @@ from gi_segmentation.data.kaggle import KaggleDataError, find_slices
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.inputs import find_scans
+from gi_segmentation.inference.outputs import PredictedScan
 from gi_segmentation.inference.postprocessing import (
     NO_POSTPROCESSING,
     OrganLimits,
@@ -31,7 +33,7 @@ from gi_segmentation.inference.postprocessing_search import (
     learn_from_folds,
     learn_postprocessing,
 )
-from gi_segmentation.inference.predictor import load_members, predict_slices
+from gi_segmentation.inference.predictor import Settings, load_members, predict_scans
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode
 from gi_segmentation.rules import PRESETS, CompetitionRules
@@ -277,18 +279,23 @@ class TestPredict:
         slices, _ = find_slices(kaggle_copy / "train")
         slices[5].path.write_bytes(b"")
         members = load_members([str(save_model(tmp_path / "model", "segformer", 0))], None, Computation("cpu"))
-        seen = []
-        with pytest.raises(KaggleDataError):
-            for slice_file, _ in predict_slices(members, slices, 1, 0, postprocessing=LIMITS):
-                seen.append(slice_file)
-        assert seen == slices[:3] and len(slices) == 6
+        scans = find_scans(kaggle_copy / "train").scans
+        settings = Settings(batch_size=1, num_workers=0, postprocessing=LIMITS)
+        predictions = predict_scans(members, scans, settings)
+        scan, first = next(predictions)
+        assert scan.slices == slices[:3] and isinstance(first, PredictedScan) and len(first.slice_masks) == 3
+        ((_, second),) = predictions
+        assert isinstance(second, KaggleDataError)
 
     def test_slices_of_two_sizes_in_a_scan_are_refused(self, kaggle_copy: Path, tmp_path: Path) -> None:
         model = save_with(tmp_path / "model", LIMITS.to_config())
         path = find_slices(kaggle_copy / "train")[0][1].path
         name = path.name.rsplit("_", 2)[0]
         path.rename(path.with_name(f"{name}_2.00_2.00.png"))
-        with pytest.raises(InputError, match=r"2\.00\.png: expected slices of one size and spacing in case.*add --no"):
+        with pytest.raises(
+            InputError,
+            match=r"1 of 2 scans failed: case.*2\.00\.png: expected slices of.*add --no",
+        ):
             predict([model], kaggle_copy / "train", tmp_path / "out")
         assert not list((tmp_path / "out").glob("*submission*"))
         predict([model], kaggle_copy / "train", tmp_path / "out", "--no_postprocessing")

@@ -10,12 +10,11 @@ import pydicom
 import pytest
 
 from gi_segmentation.inference.algorithm import Algorithm
-from gi_segmentation.inference.dicom import find_series
 from gi_segmentation.inference.rtstruct import trace_contours, write_rtstruct
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
-from tests.support.dicom import TO_LPS, write_enhanced, write_series
+from tests.support.dicom import TO_LPS, read_series, write_enhanced, write_series
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import save_model
 from tests.support.volumes import ORIENTATIONS, prediction_words, rotation, store, write_scan_series
@@ -93,7 +92,7 @@ def make_volume(folder: Path, number: int, degrees: float, enhanced: bool) -> Vo
     affine[:3, 3] = 55.5, -20, 130
     stored, affine = store(np.zeros(SHAPE, dtype=np.uint16), affine, *ORIENTATIONS[number])
     paths = [write_enhanced(folder / "file", stored, affine)] if enhanced else write_series(folder, stored, affine)
-    (volume,) = find_series(paths)
+    volume = read_series(paths)
     return volume
 
 
@@ -193,7 +192,7 @@ def test_predict_writes_both_files_of_a_planning_system(small_kaggle_dir: Path, 
     segmentation, structures, label_map = written
     check_dicom(segmentation)
     check_dicom(structures)
-    (volume,) = find_series((tmp_path / "in").iterdir())
+    volume = read_series((tmp_path / "in").iterdir())
     labels = np.asarray(nibabel.load(label_map).dataobj)
     masks = np.stack([labels == number for number in (1, 2, 3)])
     differing = read_masks(structures, volume) != masks

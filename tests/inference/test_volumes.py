@@ -10,7 +10,7 @@ from gi_segmentation.inference.volumes import (
     VolumeSlice,
     cut_window,
     list_slices,
-    native_masks,
+    native_grid,
     read_intensities,
     to_intensities,
 )
@@ -88,7 +88,7 @@ class TestWindow:
             truth = rng.random((3, *volume.training_shape)) > 0.5
             predictions = [(one, cut_window(truth[:, one.number - 1], (top, left), size)) for one in slices]
             assert all(masks.shape[1:] == one.read_pixels().shape == size for one, masks in predictions)
-            found = native_masks(volume, predictions)
+            found = native_grid(volume, predictions)
             # A row or column is empty outside of the window, and as it was inside.
             seen = np.zeros(volume.training_shape, dtype=bool)
             seen[:, max(top, 0) : top + size[0], max(left, 0) : left + size[1]] = True

@@ -1,6 +1,6 @@
 """Synthetic MR series as DICOM files, in any orientation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,17 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from gi_segmentation.inference.dicom import find_series
+from gi_segmentation.inference.volumes import Volume
+
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_series(paths: Iterable[Path]) -> Volume:
+    """The only series of some files. No file has a problem."""
+    (volume,), problems = find_series(paths)
+    assert not problems
+    return volume
 
 
 def base_dataset(class_uid: str, affine: np.ndarray, description: str = "axial") -> FileDataset:

@@ -1,0 +1,263 @@
+"""Predict many scans, and write the files of each as soon as it is done.
+
+A scan that cannot be read stops no other one. A record of each scan says what made its files, so that a prediction
+which was interrupted goes on where it stopped.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gi_segmentation import __version__
+from gi_segmentation.errors import InputError
+from gi_segmentation.inference.algorithm import Algorithm
+from gi_segmentation.inference.inputs import Scan
+from gi_segmentation.inference.outputs import RECORDS, PredictedScan, output_path, write_scan
+from gi_segmentation.inference.predictor import Member, Settings, predict_scans
+from gi_segmentation.inference.volumes import check_volumes
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What became of a scan.
+
+    Attributes:
+        name: Name of the scan.
+        slices: Number of its slices; 0 if they are not known.
+        status: `done`; `skipped`, because an earlier run has written the same files; or `failed`.
+        seconds: Time from the end of the scan before.
+        files: The files in the output folder.
+        message: Why it failed.
+    """
+
+    name: str
+    slices: int
+    status: Literal["done", "skipped", "failed"]
+    seconds: float = 0.0
+    files: list[Path] = field(default_factory=list)
+    message: str = ""
+
+
+def predict_files(
+    members: list[Member], scans: Sequence[Scan], formats: Sequence[str], output_dir: Path, settings: Settings
+) -> Iterator[ScanResult]:
+    """Predict scans and write their files.
+
+    Args:
+        members: One checkpoint, or several for an ensemble.
+        scans: The scans, also those with a problem.
+        formats: The formats of the files, see `outputs.choose_formats`.
+        output_dir: Folder for the files. It may have files of an earlier run with the same models and settings.
+        settings: How the scans are predicted.
+
+    Yields:
+        One result per scan: first those that are not predicted, then each as soon as its files are written.
+
+    Raises:
+        InputError: If the folder has files of other models or settings.
+    """
+    made_by = describe_prediction(members, settings)
+    check_records(output_dir, made_by)
+    left = []
+    for scan in scans:
+        result = check_scan(scan, formats, output_dir, settings)
+        if result is None:
+            left.append(scan)
+        else:
+            yield result
+    started = time.monotonic()
+    for scan, predicted in predict_scans(members, left, settings):
+        result = write_result(scan, predicted, formats, output_dir, made_by, started)
+        yield result
+        started = time.monotonic()
+
+
+def describe_prediction(members: Sequence[Member], settings: Settings) -> dict[str, Any]:
+    """Return what decides the masks of a scan, in plain values for a record."""
+    algorithm = Algorithm({member.name: member.commit for member in members})
+    limits = settings.postprocessing
+    return {
+        "version": __version__,
+        "checkpoints": sorted(algorithm.commits.values()),
+        "precision": "bf16" if members[0].bf16 else "fp32",
+        "test_time_flips": settings.flips,
+        "postprocessing": None if limits is None else limits.to_config(),
+    }
+
+
+def check_records(output_dir: Path, made_by: dict[str, Any]) -> None:
+    """Check that everything in an output folder was made by the same models with the same settings.
+
+    Raises:
+        InputError: If not.
+    """
+    for path in sorted((output_dir / RECORDS).glob("*.json")):
+        earlier = read_record(path)["made_by"]
+        if different := [key for key in made_by if earlier.get(key) != made_by[key]]:
+            key = different[0]
+            raise InputError(
+                f"{output_dir}: has predictions of {path.stem} with other settings: {key} was {earlier.get(key)} and "
+                f"is now {made_by[key]}; name another --output_dir, or remove this folder with its {RECORDS}"
+            )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of a scan.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"made_by": dict(record["made_by"]), "input": str(record["input"]), "files": list(record["files"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a record of a prediction; remove it and the files of this scan") from error
+
+
+def record_path(scan: Scan, output_dir: Path) -> Path:
+    """Return where the record of a scan lies."""
+    return output_dir / RECORDS / f"{scan.name}.json"
+
+
+def check_scan(scan: Scan, formats: Sequence[str], output_dir: Path, settings: Settings) -> ScanResult | None:
+    """Return the result of a scan that need not or cannot be predicted; None: it must be predicted."""
+    try:
+        if scan.problem:
+            raise InputError(scan.problem)
+        if settings.postprocessing is not None:
+            reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
+            check_volumes(scan.slices, reason)
+        if set(formats) != {"kaggle"}:
+            _ = scan.volume
+        files = [output_dir / output_path(name, scan) for name in formats]
+        if is_done(scan, files, output_dir):
+            return ScanResult(scan.name, len(scan.slices), "skipped", files=files)
+    except InputError as error:
+        return ScanResult(scan.name, len(scan.slices), "failed", message=str(error))
+    return None
+
+
+def is_done(scan: Scan, files: Sequence[Path], output_dir: Path) -> bool:
+    """Return whether an earlier run has written the files of a scan.
+
+    Raises:
+        InputError: If a file exists that no earlier run has written, or if the scan has other content than then.
+    """
+    path = record_path(scan, output_dir)
+    record = read_record(path) if path.exists() else {"files": []}
+    recorded = [output_dir / name for name in record["files"]]
+    if foreign := [file for file in files if file.exists() and file not in recorded]:
+        raise InputError(f"{foreign[0]}: exists; remove it or name another --output_dir")
+    if not recorded:
+        return False
+    if record["input"] != hash_files(scan.paths):
+        raise InputError(
+            f"{scan.paths[0]}: {output_dir} has predictions of another scan with the name {scan.name}; "
+            f"name another --output_dir"
+        )
+    return all(file.exists() and file in recorded for file in files)
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """Return a fingerprint of the contents of files. Neither their names nor their order matter."""
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return "sha256 " + hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def write_result(
+    scan: Scan,
+    predicted: PredictedScan | InputError,
+    formats: Sequence[str],
+    output_dir: Path,
+    made_by: dict[str, Any],
+    started: float,
+) -> ScanResult:
+    """Write the files of a scan, if it was predicted, and return its result."""
+    try:
+        if isinstance(predicted, InputError):
+            raise predicted
+        files = write_files(predicted, formats, output_dir, made_by)
+    except InputError as error:
+        seconds = time.monotonic() - started
+        return ScanResult(scan.name, len(scan.slices), "failed", seconds, message=str(error))
+    return ScanResult(scan.name, len(scan.slices), "done", time.monotonic() - started, files)
+
+
+def write_files(
+    predicted: PredictedScan, formats: Sequence[str], output_dir: Path, made_by: dict[str, Any]
+) -> list[Path]:
+    """Write the files of a scan together: all of them or none."""
+    scan = predicted.scan
+    record = record_path(scan, output_dir)
+    files = [output_path(name, scan) for name in formats]
+    # In the same folder, because a file can be moved in one step only on its own disk. An earlier run that was killed
+    # may have left it.
+    unfinished = record.parent / f"{scan.name}.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        for name, file in zip(formats, files, strict=True):
+            write_scan(name, predicted, unfinished / file.name)
+        earlier = read_record(record)["files"] if record.exists() else []
+        names = list(dict.fromkeys([*earlier, *map(str, files)]))
+        content = {"made_by": made_by, "input": hash_files(scan.paths), "files": names}
+        (unfinished / record.name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        # First the record: a run that stops between two moves leaves files that the next run knows as ours.
+        (unfinished / record.name).replace(record)
+        for file in files:
+            (unfinished / file.name).replace(output_dir / file)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return [output_dir / file for file in files]
+
+
+def forget_rows(scans: Sequence[Scan], output_dir: Path) -> None:
+    """Remove the rows of `submission.csv` that were kept per scan, after the whole file was written."""
+    for scan in scans:
+        rows, path = output_path("kaggle", scan), record_path(scan, output_dir)
+        record = read_record(path)
+        record["files"].remove(str(rows))
+        if record["files"]:
+            path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+        else:
+            path.unlink()
+        (output_dir / rows).unlink()
+    if not any((output_dir / RECORDS).iterdir()):
+        (output_dir / RECORDS).rmdir()
+
+
+def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
+    """Return a table with a row per scan.
+
+    Example:
+        >>> print(describe_results([ScanResult("a", 80, "done", 1.25, [Path("out/a.nii.gz")])], Path("out")))
+        scan | slices | seconds | status | files
+        a    |     80 |     1.2 | done   | a.nii.gz
+    """
+    rows = [("scan", "slices", "seconds", "status", "files")]
+    for one in results:
+        files = ", ".join(str(file.relative_to(output_dir)) for file in one.files if file.suffix != ".csv")
+        rows.append((one.name, str(one.slices), f"{one.seconds:.1f}", one.status, files))
+    name, slices, seconds, status = (max(len(row[column]) for row in rows) for column in range(4))
+    form = f"{{:{name}}} | {{:>{slices}}} | {{:>{seconds}}} | {{:{status}}} | {{}}"
+    return "\n".join(form.format(*row).rstrip() for row in rows)
+
+
+def describe_failures(results: Sequence[ScanResult], formats: Sequence[str]) -> str:
+    """Return the message for the user if scans failed."""
+    failed = [result for result in results if result.status == "failed"]
+    text = f"{len(failed)} of {len(results)} scans failed: {failed[0].name} ({failed[0].message})"
+    if len(failed) > 1:
+        text += "; " + ", ".join(result.name for result in failed[1:])
+    if "kaggle" in formats:
+        # Kaggle refuses a submission in which rows are missing, so half a file is of no use.
+        text += ". submission.csv needs all scans, and was not written"
+    return f"{text}. Start the same command again after a correction; what is done is not predicted again"
