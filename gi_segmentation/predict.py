@@ -55,6 +55,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="kaggle writes submission.csv, nifti a label map per scan, dicom-seg a segmentation and "
         "rtstruct a structure set per series; None: what fits the input",
     )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="with --format nifti, write the probabilities of each organ before post-processing, too: a file per organ",
+    )
     parser.add_argument("--list", action="store_true", help="say what was found and what would be written, and stop")
     arguments = check_prediction_flags(parser.parse_args(argv))
     if arguments.folds and (len(arguments.model) > 1 or arguments.revision):
@@ -86,7 +91,7 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
 
     output_dir = arguments.output_dir
     scans = find_scans(path, output_dir)
-    formats = choose_formats(scans, arguments.format)
+    formats = choose_formats(scans, arguments.format, arguments.probabilities)
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
     if "kaggle" in formats and (output_dir / SUBMISSION).exists():
         raise InputError(f"{output_dir / SUBMISSION}: exists; remove it or name another --output_dir")

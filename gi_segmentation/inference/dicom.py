@@ -3,6 +3,8 @@
 Places are turned from DICOM's axes (x to the left, y to the back) to those of `inference.volumes`.
 """
 
+import re
+import struct
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,9 +41,10 @@ class Frame(NamedTuple):
     Attributes:
         path: Its file.
         number: Number of the frame in its file, from 1 on; 0 for a file with a single slice.
-        instance_uid: Identifies the file.
+        instance_uid: Identifies the file. This UID and the next four are empty if they were removed.
         class_uid: Kind of the file.
         series_uid: Identifies the series.
+        study_uid: Identifies the study.
         frame_of_reference_uid: Identifies the coordinate system.
         position: Centre of the first pixel in millimetres, on DICOM's axes.
         orientation: Direction of a row, then of a column, on DICOM's axes.
@@ -56,6 +59,7 @@ class Frame(NamedTuple):
     instance_uid: str
     class_uid: str
     series_uid: str
+    study_uid: str
     frame_of_reference_uid: str
     position: tuple[float, ...]
     orientation: tuple[float, ...]
@@ -79,8 +83,12 @@ class DicomSeries:
 
 def is_dicom(path: Path) -> bool:
     """Tell by its first bytes whether a file is a DICOM file. The name does not matter."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        # It may be a slice. Whoever reads it gets the reason.
+        return True
 
 
 def find_series(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
@@ -89,50 +97,119 @@ def find_series(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
     Localizers and files of other kinds are passed over.
 
     Returns:
-        The volumes, and the problems of the series that are no volume, by the UID of the series. A file whose series
-        is not known has its own name there.
+        The volumes, and the problems of the series that are no volume, by their names. A damaged file may belong to
+        any series, so it has a problem of its own, under its own name.
     """
     by_series: dict[str, dict[tuple[str, int], Frame]] = defaultdict(dict)
     problems: dict[str, str] = {}
     for path in paths:
+        name = f"{path.parent.name}/{path.name}"
         try:
-            for frame in read_frames(path):
+            header = read_dataset(path, stop_before_pixels=True)
+            if not is_scan(header):
+                continue
+            name = series_name(path, header)
+            for frame in read_frames(path, header):
                 # A copy of a file has the same UID, and counts once.
-                by_series[frame.series_uid].setdefault((frame.instance_uid, frame.number), frame)
+                by_series[name].setdefault((frame.instance_uid or str(path), frame.number), frame)
         except InputError as error:
-            problems.setdefault(path.name, str(error))
+            problems.setdefault(name, str(error))
     volumes = []
-    for uid, frames in sorted(by_series.items()):
+    # A series with a file that cannot be used lacks a slice.
+    for name in sorted(by_series.keys() - problems.keys()):
         try:
-            volumes.append(build_volume(list(frames.values())))
+            volumes.append(build_volume(name, list(by_series[name].values())))
         except InputError as error:
-            problems[uid] = str(error)
+            problems[name] = str(error)
     return volumes, problems
 
 
-def read_frames(path: Path) -> list[Frame]:
-    """Read the header of a file: one frame, or several of an enhanced file; none if it holds no scan.
+def is_scan(header: Any) -> bool:
+    """Tell whether a file holds slices of a scan."""
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    # A program that removes the patient's data may have removed the kind of the file, too.
+    known = kind in SCAN_CLASSES if kind else header.get("Modality") in ("MR", "CT") and "Rows" in header
+    return known and "LOCALIZER" not in (header.get("ImageType") or ())
+
+
+def series_name(path: Path, header: Any) -> str:
+    """Return the UID of the series of a file. Without a UID, a folder is a series, and has the name of the folder.
 
     Raises:
-        InputError: If the file is damaged, or lacks what a volume needs.
+        InputError: If the UID is none.
     """
-    dataset = read_dataset(path, stop_before_pixels=True)
-    if (
-        dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    ) not in SCAN_CLASSES or "LOCALIZER" in (dataset.get("ImageType") or ()):
-        return []
-    for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
-        if not dataset.get(name):
-            raise InputError(f"{path}: has no {name}, which contours have to name; export it with its UIDs")
-    if (colours := dataset.get("PhotometricInterpretation")) != "MONOCHROME2":
+    uid = str(header.get("SeriesInstanceUID") or "")
+    # The output files are named by it, so a file that somebody made up must not lead to another folder.
+    if uid and not re.fullmatch(r"[0-9.]+", uid, re.ASCII):
+        raise InputError(f"{path}: expected digits and dots as SeriesInstanceUID, got {uid!r:.80}; export it again")
+    return uid or path.resolve().parent.name
+
+
+def check_uids(series: DicomSeries) -> None:
+    """Check that a segmentation or a structure set can refer to a series.
+
+    Raises:
+        InputError: If a file has no UID.
+    """
+    for frame in series.frames:
+        uids = {
+            "SOPClassUID": frame.class_uid,
+            "SOPInstanceUID": frame.instance_uid,
+            "SeriesInstanceUID": frame.series_uid,
+            "StudyInstanceUID": frame.study_uid,
+            "FrameOfReferenceUID": frame.frame_of_reference_uid,
+        }
+        if missing := [name for name, uid in uids.items() if not uid]:
+            raise InputError(
+                f"{frame.path}: has no {missing[0]}, which contours have to name; export it with its UIDs, or choose "
+                f"--format nifti"
+            )
+
+
+def read_frames(path: Path, header: Any) -> list[Frame]:
+    """Read the header of a file: one frame, or several of an enhanced file.
+
+    Raises:
+        InputError: If the file lacks what a volume needs, or if its pixels cannot be decoded here.
+    """
+    if (colours := header.get("PhotometricInterpretation")) != "MONOCHROME2":
         raise InputError(f"{path}: expected grey values with white as the highest (MONOCHROME2), got {colours}")
-    if "PerFrameFunctionalGroupsSequence" not in dataset:
-        return [read_frame(path, 0, dataset, [dataset])]
-    shared = list(dataset.get("SharedFunctionalGroupsSequence", ()))
-    return [
-        read_frame(path, number, dataset, [own, *shared])
-        for number, own in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1)
-    ]
+    check_codec(path, header)
+    try:
+        if "PerFrameFunctionalGroupsSequence" not in header:
+            return [read_frame(path, 0, header, [header])]
+        shared = list(header.get("SharedFunctionalGroupsSequence", ()))
+        return [
+            read_frame(path, number, header, [own, *shared])
+            for number, own in enumerate(header.PerFrameFunctionalGroupsSequence, start=1)
+        ]
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: its header cannot be read ({one_line(error)}); export it again") from error
+
+
+def check_codec(path: Path, header: Any) -> None:
+    """Check that the pixels of a file are not compressed, or that a package can decode them.
+
+    Raises:
+        InputError: If there is no such package. The message names those that can.
+    """
+    from pydicom.pixels import get_decoder
+
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    try:
+        decoder = get_decoder(syntax)
+    except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
+        name = getattr(syntax, "name", syntax)
+        raise InputError(f"{path}: its pixels are stored as {name}, which is not known; export it again") from error
+    if not decoder.is_available:
+        # Lines like `pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0`.
+        packages = " or ".join(line.partition("requires ")[2] for line in decoder.missing_dependencies)
+        raise InputError(
+            f"{path}: its pixels are compressed ({syntax.name}), and no package here decodes them; "
+            f"install with pip {packages}, or export it uncompressed"
+        )
 
 
 def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> Frame:
@@ -165,19 +242,25 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
     return Frame(
         path=path,
         number=number,
-        instance_uid=str(dataset.SOPInstanceUID),
-        class_uid=str(dataset.SOPClassUID),
-        series_uid=str(dataset.SeriesInstanceUID),
-        frame_of_reference_uid=str(dataset.FrameOfReferenceUID),
+        instance_uid=str(dataset.get("SOPInstanceUID") or ""),
+        class_uid=str(dataset.get("SOPClassUID") or ""),
+        series_uid=str(dataset.get("SeriesInstanceUID") or ""),
+        study_uid=str(dataset.get("StudyInstanceUID") or ""),
+        frame_of_reference_uid=str(dataset.get("FrameOfReferenceUID") or ""),
         position=tuple(map(float, position)),
         orientation=tuple(map(float, orientation)),
         pixel_spacing=tuple(map(float, spacing)),
         size=(int(dataset.Rows), int(dataset.Columns)),
         thickness_mm=abs(float(thickness)) if thickness else None,
-        description=" ".join(
-            str(dataset.get(name)) for name in ("Modality", "SeriesNumber", "SeriesDescription") if dataset.get(name)
-        ),
+        description=describe_series(dataset),
     )
+
+
+def describe_series(header: Any) -> str:
+    """Return modality, number and description of the series of a file, without control characters."""
+    words = (str(header.get(name) or "") for name in ("Modality", "SeriesNumber", "SeriesDescription"))
+    # They go to the terminal, and a sequence of control characters could do there what it wants.
+    return " ".join("".join(filter(str.isprintable, word)) for word in words if word)
 
 
 def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
@@ -191,12 +274,18 @@ def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
 
     try:
         return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    # Damaged bytes can be read as anything, so its parser stumbles in many ways.
+    except (InvalidDicomError, OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, MemoryError,
+            NotImplementedError, RecursionError, struct.error) as error:  # fmt: skip
         raise InputError(f"{path}: not a whole DICOM file ({one_line(error)}); export it again") from error
 
 
-def build_volume(frames: list[Frame]) -> Volume:
+def build_volume(name: str, frames: list[Frame]) -> Volume:
     """Sort the frames of a series along their normal, and make a volume of them.
+
+    Args:
+        name: Name of the volume.
+        frames: The frames, in any order.
 
     Raises:
         InputError: If they do not fill a grid.
@@ -220,7 +309,7 @@ def build_volume(frames: list[Frame]) -> Volume:
     if not note.startswith("MR"):
         note += " (the models were trained on MR)"
     shape = (first.size[1], first.size[0], len(frames))
-    return Volume(first.series_uid, source, shape, TO_RAS @ affine, partial(read_voxels, series), series, note)
+    return Volume(name, source, shape, TO_RAS @ affine, partial(read_voxels, series), series, note)
 
 
 def check_planes(frames: list[Frame]) -> list[Frame]:
@@ -260,7 +349,7 @@ def check_steps(first: Frame, positions: np.ndarray, normal: np.ndarray) -> None
     Raises:
         InputError: If not.
     """
-    where = f"{first.path.parent}: series {first.series_uid}"
+    where = f"{first.path.parent}: series {first.series_uid or 'without a UID'}"
     steps = np.diff(positions, axis=0)
     distances = steps @ normal
     usual = float(np.median(distances))

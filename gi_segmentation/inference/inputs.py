@@ -189,7 +189,10 @@ def describe_scan(scan: Scan, kind: Kind) -> str:
     """Return a line for the user."""
     if scan.problem:
         return f"{scan.name}: cannot be predicted: {scan.problem}"
-    volume = scan.volume
+    try:
+        volume = scan.volume
+    except InputError as error:
+        return f"{scan.name}: {len(scan.slices)} slices, but no volume: {error}"
     remarks = [volume.describe()]
     if missing := volume.training_shape[0] - len(scan.slices):
         remarks.append(f"{missing} slices missing")

@@ -103,22 +103,53 @@ def write_label_map(volume: Volume, masks: np.ndarray, path: Path) -> None:
         masks: bool, shape `(organs, i, j, k)`. Where organs overlap, the highest id wins, as in the dataset.
         path: File to write, `.nii.gz`.
     """
-    import nibabel
-
     labels = np.zeros(volume.shape, dtype=np.uint8)
     for label, mask in enumerate(masks, start=1):
         labels[mask] = label
-    header = None
+    write_bytes(volume, labels, 1.0, ", ".join(f"{label} {organ}" for label, organ in enumerate(ORGANS, 1)), path)
+
+
+def write_probabilities(volume: Volume, probabilities: np.ndarray, organ: str, path: Path) -> None:
+    """Write a NIfTI file of the probabilities of an organ, 0 to 1, on the grid of a volume.
+
+    A voxel has 8 bits, and the header has the factor 1/255, which readers of NIfTI files apply. So the values are
+    exact to 0.002, and the file has a quarter of the size of 32 bits.
+
+    Args:
+        volume: As in `write_label_map`.
+        probabilities: 0 to 1, shape `(i, j, k)`.
+        organ: Name of the organ.
+        path: File to write, `.nii.gz`.
+    """
+    # Half precision has steps of 0.125 near 255, so the product needs single precision.
+    scaled = np.rint(probabilities.astype(np.float32) * 255).astype(np.uint8)
+    write_bytes(volume, scaled, 1 / 255, f"probability of {organ}", path)
+
+
+def write_bytes(volume: Volume, voxels: np.ndarray, slope: float, description: str, path: Path) -> None:
+    """Write voxels of 8 bits on the grid of a volume.
+
+    Args:
+        volume: As in `write_label_map`.
+        voxels: uint8, shape `(i, j, k)`.
+        slope: Factor from the stored voxels to their values.
+        description: At most 80 characters.
+        path: File to write, `.nii.gz`.
+    """
+    import nibabel
+
     if isinstance(volume.origin, nibabel.Nifti1Header):
         header = volume.origin.copy()
-        labels = labels.reshape(header.get_data_shape())
-        header.set_slope_inter(1, 0)
+        voxels = voxels.reshape(header.get_data_shape())
         header["cal_min"] = header["cal_max"] = 0
     else:
         header = nibabel.Nifti1Header()
         header.set_xyzt_units("mm")
         header.set_sform(volume.affine, "scanner")
         header.set_qform(volume.affine, "scanner")
-    header["descrip"] = ", ".join(f"{label} {organ}" for label, organ in enumerate(ORGANS, start=1)).encode()
+    header["descrip"] = description.encode()
     header.set_data_dtype(np.uint8)
-    nibabel.save(nibabel.Nifti1Image(labels, volume.affine, header), path)
+    image = nibabel.Nifti1Image(voxels, volume.affine, header)
+    # The image has a header of its own. nibabel takes the voxels as they are if the slope is set.
+    image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, path)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.inference.algorithm import Algorithm
+from gi_segmentation.inference.dicom import check_uids
 from gi_segmentation.inference.dicom_seg import write_dicom_seg
 from gi_segmentation.inference.inputs import Kind, Scan, Scans, require
-from gi_segmentation.inference.nifti import write_label_map
+from gi_segmentation.inference.nifti import write_label_map, write_probabilities
 from gi_segmentation.inference.rtstruct import write_rtstruct
 from gi_segmentation.inference.volumes import Volume, native_grid
 from gi_segmentation.rle import encode
@@ -41,6 +42,9 @@ SUFFIXES: dict[str, str] = {
     "dicom-seg": ".seg.dcm",
     "rtstruct": ".rtstruct.dcm",
 }
+# The files of `--probabilities`: one for each organ, as viewers take only one number per voxel. They count as formats.
+PROBABILITIES: dict[str, str] = {f"probability-{organ}": organ for organ in ORGANS}
+SUFFIXES |= {name: f".{organ}.probability.nii.gz" for name, organ in PROBABILITIES.items()}
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,13 @@ class PredictedScan:
         return native_grid(self.volume, zip(self.scan.slices, self.slice_probabilities, strict=True))
 
 
-def choose_formats(scans: Scans, wanted: Sequence[str] | None) -> list[str]:
+def choose_formats(scans: Scans, wanted: Sequence[str] | None, probabilities: bool = False) -> list[str]:
     """Return the formats to write.
 
     Args:
         scans: The input.
         wanted: Formats that the user named; None: those that fit the input.
+        probabilities: Whether to write the probabilities of the organs, too.
 
     Raises:
         InputError: If a format cannot be written for this input, or needs a package that is not installed.
@@ -95,7 +100,21 @@ def choose_formats(scans: Scans, wanted: Sequence[str] | None) -> list[str]:
         )
     for name in formats:
         require(name, f"--format {name}")
-    return formats
+    if probabilities and "nifti" not in formats:
+        raise InputError(f"--probabilities: are NIfTI files; add nifti to --format, which is {' '.join(formats)} now")
+    return formats + list(PROBABILITIES) * probabilities
+
+
+def check_formats(scan: Scan, formats: Sequence[str]) -> None:
+    """Check that a scan can be written in these formats.
+
+    Raises:
+        InputError: If its slices form no volume, or if it is a DICOM series without UIDs.
+    """
+    if set(formats) != {"kaggle"}:
+        volume = scan.volume
+        if {"dicom-seg", "rtstruct"} & set(formats):
+            check_uids(volume.origin)
 
 
 def output_path(name: str, scan: Scan) -> Path:
@@ -112,15 +131,25 @@ def list_outputs(scans: Scans, formats: Sequence[str]) -> list[Path]:
 
 
 def write_scan(name: str, predicted: PredictedScan, path: Path) -> None:
-    """Write the file of a scan in one format."""
+    """Write the file of a scan in one format.
+
+    Raises:
+        InputError: If the libraries for DICOM do not accept what the files of the series say.
+    """
+    if name in PROBABILITIES:
+        organ = PROBABILITIES[name]
+        write_probabilities(predicted.volume, predicted.probabilities[ORGANS.index(organ)], organ, path)
     if name == "kaggle":
         write_rows(predicted, path)
     if name == "nifti":
         write_label_map(predicted.volume, predicted.masks, path)
-    if name == "dicom-seg":
-        write_dicom_seg(predicted.volume, predicted.masks, path, predicted.algorithm)
-    if name == "rtstruct":
-        write_rtstruct(predicted.volume, predicted.masks, path, predicted.algorithm)
+    if name in ("dicom-seg", "rtstruct"):
+        write = write_dicom_seg if name == "dicom-seg" else write_rtstruct
+        try:
+            write(predicted.volume, predicted.masks, path, predicted.algorithm)
+        # The header of a series may have anything, and much of it is copied.
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{predicted.volume.path}: no {name} can be written ({one_line(error)})") from error
 
 
 def write_rows(predicted: PredictedScan, path: Path) -> None:

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gi_segmentation import __version__
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.inputs import Scan
-from gi_segmentation.inference.outputs import RECORDS, PredictedScan, output_path, write_scan
+from gi_segmentation.inference.outputs import (
+    PROBABILITIES,
+    RECORDS,
+    PredictedScan,
+    check_formats,
+    output_path,
+    write_scan,
+)
 from gi_segmentation.inference.predictor import Member, Settings, predict_scans
 from gi_segmentation.inference.volumes import check_volumes
 
@@ -59,7 +66,7 @@ def predict_files(
         One result per scan: first those that are not predicted, then each as soon as its files are written.
 
     Raises:
-        InputError: If the folder has files of other models or settings.
+        InputError: If the folder has files of other models or settings, or if nothing can be written to it.
     """
     made_by = describe_prediction(members, settings)
     check_records(output_dir, made_by)
@@ -71,7 +78,7 @@ def predict_files(
         else:
             yield result
     started = time.monotonic()
-    for scan, predicted in predict_scans(members, left, settings):
+    for scan, predicted in predict_scans(members, left, settings, not PROBABILITIES.keys().isdisjoint(formats)):
         result = write_result(scan, predicted, formats, output_dir, made_by, started)
         yield result
         started = time.monotonic()
@@ -132,8 +139,7 @@ def check_scan(scan: Scan, formats: Sequence[str], output_dir: Path, settings: S
         if settings.postprocessing is not None:
             reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
             check_volumes(scan.slices, reason)
-        if set(formats) != {"kaggle"}:
-            _ = scan.volume
+        check_formats(scan, formats)
         files = [output_dir / output_path(name, scan) for name in formats]
         if is_done(scan, files, output_dir):
             return ScanResult(scan.name, len(scan.slices), "skipped", files=files)
@@ -188,6 +194,11 @@ def write_result(
     except InputError as error:
         seconds = time.monotonic() - started
         return ScanResult(scan.name, len(scan.slices), "failed", seconds, message=str(error))
+    # A full disk is the same for all other scans.
+    except OSError as error:
+        raise InputError(
+            f"{output_dir}: cannot be written ({one_line(error)}); start again after a correction"
+        ) from error
     return ScanResult(scan.name, len(scan.slices), "done", time.monotonic() - started, files)
 
 

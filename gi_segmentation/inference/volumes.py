@@ -11,6 +11,7 @@ the small bowel. A volume is brought to this orientation by swapping and flippin
 mask goes back to the volume's own grid without a loss.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -35,6 +36,8 @@ FIELD_TOLERANCE = 1.1
 # Below this maximum, intensities are fractions. `scale_intensity` expects whole numbers of 8 to 16 bits.
 FRACTIONS_BELOW = 256
 MAX_INTENSITY = 65535
+# A whole body at 1 mm has a quarter of it. A damaged or malicious header may promise more than the memory holds.
+MAX_VOXELS = 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ class Volume:
         note: A remark for the user.
 
     Raises:
-        InputError: If the affine is not that of a grid.
+        InputError: If the affine is not that of a grid, or if the volume is too large.
     """
 
     name: str
@@ -66,6 +69,12 @@ class Volume:
     def __post_init__(self) -> None:
         if not np.isfinite(self.affine).all() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
             raise InputError(f"{self.path}: its affine is not that of a grid in space; convert it again")
+        # `math.prod` counts with whole numbers of any size; a product of NumPy would overflow.
+        if math.prod(self.shape) > MAX_VOXELS:
+            shape = " x ".join(map(str, self.shape))
+            raise InputError(
+                f"{self.path}: expected at most {MAX_VOXELS} voxels, got {shape}; crop it, or copy it again"
+            )
 
     @cached_property
     def directions(self) -> np.ndarray:
@@ -208,6 +217,8 @@ def read_intensities(volume: Volume) -> np.ndarray:
         raise InputError(f"{volume.path}: expected voxels of shape {volume.shape}, got {voxels.shape}; copy it again")
     if not np.isfinite(voxels).any():
         raise InputError(f"{volume.path}: has no finite intensity; convert it again")
+    if np.nanmin(voxels) == np.nanmax(voxels):
+        raise InputError(f"{volume.path}: has the same intensity everywhere; export it again")
     return volume.to_training(to_intensities(voxels))
 
 
