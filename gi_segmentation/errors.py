@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -17,6 +18,33 @@ def one_line(error: BaseException) -> str:
         'no such file'
     """
     return " ".join(str(error).split())
+
+
+@contextmanager
+def reading(path: Path, problem: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads a file into an `InputError`.
+
+    Damaged bytes can be read as anything, and the parsers of NIfTI and DICOM stumble over them with a dozen kinds of
+    exceptions. One damaged file must not stop the prediction of all others.
+
+    Args:
+        path: The file.
+        problem: What is wrong, for the message.
+        remedy: What to do.
+
+    Example:
+        >>> with reading(Path("a.nii"), "not a whole NIfTI file", "copy it again"):
+        ...     raise EOFError("no data")
+        Traceback (most recent call last):
+        ...
+        gi_segmentation.errors.InputError: a.nii: not a whole NIfTI file (no data); copy it again
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: {problem} ({one_line(error)}); {remedy}") from error
 
 
 @contextmanager

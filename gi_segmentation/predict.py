@@ -58,7 +58,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--probabilities",
         action="store_true",
-        help="with --format nifti, write the probabilities of each organ before post-processing, too: a file per organ",
+        help="with --format nifti, write the probabilities before post-processing, too: a NIfTI file per organ",
     )
     parser.add_argument("--list", action="store_true", help="say what was found and what would be written, and stop")
     arguments = check_prediction_flags(parser.parse_args(argv))

@@ -4,7 +4,6 @@ Places are turned from DICOM's axes (x to the left, y to the back) to those of `
 """
 
 import re
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.errors import InputError, reading
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.schema import SLICE_THICKNESS_MM
 
@@ -105,13 +104,15 @@ def find_series(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
     for path in paths:
         name = f"{path.parent.name}/{path.name}"
         try:
-            header = read_dataset(path, stop_before_pixels=True)
-            if not is_scan(header):
-                continue
-            name = series_name(path, header)
-            for frame in read_frames(path, header):
-                # A copy of a file has the same UID, and counts once.
-                by_series[name].setdefault((frame.instance_uid or str(path), frame.number), frame)
+            # The library reads an attribute when it is asked for it, so each step can meet a damaged one.
+            with reading(path, "its header cannot be read", "export it again"):
+                header = read_dataset(path, stop_before_pixels=True)
+                if not is_scan(header):
+                    continue
+                name = series_name(path, header)
+                for frame in read_frames(path, header):
+                    # A copy of a file has the same UID, and counts once.
+                    by_series[name].setdefault((frame.instance_uid or str(path), frame.number), frame)
         except InputError as error:
             problems.setdefault(name, str(error))
     volumes = []
@@ -128,7 +129,7 @@ def is_scan(header: Any) -> bool:
     """Tell whether a file holds slices of a scan."""
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
     # A program that removes the patient's data may have removed the kind of the file, too.
-    known = kind in SCAN_CLASSES if kind else header.get("Modality") in ("MR", "CT") and "Rows" in header
+    known = str(kind) in SCAN_CLASSES if kind else header.get("Modality") in ("MR", "CT") and "Rows" in header
     return known and "LOCALIZER" not in (header.get("ImageType") or ())
 
 
@@ -175,18 +176,13 @@ def read_frames(path: Path, header: Any) -> list[Frame]:
     if (colours := header.get("PhotometricInterpretation")) != "MONOCHROME2":
         raise InputError(f"{path}: expected grey values with white as the highest (MONOCHROME2), got {colours}")
     check_codec(path, header)
-    try:
-        if "PerFrameFunctionalGroupsSequence" not in header:
-            return [read_frame(path, 0, header, [header])]
-        shared = list(header.get("SharedFunctionalGroupsSequence", ()))
-        return [
-            read_frame(path, number, header, [own, *shared])
-            for number, own in enumerate(header.PerFrameFunctionalGroupsSequence, start=1)
-        ]
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: its header cannot be read ({one_line(error)}); export it again") from error
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        return [read_frame(path, 0, header, [header])]
+    shared = list(header.get("SharedFunctionalGroupsSequence", ()))
+    return [
+        read_frame(path, number, header, [own, *shared])
+        for number, own in enumerate(header.PerFrameFunctionalGroupsSequence, start=1)
+    ]
 
 
 def check_codec(path: Path, header: Any) -> None:
@@ -198,11 +194,8 @@ def check_codec(path: Path, header: Any) -> None:
     from pydicom.pixels import get_decoder
 
     syntax = header.file_meta.get("TransferSyntaxUID")
-    try:
+    with reading(path, "its pixels are stored in an unknown way", "export it uncompressed"):
         decoder = get_decoder(syntax)
-    except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
-        name = getattr(syntax, "name", syntax)
-        raise InputError(f"{path}: its pixels are stored as {name}, which is not known; export it again") from error
     if not decoder.is_available:
         # Lines like `pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0`.
         packages = " or ".join(line.partition("requires ")[2] for line in decoder.missing_dependencies)
@@ -270,14 +263,9 @@ def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
         InputError: If it is damaged.
     """
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
-    try:
+    with reading(path, "not a whole DICOM file", "export it again"):
         return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-    # Damaged bytes can be read as anything, so its parser stumbles in many ways.
-    except (InvalidDicomError, OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, MemoryError,
-            NotImplementedError, RecursionError, struct.error) as error:  # fmt: skip
-        raise InputError(f"{path}: not a whole DICOM file ({one_line(error)}); export it again") from error
 
 
 def build_volume(name: str, frames: list[Frame]) -> Volume:
@@ -384,14 +372,11 @@ def read_voxels(series: DicomSeries) -> np.ndarray:
     voxels = np.empty((len(series.frames), rows, columns), dtype=np.float32)
     placed = sorted(enumerate(series.frames), key=lambda place: (place[1].path, place[1].number))
     for path, group in groupby(placed, key=lambda place: place[1].path):
-        dataset = read_dataset(path)
-        try:
-            pixels = dataset.pixel_array
-        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-            reason = one_line(error)
-            raise InputError(f"{path}: its pixels cannot be decoded ({reason}); export it uncompressed") from error
-        for index, frame in group:
-            voxels[index] = rescale(pixels.reshape(-1, rows, columns)[max(frame.number, 1) - 1], frame, dataset)
+        with reading(path, "its pixels cannot be decoded", "export it uncompressed"):
+            dataset = read_dataset(path)
+            pixels = dataset.pixel_array.reshape(-1, rows, columns)
+            for index, frame in group:
+                voxels[index] = rescale(pixels[max(frame.number, 1) - 1], frame, dataset)
     return voxels.transpose(2, 1, 0)
 
 

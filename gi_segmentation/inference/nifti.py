@@ -1,6 +1,5 @@
 """Read scans from NIfTI files, and write label maps on their grid."""
 
-import zlib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.errors import InputError, reading
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.schema import ORGANS
 
@@ -52,13 +51,11 @@ def open_volume(path: Path) -> Volume:
         InputError: If the file is damaged, has no single volume, or does not say how it lies in the patient.
     """
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
-    try:
+    with reading(path, "not a whole NIfTI file", "copy it again"):
         image: Any = nibabel.load(path)
-    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{path}: not a whole NIfTI file ({one_line(error)}); copy it again") from error
-    header = image.header
+        header = image.header
+        unit = header.get_xyzt_units()[0]
     shape = tuple(int(length) for length in image.shape)
     # A file may have a fourth axis of length 1 for time, or be a single slice.
     spatial = three_axes(shape)
@@ -68,8 +65,8 @@ def open_volume(path: Path) -> Volume:
         )
     if not (header["sform_code"] or header["qform_code"]):
         raise InputError(f"{path}: does not say where left and right are (sform and qform are 0); convert it again")
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        raise InputError(f"{path}: expected millimetres, got {header.get_xyzt_units()[0]}; convert it")
+    if unit not in ("mm", "unknown"):
+        raise InputError(f"{path}: expected millimetres, got {unit}; convert it")
     return Volume(scan_name(path), path, spatial, np.asarray(image.affine, float), partial(read_voxels, path), header)
 
 
@@ -81,11 +78,9 @@ def read_voxels(path: Path) -> np.ndarray:
     """
     import nibabel
 
-    try:
+    with reading(path, "its voxels cannot be read", "copy it again"):
         image: Any = nibabel.load(path)
         voxels = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{path}: its voxels cannot be read ({one_line(error)}); copy it again") from error
     return voxels.reshape(three_axes(voxels.shape))
 
 
