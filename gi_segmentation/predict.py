@@ -1,6 +1,7 @@
 """`python -m gi_segmentation.predict`: predict slices or volumes with one or several checkpoints."""
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -80,6 +81,9 @@ def main(argv: list[str] | None = None) -> list[Path]:
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.inference.archives import unpacked
 
+    # Each process would unpack its own copy.
+    if arguments.input.suffix.lower() == ".zip" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"--input {arguments.input}: unpack it first, because several processes read it")
     with unpacked(arguments.input) as path:
         return predict(arguments, path)
 

@@ -135,8 +135,8 @@ class TestGeometry:
             ({"ImagePositionPatient": None}, "has no valid ImagePositionPatient"),
             ({"PixelSpacing": []}, "has no valid PixelSpacing"),
             ({"ImageOrientationPatient": ["1", "0", "0", "1", "0", "0"]}, "not at right angles"),
-            ({"SeriesInstanceUID": ""}, "has no SeriesInstanceUID"),
-            ({"FrameOfReferenceUID": ""}, "has no FrameOfReferenceUID"),
+            ({"SeriesInstanceUID": "1/../../2"}, "expected digits and dots as SeriesInstanceUID, got '1/../../2'"),
+            ({"Rows": None}, "its header cannot be read"),
             ({"PhotometricInterpretation": "MONOCHROME1"}, "expected grey values with white as the highest"),
         ],
     )

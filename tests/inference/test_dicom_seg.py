@@ -1,8 +1,11 @@
 """A DICOM segmentation has the masks to the voxel, names its series and its model, and follows the standard."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import highdicom
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -105,6 +108,27 @@ class TestFile:
             assert (
                 "name/model" in identification.AlgorithmParameters and "f" * 40 in identification.AlgorithmParameters
             )
+
+
+@pytest.mark.skipif(shutil.which("segimage2itkimage") is None, reason="dcmqi is not installed: pip install dcmqi")
+@pytest.mark.parametrize(
+    ("number", "depth", "enhanced"),
+    [(0, 5, False), (7, 5, True), (13, 5, False), (22, 5, True), (31, 5, False), (47, 5, True), (0, 1, False)],
+)
+def test_dcmqi_reads_the_same_voxels(number: int, depth: int, enhanced: bool, tmp_path: Path) -> None:
+    # Axial, sagittal and coronal series in both directions, all of them tilted, and a series of one slice.
+    volume = make_volume(tmp_path / "in", number, enhanced, (15, 14, depth))
+    masks = shapes(volume.shape)
+    write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+    words = ["--inputDICOM", tmp_path / "out.dcm", "--outputDirectory", tmp_path, "--prefix", "read", "-t", "nii"]
+    done = subprocess.run(["segimage2itkimage", *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {}
+    for path in tmp_path.glob("read*.nii.gz"):
+        image = nibabel.load(path)
+        for label in set(np.unique(image.dataobj)) - {0}:
+            found[label] = places(np.asarray(image.dataobj) == label, image.affine)
+    assert found == {organ + 1: places(masks[organ], volume.affine) for organ in range(3) if masks[organ].any()}
 
 
 def test_predict_writes_a_segmentation_per_series(small_kaggle_dir: Path, tmp_path: Path) -> None:
