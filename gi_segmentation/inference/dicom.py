@@ -107,7 +107,7 @@ def find_series(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
             # The library reads an attribute when it is asked for it, so each step can meet a damaged one.
             with reading(path, "its header cannot be read", "export it again"):
                 header = read_dataset(path, stop_before_pixels=True)
-                if not is_scan(header):
+                if not is_scan(path, header):
                     continue
                 name = series_name(path, header)
                 for frame in read_frames(path, header):
@@ -125,9 +125,15 @@ def find_series(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
     return volumes, problems
 
 
-def is_scan(header: Any) -> bool:
-    """Tell whether a file holds slices of a scan."""
+def is_scan(path: Path, header: Any) -> bool:
+    """Tell whether a file holds slices of a scan.
+
+    Raises:
+        InputError: If the file does not say what it holds.
+    """
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    if not kind and "Modality" not in header:
+        raise InputError(f"{path}: not a whole DICOM file (no SOPClassUID and no Modality); export it again")
     # A program that removes the patient's data may have removed the kind of the file, too.
     known = str(kind) in SCAN_CLASSES if kind else header.get("Modality") in ("MR", "CT") and "Rows" in header
     return known and "LOCALIZER" not in (header.get("ImageType") or ())

@@ -1,5 +1,6 @@
 """DICOM series in any file order and orientation become the same slices as Kaggle's; what is no volume is refused."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -8,12 +9,17 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import JPEGLosslessSV1
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.dicom import find_series
-from gi_segmentation.inference.inputs import find_scans
+from gi_segmentation.inference.inputs import describe_scan, find_scans
+from gi_segmentation.inference.predictor import Settings, load_members
+from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
 from tests.support.dicom import item, read_series, write_enhanced, write_series
@@ -23,6 +29,7 @@ from tests.support.volumes import (
     ORIENTATIONS,
     predict_kaggle,
     prediction_words,
+    read_first_scan,
     read_scan,
     rotation,
     store,
@@ -223,11 +230,68 @@ class TestPrediction:
             find_scans(tmp_path / "in")
         assert path.is_file()
 
+    def test_one_bad_series_stops_no_other(self, model: Path, small_kaggle_dir: Path, tmp_path: Path) -> None:
+        voxels, affine = read_first_scan(small_kaggle_dir / "train")
+        folder = tmp_path / "in"
+        good = write_series(folder / "good", voxels, affine, description="\x1b[2J<script>alert(1)</script>")
+        for path in good:
+            edit(path, PatientName="<b>Doe</b>^&amp;")
+        shuffled = np.random.default_rng(0).permutation(np.repeat(voxels, 2, axis=2))
+        paths = {name: write_series(folder / name, shuffled, affine) for name in ("gap", "twice", "codec", "noise")}
+        paths["gap"][2].unlink()
+        edit(paths["twice"][1], ImagePositionPatient=pydicom.dcmread(paths["twice"][0]).ImagePositionPatient)
+        for path in paths["codec"]:
+            dataset = pydicom.dcmread(path)
+            dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+            dataset["PixelData"].is_undefined_length = True
+            dataset.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+            dataset.save_as(path)
+        (folder / "noise" / "garbage").write_bytes(bytes(128) + b"DICM" + bytes(range(256)) * 4)
+        (folder / "noise" / "notes").write_text("no DICOM file")
+        (folder / "link").symlink_to(folder / "nowhere")
+        constant = write_series(folder / "constant", np.full((8, 8, 3), 5, np.uint16), affine)
+        uids = {pydicom.dcmread(files[-1]).SeriesInstanceUID: name for name, files in paths.items()}
+        uids[pydicom.dcmread(constant[0]).SeriesInstanceUID] = "constant"
+        scans = find_scans(folder)
+        assert all(describe_scan(scan, "dicom").isprintable() for scan in scans.scans)
+        members = load_members([str(model)], None, Computation("cpu"))
+        results = predict_files(members, scans.scans, ["dicom-seg", "rtstruct"], tmp_path / "out", Settings())
+        messages = {uids.get(result.name, result.name): result.message for result in results}
+        (uid,) = messages.keys() - {"gap", "twice", "codec", "noise", "noise/garbage", "constant"}
+        assert messages.pop(uid) == messages.pop("noise") == ""
+        for path in (tmp_path / "out").glob(f"{uid}*"):
+            assert pydicom.dcmread(path).PatientName == "<b>Doe</b>^&amp;"
+        assert len(list((tmp_path / "out").glob("*.dcm"))) == 4
+        for name, text in {
+            "gap": "slices are missing",
+            "twice": "several slices at",
+            "codec": r"compressed \(JPEG Lossless.*install with pip .*pylibjpeg-libjpeg",
+            "noise/garbage": "not a whole DICOM file",
+            "constant": "has the same intensity everywhere",
+        }.items():
+            assert re.search(text, messages[name]) and "\n" not in messages[name]
+
     def test_a_folder_without_images_is_refused(self, tmp_path: Path) -> None:
         (path,) = write_series(tmp_path, VOXELS[:, :, :1], AFFINE)
         edit(path, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
         with pytest.raises(InputError, match="none is a slice of an MR series"):
             find_scans(tmp_path)
+
+
+@pytest.mark.parametrize("format_", ["nifti", "dicom-seg", "rtstruct"])
+def test_a_real_series_without_uids_becomes_a_nifti_file_only(format_: str, test_data: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "segformer", seed=0)
+    words = prediction_words(model, test_data / "totalsegmentator" / "example_ct_dicom", tmp_path / "out")
+    if format_ != "nifti":
+        with pytest.raises(InputError, match=r"has no SOPClassUID, which contours have to name; .*--format nifti"):
+            main([*words, "--format", format_])
+        return
+    (written,) = main([*words, "--format", format_])
+    reference = nibabel.load(test_data / "totalsegmentator" / "example_seg_dicom.nii.gz")
+    assert written.name == "example_ct_dicom.nii.gz"
+    canonical, expected = (nibabel.as_closest_canonical(image) for image in (nibabel.load(written), reference))
+    assert canonical.shape == expected.shape
+    np.testing.assert_allclose(canonical.affine, expected.affine, atol=0.01)
 
 
 def test_a_real_series_has_the_grid_of_its_label_map(test_data: Path, tmp_path: Path) -> None:

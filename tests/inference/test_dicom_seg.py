@@ -118,6 +118,13 @@ class TestFile:
 def test_dcmqi_reads_the_same_voxels(number: int, depth: int, enhanced: bool, tmp_path: Path) -> None:
     # Axial, sagittal and coronal series in both directions, all of them tilted, and a series of one slice.
     volume = make_volume(tmp_path / "in", number, enhanced, (15, 14, depth))
+    if number == 13:
+        # Slices of 1 mm with gaps between them.
+        for path in volume.origin.paths:
+            dataset = pydicom.dcmread(path)
+            dataset.SliceThickness = 1
+            dataset.save_as(path)
+        volume = read_series(volume.origin.paths)
     masks = shapes(volume.shape)
     write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
     words = ["--inputDICOM", tmp_path / "out.dcm", "--outputDirectory", tmp_path, "--prefix", "read", "-t", "nii"]
