@@ -213,7 +213,7 @@ class TestContinuing:
 
 
 def test_two_processes_share_the_scans(model: Path, kaggle_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
-    words = ["--model", str(model), "--input", str(kaggle_dir / "train"), "--num_workers", "0", "--precision", "fp32"]
+    words = ["--model", str(model), "--input", str(kaggle_dir / "train"), "--num_workers", "0"]
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "gi_segmentation.predict"]
     formats = ["--format", "kaggle", "nifti", "--output_dir"]
     done = run_python([*launch, *words, *formats, str(tmp_path / "two")], cwd=ROOT, timeout=300)
