@@ -35,6 +35,7 @@ LIGHT = {
     "gi_segmentation.score": {"datasets", "torch", "transformers", "pandas", "scipy"},
     "gi_segmentation.compare": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.cross_validate": {"datasets", "torch", "transformers", "pandas"},
+    "gi_segmentation.export": {"datasets", "torch", "transformers", "pandas", "onnx", "onnxruntime"},
     "gi_segmentation.inference.predictor": {"datasets", "albumentations", *CLINIC},
     "gi_segmentation.inference.outputs": {"datasets", "torch", "transformers", *CLINIC},
     "gi_segmentation.scoring.submissions": {"datasets", "torch", "transformers"},
@@ -49,6 +50,7 @@ LIGHT_HELP = {
     "-m gi_segmentation.predict": {"datasets", "pandas", "torch", "transformers", *CLINIC},
     "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.cross_validate": {"datasets", "pandas", "torch", "transformers"},
+    "-m gi_segmentation.export": {"datasets", "pandas", "torch", "transformers", "onnx", "onnxruntime"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
 }
 

@@ -65,6 +65,19 @@ def read_back(api: HfApi, folder: Path, repo_id: str, repo_type: str, commit: st
     return differing
 
 
+def check_upload(api: HfApi, folder: Path, repo_id: str, repo_type: str, commit: str) -> None:
+    """Check that each published file is the same as the local one; arguments as `read_back`.
+
+    Raises:
+        InputError: If a file differs.
+    """
+    if differing := read_back(api, folder, repo_id, repo_type, commit):
+        raise InputError(
+            f"{repo_id}: after the upload, these files differ from the local ones: {', '.join(differing)}; run the "
+            f"same command again"
+        )
+
+
 def tag_commit(api: HfApi, repo_id: str, repo_type: str, commit: str, tag: str) -> str:
     """Tag a commit. If another commit has this tag, the new tag gets a number.
 
@@ -119,12 +132,32 @@ def publish_folder(
             delete_patterns="*",
         ).oid
         name = tag_commit(api, repo_id, repo_type, commit, tag)
-        differing = read_back(api, folder, repo_id, repo_type, commit)
-    if differing:
-        raise InputError(
-            f"{repo_id}: after the upload, these files differ from the local ones: {', '.join(differing)}; run the "
-            f"same command again"
-        )
+        check_upload(api, folder, repo_id, repo_type, commit)
     # Addresses of datasets contain `datasets/`. Those of models contain nothing like it.
     kind = "" if repo_type == "model" else f"{repo_type}s/"
     return Publication(f"{constants.ENDPOINT}/{kind}{repo_id}", repo_id, commit, name)
+
+
+def add_files(folder: Path, repo_id: str, message: str, branch: str | None, parent: str | None) -> str:
+    """Add the files of a folder to the repository of a model, in one commit. Its other files stay.
+
+    Args:
+        folder: The files, with the same paths as in the repository.
+        repo_id: Name of the repository, which must exist.
+        message: Commit message.
+        branch: Branch of the repository; None: the main branch.
+        parent: The last commit of the branch, or the Hub refuses; None: any commit may be the last.
+
+    Returns:
+        A line for the terminal.
+
+    Raises:
+        InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
+    """
+    api = HfApi()
+    with hub_errors(repo_id):
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=message, revision=branch, parent_commit=parent
+        ).oid
+        check_upload(api, folder, repo_id, "model", commit)
+    return f"published: {constants.ENDPOINT}/{repo_id} (commit {commit[:12]})"
