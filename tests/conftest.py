@@ -75,6 +75,23 @@ def small_kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def scan_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last 12 slices of a scan, with the numbers 61 to 72, so that the names in the card's lines fit.
+
+    Tests only read it.
+    """
+    from dataset_builder.phantom import write_phantom
+
+    # The files are renamed from the last to the first, so no new name is the name of another file.
+    folder = tmp_path_factory.mktemp("scans") / "kaggle"
+    write_phantom(folder, num_cases=1, days_per_case=1, slices_per_scan=12, num_proc=1)
+    for path in sorted(folder.rglob("slice_*.png"), reverse=True):
+        number = int(path.name.split("_")[1])
+        path.rename(path.with_name(path.name.replace(f"slice_{number:04d}", f"slice_{number + 60:04d}")))
+    return folder / "train"
+
+
 @pytest.fixture
 def kaggle_copy(small_kaggle_dir: Path, tmp_path: Path) -> Path:
     """A copy of `small_kaggle_dir` that a test may damage."""

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil, pipeline
 
-from dataset_builder.phantom import write_phantom
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.data.kaggle import find_slices
 from gi_segmentation.errors import InputError
@@ -246,18 +245,6 @@ def test_a_mistake_of_the_user_ends_in_one_error(run_python: Any, checkpoint: Pa
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "error: --input nowhere: no such file or folder"
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
-
-
-@pytest.fixture(scope="module")
-def scan_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last 12 slices of a scan, with the numbers 61 to 72, so that the names in the card's lines fit."""
-    # The files are renamed from the last to the first, so no new name is the name of another file.
-    folder = tmp_path_factory.mktemp("scans") / "kaggle"
-    write_phantom(folder, num_cases=1, days_per_case=1, slices_per_scan=12, num_proc=1)
-    for path in sorted(folder.rglob("slice_*.png"), reverse=True):
-        number = int(path.name.split("_")[1])
-        path.rename(path.with_name(path.name.replace(f"slice_{number:04d}", f"slice_{number + 60:04d}")))
-    return folder / "train"
 
 
 @pytest.mark.parametrize("family", ["segformer", "beit"])

@@ -18,6 +18,14 @@ with exit_on_input_error():
     published = publish_folder(Path(sys.argv[1]), sys.argv[2], "model", sys.argv[3], "Publish", private=None)
     print(published.tag, published.commit)
 """
+ADD = """
+import sys
+from pathlib import Path
+from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.publishing.hub import add_files
+with exit_on_input_error():
+    print(add_files(Path(sys.argv[1]), sys.argv[2], "Add", branch=None, parent=sys.argv[3]))
+"""
 READ_BACK = """
 import sys
 from pathlib import Path
@@ -66,6 +74,24 @@ def test_a_hidden_folder_is_published_and_deleted_like_any_other(
         done = run_python(["-c", PUBLISH, str(folder), REPO_ID, "best"], cwd=tmp_path, env=hub.environment())
         assert done.returncode == 0, done.stderr
         assert set(api.list_repo_files(REPO_ID)) - {".gitattributes"} == expected
+
+
+def test_files_are_added_only_to_the_commit_that_they_belong_to(
+    tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    api.create_repo(REPO_ID)
+    commits = [
+        api.upload_folder(repo_id=REPO_ID, folder_path=write(tmp_path / name, {"config.json": name})).oid
+        for name in ("first", "second")
+    ]
+    more = write(tmp_path / "more", {"onnx/model.onnx": "weights"})
+    for parent, expected in zip(commits, (1, 0), strict=True):
+        done = run_python(["-c", ADD, str(more), REPO_ID, parent], cwd=tmp_path, env=hub.environment())
+        assert done.returncode == expected, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        added = {"onnx/model.onnx"} if expected == 0 else set()
+        assert set(api.list_repo_files(REPO_ID)) - {".gitattributes"} == {"config.json"} | added
 
 
 def test_reading_back_finds_a_file_that_differs(tmp_path: Path, hub: LoopbackHub, run_python: RunPython) -> None:

@@ -53,8 +53,12 @@ def save_model(folder: Path, family: str, seed: int, label_mode: str = "multicla
     model, processor = load_model(arguments, SIZE, slice_context)
     with torch.no_grad():
         # With the usual small weights, one label would win everywhere.
-        classifier = model.decode_head.classifier
-        torch.nn.init.normal_(classifier.weight, std=3)
+        if family == "dpt":
+            # Its small weights multiply over many layers. Logits of 0.00000001 would say little about an export.
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+        else:
+            torch.nn.init.normal_(model.decode_head.classifier.weight, std=3)
     with without_auxiliary_head(model):
         model.save_pretrained(folder)
     processor.save_pretrained(folder)
