@@ -175,7 +175,7 @@ def render_section(model: PreTrainedModel, name: str, revision: str | None) -> s
         slice_context=getattr(model.config, "slice_context", 0),
         postprocessing=getattr(model.config, "postprocessing", None) is not None,
     )
-    return f"{HEADING}\n\n{section}\n"
+    return f"{HEADING}\n\n{section.rstrip()}\n"
 
 
 def add_section(card: str, section: str) -> str:
