@@ -4,38 +4,21 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
 from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity
 from gi_segmentation.inference.masks import predict_masks
+from gi_segmentation.inference.overlays import ORGAN_COLOURS, Panel, draw_outlines
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.schema import COLOURS, ORGANS
+from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels, dice_score, nanmean
-
-# Matplotlib takes colours as numbers from 0 to 1. The background has no outline.
-ORGAN_COLOURS = [(red / 255, green / 255, blue / 255) for red, green, blue in COLOURS[1:]]
-
-
-class Panel(NamedTuple):
-    """A slice to draw.
-
-    Attributes:
-        image: Scaled intensities between 0 and 1, shape `(height, width)`.
-        masks: Mask of each organ, bool, shape `(organs, height, width)`.
-        title: The text above the slice.
-    """
-
-    image: np.ndarray
-    masks: np.ndarray
-    title: str
 
 
 def outlined_by_hand(row: dict[str, Any], title: str) -> Panel:
@@ -47,17 +30,6 @@ def outlined_by_hand(row: dict[str, Any], title: str) -> Panel:
     """
     masks = organ_masks(row["segmentation"], row["height"], row["width"])
     return Panel(scale_intensity(np.array(row["image"])), masks, title)
-
-
-def draw_outlines(axes: Axes, panel: Panel) -> None:
-    """Draw a slice with the outline of each organ."""
-    # Without fixed limits, matplotlib would stretch each slice to its own range, and a dark slice would look bright.
-    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1)
-    for mask, colour in zip(panel.masks, ORGAN_COLOURS, strict=True):
-        # `contour` warns about a mask without any edge. The level 0.5 lies between outside (0) and inside (1).
-        if mask.any():
-            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
-    axes.set_title(panel.title, fontsize=9)
 
 
 def draw_panels(panels: Sequence[Panel], columns: int, width: float = 3.2) -> Figure:

@@ -1,0 +1,36 @@
+"""Draw a slice with the outlines of its organs."""
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from gi_segmentation.schema import COLOURS
+
+# Matplotlib takes colours as numbers from 0 to 1. The background has no outline.
+ORGAN_COLOURS = [(red / 255, green / 255, blue / 255) for red, green, blue in COLOURS[1:]]
+
+
+class Panel(NamedTuple):
+    """A slice to draw.
+
+    Attributes:
+        image: Scaled intensities between 0 and 1, shape `(height, width)`.
+        masks: Mask of each organ, bool, shape `(organs, height, width)`.
+        title: The text above the slice.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    title: str
+
+
+def draw_outlines(axes: Axes, panel: Panel) -> None:
+    """Draw a slice with the outline of each organ."""
+    # Without fixed limits, matplotlib would stretch each slice to its own range, and a dark slice would look bright.
+    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1)
+    for mask, colour in zip(panel.masks, ORGAN_COLOURS, strict=True):
+        # `contour` warns about a mask without any edge. The level 0.5 lies between outside (0) and inside (1).
+        if mask.any():
+            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+    axes.set_title(panel.title, fontsize=9)

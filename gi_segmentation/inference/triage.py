@@ -1,0 +1,327 @@
+"""Sort predicted scans into good, look and fail, with reasons in plain words.
+
+The masks are compared with plain limits, and the scan with the ranges of the scans that the model was trained on. The
+ranges are in the published configuration of the model, under the name `training_ranges`. A checkpoint without them is
+judged by the plain limits only.
+
+How many faults are found is measured by `benchmarks/triage.py`, see docs/triage.md. A scan that is good here may still
+have wrong outlines: the triage looks for scans that are unlike the training, and not for errors of a contour.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.inference.measures import PERCENTILES, ScanMeasures
+from gi_segmentation.schema import ORGANS
+
+Verdict: TypeAlias = Literal["good", "look", "fail"]
+# From the mildest to the gravest.
+VERDICTS: tuple[Verdict, ...] = ("good", "look", "fail")
+# Quantiles of the training's scans between which a range lies. A single odd scan does not widen it.
+RANGE_QUANTILES = (0.01, 0.99)
+
+
+class Feature(NamedTuple):
+    """A number of a scan that is compared with the scans of the training.
+
+    Attributes:
+        title: What it is, in plain words.
+        unit: Its unit; empty for a share or an intensity.
+        least_width: A range that is narrower counts as this wide. All scans of a training may have the same spacing,
+            and then a difference of a hair would be infinitely many times the width of the range.
+        hint: What may be the reason if the number is outside.
+    """
+
+    title: str
+    unit: str
+    least_width: float
+    hint: str
+
+
+GEOMETRY: dict[str, Feature] = {
+    "slice_distance_mm": Feature("distance between slices", "mm", 1.0, ""),
+    "length_mm": Feature("length of the scan from head to feet", "mm", 60.0, "another body part may be shown"),
+    "height_mm": Feature("height of the field of view", "mm", 60.0, "rows and columns may be swapped"),
+    "width_mm": Feature("width of the field of view", "mm", 60.0, "rows and columns may be swapped"),
+}
+INTENSITIES: dict[str, Feature] = {
+    **{
+        f"p{percentile}": Feature(
+            f"{percentile}th percentile of the scaled intensities", "", 0.05, "contrast unlike the training"
+        )
+        for percentile in PERCENTILES
+    },
+    "border": Feature("mean intensity near the border of the slices", "", 0.05, "this should be air"),
+    "roughness": Feature("difference of neighbouring pixels", "", 0.01, "noise, or unlike smoothing"),
+}
+PER_ORGAN: dict[str, Feature] = {
+    "volume_ml": Feature("volume", "mL", 10.0, ""),
+    "largest_share": Feature("share of the largest piece in the volume", "", 0.2, "in fragments"),
+    "end_share": Feature("share of the largest area on an end slice", "", 0.2, "cut off by the scan's end"),
+    "edge_share": Feature("share of the mask on the edge of the slices", "", 0.01, "cut off by the field of view"),
+    "back_mm": Feature("place from front to back", "mm", 15.0, "front and back may be swapped"),
+    "left_mm": Feature("place from right to left", "mm", 15.0, "left and right may be swapped"),
+    "lower_mm": Feature("place from head to feet among the organs", "mm", 15.0, "head and feet may be swapped"),
+}
+FEATURES: dict[str, Feature] = {
+    **GEOMETRY,
+    **INTENSITIES,
+    **{
+        f"{organ}_{name}": feature._replace(title=f"{organ.replace('_', ' ')}: {feature.title}")
+        for organ in ORGANS
+        for name, feature in PER_ORGAN.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on a scan needs a look, and from where on it fails. The values are measured, see docs/triage.md.
+
+    Attributes:
+        deviations: How far a number may lie outside its training range, in widths of this range.
+        confidences: Mean probability inside a mask below which it is doubtful.
+        agreements: Dice of a model or a flip alone with the common mask below which the mask is doubtful.
+        largest_share: Without training ranges, the share of the volume that the largest piece of the stomach needs.
+        cut_share: Without training ranges, the share of the largest area that an end slice may have.
+    """
+
+    deviations: tuple[float, float] = (1.0, 4.0)
+    confidences: tuple[float, float] = (0.8, 0.6)
+    agreements: tuple[float, float] = (0.8, 0.5)
+    largest_share: float = 0.8
+    cut_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingRanges:
+    """The ranges of the scans that a model was trained on.
+
+    Attributes:
+        scans: Number of scans.
+        ranges: Lowest and highest value by the name of the feature. A feature that no scan has is left out.
+    """
+
+    scans: int
+    ranges: Mapping[str, tuple[float, float]]
+
+    def to_config(self) -> dict[str, Any]:
+        """Return plain dictionaries for `model.config.training_ranges`.
+
+        Example:
+            >>> TrainingRanges(2, {"length_mm": (240.0, 432.0)}).to_config()
+            {'scans': 2, 'ranges': {'length_mm': [240.0, 432.0]}}
+        """
+        return {"scans": self.scans, "ranges": {name: list(ends) for name, ends in self.ranges.items()}}
+
+    @classmethod
+    def from_config(cls, value: Any) -> "TrainingRanges":
+        """Read and check what `to_config` wrote. A published configuration may come from anybody.
+
+        Raises:
+            InputError: If the value has another form.
+
+        Example:
+            >>> TrainingRanges.from_config({"scans": 2, "ranges": {"length_mm": [240, 432]}}).ranges
+            {'length_mm': (240.0, 432.0)}
+        """
+        right = isinstance(value, dict) and isinstance(value.get("ranges"), dict) and is_number(value.get("scans"))
+        # A later version may have other features. Those that are not known here are not compared.
+        ranges = {name: ends for name, ends in value["ranges"].items() if name in FEATURES} if right else {}
+        for name, ends in ranges.items():
+            pair = isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends)) and ends[0] <= ends[1]
+            if not pair:
+                raise InputError(f"training_ranges.{name}: expected [lowest, highest], but got {ends!r:.80}")
+        if not right:
+            raise InputError(f"training_ranges: expected a dictionary with scans and ranges, but got {value!r:.80}")
+        return cls(int(value["scans"]), {name: (float(low), float(high)) for name, (low, high) in ranges.items()})
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value from a file is a finite number. In Python, True is a number too; here it is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def find_features(measured: ScanMeasures) -> dict[str, float]:
+    """Return the numbers of a scan that are compared, by the names in `FEATURES`. Those of a missing organ are NaN."""
+    features = dict(zip(GEOMETRY, (measured.spacing_mm[0], *measured.field_mm), strict=True)) | dict(
+        measured.intensities
+    )
+    for organ, one in measured.organs.items():
+        features |= {f"{organ}_{name}": getattr(one, name) for name in PER_ORGAN}
+    return features
+
+
+def find_ranges(scans: Sequence[ScanMeasures]) -> TrainingRanges:
+    """Return the ranges of the scans of a training."""
+    rows = [find_features(scan) for scan in scans]
+    ranges = {}
+    for name in FEATURES:
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        if values:
+            # Four digits are more than a range of a few hundred scans is worth, and keep the configuration short.
+            low, high = (float(f"{value:.4g}") for value in np.quantile(values, RANGE_QUANTILES))
+            ranges[name] = (low, high)
+    return TrainingRanges(len(rows), ranges)
+
+
+def find_deviation(name: str, value: float, ends: tuple[float, float]) -> float:
+    """Return how far a value lies outside a range, in widths of this range; 0 inside.
+
+    Example:
+        >>> find_deviation("length_mm", 632.0, (332.0, 432.0)), find_deviation("length_mm", 400.0, (332.0, 432.0))
+        (2.0, 0.0)
+    """
+    low, high = ends
+    return max(low - value, value - high, 0.0) / max(high - low, FEATURES[name].least_width)
+
+
+class Reason(NamedTuple):
+    """Why a scan is not good.
+
+    Attributes:
+        verdict: `look` or `fail`.
+        check: Name of the check, for programs.
+        text: The reason in plain words.
+    """
+
+    verdict: Verdict
+    check: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Triage:
+    """The verdict on a scan.
+
+    Attributes:
+        reasons: Why it is not good, the gravest first.
+        unchecked: What could not be checked, a sentence each.
+    """
+
+    reasons: Sequence[Reason]
+    unchecked: Sequence[str]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest verdict among the reasons; good without any."""
+        return max((reason.verdict for reason in self.reasons), key=VERDICTS.index, default="good")
+
+
+def sort_scan(
+    measured: ScanMeasures,
+    ranges: TrainingRanges | None,
+    agreement: Mapping[str, float] | None = None,
+    limits: Limits | None = None,
+) -> Triage:
+    """Judge a predicted scan.
+
+    Args:
+        measured: From `measure_scan`, with probabilities.
+        ranges: The ranges of the training; None if they are not known.
+        agreement: By the name of the organ, the Dice of that model of an ensemble, or of that flip, which agrees least
+            with the common mask; None for a single model without flips.
+        limits: From where on something is a reason; None: those of `Limits`.
+    """
+    limits = limits or Limits()
+    reasons = [*check_organs(measured, limits), *check_agreement(agreement or {}, limits)]
+    unchecked = []
+    if ranges is None:
+        reasons += check_shape(measured, limits)
+        unchecked.append(
+            "The checkpoint does not say which scans it was trained on. So geometry, intensities, and size and place "
+            "of the organs were not compared with them."
+        )
+    else:
+        reasons += check_ranges(measured, ranges, limits)
+    if agreement is None:
+        unchecked.append("There is one model without flips, so nothing shows whether several predictions agree.")
+    order = sorted(reasons, key=lambda reason: -VERDICTS.index(reason.verdict))
+    return Triage(order, unchecked)
+
+
+def check_organs(measured: ScanMeasures, limits: Limits) -> list[Reason]:
+    """Look for organs that are missing or doubtful."""
+    missing = [organ for organ, one in measured.organs.items() if not one.volume_ml]
+    if len(missing) == len(ORGANS):
+        return [Reason("fail", "missing", "no organ was found")]
+    reasons = [Reason("look", "missing", f"{organ.replace('_', ' ')}: not found") for organ in missing]
+    for organ, one in measured.organs.items():
+        if verdict := below(one.confidence, limits.confidences):
+            text = f"mean probability inside the mask is only {one.confidence:.2f}"
+            reasons.append(Reason(verdict, "confidence", f"{organ.replace('_', ' ')}: {text}"))
+    if measured.missing_slices:
+        reasons.append(Reason("look", "gaps", f"{measured.missing_slices} slices are missing within the scan"))
+    return reasons
+
+
+def check_agreement(agreement: Mapping[str, float], limits: Limits) -> list[Reason]:
+    """Look for organs on which models or flips disagree."""
+    return [
+        Reason(
+            verdict,
+            "agreement",
+            f"{organ.replace('_', ' ')}: models or flips disagree (Dice with the common mask down to {dice:.2f})",
+        )
+        for organ, dice in agreement.items()
+        if (verdict := below(dice, limits.agreements))
+    ]
+
+
+def below(value: float, limits: tuple[float, float]) -> Verdict | None:
+    """Return the verdict on a value that should not be below two limits; None if it is not.
+
+    Example:
+        >>> below(0.9, (0.8, 0.6)), below(0.7, (0.8, 0.6)), below(0.5, (0.8, 0.6)), below(math.nan, (0.8, 0.6))
+        (None, 'look', 'fail', None)
+    """
+    look, fail = limits
+    return "fail" if value < fail else "look" if value < look else None
+
+
+def check_shape(measured: ScanMeasures, limits: Limits) -> list[Reason]:
+    """Look for fragments and for organs that are cut off, by plain limits instead of the ranges of the training."""
+    reasons = []
+    for organ, one in measured.organs.items():
+        title = organ.replace("_", " ")
+        # A bowel is often in several pieces, because a slice is thicker than its thinnest part.
+        if organ == "stomach" and one.largest_share < limits.largest_share:
+            reasons.append(Reason("look", "fragments", f"{title}: in {one.pieces} pieces"))
+        if one.end_share > limits.cut_share:
+            reasons.append(Reason("look", "cut_off", f"{title}: cut off by the first or the last slice"))
+        if one.edge_share:
+            reasons.append(Reason("look", "cut_off", f"{title}: cut off by the field of view"))
+    return reasons
+
+
+def check_ranges(measured: ScanMeasures, ranges: TrainingRanges, limits: Limits) -> list[Reason]:
+    """Compare a scan with the ranges of the training."""
+    reasons = []
+    features = find_features(measured)
+    look, fail = limits.deviations
+    for name, ends in ranges.ranges.items():
+        value = features[name]
+        # An organ that is missing has no number. It has a reason of its own.
+        deviation = 0.0 if math.isnan(value) else find_deviation(name, value, ends)
+        if deviation > look:
+            reasons.append(Reason("fail" if deviation > fail else "look", name, describe_deviation(name, value, ends)))
+    return reasons
+
+
+def describe_deviation(name: str, value: float, ends: tuple[float, float]) -> str:
+    """Say in plain words that a number is outside the range of the training.
+
+    Example:
+        >>> describe_deviation("length_mm", 90.0, (240.0, 432.0))
+        'length of the scan from head to feet: 90 mm, in the training 240 to 432 mm (another body part may be shown)'
+    """
+    feature = FEATURES[name]
+    shown, low, high = (f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}" for number in (value, *ends))
+    unit = f" {feature.unit}" if feature.unit else ""
+    hint = f" ({feature.hint})" if feature.hint else ""
+    return f"{feature.title}: {shown}{unit}, in the training {low} to {high}{unit}{hint}"

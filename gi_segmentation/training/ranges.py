@@ -1,0 +1,45 @@
+"""Measure the scans of a training, so that a later prediction can say whether a scan is like them."""
+
+import numpy as np
+from datasets import Dataset
+
+from gi_segmentation.data.preprocessing import scale_intensity
+from gi_segmentation.data.slices import ScanPlan, plan_scans
+from gi_segmentation.inference.measures import ScanMeasures, measure_scan, pick_intensity_slices
+from gi_segmentation.inference.triage import TrainingRanges, find_ranges
+from gi_segmentation.rle import organ_masks
+from gi_segmentation.schema import SLICE_THICKNESS_MM
+
+# More scans hardly change a range, and each takes about a tenth of a second.
+MAX_SCANS = 100
+
+
+def find_training_ranges(dataset: Dataset) -> TrainingRanges:
+    """Measure the scans of a split as they were outlined by hand.
+
+    Args:
+        dataset: The split. Of many scans, `MAX_SCANS` are measured, evenly by patient and day.
+
+    Returns:
+        The ranges, for `model.config.training_ranges`.
+
+    Raises:
+        InputError: If the slices of a scan do not form a volume.
+    """
+    plans = list(plan_scans(dataset).values())
+    positions = np.unique(np.linspace(0, len(plans) - 1, min(len(plans), MAX_SCANS)).round().astype(int))
+    return find_ranges([measure_outlined_scan(dataset, plans[position]) for position in positions])
+
+
+def measure_outlined_scan(dataset: Dataset, plan: ScanPlan) -> ScanMeasures:
+    """Measure a scan of the dataset with the outlines that were drawn by hand."""
+    numbers = sorted(plan.rows)
+    rows = [plan.rows[number] for number in numbers]
+    plain = dataset.with_format(None)
+    # Columns of their own, because the images of all slices would take long to decode.
+    outlines = plain.select_columns(["segmentation", "pixel_spacing"]).select(rows)
+    images = plain.select_columns(["image"]).select([rows[place] for place in pick_intensity_slices(len(rows))])
+    masks = np.stack([organ_masks(row["segmentation"], *plan.size) for row in outlines], axis=1)
+    scaled = np.stack([scale_intensity(np.array(row["image"])) for row in images])
+    height_mm, width_mm = outlines[0]["pixel_spacing"]
+    return measure_scan(masks, scaled, (SLICE_THICKNESS_MM, height_mm, width_mm), numbers)
