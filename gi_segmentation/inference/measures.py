@@ -172,7 +172,8 @@ def measure_scan(
     """
     places = np.asarray(numbers)
     depth = int(places[-1] - places[0]) + 1
-    middle = (float(voxel_middle(masks.any(axis=0), places)[0]), *find_body_middle(scaled))
+    slice_middle, _, _ = voxel_middle(np.logical_or.reduce(masks), places)
+    middle = (slice_middle, *find_body_middle(scaled))
     organs = {}
     for index, organ in enumerate(ORGANS):
         probability = None if probabilities is None else probabilities[index]

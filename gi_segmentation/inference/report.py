@@ -21,8 +21,11 @@ from matplotlib.figure import Figure
 from gi_segmentation import __version__
 from gi_segmentation.data.preprocessing import scale_intensity
 from gi_segmentation.inference.measures import ScanMeasures, measure_scan, pick_intensity_slices
+from gi_segmentation.inference.outputs import PredictedScan
 from gi_segmentation.inference.overlays import Panel, draw_outlines
+from gi_segmentation.inference.predictor import read_pixels
 from gi_segmentation.inference.triage import FEATURES, TrainingRanges, Triage, find_features, sort_scan
+from gi_segmentation.inference.volumes import read_intensities
 from gi_segmentation.schema import COLOURS, ORGANS
 
 JSON_SUFFIX, HTML_SUFFIX = ".report.json", ".report.html"
@@ -65,6 +68,27 @@ class ReportedScan:
         """The measures of the scan."""
         scaled = np.stack([scale_intensity(self.read(place)) for place in pick_intensity_slices(len(self.numbers))])
         return measure_scan(self.masks, scaled, self.spacing_mm, self.numbers, self.probabilities)
+
+
+def report_on(predicted: PredictedScan) -> ReportedScan:
+    """Bring a predicted scan, with probabilities, to the orientation of the training."""
+    volume, slices = predicted.volume, predicted.scan.slices
+    numbers = [one.number for one in slices]
+    # The grid has a slice for each number from the first on. Slices that are missing are left out here.
+    places = np.array(numbers) - numbers[0]
+    masks, probabilities = (
+        np.stack([volume.to_training(organ)[places] for organ in native])
+        for native in (predicted.masks, predicted.probabilities)
+    )
+    # The whole field of view, and not only what the model sees. A volume is read once.
+    whole = None if volume.read is None else read_intensities(volume)
+
+    def read(place: int) -> np.ndarray:
+        return read_pixels(slices[place]) if whole is None else whole[place]
+
+    return ReportedScan(
+        volume.name, masks, probabilities, volume.spacing_mm, numbers, read, volume.describe(), predicted.agreement
+    )
 
 
 def write_report(
