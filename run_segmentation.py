@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.models.loading import load_model
     from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
     from gi_segmentation.publishing.results import publish_results, summarize, write_results
+    from gi_segmentation.training.ranges import find_training_ranges
     from gi_segmentation.training.trainer import build_trainer, train
 
     # With several processes, each of them runs all of these lines. They need the same random weights at the start.
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
     facts = describe_run(model, slices, samples, model_args, data_args, run_args)
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
+    # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like them.
+    model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
     # Before the training, this stops a run that would continue from the checkpoints of another model or split.
     prepare_output_dir(run_args, facts)
     trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)

@@ -54,7 +54,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=FORMATS,
         help="kaggle writes submission.csv, nifti a label map per scan, dicom-seg a segmentation and "
-        "rtstruct a structure set per series; None: what fits the input",
+        "rtstruct a structure set per series, report two files per scan with its measures and a triage; "
+        "None: what fits the input",
     )
     parser.add_argument(
         "--probabilities",

@@ -11,7 +11,7 @@ from gi_segmentation.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 # The formats of prediction files, see `inference.outputs`.
-FORMATS = ("kaggle", "nifti", "dicom-seg", "rtstruct")
+FORMATS = ("kaggle", "nifti", "dicom-seg", "rtstruct", "report")
 
 
 @dataclass(frozen=True)

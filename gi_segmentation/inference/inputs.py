@@ -22,6 +22,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "dicom": ("pydicom",),
     "dicom-seg": ("highdicom",),
     "rtstruct": ("pydicom",),
+    "report": (),
 }
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from gi_segmentation.inference.dicom_seg import write_dicom_seg
 from gi_segmentation.inference.inputs import Kind, Scan, Scans, require
 from gi_segmentation.inference.nifti import write_label_map, write_probabilities
 from gi_segmentation.inference.rtstruct import write_rtstruct
+from gi_segmentation.inference.triage import TrainingRanges
 from gi_segmentation.inference.volumes import Volume, native_grid
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, slice_name
@@ -23,28 +24,29 @@ from gi_segmentation.schema import ORGANS, slice_name
 # The formats that a kind of input has without `--format`, and all that it can have.
 DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
     "kaggle": ("kaggle",),
-    "nifti": ("nifti",),
-    "dicom": ("dicom-seg", "rtstruct"),
+    "nifti": ("nifti", "report"),
+    "dicom": ("dicom-seg", "rtstruct", "report"),
 }
 POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {
-    "kaggle": ("kaggle", "nifti"),
-    "nifti": ("nifti",),
-    "dicom": ("nifti", "dicom-seg", "rtstruct"),
+    "kaggle": ("kaggle", "nifti", "report"),
+    "nifti": ("nifti", "report"),
+    "dicom": ("nifti", "dicom-seg", "rtstruct", "report"),
 }
 # The hidden folder in an output folder. It has a record for each scan, and the rows of `submission.csv` until all
 # scans are done.
 RECORDS = ".predictions"
 SUBMISSION = "submission.csv"
 # The ends of the file names of all formats, after the name of the scan.
-SUFFIXES: dict[str, str] = {
-    "kaggle": ".csv",
-    "nifti": ".nii.gz",
-    "dicom-seg": ".seg.dcm",
-    "rtstruct": ".rtstruct.dcm",
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "kaggle": (".csv",),
+    "nifti": (".nii.gz",),
+    "dicom-seg": (".seg.dcm",),
+    "rtstruct": (".rtstruct.dcm",),
+    "report": (".report.json", ".report.html"),
 }
 # The files of `--probabilities`: one for each organ, as viewers take only one number per voxel. They count as formats.
 PROBABILITIES: dict[str, str] = {f"probability-{organ}": organ for organ in ORGANS}
-SUFFIXES |= {name: f".{organ}.probability.nii.gz" for name, organ in PROBABILITIES.items()}
+SUFFIXES |= {name: (f".{organ}.probability.nii.gz",) for name, organ in PROBABILITIES.items()}
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,17 @@ class PredictedScan:
         slice_probabilities: The mean probabilities of each slice over all models and flips, before post-processing:
             float16, same shapes; None if nobody needs them.
         algorithm: What made the masks.
+        ranges: The scans that the models were trained on; None if the checkpoints do not say it, or nobody needs it.
+        agreement: By the name of the organ, the smallest Dice between the common masks, before post-processing, and
+            those of one model or one flip alone; None if there is only one, or nobody needs it.
     """
 
     scan: Scan
     slice_masks: Sequence[np.ndarray]
     slice_probabilities: Sequence[np.ndarray] | None
     algorithm: Algorithm
+    ranges: TrainingRanges | None = None
+    agreement: Mapping[str, float] | None = None
 
     @property
     def volume(self) -> Volume:
@@ -117,21 +124,22 @@ def check_formats(scan: Scan, formats: Sequence[str]) -> None:
             check_uids(volume.origin)
 
 
-def output_path(name: str, scan: Scan) -> Path:
-    """Return where the file of a format lies in the output folder."""
+def output_paths(name: str, scan: Scan) -> list[Path]:
+    """Return where the files of a format lie in the output folder."""
     # The rows of a scan become a part of `submission.csv` at the end.
     folder = Path(RECORDS) if name == "kaggle" else Path()
-    return folder / (scan.name + SUFFIXES[name])
+    return [folder / (scan.name + suffix) for suffix in SUFFIXES[name]]
 
 
 def list_outputs(scans: Scans, formats: Sequence[str]) -> list[Path]:
     """Return where the files lie in the output folder after all scans are done."""
-    per_scan = [output_path(one, scan) for scan in scans.usable for one in formats if one != "kaggle"]
+    names = [name for name in formats if name != "kaggle"]
+    per_scan = [path for scan in scans.usable for name in names for path in output_paths(name, scan)]
     return [Path(SUBMISSION)] * ("kaggle" in formats) + per_scan
 
 
-def write_scan(name: str, predicted: PredictedScan, path: Path) -> None:
-    """Write the file of a scan in one format.
+def write_scan(name: str, predicted: PredictedScan, path: Path, *more: Path) -> None:
+    """Write the files of a scan in one format.
 
     Raises:
         InputError: If the libraries for DICOM do not accept what the files of the series say.
@@ -150,6 +158,11 @@ def write_scan(name: str, predicted: PredictedScan, path: Path) -> None:
         # The header of a series may have anything, and much of it is copied.
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{predicted.volume.path}: no {name} can be written ({one_line(error)})") from error
+    if name == "report":
+        # Imported here, because Matplotlib takes a second, and this module is read before the checkpoints are loaded.
+        from gi_segmentation.inference.report import write_report
+
+        write_report(predicted, path, *more)
 
 
 def write_rows(predicted: PredictedScan, path: Path) -> None:
@@ -175,6 +188,7 @@ def write_submission(scans: Iterable[Scan], output_dir: Path) -> Path:
     with unfinished.open("wb") as file:
         file.write(b"id,class,predicted\n")
         for scan in scans:
-            with (output_dir / output_path("kaggle", scan)).open("rb") as rows:
-                shutil.copyfileobj(rows, file)
+            for path in output_paths("kaggle", scan):
+                with (output_dir / path).open("rb") as rows:
+                    shutil.copyfileobj(rows, file)
     return unfinished.replace(output_dir / SUBMISSION)

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from math import isnan, nan
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,20 +31,34 @@ from gi_segmentation.errors import InputError, hub_errors
 from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.inputs import Scan
-from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_organs
+from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_masks, predict_organs
 from gi_segmentation.inference.outputs import PredictedScan
 from gi_segmentation.inference.postprocessing import Postprocessing, remove_components
+from gi_segmentation.inference.triage import TrainingRanges, join_ranges
 from gi_segmentation.inference.volumes import Slice, VolumeSlice
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.schema import LABELS_BY_MODE, SLICE_THICKNESS_MM, LabelMode
-from gi_segmentation.scoring.dice import count_pixels
+from gi_segmentation.schema import LABELS_BY_MODE, ORGANS, SLICE_THICKNESS_MM, LabelMode
+from gi_segmentation.scoring.dice import count_pixels, dice_score
 
 T = TypeVar("T")
-# The masks of a slice, bool, and its probabilities if they are needed, float16; both `(organs, height, width)`.
-SliceOrgans: TypeAlias = tuple[np.ndarray, np.ndarray | None]
+
+
+class SliceOrgans(NamedTuple):
+    """What was predicted for a slice.
+
+    Attributes:
+        masks: bool, shape `(organs, height, width)`.
+        probabilities: float16, same shape; None if they are not needed.
+        overlaps: Pixels in both masks, in the mask of one model or one flip alone, and in the common mask: int64,
+            shape `(models and flips, organs, 3)`; None if they are not needed.
+    """
+
+    masks: np.ndarray
+    probabilities: np.ndarray | None = None
+    overlaps: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -316,8 +331,31 @@ def stack_slices(items: list[list[torch.Tensor] | InputError]) -> Batch:
 
 
 def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
-    """Return the logits of each checkpoint for its own input. With `flips`, they are averaged over flipped slices."""
-    return [member.logits(images, flips).mean(dim=0) for member, images in zip(members, inputs, strict=True)]
+    """Return the logits of each checkpoint for its own input: without a flip and, with `flips`, with each flip.
+
+    The shapes are `(1 or number of flips, B, channels, h, w)`.
+    """
+    return [member.logits(images, flips) for member, images in zip(members, inputs, strict=True)]
+
+
+def count_overlaps(votes: list[torch.Tensor], label_mode: LabelMode) -> np.ndarray:
+    """Compare the masks of each model and each flip alone with the common masks, on the grid of its own logits.
+
+    Args:
+        votes: From `member_logits`.
+        label_mode: What the channels mean.
+
+    Returns:
+        int64, shape `(B, models and flips, organs, 3)`, see `SliceOrgans`.
+    """
+    means = [one.mean(dim=0) for one in votes]
+    counts = []
+    for one in votes:
+        common = predict_masks(means, label_mode, *one.shape[-2:]).flatten(2)
+        for alone in one:
+            masks = predict_masks([alone], label_mode, *one.shape[-2:]).flatten(2)
+            counts.append(torch.stack([(masks & common).sum(2), masks.sum(2), common.sum(2)], dim=-1))
+    return torch.stack(counts, dim=1).cpu().numpy()
 
 
 def run_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -350,25 +388,28 @@ def predict_batches(
             if whole:
                 # Not around `yield`: the code that takes the slices would then run without gradients too.
                 with torch.no_grad():
-                    logits = member_logits(members, inputs, settings.flips)
-                    predicted = iter(predict_each(whole, logits, members[0].label_mode, probabilities))
+                    votes = member_logits(members, inputs, settings.flips)
+                    predicted = iter(predict_each(whole, votes, members[0].label_mode, probabilities))
             yield [next(predicted) if problem is None else problem for problem in problems]
             bar.update(len(files))
 
 
 def predict_each(
-    files: list[Slice], logits: list[torch.Tensor], label_mode: LabelMode, probabilities: bool
+    files: list[Slice], votes: list[torch.Tensor], label_mode: LabelMode, probabilities: bool
 ) -> list[SliceOrgans]:
-    """Return the masks of the slices of a batch, each on its own grid, and their probabilities if they are needed."""
+    """Return what is predicted for the slices of a batch, each on its own grid; `votes` as from `member_logits`."""
+    logits = [one.mean(dim=0) for one in votes]
     if not probabilities:
         sizes = torch.tensor([[file.height, file.width] for file in files])
-        return [(masks.cpu().numpy(), None) for masks in predict_batch(logits, label_mode, sizes)]
+        return [SliceOrgans(masks.cpu().numpy()) for masks in predict_batch(logits, label_mode, sizes)]
+    # One model without flips always agrees with itself.
+    overlaps = count_overlaps(votes, label_mode) if sum(map(len, votes)) > 1 else [None] * len(files)
     organs: list[SliceOrgans] = []
     for index, file in enumerate(files):
         # One slice at a time, as a batch of its own: only the slices of one scan have the same size for sure.
         alone = [one[index : index + 1] for one in logits]
         masks, means = predict_organs(alone, label_mode, file.height, file.width)
-        organs.append((masks[0].cpu().numpy(), means[0].cpu().numpy()))
+        organs.append(SliceOrgans(masks[0].cpu().numpy(), means[0].cpu().numpy(), overlaps[index]))
     return organs
 
 
@@ -383,12 +424,16 @@ def predict_scans(
         members: One checkpoint, or several for an ensemble.
         scans: The scans, none of them with a problem.
         settings: How they are predicted.
-        probabilities: Whether the probabilities are needed.
+        probabilities: Whether all that a report needs is wanted: probabilities, agreement, and training ranges.
 
     Yields:
         A scan, and what was predicted; or the error, if one of its files is damaged.
+
+    Raises:
+        InputError: If the ranges are wanted, and a configuration has them in another form.
     """
     algorithm = Algorithm({member.name: member.commit for member in members})
+    ranges = find_training_ranges(members) if probabilities else None
     # Post-processing needs the mean probability of each component.
     needed = probabilities or settings.postprocessing is not None
     batches = predict_batches(members, [one for scan in scans for one in scan.slices], settings, needed)
@@ -405,11 +450,30 @@ def predict_scans(
         if error is not None:
             yield scan, error
             continue
-        masks = [mask for mask, _ in organs]
-        means = [mean for _, mean in organs if mean is not None]
+        masks = [one.masks for one in organs]
+        means = [one.probabilities for one in organs if one.probabilities is not None]
+        overlaps = [one.overlaps for one in organs if one.overlaps is not None]
         if settings.postprocessing is not None:
             masks = clean_scan(scan, masks, means, settings.postprocessing)
-        yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm)
+        agreement = find_agreement(sum(overlaps)) if probabilities and overlaps else None
+        yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
+
+
+def find_agreement(overlaps: np.ndarray) -> dict[str, float]:
+    """Return the smallest Dice of a model or a flip alone with the common mask, for each organ; NaN without a mask.
+
+    Args:
+        overlaps: Sum over the slices of a scan, shape `(models and flips, organs, 3)`, see `SliceOrgans`.
+
+    Example:
+        >>> find_agreement(np.array([[[1, 2, 1]] * 3, [[1, 1, 1]] * 3]))["stomach"]
+        0.6666666666666666
+    """
+    # One mask of two that is empty has a Dice of 0. Only if both are empty, there is none.
+    return {
+        organ: min((dice for one in overlaps[:, index].tolist() if not isnan(dice := dice_score(one))), default=nan)
+        for index, organ in enumerate(ORGANS)
+    }
 
 
 def clean_scan(
@@ -426,6 +490,24 @@ def clean_scan(
         limits,
     )
     return list(cleaned.swapaxes(0, 1))
+
+
+def find_training_ranges(members: Sequence[Member]) -> TrainingRanges | None:
+    """Return the ranges of the scans that the checkpoints were trained on; None if one of them does not say it.
+
+    Raises:
+        InputError: If a configuration has ranges of another form.
+    """
+    found = []
+    for member in members:
+        value = getattr(member.model.config, "training_ranges", None)
+        if value is None:
+            return None
+        try:
+            found.append(TrainingRanges.from_config(value))
+        except InputError as error:
+            raise InputError(f"{member.name}: config.json: {error}; leave report out of --format") from error
+    return join_ranges(found)
 
 
 def find_postprocessing(members: Sequence[Member]) -> tuple[Postprocessing | None, str]:

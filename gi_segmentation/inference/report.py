@@ -28,7 +28,6 @@ from gi_segmentation.inference.triage import FEATURES, TrainingRanges, Triage, f
 from gi_segmentation.inference.volumes import read_intensities
 from gi_segmentation.schema import COLOURS, ORGANS
 
-JSON_SUFFIX, HTML_SUFFIX = ".report.json", ".report.html"
 # Number of slices that are shown, and the size of each in inches and pixels per inch.
 PICTURES = 12
 PICTURE_INCHES, PICTURE_DPI = 3.0, 110
@@ -91,22 +90,14 @@ def report_on(predicted: PredictedScan) -> ReportedScan:
     )
 
 
-def write_report(
-    scan: ReportedScan, checkpoints: Mapping[str, str], ranges: TrainingRanges | None, folder: Path
-) -> None:
-    """Write the report of a scan as JSON and as HTML.
-
-    Args:
-        scan: The scan.
-        checkpoints: Name and commit of each checkpoint.
-        ranges: The ranges of the training; None if they are not known.
-        folder: Folder for the two files.
-    """
-    triage = sort_scan(scan.measured, ranges, scan.agreement)
-    report = describe_report(scan, triage, checkpoints, ranges)
+def write_report(predicted: PredictedScan, json_path: Path, html_path: Path) -> None:
+    """Write the report of a predicted scan, with probabilities, as JSON and as HTML."""
+    scan = report_on(predicted)
+    triage = sort_scan(scan.measured, predicted.ranges, scan.agreement)
+    report = describe_report(scan, triage, predicted.algorithm.commits, predicted.ranges)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / f"{scan.name}{JSON_SUFFIX}").write_text(text + "\n", encoding="utf-8")
-    (folder / f"{scan.name}{HTML_SUFFIX}").write_text(render_report(report, draw_slices(scan)), encoding="utf-8")
+    json_path.write_text(text + "\n", encoding="utf-8")
+    html_path.write_text(render_report(report, draw_slices(scan)), encoding="utf-8")
 
 
 def describe_report(

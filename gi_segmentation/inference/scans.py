@@ -22,7 +22,7 @@ from gi_segmentation.inference.outputs import (
     RECORDS,
     PredictedScan,
     check_formats,
-    output_path,
+    output_paths,
     write_scan,
 )
 from gi_segmentation.inference.predictor import Member, Settings, predict_scans
@@ -78,7 +78,9 @@ def predict_files(
         else:
             yield result
     started = time.monotonic()
-    for scan, predicted in predict_scans(members, left, settings, not PROBABILITIES.keys().isdisjoint(formats)):
+    # These formats need more than masks.
+    probabilities = not {"report", *PROBABILITIES}.isdisjoint(formats)
+    for scan, predicted in predict_scans(members, left, settings, probabilities):
         result = write_result(scan, predicted, formats, output_dir, made_by, started)
         yield result
         started = time.monotonic()
@@ -140,7 +142,7 @@ def check_scan(scan: Scan, formats: Sequence[str], output_dir: Path, settings: S
             reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
             check_volumes(scan.slices, reason)
         check_formats(scan, formats)
-        files = [output_dir / output_path(name, scan) for name in formats]
+        files = [output_dir / path for name in formats for path in output_paths(name, scan)]
         if is_done(scan, files, output_dir):
             return ScanResult(scan.name, len(scan.slices), "skipped", files=files)
     except InputError as error:
@@ -208,32 +210,33 @@ def write_files(
     """Write the files of a scan together: all of them or none."""
     scan = predicted.scan
     record = record_path(scan, output_dir)
-    files = [output_path(name, scan) for name in formats]
+    files = {name: output_paths(name, scan) for name in formats}
+    paths = [path for one in files.values() for path in one]
     # In the same folder, because a file can be moved in one step only on its own disk. An earlier run that was killed
     # may have left it.
     unfinished = record.parent / f"{scan.name}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        for name, file in zip(formats, files, strict=True):
-            write_scan(name, predicted, unfinished / file.name)
+        for name, one in files.items():
+            write_scan(name, predicted, *(unfinished / path.name for path in one))
         earlier = read_record(record)["files"] if record.exists() else []
-        names = list(dict.fromkeys([*earlier, *map(str, files)]))
+        names = list(dict.fromkeys([*earlier, *map(str, paths)]))
         content = {"made_by": made_by, "input": hash_files(scan.paths), "files": names}
         (unfinished / record.name).write_text(json.dumps(content, indent=2), encoding="utf-8")
         # First the record: a run that stops between two moves leaves files that the next run knows as ours.
         (unfinished / record.name).replace(record)
-        for file in files:
-            (unfinished / file.name).replace(output_dir / file)
+        for path in paths:
+            (unfinished / path.name).replace(output_dir / path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return [output_dir / file for file in files]
+    return [output_dir / path for path in paths]
 
 
 def forget_rows(scans: Sequence[Scan], output_dir: Path) -> None:
     """Remove the rows of `submission.csv` that were kept per scan, after the whole file was written."""
     for scan in scans:
-        rows, path = output_path("kaggle", scan), record_path(scan, output_dir)
+        (rows,), path = output_paths("kaggle", scan), record_path(scan, output_dir)
         record = read_record(path)
         record["files"].remove(str(rows))
         if record["files"]:

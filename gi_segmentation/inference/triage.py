@@ -72,7 +72,7 @@ FEATURES: dict[str, Feature] = {
     **GEOMETRY,
     **INTENSITIES,
     **{
-        f"{organ}_{name}": feature._replace(title=f"{organ.replace('_', ' ')}: {feature.title}")
+        f"{organ}_{name}": feature._replace(title=f"{organ.replace('_', ' ')}, {feature.title}")
         for organ in ORGANS
         for name, feature in PER_ORGAN.items()
     },
@@ -168,6 +168,22 @@ def find_ranges(scans: Sequence[ScanMeasures]) -> TrainingRanges:
             low, high = (float(f"{value:.4g}") for value in np.quantile(values, RANGE_QUANTILES))
             ranges[name] = (low, high)
     return TrainingRanges(len(rows), ranges)
+
+
+def join_ranges(members: Sequence[TrainingRanges]) -> TrainingRanges:
+    """Return the ranges of an ensemble. A value is inside if it is inside for one of the members.
+
+    Example:
+        >>> one, two = TrainingRanges(4, {"p50": (0.1, 0.2)}), TrainingRanges(5, {"p50": (0.15, 0.3)})
+        >>> join_ranges([one, two])
+        TrainingRanges(scans=5, ranges={'p50': (0.1, 0.3)})
+    """
+    ranges = {}
+    for name in FEATURES:
+        ends = [member.ranges[name] for member in members if name in member.ranges]
+        if ends:
+            ranges[name] = (min(low for low, _ in ends), max(high for _, high in ends))
+    return TrainingRanges(max(member.scans for member in members), ranges)
 
 
 def find_deviation(name: str, value: float, ends: tuple[float, float]) -> float:

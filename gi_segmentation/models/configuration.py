@@ -28,8 +28,10 @@ def set_task(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.slice_context = slice_context
-    # A checkpoint of this project may have limits for components. They were learnt from its own predictions.
-    vars(config).pop("postprocessing", None)
+    # A checkpoint of this project may have limits for components, which were learnt from its own predictions, and the
+    # ranges of the scans that it was trained on.
+    for name in ("postprocessing", "training_ranges"):
+        vars(config).pop(name, None)
     return config
 
 
