@@ -1,9 +1,9 @@
 """Count how many faulty scans the triage of `gi_segmentation.predict` flags, and how many good ones it leaves alone.
 
 Each phantom patient is predicted as it is, and with one deliberate fault at a time. The limits are chosen before, on
-other patients: the smallest deviation, and the largest confidence, at which at most one in twenty good scans is flagged.
-A scan fails at four times this deviation, or if the confidence is lower by 0.2. The defaults of `triage.Limits` are
-what the documented run chose.
+other patients: the smallest deviation, and the largest confidence, at which at most one in twenty good scans is
+flagged. A scan fails at four times this deviation, or if the confidence is lower by 0.2. The defaults of
+`triage.Limits` are what the documented run chose.
 """
 
 import argparse

@@ -4,7 +4,7 @@ The masks are compared with plain limits, and the scan with the ranges of the sc
 ranges are in the published configuration of the model, under the name `training_ranges`. A checkpoint without them is
 judged by the plain limits only.
 
-How many faults are found is measured by `benchmarks/triage.py`, see docs/triage.md. A scan that is good here may still
+How many faults are found is measured by `benchmarks/triage.py`, see docs/clinic.md. A scan that is good here may still
 have wrong outlines: the triage looks for scans that are unlike the training, and not for errors of a contour.
 """
 
@@ -81,7 +81,7 @@ FEATURES: dict[str, Feature] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a scan needs a look, and from where on it fails. The values are measured, see docs/triage.md.
+    """From where on a scan needs a look, and from where on it fails. The values are measured, see docs/clinic.md.
 
     Attributes:
         deviations: How far a number may lie outside its training range, in widths of this range.
@@ -310,7 +310,7 @@ def check_shape(measured: ScanMeasures, limits: Limits) -> list[Reason]:
             reasons.append(Reason("look", "fragments", f"{title}: in {one.pieces} pieces"))
         if one.end_share > limits.cut_share:
             reasons.append(Reason("look", "cut_off", f"{title}: cut off by the first or the last slice"))
-        if one.edge_share:
+        if one.edge_share > 0:
             reasons.append(Reason("look", "cut_off", f"{title}: cut off by the field of view"))
     return reasons
 

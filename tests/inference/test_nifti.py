@@ -70,7 +70,7 @@ class TestPrediction:
         voxels, spacing = read_scan(scan)
         stored, affine = store(voxels, scan_affine(spacing), order, flipped)
         path = write_nifti(tmp_path / "in" / "mr.nii.gz", stored, affine)
-        (written,) = main(prediction_words(model, path, tmp_path / "out"))
+        (written,) = main(prediction_words(model, path, tmp_path / "out", "--format", "nifti"))
         image = nibabel.load(written)
         assert written == tmp_path / "out" / "mr.nii.gz" and image.shape == stored.shape
         assert image.get_data_dtype() == np.uint8
@@ -86,7 +86,7 @@ class TestPrediction:
         for name in ("a.nii", "b.nii.gz"):
             write_nifti(tmp_path / "in" / name, voxels, scan_affine(spacing))
         words = prediction_words(model, tmp_path / "in", tmp_path / "out")
-        written = main([*words, "--num_workers", "2", "--batch_size", "2"])
+        written = main([*words, "--num_workers", "2", "--batch_size", "2", "--format", "nifti"])
         assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
         assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["a.nii.gz", "b.nii.gz"]
         for path in written:
@@ -98,7 +98,7 @@ class TestPrediction:
     ) -> None:
         voxels, spacing = read_scan(scan)
         path = write_nifti(tmp_path / "in.nii", voxels / np.float32(voxels.max()), scan_affine(spacing))
-        (written,) = main(prediction_words(model, path, tmp_path / "out"))
+        (written,) = main(prediction_words(model, path, tmp_path / "out", "--format", "nifti"))
         # The fractions are rounded, so a few pixels more than ties may differ.
         assert np.mean(np.asarray(nibabel.load(written).dataobj) != truth) < 1e-4
 
@@ -108,7 +108,7 @@ class TestPrediction:
         voxels, (width, height, depth) = read_scan(scan)
         thin = np.repeat(voxels, 3, axis=2)
         path = write_nifti(tmp_path / "in.nii", thin, scan_affine((width, height, depth / 3)))
-        (written,) = main(prediction_words(model, path, tmp_path / "out"))
+        (written,) = main(prediction_words(model, path, tmp_path / "out", "--format", "nifti"))
         labels = np.asarray(nibabel.load(written).dataobj)
         # The middle slice of each three sees the slices above and below it, as the thick slice does.
         assert np.count_nonzero(labels[:, :, 4] != truth[:, :, 1]) <= MAX_TIES * truth[:, :, 1].size
@@ -117,7 +117,7 @@ class TestPrediction:
         voxels, spacing = read_scan(scan)
         for name, array in (("one_time", voxels[..., None]), ("one_slice", voxels[:, :, 0])):
             path = write_nifti(tmp_path / f"{name}.nii", array, scan_affine(spacing))
-            (written,) = main(prediction_words(model, path, tmp_path / name))
+            (written,) = main(prediction_words(model, path, tmp_path / name, "--format", "nifti"))
             assert nibabel.load(written).shape == array.shape
 
     def test_kaggle_slices_become_label_maps_in_the_same_pass(
@@ -205,7 +205,7 @@ class TestErrors:
         (tmp_path / "in" / "picture.png").write_bytes(b"")
         assert "has files of several kinds, kaggle (" in message(tmp_path / "in", out)
         text = message(tmp_path / "in" / "a", out, "--format", "kaggle")
-        assert text == "--format kaggle: cannot be written for nifti input; choose from nifti"
+        assert text == "--format kaggle: cannot be written for nifti input; choose from nifti, report"
         (tmp_path / "notes.txt").write_text("")
         assert "no slices; expected" in message(tmp_path / "notes.txt", out)
 
@@ -232,7 +232,7 @@ def test_slices_of_kaggle_need_none_of_the_packages(
 
 def test_a_real_mr_is_predicted_on_its_own_grid(model: Path, test_data: Path, tmp_path: Path) -> None:
     source = test_data / "totalsegmentator" / "example_mr_sm.nii.gz"
-    (written,) = main(prediction_words(model, source, tmp_path))
+    (written,) = main(prediction_words(model, source, tmp_path, "--format", "nifti"))
     image, original = nibabel.load(written), nibabel.load(source)
     assert image.shape == original.shape and np.asarray(image.dataobj).any()
     np.testing.assert_array_equal(image.affine, original.affine)
