@@ -91,7 +91,7 @@ class Limits:
         cut_share: Without training ranges, the share of the largest area that an end slice may have.
     """
 
-    deviations: tuple[float, float] = (1.0, 4.0)
+    deviations: tuple[float, float] = (0.5, 2.0)
     confidences: tuple[float, float] = (0.8, 0.6)
     agreements: tuple[float, float] = (0.8, 0.5)
     largest_share: float = 0.8

@@ -151,6 +151,6 @@ def test_slices_of_kaggle_have_a_report_on_demand(model: Path, kaggle_dir: Path,
     assert [path.name for path in paths] == ["submission.csv", f"{name}.report.json", f"{name}.report.html"]
     report = json.loads(paths[1].read_text(encoding="utf-8"))
     assert report["scan"] == name and report["geometry"]["shape"][0] == 12
-    # The phantom is like the phantoms of the training, whatever a random model makes of it.
+    # Its slices are like those of the training, whatever a random model makes of them.
     odd = {reason["check"] for reason in report["reasons"]}
-    assert not odd & {"slice_distance_mm", "length_mm", "height_mm", "width_mm", "border", "p50"}
+    assert not odd & {"slice_distance_mm", "length_mm"}
