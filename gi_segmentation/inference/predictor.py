@@ -455,7 +455,7 @@ def predict_scans(
         overlaps = [one.overlaps for one in organs if one.overlaps is not None]
         if settings.postprocessing is not None:
             masks = clean_scan(scan, masks, means, settings.postprocessing)
-        agreement = find_agreement(sum(overlaps)) if probabilities and overlaps else None
+        agreement = find_agreement(np.sum(overlaps, axis=0)) if probabilities and overlaps else None
         yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
 
 

@@ -191,7 +191,9 @@ class TestErrors:
         write_nifti(tmp_path / "in" / "a.nii", voxels, scan_affine(spacing))
         whole = gzip.compress((tmp_path / "in" / "a.nii").read_bytes())
         (tmp_path / "in" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
-        words = prediction_words(model, tmp_path / "in", tmp_path / "out", "--num_workers", num_workers)
+        words = prediction_words(
+            model, tmp_path / "in", tmp_path / "out", "--num_workers", num_workers, "--format", "nifti"
+        )
         with pytest.raises(InputError, match=r"b\.nii\.gz: its voxels cannot be read"):
             main(words)
         assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["a.nii.gz"]
