@@ -51,10 +51,14 @@ def add_noise(share: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-def crop_field(voxels: np.ndarray) -> np.ndarray:
-    """Keep the middle 60 % of rows and columns."""
-    height, width = voxels.shape[1:]
-    return voxels[:, height // 5 : height - height // 5, width // 5 : width - width // 5]
+def crop_field(share: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that cuts this share of rows and columns off at each side."""
+
+    def change(voxels: np.ndarray) -> np.ndarray:
+        top, left = (int(length * share) for length in voxels.shape[1:])
+        return voxels[:, top : voxels.shape[1] - top, left : voxels.shape[2] - left]
+
+    return change
 
 
 def draw_legs(voxels: np.ndarray) -> np.ndarray:
@@ -75,11 +79,15 @@ FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "front and back swapped": lambda voxels: voxels[:, ::-1],
     "rows and columns swapped": lambda voxels: voxels.transpose(0, 2, 1),
     "inverted intensities": lambda voxels: voxels.max() - voxels,
+    "noise, 3 %": add_noise(0.03),
     "noise, 10 %": add_noise(0.1),
     "noise, 30 %": add_noise(0.3),
     "constant": lambda voxels: np.full_like(voxels, 500),
-    "cropped field of view": crop_field,
+    "field of view cropped to 90 %": crop_field(0.05),
+    "field of view cropped to 60 %": crop_field(0.2),
+    "lower eighth missing": lambda voxels: voxels[: len(voxels) * 7 // 8],
     "lower half missing": lambda voxels: voxels[: len(voxels) // 2],
+    "contrast, gamma 0.8": lambda voxels: voxels.max() * (voxels / voxels.max()) ** 0.8,
     "thighs": draw_legs,
 }
 

@@ -92,7 +92,7 @@ class Limits:
     """
 
     deviations: tuple[float, float] = (0.5, 2.0)
-    confidences: tuple[float, float] = (0.8, 0.6)
+    confidences: tuple[float, float] = (0.9, 0.7)
     agreements: tuple[float, float] = (0.8, 0.5)
     largest_share: float = 0.8
     cut_share: float = 0.1

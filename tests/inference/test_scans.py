@@ -101,7 +101,7 @@ class TestFailures:
         (tmp_path / "in" / "b.nii").write_bytes(b"garbage")
         bad = re.escape(f"b ({tmp_path / 'in' / 'b.nii'}: not a whole NIfTI file")
         with pytest.raises(InputError, match=f"1 of 2 scans failed: {bad}"):
-            main(prediction_words(model, tmp_path / "in", tmp_path / "out"))
+            main(prediction_words(model, tmp_path / "in", tmp_path / "out", "--format", "nifti"))
         printed = capsys.readouterr()
         assert "b failed: " in printed.err
         header, first, second = printed.out.splitlines()[-3:]
@@ -194,7 +194,7 @@ class TestContinuing:
 
     def test_an_output_folder_in_the_input_is_passed_over(self, model: Path, tmp_path: Path) -> None:
         write_nifti(tmp_path / "a.nii")
-        words = prediction_words(model, tmp_path, tmp_path / "out")
+        words = prediction_words(model, tmp_path, tmp_path / "out", "--format", "nifti")
         assert main(words) == main(words) == [tmp_path / "out" / "a.nii.gz"]
 
     def test_a_scan_that_cannot_be_written_leaves_nothing(
@@ -273,7 +273,7 @@ def test_probabilities_lie_on_the_grid_of_the_input(model: Path, tmp_path: Path)
     assert np.all((chosen >= values.max(axis=0) - 0.004)[inside])
     assert np.all((values.max(axis=0) <= background + 0.01)[~inside])
     # They do not change the label map, and need NIfTI.
-    (plain,) = main(prediction_words(model, source, tmp_path / "plain"))
+    (plain,) = main(prediction_words(model, source, tmp_path / "plain", "--format", "nifti"))
     assert plain.read_bytes() == written[0].read_bytes()
 
 
