@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, SegformerImageProcessorPil
 from gi_segmentation.data.preprocessing import MAX_PIXEL, normalize
 from gi_segmentation.errors import InputError, hub_errors, one_line
 from gi_segmentation.inference.masks import choose_labels, resize_logits
-from gi_segmentation.inference.outputs import unfinished_folder
 from gi_segmentation.inference.predictor import find_commit
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
@@ -194,8 +193,13 @@ def add_section(card: str, section: str) -> str:
 
 def keep_file(source: Path, folder: Path) -> None:
     """Copy a file into a folder, whole or not at all. An older file of this name is replaced."""
-    with unfinished_folder(folder) as unfinished:
-        shutil.copyfile(source, unfinished / source.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".partial-{source.name}"
+    try:
+        shutil.copyfile(source, unfinished)
+        unfinished.replace(folder / source.name)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_card(name: str, revision: str | None) -> str | None:
