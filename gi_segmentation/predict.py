@@ -105,6 +105,7 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
         lines = [describe_scan(scan, scans.kind) for scan in scans.scans]
         print("\n".join([*lines, *(f"would write {path}" for path in paths)]))
         return paths
+    import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
@@ -113,7 +114,9 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
 
     # Started by `accelerate launch`, there are several processes. Started alone, this is the only one. A process waits
     # at the end for all others, which may take hours longer.
-    state = PartialState(timeout=timedelta(days=7))
+    # Without `cpu`, the processes would not find each other on a machine without a GPU.
+    cpu = arguments.device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
     members, settings = load(arguments, str(state.device) if state.num_processes > 1 else None)
     # Each process has its own share of the scans.
     share = scans.scans[state.process_index :: state.num_processes]

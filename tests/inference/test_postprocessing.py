@@ -298,7 +298,7 @@ class TestPredict:
         ):
             predict([model], kaggle_copy / "train", tmp_path / "out")
         assert not list((tmp_path / "out").glob("*submission*"))
-        predict([model], kaggle_copy / "train", tmp_path / "out", "--no_postprocessing")
+        predict([model], kaggle_copy / "train", tmp_path / "without", "--no_postprocessing")
 
 
 SHAPE = (3, 4, 30, 40)

@@ -21,7 +21,7 @@ from tests.support.models import save_model
 from tests.support.processes import ROOT, RunPython
 from tests.support.volumes import KAGGLE_AXES, prediction_words
 
-# With the field of view of the training, and few voxels.
+CONFIG = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
 SPACING = (9.0, 9.0, 3.0)
 
 
@@ -214,7 +214,7 @@ class TestContinuing:
 
 def test_two_processes_share_the_scans(model: Path, kaggle_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
     words = ["--model", str(model), "--input", str(kaggle_dir / "train"), "--num_workers", "0"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "gi_segmentation.predict"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", CONFIG, "-m", "gi_segmentation.predict"]
     formats = ["--format", "kaggle", "nifti", "--output_dir"]
     done = run_python([*launch, *words, *formats, str(tmp_path / "two")], cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
