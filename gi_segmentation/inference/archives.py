@@ -17,8 +17,13 @@ MAX_BYTES = 32 * 2**30
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
+def unpacked(path: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> Iterator[Path]:
     """Yield a temporary folder with the files of a zip; any other path is yielded as it is.
+
+    Args:
+        path: The zip, or another file or folder.
+        max_files: The largest number of files in the zip.
+        max_bytes: The largest size of all its files together.
 
     Raises:
         InputError: If the zip is damaged, encrypted or too large, or if a file would be written outside the folder.
@@ -29,14 +34,14 @@ def unpacked(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gi-segmentation-") as folder:
         try:
             with zipfile.ZipFile(path) as archive:
-                check_archive(path, archive, Path(folder))
+                check_archive(path, archive, Path(folder), max_files, max_bytes)
                 archive.extractall(folder)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise InputError(f"{path}: not a whole zip ({error}); copy it again") from error
         yield Path(folder)
 
 
-def check_archive(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
+def check_archive(path: Path, archive: zipfile.ZipFile, folder: Path, max_files: int, max_bytes: int) -> None:
     """Check the table of contents of a zip.
 
     A file cannot become larger than this table says, because `zipfile` stops reading there.
@@ -46,9 +51,9 @@ def check_archive(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
     """
     members = archive.infolist()
     size = sum(member.file_size for member in members)
-    if len(members) > MAX_FILES or size > MAX_BYTES:
+    if len(members) > max_files or size > max_bytes:
         raise InputError(
-            f"{path}: expected at most {MAX_FILES} files and {MAX_BYTES / 2**30:g} GiB, got {len(members)} and "
+            f"{path}: expected at most {max_files} files and {max_bytes / 2**30:.3g} GiB, got {len(members)} and "
             f"{size / 2**30:.1f} GiB; unpack it yourself and name the folder"
         )
     if size > shutil.disk_usage(folder).free:

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -364,10 +365,12 @@ def run_ahead(items: Iterable[T]) -> Iterator[T]:
     So the next batch is predicted while the slices of this one are written.
     """
     iterator, end = iter(items), object()
+    # A program that shows the progress bar elsewhere, as a web page does, finds it in the context of its own thread.
+    context = copy_context()
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, iterator, end)
+        coming = thread.submit(context.run, next, iterator, end)
         while (item := coming.result()) is not end:
-            coming = thread.submit(next, iterator, end)
+            coming = thread.submit(context.run, next, iterator, end)
             yield cast(T, item)
 
 

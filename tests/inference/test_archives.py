@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference import archives
 from gi_segmentation.inference.archives import unpacked
 from gi_segmentation.predict import main
 from tests.support.dicom import write_series
@@ -56,15 +55,13 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
     assert "'link' would leave the folder" in message(tmp_path / "a.zip")
 
 
-def test_too_much_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", a=bytes(1000), b=bytes(1000))
-    monkeypatch.setattr(archives, "MAX_BYTES", 1999)
-    assert "expected at most 100000 files and" in message(path)
-    monkeypatch.setattr(archives, "MAX_BYTES", 2000)
-    monkeypatch.setattr(archives, "MAX_FILES", 1)
-    assert "got 2 and" in message(path)
-    monkeypatch.setattr(archives, "MAX_FILES", 2)
-    with unpacked(path) as folder:
+    with pytest.raises(InputError, match="expected at most 100000 files and"), unpacked(path, max_bytes=1999):
+        pass
+    with pytest.raises(InputError, match="got 2 and"), unpacked(path, max_files=1):
+        pass
+    with unpacked(path, max_files=2, max_bytes=2000) as folder:
         assert (folder / "a").stat().st_size == 1000
 
 

@@ -1,0 +1,371 @@
+"""A web page that predicts a scan and shows its slices. `python -m app` starts it, and a Space of Hugging Face does.
+
+A Space runs this file as a script, so it imports nothing from this folder.
+The server keeps no scan. The browser gets the slices, the masks and the files, and then all of them are deleted here.
+"""
+
+import argparse
+import base64
+import gzip
+import html
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import numpy as np
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.schema import COLOURS, ORGANS
+
+if TYPE_CHECKING:
+    from gi_segmentation.inference.predictor import Member
+    from gi_segmentation.inference.volumes import Slice, Volume
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).resolve().parent
+SAMPLES = {path.name.split(".")[0].replace("_", " "): path for path in sorted((FOLDER / "samples").glob("*.*"))}
+# The environment variable with the checkpoint of a Space.
+MODEL_VARIABLE = "GI_SEGMENTATION_MODEL"
+
+# A study of one visit has some hundred files.
+MAX_FILES = 2_000
+# A zip may grow to this many times the size of an upload. Slices of MR shrink to about a half.
+MAX_GROWTH = 4
+# The browser gets a byte for each voxel, and one for the masks. A whole Kaggle scan has 10 to 16 million voxels.
+MAX_VOXELS = 64_000_000
+# Intensities above this percentile are shown as white. A few voxels beside a coil may be many times as bright.
+BRIGHTEST_PERCENTILE = 99.9
+# The percentile that the first window ends at.
+WINDOW_PERCENTILE = 99.0
+
+LABELS = {"nifti": "NIfTI", "dicom-seg": "DICOM SEG", "rtstruct": "RTSTRUCT"}
+
+# Gradio fills this argument of a function, and shows the progress bars of `tqdm` with it.
+PROGRESS = gr.Progress(track_tqdm=True)
+# The uploads of each session that were not predicted yet. They are deleted when the visitor leaves.
+waiting: dict[str, set[Path]] = defaultdict(set)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m app", description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default=os.environ.get(MODEL_VARIABLE, ""),
+        help=f"checkpoint that the page starts with: a Hub id, or a folder, the only one that it may read; "
+        f"the default is in {MODEL_VARIABLE}",
+    )
+    parser.add_argument("--max_upload_mb", type=int, default=512, help="size of an upload, all files together")
+    arguments = parser.parse_args(argv)
+    if arguments.max_upload_mb < 1:
+        raise InputError(f"expected --max_upload_mb of at least 1, but got {arguments.max_upload_mb}")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve a web page that predicts scans. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT set its address."""
+    arguments = parse_arguments(argv)
+    max_bytes = arguments.max_upload_mb * 10**6
+    build_page(arguments.model, max_bytes).launch(
+        theme=gr.themes.Default(primary_hue="sky", neutral_hue="slate", font=["system-ui", "sans-serif"]),
+        css_paths=FOLDER / "page.css",
+        max_file_size=max_bytes,
+        footer_links=[],
+        ssr_mode=False,
+    )
+
+
+def build_page(model: str, max_bytes: int) -> gr.Blocks:
+    """Build the page.
+
+    Args:
+        model: The checkpoint that it starts with: a Hub id, or a folder that visitors may use.
+        max_bytes: The largest upload.
+    """
+    folders = {Path(model).name: model} if Path(model).is_dir() else {}
+
+    def predict_upload(name: str, files: list[str] | None, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
+        with shown_errors(), tempfile.TemporaryDirectory(prefix="gi-segmentation-") as folder:
+            members = load_members(find_checkpoint(name, folders))
+            path = take_upload([Path(file) for file in files or []], Path(folder), max_bytes)
+            return predict(members, path, max_bytes * MAX_GROWTH)
+
+    def predict_sample(name: str, sample: str, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
+        with shown_errors():
+            return predict(load_members(find_checkpoint(name, folders)), SAMPLES[sample], max_bytes)
+
+    with gr.Blocks(title="Stomach and bowels on MR", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+        gr.HTML(
+            "<header class='gi-header'><h1>Stomach and bowels on MR</h1><p>outlined by a model of gi-segmentation</p>"
+            "<p class='gi-warning'>Research software, no medical device. A clinician must check every contour.</p>"
+            "</header>",
+            elem_classes="gi-flush",
+        )
+        with gr.Row():
+            with gr.Column(scale=0, min_width=290, elem_classes="gi-inputs"):
+                checkpoint = gr.Textbox(
+                    next(iter(folders), model), label="Model", info="Hub id of a checkpoint of gi-segmentation"
+                )
+                upload = gr.File(label="Scan: NIfTI, DICOM files, or a zip", file_count="multiple", height=150)
+                start = gr.Button("Predict", variant="primary")
+                gr.HTML(
+                    "<p class='gi-quiet'>Files are deleted as soon as they are predicted.</p>", elem_classes="gi-flush"
+                )
+                samples = [gr.Button(f"Sample: {name}", size="sm") for name in SAMPLES]
+            with gr.Column(scale=1, min_width=320):
+                viewer = gr.HTML(
+                    [],
+                    html_template=(FOLDER / "viewer.html").read_text(encoding="utf-8"),
+                    js_on_load=(FOLDER / "viewer.js").read_text(encoding="utf-8"),
+                    apply_default_css=False,
+                    elem_classes="gi-flush",
+                )
+        # One prediction at a time, because each takes all cores or the whole GPU.
+        settings: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+        upload.upload(remember_upload, upload, api_visibility="private")
+        predicted = start.click(predict_upload, [checkpoint, upload], viewer, **settings)
+        predicted.then(forget_upload, outputs=upload, api_visibility="private")
+        for button, name in zip(samples, SAMPLES, strict=True):
+            button.click(predict_sample, [checkpoint, gr.State(name)], viewer, **settings)
+        page.unload(forget_upload)
+    return page.queue(max_size=20)
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Show a mistake of the visitor on the page. Any other error goes to the log, and the page only says so."""
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(public_message(error), duration=None, title="Not predicted", print_exception=False) from error
+    except Exception as error:
+        logger.exception("a prediction failed")
+        message = "Something went wrong on the server. Its log says what."
+        raise gr.Error(message, duration=None, title="Not predicted", print_exception=False) from error
+
+
+def public_message(error: InputError) -> str:
+    """Return the message of an error as HTML, without the folders of this machine.
+
+    Example:
+        >>> public_message(InputError("--input /tmp/x1/scan 1.nii.gz: not a whole <file>; see https://a.org/b"))
+        'scan 1.nii.gz: not a whole &lt;file&gt;; see https://a.org/b'
+    """
+    # An absolute path starts after a space or a bracket. The slashes of an address do not.
+    message = re.sub(r"(?<![\w:/.-])/(?:[^/\s]+/)*", "", str(error))
+    return html.escape(message.removeprefix("--input "), quote=False)
+
+
+def find_checkpoint(name: str, folders: dict[str, str]) -> str:
+    """Return the Hub id or the folder that a visitor named.
+
+    Args:
+        name: What the visitor wrote.
+        folders: The folders that visitors may use, by the names that the page shows.
+
+    Raises:
+        InputError: If it is neither, for example another folder of this machine.
+    """
+    name = name.strip()
+    if name in folders:
+        return folders[name]
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
+        raise InputError(f"Model: expected a Hub id like NAMESPACE/NAME, got {name or 'nothing'}")
+    return name
+
+
+@lru_cache(maxsize=2)
+def load_members(name: str) -> "list[Member]":
+    """Load a checkpoint. The last two stay in memory.
+
+    Raises:
+        InputError: If it cannot be used.
+    """
+    # Imported here, because `--help` must not wait for PyTorch.
+    from gi_segmentation.inference import predictor
+    from gi_segmentation.inference.arguments import Computation
+
+    return predictor.load_members([name], None, Computation(precision="auto"))
+
+
+def remember_upload(files: list[str], request: gr.Request) -> None:
+    """Note the uploads of a session, so that they are deleted when the visitor leaves."""
+    waiting[str(request.session_hash)] |= {Path(file) for file in files}
+
+
+def forget_upload(request: gr.Request) -> None:
+    """Delete the uploads of a session that are still there."""
+    for path in waiting.pop(str(request.session_hash), ()):
+        path.unlink(missing_ok=True)
+
+
+def take_upload(files: list[Path], folder: Path, max_bytes: int) -> Path:
+    """Move uploads into a folder, before any of them is opened.
+
+    Args:
+        files: The uploads.
+        folder: A temporary folder.
+        max_bytes: The largest size of all files together.
+
+    Returns:
+        The file, or the folder if there are several.
+
+    Raises:
+        InputError: If there is no upload, or too much of it.
+    """
+    if not files or not all(file.is_file() for file in files):
+        raise InputError("expected a scan, got no file; upload one")
+    size = sum(file.stat().st_size for file in files)
+    if len(files) > MAX_FILES or size > max_bytes:
+        raise InputError(
+            f"expected at most {MAX_FILES} files and {max_bytes / 1e6:.0f} MB, got {len(files)} and "
+            f"{size / 1e6:.0f} MB; run python -m gi_segmentation.predict on your own computer"
+        )
+    if len(files) > 1 and any(file.suffix.lower() == ".zip" for file in files):
+        raise InputError("expected one zip, or files without a zip, got both or several zips; upload one zip alone")
+    for index, file in enumerate(files):
+        # Files of two folders may have one name.
+        (folder / str(index)).mkdir()
+        shutil.move(file, folder / str(index) / file.name)
+    return folder if len(files) > 1 else folder / "0" / files[0].name
+
+
+def predict(members: "list[Member]", path: Path, max_unpacked: int) -> list[dict[str, Any]]:
+    """Predict all scans at a path.
+
+    Args:
+        members: The checkpoint.
+        path: What `gi_segmentation.predict` takes as `--input`.
+        max_unpacked: The largest size of an unpacked zip, in bytes.
+
+    Returns:
+        What the viewer shows, for each scan; see `describe_scan`.
+
+    Raises:
+        InputError: If the input cannot be used, or is too large.
+    """
+    from gi_segmentation.inference import outputs, predictor
+    from gi_segmentation.inference.algorithm import Algorithm
+    from gi_segmentation.inference.archives import unpacked
+    from gi_segmentation.inference.inputs import find_scans, find_volume
+    from gi_segmentation.inference.volumes import native_masks
+
+    shown = []
+    algorithm = Algorithm({member.name: member.commit for member in members})
+    postprocessing, _ = predictor.find_postprocessing(members)
+    with unpacked(path, MAX_FILES, max_unpacked) as source, tempfile.TemporaryDirectory() as folder:
+        scans = find_scans(source)
+        volumes = {name: find_volume(list(group)) for name, group in groupby(scans.slices, lambda one: one.scan)}
+        check_size(volumes.values())
+        formats = [one for one in outputs.POSSIBLE_FORMATS[scans.kind] if one in LABELS]
+        predictions = predictor.predict_slices(members, scans.slices, 16, 0, False, postprocessing)
+        for name, group in groupby(predictions, lambda prediction: prediction[0].scan):
+            scan = list(group)
+            masks = native_masks(volumes[name], scan)
+            files = {one: Path(folder) / (name + outputs.SCAN_SUFFIXES[one]) for one in formats}
+            for one, file in files.items():
+                outputs.write_scan(one, volumes[name], masks, file, algorithm)
+            shown.append(describe_scan(volumes[name], [one for one, _ in scan], masks, files))
+    return shown
+
+
+def check_size(volumes: "Iterable[Volume]") -> None:
+    """Check from the headers that the scans are not too large for memory and for a browser.
+
+    Raises:
+        InputError: If they are.
+    """
+    voxels = 0
+    for volume in volumes:
+        depth, height, width = volume.training_shape
+        # The window that the model sees may be much larger than the slice, if a header has a wrong size of pixels.
+        _, (seen_height, seen_width) = volume.window
+        voxels += depth * max(height * width, seen_height * seen_width)
+    if voxels > MAX_VOXELS:
+        raise InputError(
+            f"expected scans of at most {MAX_VOXELS / 1e6:.0f} million voxels together, got {voxels / 1e6:.0f} "
+            f"million; upload fewer scans, or run python -m gi_segmentation.predict on your own computer"
+        )
+
+
+def describe_scan(
+    volume: "Volume", slices: "list[Slice]", masks: np.ndarray, files: dict[str, Path]
+) -> dict[str, Any]:
+    """Return what `viewer.js` needs to show a scan.
+
+    Args:
+        volume: The scan.
+        slices: The slices that were predicted.
+        masks: bool, on the grid of the volume, shape `(organs, i, j, k)`.
+        files: The prediction files, by format.
+
+    Returns:
+        Names, sizes and volumes of organs in millilitres; intensities and masks as one byte for each voxel, packed;
+        and the files in base64. The axes are slices from head to feet, rows and columns.
+    """
+    intensities = read_scan(volume, slices)
+    # 8 bits are enough for a screen, and 16 bits of a whole Kaggle scan would have 25 MB.
+    brightest = max(float(np.percentile(intensities, BRIGHTEST_PERCENTILE)), 1.0)
+    eight_bits = (np.clip(intensities / brightest, 0, 1) * 255).round().astype(np.uint8)
+    # Organ number n is bit n, because organs may overlap.
+    bits = (masks * (1 << np.arange(len(ORGANS), dtype=np.uint8))[:, None, None, None]).sum(axis=0, dtype=np.uint8)
+    shown = volume.to_training(bits)
+    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
+    areas = np.count_nonzero(shown, axis=(1, 2))
+    return {
+        "name": volume.name,
+        "shape": volume.training_shape,
+        "spacing_mm": volume.spacing_mm,
+        # The slice that shows most of the organs.
+        "first_slice": int(areas.argmax()) + 1 if areas.any() else len(areas) // 2 + 1,
+        "brightest_percent": float(np.percentile(eight_bits, WINDOW_PERCENTILE)) / 255 * 100,
+        "intensities": pack(eight_bits),
+        "masks": pack(shown),
+        "organs": [
+            {
+                "name": organ.replace("_", " "),
+                "colour": COLOURS[label],
+                "volume_ml": int(mask.sum()) * voxel_ml,
+            }
+            for label, (organ, mask) in enumerate(zip(ORGANS, masks, strict=True), start=1)
+        ],
+        "files": [
+            {"label": LABELS[one], "name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
+            for one, file in files.items()
+        ],
+    }
+
+
+def read_scan(volume: "Volume", slices: "list[Slice]") -> np.ndarray:
+    """Read the intensities of a scan as slices, rows and columns: float32. Slices that are missing are 0."""
+    from gi_segmentation.inference.predictor import read_pixels
+    from gi_segmentation.inference.volumes import read_intensities
+
+    if volume.read is not None:
+        return read_intensities(volume)
+    intensities = np.zeros(volume.training_shape, dtype=np.float32)
+    for one in slices:
+        intensities[one.number - slices[0].number] = read_pixels(one)
+    return intensities
+
+
+def pack(voxels: np.ndarray) -> str:
+    """Return bytes as text that `viewer.js` unpacks."""
+    return base64.b64encode(gzip.compress(voxels.tobytes(), compresslevel=4)).decode()
+
+
+if __name__ == "__main__":
+    main()

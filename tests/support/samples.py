@@ -1,0 +1,43 @@
+"""Write the sample scans of the web page: `python -m tests.support.samples FOLDER`."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from dataset_builder.phantom import BODY_LENGTH_MM, write_phantom
+from tests.support.dicom import write_series
+from tests.support.volumes import KAGGLE_AXES, read_scan
+
+NUM_SLICES = 16
+# Another seed than that of the demo, so no model of the demo has seen these patients.
+SEED = 7
+# Fewer grey levels, and air without noise, make smaller files. The noise of the phantom is larger than this step.
+AIR, STEP = 120, 40
+
+
+def write_samples(folder: Path) -> None:
+    """Write a phantom as a NIfTI file, and another one as a zip with a DICOM series."""
+    with tempfile.TemporaryDirectory() as temporary:
+        kaggle, series = Path(temporary) / "kaggle", Path(temporary) / "series"
+        write_phantom(kaggle, num_cases=4, days_per_case=1, slices_per_scan=NUM_SLICES, seed=SEED, num_proc=1)
+        # The two smallest scans.
+        scans = sorted(kaggle.rglob("scans"), key=lambda folder: sum(path.stat().st_size for path in folder.iterdir()))
+        for scan, name in zip(scans, ("nifti", "dicom"), strict=False):
+            voxels, spacing = read_scan(scan)
+            affine = np.eye(4)
+            # All slices of the phantom cover the whole body, however many there are.
+            affine[:3, :3] = KAGGLE_AXES * [*spacing[:2], BODY_LENGTH_MM / NUM_SLICES]
+            coarse = (np.maximum(voxels.astype(int) - AIR, 0) // STEP).astype(np.uint16)
+            if name == "nifti":
+                nibabel.save(nibabel.Nifti1Image(coarse, affine), folder / "phantom_NIfTI.nii.gz")
+            else:
+                write_series(series, coarse, affine)
+                shutil.make_archive(str(folder / "phantom_DICOM"), "zip", series)
+
+
+if __name__ == "__main__":
+    write_samples(Path(sys.argv[1]))
