@@ -368,9 +368,9 @@ def run_ahead(items: Iterable[T]) -> Iterator[T]:
     # A program that shows the progress bar elsewhere, as a web page does, finds it in the context of its own thread.
     context = copy_context()
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(context.run, next, iterator, end)
+        coming = thread.submit(context.run, lambda: next(iterator, end))
         while (item := coming.result()) is not end:
-            coming = thread.submit(context.run, next, iterator, end)
+            coming = thread.submit(context.run, lambda: next(iterator, end))
             yield cast(T, item)
 
 
