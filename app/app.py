@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,10 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.schema import COLOURS, ORGANS
 
 if TYPE_CHECKING:
+    from gi_segmentation.inference.inputs import Scan
+    from gi_segmentation.inference.outputs import PredictedScan
     from gi_segmentation.inference.predictor import Member
-    from gi_segmentation.inference.volumes import Slice, Volume
+    from gi_segmentation.inference.volumes import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -258,27 +259,29 @@ def predict(members: "list[Member]", path: Path, max_unpacked: int) -> list[dict
         InputError: If the input cannot be used, or is too large.
     """
     from gi_segmentation.inference import outputs, predictor
-    from gi_segmentation.inference.algorithm import Algorithm
     from gi_segmentation.inference.archives import unpacked
-    from gi_segmentation.inference.inputs import find_scans, find_volume
-    from gi_segmentation.inference.volumes import native_masks
+    from gi_segmentation.inference.inputs import find_scans
 
-    shown = []
-    algorithm = Algorithm({member.name: member.commit for member in members})
     postprocessing, _ = predictor.find_postprocessing(members)
+    settings = predictor.Settings(num_workers=0, postprocessing=postprocessing)
+    shown = []
     with unpacked(path, MAX_FILES, max_unpacked) as source, tempfile.TemporaryDirectory() as folder:
         scans = find_scans(source)
-        volumes = {name: find_volume(list(group)) for name, group in groupby(scans.slices, lambda one: one.scan)}
-        check_size(volumes.values())
-        formats = [one for one in outputs.POSSIBLE_FORMATS[scans.kind] if one in LABELS]
-        predictions = predictor.predict_slices(members, scans.slices, 16, 0, False, postprocessing)
-        for name, group in groupby(predictions, lambda prediction: prediction[0].scan):
-            scan = list(group)
-            masks = native_masks(volumes[name], scan)
-            files = {one: Path(folder) / (name + outputs.SCAN_SUFFIXES[one]) for one in formats}
-            for one, file in files.items():
-                outputs.write_scan(one, volumes[name], masks, file, algorithm)
-            shown.append(describe_scan(volumes[name], [one for one, _ in scan], masks, files))
+        problems = [InputError(scan.problem) for scan in scans.scans if scan.problem]
+        check_size(scan.volume for scan in scans.usable)
+        formats = [name for name in LABELS if name in outputs.POSSIBLE_FORMATS[scans.kind]]
+        for scan, predicted in predictor.predict_scans(members, scans.usable, settings):
+            if isinstance(predicted, InputError):
+                problems.append(predicted)
+                continue
+            files = {name: Path(folder) / outputs.output_path(name, scan) for name in formats}
+            for name, file in files.items():
+                outputs.write_scan(name, predicted, file)
+            shown.append(describe_scan(predicted, files))
+    if not shown:
+        raise problems[0]
+    for problem in problems:
+        gr.Warning(public_message(problem), duration=None, title="Passed over")
     return shown
 
 
@@ -301,30 +304,29 @@ def check_size(volumes: "Iterable[Volume]") -> None:
         )
 
 
-def describe_scan(
-    volume: "Volume", slices: "list[Slice]", masks: np.ndarray, files: dict[str, Path]
-) -> dict[str, Any]:
+def describe_scan(predicted: "PredictedScan", files: dict[str, Path]) -> dict[str, Any]:
     """Return what `viewer.js` needs to show a scan.
 
     Args:
-        volume: The scan.
-        slices: The slices that were predicted.
-        masks: bool, on the grid of the volume, shape `(organs, i, j, k)`.
+        predicted: The scan and its masks.
         files: The prediction files, by format.
 
     Returns:
         Names, sizes and volumes of organs in millilitres; intensities and masks as one byte for each voxel, packed;
         and the files in base64. The axes are slices from head to feet, rows and columns.
     """
-    intensities = read_scan(volume, slices)
+    volume = predicted.volume
+    intensities = read_scan(predicted.scan)
     # 8 bits are enough for a screen, and 16 bits of a whole Kaggle scan would have 25 MB.
     brightest = max(float(np.percentile(intensities, BRIGHTEST_PERCENTILE)), 1.0)
     eight_bits = (np.clip(intensities / brightest, 0, 1) * 255).round().astype(np.uint8)
     # Organ number n is bit n, because organs may overlap.
-    bits = (masks * (1 << np.arange(len(ORGANS), dtype=np.uint8))[:, None, None, None]).sum(axis=0, dtype=np.uint8)
+    bits = np.zeros(volume.shape, dtype=np.uint8)
+    for number, mask in enumerate(predicted.masks):
+        bits[mask] |= 1 << number
     shown = volume.to_training(bits)
-    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     areas = np.count_nonzero(shown, axis=(1, 2))
+    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     return {
         "name": volume.name,
         "shape": volume.training_shape,
@@ -335,30 +337,26 @@ def describe_scan(
         "intensities": pack(eight_bits),
         "masks": pack(shown),
         "organs": [
-            {
-                "name": organ.replace("_", " "),
-                "colour": COLOURS[label],
-                "volume_ml": int(mask.sum()) * voxel_ml,
-            }
-            for label, (organ, mask) in enumerate(zip(ORGANS, masks, strict=True), start=1)
+            {"name": organ.replace("_", " "), "colour": colour, "volume_ml": int(mask.sum()) * voxel_ml}
+            for organ, colour, mask in zip(ORGANS, COLOURS[1:], predicted.masks, strict=True)
         ],
         "files": [
-            {"label": LABELS[one], "name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
-            for one, file in files.items()
+            {"label": LABELS[name], "name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
+            for name, file in files.items()
         ],
     }
 
 
-def read_scan(volume: "Volume", slices: "list[Slice]") -> np.ndarray:
+def read_scan(scan: "Scan") -> np.ndarray:
     """Read the intensities of a scan as slices, rows and columns: float32. Slices that are missing are 0."""
     from gi_segmentation.inference.predictor import read_pixels
     from gi_segmentation.inference.volumes import read_intensities
 
-    if volume.read is not None:
-        return read_intensities(volume)
-    intensities = np.zeros(volume.training_shape, dtype=np.float32)
-    for one in slices:
-        intensities[one.number - slices[0].number] = read_pixels(one)
+    if scan.volume.read is not None:
+        return read_intensities(scan.volume)
+    intensities = np.zeros(scan.volume.training_shape, dtype=np.float32)
+    for one in scan.slices:
+        intensities[one.number - scan.slices[0].number] = read_pixels(one)
     return intensities
 
 
