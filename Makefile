@@ -1,14 +1,20 @@
-# Two commands on a fresh machine: `make demo` and `make test`.
+# Two commands on a fresh machine: `make demo` and `make test`. `make app` shows what the first one has trained.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Where there is no NVIDIA GPU, the release whose CPU build suffices; else the newest that setup.cfg allows.
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-transformers quality benchmark table clean
+.PHONY: demo app test test-transformers quality benchmark table clean
 
 demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub on this machine (about 5 minutes).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+
+app: $(VENV)/installed demo/run  ## A web page that predicts scans with the checkpoint of `make demo`; it prints its address.
+	$(BIN)/python -m app --model demo/run
+
+demo/run:
+	@$(MAKE) demo
 
 test: quality  ## Style, types, doctests and tests.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

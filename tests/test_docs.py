@@ -26,7 +26,7 @@ README = ROOT / "README.md"
 MAX_README_LINES = 120
 PAGES = [README, *(ROOT / path for path in dict.fromkeys(re.findall(r"\]\((docs/\w+\.md)\)", README.read_text())))]
 
-FOLDERS_WITH_README = ("benchmarks", "model_cards", "tests/support/loopback_hub")
+FOLDERS_WITH_README = ("app", "benchmarks", "model_cards", "tests/support/loopback_hub")
 KAGGLE_ZIP = "uw-madison-gi-tract-image-segmentation"
 # What a training of a few seconds needs. The last value of a flag wins, so the documented flags are parsed too.
 TINY = (
@@ -48,6 +48,7 @@ CROSS_VALIDATE = (
 NOT_RUN = {
     "make demo": "takes minutes; test_pipeline.py goes the same way, with real slices where there are some",
     "make test": "runs this test",
+    "make app": "serves until it is stopped; tests/app clicks through the page",
     "make table DATASET=gi_tract": "trains eight models; the trainings of this test take the same path",
     "pip install -e .": "the environment of this test was made with it",
     "pip install -e .[notebook]": "needs a package registry; the extra is looked up",

@@ -52,6 +52,7 @@ LIGHT_HELP = {
     "-m gi_segmentation.cross_validate": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.export": {"datasets", "pandas", "torch", "transformers", "onnx", "onnxruntime"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
+    "-m app": {"datasets", "torch", "transformers", *CLINIC},
 }
 
 

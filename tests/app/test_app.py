@@ -1,0 +1,265 @@
+"""The web page in a real browser: Debian's Chromium, driven by Playwright. It is started as a Space starts it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.predict import main as predict
+from tests.support.models import save_model
+from tests.support.processes import ROOT
+
+gradio = pytest.importorskip("gradio", reason="needs gradio: pip install -e .[app]")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e .[test]")
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+SAMPLES = ROOT / "app" / "samples"
+MAX_UPLOAD_MB = 1
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", "segformer", seed=0)
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which Gradio keeps uploads."""
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def address(model: Path, uploads: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a page that runs from the files of a Space: those of `app`, and the package beside them."""
+    space = tmp_path_factory.mktemp("space")
+    shutil.copytree(ROOT / "app", space, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "gi_segmentation", space / "gi_segmentation")
+    words = [sys.executable, "app.py", "--model", str(model), "--max_upload_mb", str(MAX_UPLOAD_MB)]
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(uploads), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        words, cwd=space, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if match := re.search(r"http://\S+", line):
+                break
+        else:
+            pytest.fail("the server did not start")
+        yield match[0]
+        server.terminate()
+        # What is left in the pipe would keep the server from ending.
+        log = server.stdout.read()
+    assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: "playwright.Browser", address: str) -> Iterator["playwright.Page"]:
+    """A page of a visitor of its own. It asks no other server for anything."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    context.set_default_timeout(WAIT_MS)
+    asked: list[str] = []
+    faults: list[str] = []
+    page = context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector(".gi-welcome")
+    yield page
+    context.close()
+    assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+    assert not faults
+
+
+def take_sample(page: "playwright.Page", kind: str) -> None:
+    page.get_by_role("button", name=f"Sample: phantom {kind}").click()
+    page.wait_for_selector(".gi-viewer:not(.is-empty) .gi-number")
+
+
+def upload(page: "playwright.Page", *paths: Path) -> None:
+    page.locator("input[type=file]").set_input_files(list(paths))
+
+
+def predict_upload(page: "playwright.Page", *paths: Path) -> None:
+    upload(page, *paths)
+    page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.wait_for()
+    page.get_by_role("button", name="Predict").click()
+
+
+def picture(page: "playwright.Page") -> str:
+    return page.locator(".gi-canvas").evaluate("canvas => canvas.toDataURL()")
+
+
+def number(page: "playwright.Page") -> str:
+    return page.locator(".gi-number").inner_text()
+
+
+def download(page: "playwright.Page", label: str, folder: Path) -> Path:
+    with page.expect_download() as started:
+        page.get_by_role("button", name=label, exact=True).click()
+    path = folder / started.value.suggested_filename
+    started.value.save_as(path)
+    return path
+
+
+def predicted_by_command(model: Path, path: Path, folder: Path, name: str) -> Path:
+    (written,) = predict(["--model", str(model), "--input", str(path), "--output_dir", str(folder), "--format", name])
+    return written
+
+
+def left_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@needs_chromium
+def test_a_sample_is_scrolled_and_downloaded(page: "playwright.Page", model: Path, tmp_path: Path) -> None:
+    take_sample(page, "NIfTI")
+    page.locator(".gi-slice").fill("8")
+    shown = [(number(page), picture(page))]
+    page.locator(".gi-stage").hover()
+    page.mouse.wheel(0, 120)
+    shown.append((number(page), picture(page)))
+    page.keyboard.press("ArrowDown")
+    shown.append((number(page), picture(page)))
+    page.locator(".gi-stage").click()
+    page.keyboard.press("PageUp")
+    shown.append((number(page), picture(page)))
+    assert [text for text, _ in shown] == ["8 / 16", "9 / 16", "10 / 16", "1 / 16"]
+    assert len({image for _, image in shown}) == 4
+
+    file = download(page, "NIfTI", tmp_path)
+    expected = predicted_by_command(model, SAMPLES / "phantom_NIfTI.nii.gz", tmp_path / "command", "nifti")
+    labels, theirs = nibabel.load(file), nibabel.load(expected)
+    np.testing.assert_array_equal(labels.get_fdata(), theirs.get_fdata())
+    np.testing.assert_array_equal(labels.affine, theirs.affine)
+    volumes = page.locator(".gi-organs tbody td:last-child").all_inner_texts()
+    voxel_ml = np.prod(labels.header.get_zooms()) / 1000
+    for label, text in enumerate(volumes, start=1):
+        assert float(text.removesuffix(" mL")) == pytest.approx(
+            (labels.get_fdata() == label).sum() * voxel_ml, abs=0.6
+        )
+
+
+@needs_chromium
+def test_organs_window_and_opacity_change_the_picture(page: "playwright.Page") -> None:
+    take_sample(page, "NIfTI")
+    before = picture(page)
+    boxes = page.locator(".gi-organs input")
+    for index in range(boxes.count()):
+        boxes.nth(index).uncheck()
+    without = picture(page)
+    assert without != before
+    # Without organs, the opacity changes nothing, and the window does.
+    page.locator(".gi-opacity").fill("10")
+    assert picture(page) == without
+    page.locator(".gi-level").fill("20")
+    assert picture(page) != without
+    page.get_by_role("button", name="Reset window").click()
+    assert picture(page) == without
+    for index in range(boxes.count()):
+        boxes.nth(index).check()
+    page.locator(".gi-opacity").fill("60")
+    assert picture(page) == before
+
+
+@needs_chromium
+def test_a_series_gives_dicom_files_and_is_deleted(
+    page: "playwright.Page", model: Path, uploads: Path, tmp_path: Path
+) -> None:
+    predict_upload(page, SAMPLES / "phantom_DICOM.zip")
+    page.wait_for_selector(".gi-viewer:not(.is-empty) .gi-number")
+    assert left_files(uploads) == []
+    segmentation = pydicom.dcmread(download(page, "DICOM SEG", tmp_path))
+    expected = predicted_by_command(model, SAMPLES / "phantom_DICOM.zip", tmp_path / "command", "dicom-seg")
+    assert segmentation.PixelData == pydicom.dcmread(expected).PixelData
+    contours = pydicom.dcmread(download(page, "RTSTRUCT", tmp_path))
+    assert len(contours.StructureSetROISequence) == 3
+
+
+@needs_chromium
+def test_garbage_gets_a_message_without_a_path(page: "playwright.Page", uploads: Path, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage <b>.nii.gz"
+    garbage.write_bytes(b"no scan")
+    predict_upload(page, garbage)
+    message = page.get_by_test_id("toast-body").inner_text()
+    assert "garbage <b>.nii.gz: not a whole NIfTI file" in message
+    assert not re.search(r"/\w+/|Traceback", message)
+    assert left_files(uploads) == []
+
+
+@needs_chromium
+def test_an_upload_that_is_too_large_is_refused(page: "playwright.Page", uploads: Path, tmp_path: Path) -> None:
+    large, parts = tmp_path / "large.nii", [tmp_path / f"{index}.dcm" for index in range(3)]
+    large.write_bytes(bytes(MAX_UPLOAD_MB * 10**6 + 1))
+    upload(page, large)
+    assert "maximum" in page.get_by_test_id("toast-body").inner_text()
+    page.reload()
+    for part in parts:
+        part.write_bytes(os.urandom(MAX_UPLOAD_MB * 400_000))
+    predict_upload(page, *parts)
+    assert f"at most 2000 files and {MAX_UPLOAD_MB} MB, got 3" in page.get_by_test_id("toast-body").inner_text()
+
+
+@needs_chromium
+def test_visitors_do_not_share_scans(page: "playwright.Page", address: str, uploads: Path) -> None:
+    take_sample(page, "NIfTI")
+    other = page.context.browser.new_page()
+    other.goto(address)
+    other.wait_for_selector(".gi-welcome", state="visible")
+    upload(other, SAMPLES / "phantom_NIfTI.nii.gz")
+    other.get_by_label("Clear").first.wait_for()
+    assert len(left_files(uploads)) == 1
+    # The visitor leaves without a prediction.
+    other.close()
+    deadline = time.monotonic() + 20
+    while left_files(uploads) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_files(uploads) == []
+
+
+@pytest.mark.parametrize("name", ["", "tiny", "/etc", "../models", "app/samples", "a/b/c"])
+def test_a_visitor_cannot_name_a_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.app import find_checkpoint
+
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match="expected a Hub id"):
+        find_checkpoint(name, {"run": "demo/run"})
+    assert find_checkpoint(" run ", {"run": "demo/run"}) == "demo/run"
+    assert find_checkpoint("name/model", {}) == "name/model"
+
+
+def test_a_header_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
+    from app.app import check_size
+    from gi_segmentation.inference.nifti import open_volume
+
+    # Pixels of 0.001 mm, so the field of the training has 351,000 of them in each direction.
+    image = nibabel.Nifti1Image(np.ones((8, 8, 2), np.uint8), np.diag([0.001, 0.001, 3, 1]))
+    nibabel.save(image, tmp_path / "tiny.nii.gz")
+    with pytest.raises(InputError, match="at most 64 million voxels"):
+        check_size([open_volume(tmp_path / "tiny.nii.gz")])
+
+
+def test_the_space_installs_what_the_package_needs() -> None:
+    wanted = set((ROOT / "app" / "requirements.txt").read_text().split())
+    assert wanted <= set((ROOT / "setup.cfg").read_text().split())
+    (version,) = re.findall(r"^sdk_version: (.+)$", (ROOT / "app" / "README.md").read_text(), re.M)
+    assert f"gradio>={version.rsplit('.', 1)[0]},<7" in (ROOT / "setup.cfg").read_text()
