@@ -8,6 +8,7 @@ import argparse
 import base64
 import gzip
 import html
+import json
 import logging
 import os
 import re
@@ -50,7 +51,9 @@ BRIGHTEST_PERCENTILE = 99.9
 # The percentile that the first window ends at.
 WINDOW_PERCENTILE = 99.0
 
-LABELS = {"nifti": "NIfTI", "dicom-seg": "DICOM SEG", "rtstruct": "RTSTRUCT"}
+REPORT = "Report for programs"
+# The buttons for the files of each format that the page offers.
+LABELS = {"nifti": ["NIfTI"], "dicom-seg": ["DICOM SEG"], "rtstruct": ["RTSTRUCT"], "report": [REPORT, "Report"]}
 
 # Gradio fills this argument of a function, and shows the progress bars of `tqdm` with it.
 PROGRESS = gr.Progress(track_tqdm=True)
@@ -183,7 +186,7 @@ def find_checkpoint(name: str, folders: dict[str, str]) -> str:
     name = name.strip()
     if name in folders:
         return folders[name]
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or Path(name).exists():
         raise InputError(f"Model: expected a Hub id like NAMESPACE/NAME, got {name or 'nothing'}")
     return name
 
@@ -269,14 +272,16 @@ def predict(members: "list[Member]", path: Path, max_unpacked: int) -> list[dict
         scans = find_scans(source)
         problems = [InputError(scan.problem) for scan in scans.scans if scan.problem]
         check_size(scan.volume for scan in scans.usable)
-        formats = [name for name in LABELS if name in outputs.POSSIBLE_FORMATS[scans.kind]]
-        for scan, predicted in predictor.predict_scans(members, scans.usable, settings):
+        formats = [name for name in outputs.POSSIBLE_FORMATS[scans.kind] if name in LABELS]
+        for scan, predicted in predictor.predict_scans(members, scans.usable, settings, probabilities=True):
             if isinstance(predicted, InputError):
                 problems.append(predicted)
                 continue
-            files = {name: Path(folder) / outputs.output_path(name, scan) for name in formats}
-            for name, file in files.items():
-                outputs.write_scan(name, predicted, file)
+            files: dict[str, Path] = {}
+            for name in formats:
+                paths = [Path(folder) / path for path in outputs.output_paths(name, scan)]
+                outputs.write_scan(name, predicted, *paths)
+                files |= zip(LABELS[name], paths, strict=True)
             shown.append(describe_scan(predicted, files))
     if not shown:
         raise problems[0]
@@ -309,12 +314,13 @@ def describe_scan(predicted: "PredictedScan", files: dict[str, Path]) -> dict[st
 
     Args:
         predicted: The scan and its masks.
-        files: The prediction files, by format.
+        files: The prediction files, by their buttons.
 
     Returns:
-        Names, sizes and volumes of organs in millilitres; intensities and masks as one byte for each voxel, packed;
-        and the files in base64. The axes are slices from head to feet, rows and columns.
+        Names, sizes and volumes of organs in millilitres; the verdict of the report; intensities and masks as one byte
+        for each voxel, packed; and the files in base64. The axes are slices from head to feet, rows and columns.
     """
+    report = json.loads(files[REPORT].read_text(encoding="utf-8"))
     volume = predicted.volume
     intensities = read_scan(predicted.scan)
     # 8 bits are enough for a screen, and 16 bits of a whole Kaggle scan would have 25 MB.
@@ -326,7 +332,6 @@ def describe_scan(predicted: "PredictedScan", files: dict[str, Path]) -> dict[st
         bits[mask] |= 1 << number
     shown = volume.to_training(bits)
     areas = np.count_nonzero(shown, axis=(1, 2))
-    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     return {
         "name": volume.name,
         "shape": volume.training_shape,
@@ -337,12 +342,15 @@ def describe_scan(predicted: "PredictedScan", files: dict[str, Path]) -> dict[st
         "intensities": pack(eight_bits),
         "masks": pack(shown),
         "organs": [
-            {"name": organ.replace("_", " "), "colour": colour, "volume_ml": int(mask.sum()) * voxel_ml}
-            for organ, colour, mask in zip(ORGANS, COLOURS[1:], predicted.masks, strict=True)
+            {"name": organ.replace("_", " "), "colour": colour, "volume_ml": report["organs"][organ]["volume_ml"]}
+            for organ, colour in zip(ORGANS, COLOURS[1:], strict=True)
         ],
+        "verdict": report["verdict"],
+        "reasons": [reason["text"] for reason in report["reasons"]],
+        "unchecked": report["unchecked"],
         "files": [
-            {"label": LABELS[name], "name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
-            for name, file in files.items()
+            {"label": label, "name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
+            for label, file in files.items()
         ],
     }
 

@@ -51,10 +51,22 @@ function chooseScan(index) {
   slice.max = depth;
   slice.value = scan.first_slice;
   find("name").textContent = scan.name;
+  listReasons();
   listOrgans();
   listDownloads();
   drawExtent();
   resetWindow();
+}
+
+const VERDICTS = { good: "Good", look: "Look at it", fail: "Fail" };
+
+function listReasons() {
+  find("triage").dataset.verdict = scan.verdict;
+  find("verdict").textContent = VERDICTS[scan.verdict];
+  const lines = [...scan.reasons, ...scan.unchecked];
+  if (scan.verdict === "good") lines.unshift("Nothing unusual was found.");
+  const items = lines.map((line) => Object.assign(document.createElement("li"), { textContent: line }));
+  find("reasons").replaceChildren(...items);
 }
 
 function listOrgans() {
@@ -254,8 +266,8 @@ stage.addEventListener("dblclick", () => scan && resetWindow());
 
 const KEYS = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1, PageUp: -10, PageDown: 10 };
 document.addEventListener("keydown", (event) => {
-  // In fields and on sliders these keys have a meaning of their own.
-  const elsewhere = event.target.closest("input, textarea, select, [contenteditable]");
+  // In fields and on other sliders these keys have a meaning of their own. On a slider, the arrow down means less.
+  const elsewhere = event.target !== slice && event.target.closest("input, textarea, select, [contenteditable]");
   if (!scan || elsewhere || event.altKey || event.ctrlKey || event.metaKey || !(event.key in KEYS)) return;
   event.preventDefault();
   moveBy(KEYS[event.key]);
