@@ -44,6 +44,8 @@ MODEL_VARIABLE = "GI_SEGMENTATION_MODEL"
 MAX_FILES = 2_000
 # A zip may grow to this many times the size of an upload. Slices of MR shrink to about a half.
 MAX_GROWTH = 4
+# The progress bar moves after each batch, so batches are smaller than those of the command.
+BATCH_SIZE = 4
 # The browser gets a byte for each voxel, and one for the masks. A whole Kaggle scan has 10 to 16 million voxels.
 MAX_VOXELS = 64_000_000
 # Intensities above this percentile are shown as white. A few voxels beside a coil may be many times as bright.
@@ -51,7 +53,7 @@ BRIGHTEST_PERCENTILE = 99.9
 # The percentile that the first window ends at.
 WINDOW_PERCENTILE = 99.0
 
-REPORT = "Report for programs"
+REPORT = "Report (JSON)"
 # The buttons for the files of each format that the page offers.
 LABELS = {"nifti": ["NIfTI"], "dicom-seg": ["DICOM SEG"], "rtstruct": ["RTSTRUCT"], "report": [REPORT, "Report"]}
 
@@ -266,7 +268,7 @@ def predict(members: "list[Member]", path: Path, max_unpacked: int) -> list[dict
     from gi_segmentation.inference.inputs import find_scans
 
     postprocessing, _ = predictor.find_postprocessing(members)
-    settings = predictor.Settings(num_workers=0, postprocessing=postprocessing)
+    settings = predictor.Settings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
     shown = []
     with unpacked(path, MAX_FILES, max_unpacked) as source, tempfile.TemporaryDirectory() as folder:
         scans = find_scans(source)

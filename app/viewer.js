@@ -42,7 +42,7 @@ async function showScans(received) {
   if (!scans.length) return;
   chooseScan(0);
   // On a phone, the viewer is below the fields.
-  viewer.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  if (viewer.getBoundingClientRect().top > window.innerHeight / 2) viewer.scrollIntoView();
 }
 
 function chooseScan(index) {
@@ -62,6 +62,7 @@ const VERDICTS = { good: "Good", look: "Look at it", fail: "Fail" };
 
 function listReasons() {
   find("triage").dataset.verdict = scan.verdict;
+  find("triage").open = scan.verdict !== "good";
   find("verdict").textContent = VERDICTS[scan.verdict];
   const lines = [...scan.reasons, ...scan.unchecked];
   if (scan.verdict === "good") lines.unshift("Nothing unusual was found.");
