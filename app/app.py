@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.schema import COLOURS, ORGANS
 
 if TYPE_CHECKING:
@@ -85,6 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     """Serve a web page that predicts scans. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT set its address."""
     arguments = parse_arguments(argv)
     max_bytes = arguments.max_upload_mb * 10**6
+    if arguments.model:
+        # So a wrong name is an error at once, and the first visitor need not wait.
+        load_members(arguments.model)
     build_page(arguments.model, max_bytes).launch(
         theme=gr.themes.Default(primary_hue="sky", neutral_hue="slate", font=["system-ui", "sans-serif"]),
         css_paths=FOLDER / "page.css",
@@ -101,15 +104,17 @@ def build_page(model: str, max_bytes: int) -> gr.Blocks:
         model: The checkpoint that it starts with: a Hub id, or a folder that visitors may use.
         max_bytes: The largest upload.
     """
-    folders = {Path(model).name: model} if Path(model).is_dir() else {}
+    folders = {Path(model).resolve().name: model} if model and Path(model).is_dir() else {}
 
     def predict_upload(name: str, files: list[str] | None, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
+        progress(0, desc="Loading the model")
         with shown_errors(), tempfile.TemporaryDirectory(prefix="gi-segmentation-") as folder:
             members = load_members(find_checkpoint(name, folders))
             path = take_upload([Path(file) for file in files or []], Path(folder), max_bytes)
-            return predict(members, path, max_bytes * MAX_GROWTH)
+            return predict(members, path, max_bytes)
 
     def predict_sample(name: str, sample: str, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
+        progress(0, desc="Loading the model")
         with shown_errors():
             return predict(load_members(find_checkpoint(name, folders)), SAMPLES[sample], max_bytes)
 
@@ -156,11 +161,11 @@ def shown_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise gr.Error(public_message(error), duration=None, title="Not predicted", print_exception=False) from error
+        raise gr.Error(public_message(error), duration=None, print_exception=False) from error
     except Exception as error:
         logger.exception("a prediction failed")
         message = "Something went wrong on the server. Its log says what."
-        raise gr.Error(message, duration=None, title="Not predicted", print_exception=False) from error
+        raise gr.Error(message, duration=None, print_exception=False) from error
 
 
 def public_message(error: InputError) -> str:
@@ -249,13 +254,13 @@ def take_upload(files: list[Path], folder: Path, max_bytes: int) -> Path:
     return folder if len(files) > 1 else folder / "0" / files[0].name
 
 
-def predict(members: "list[Member]", path: Path, max_unpacked: int) -> list[dict[str, Any]]:
+def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[str, Any]]:
     """Predict all scans at a path.
 
     Args:
         members: The checkpoint.
         path: What `gi_segmentation.predict` takes as `--input`.
-        max_unpacked: The largest size of an unpacked zip, in bytes.
+        max_bytes: The largest upload.
 
     Returns:
         What the viewer shows, for each scan; see `describe_scan`.
@@ -270,7 +275,7 @@ def predict(members: "list[Member]", path: Path, max_unpacked: int) -> list[dict
     postprocessing, _ = predictor.find_postprocessing(members)
     settings = predictor.Settings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
     shown = []
-    with unpacked(path, MAX_FILES, max_unpacked) as source, tempfile.TemporaryDirectory() as folder:
+    with unpacked(path, MAX_FILES, MAX_GROWTH * max_bytes) as source, tempfile.TemporaryDirectory() as folder:
         scans = find_scans(source)
         problems = [InputError(scan.problem) for scan in scans.scans if scan.problem]
         check_size(scan.volume for scan in scans.usable)
@@ -288,7 +293,7 @@ def predict(members: "list[Member]", path: Path, max_unpacked: int) -> list[dict
     if not shown:
         raise problems[0]
     for problem in problems:
-        gr.Warning(public_message(problem), duration=None, title="Passed over")
+        gr.Warning(public_message(problem), duration=None)
     return shown
 
 
@@ -376,4 +381,5 @@ def pack(voxels: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

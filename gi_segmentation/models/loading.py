@@ -115,8 +115,9 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
             needs a package that is not installed.
     """
     try:
+        # A checkpoint of this project never has a pickle, which is the other form of weights.
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
-            name, revision=revision, output_loading_info=True
+            name, revision=revision, use_safetensors=True, output_loading_info=True
         )
         processor = AutoImageProcessor.from_pretrained(name, revision=revision)
     except ImportError as error:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
@@ -72,9 +73,9 @@ def browser() -> Iterator["playwright.Browser"]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: "playwright.Browser", address: str) -> Iterator["playwright.Page"]:
-    """A page of a visitor of its own. It asks no other server for anything."""
+@contextmanager
+def visit(browser: "playwright.Browser", address: str) -> Iterator["playwright.Page"]:
+    """Open the page as a new visitor. It asks no other server for anything."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     context.set_default_timeout(WAIT_MS)
     asked: list[str] = []
@@ -90,9 +91,19 @@ def page(browser: "playwright.Browser", address: str) -> Iterator["playwright.Pa
     assert not faults
 
 
-def take_sample(page: "playwright.Page", kind: str) -> None:
-    page.get_by_role("button", name=f"Sample: phantom {kind}").click()
-    page.wait_for_selector(".gi-viewer:not(.is-empty) .gi-number")
+@pytest.fixture
+def page(browser: "playwright.Browser", address: str) -> Iterator["playwright.Page"]:
+    with visit(browser, address) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def sample(browser: "playwright.Browser", address: str) -> Iterator["playwright.Page"]:
+    """A page that shows the NIfTI sample. Tests leave organs and opacity as they were."""
+    with visit(browser, address) as page:
+        page.get_by_role("button", name="Sample: phantom NIfTI").click()
+        page.wait_for_selector(".gi-viewer:not(.is-empty) .gi-number")
+        yield page
 
 
 def upload(page: "playwright.Page", *paths: Path) -> None:
@@ -132,27 +143,26 @@ def left_files(folder: Path) -> list[Path]:
 
 
 @needs_chromium
-def test_a_sample_is_scrolled_and_downloaded(page: "playwright.Page", model: Path, tmp_path: Path) -> None:
-    take_sample(page, "NIfTI")
-    page.locator(".gi-slice").fill("8")
-    shown = [(number(page), picture(page))]
-    page.locator(".gi-stage").hover()
-    page.mouse.wheel(0, 120)
-    shown.append((number(page), picture(page)))
-    page.keyboard.press("ArrowDown")
-    shown.append((number(page), picture(page)))
-    page.locator(".gi-stage").click()
-    page.keyboard.press("PageUp")
-    shown.append((number(page), picture(page)))
+def test_a_sample_is_scrolled_and_downloaded(sample: "playwright.Page", model: Path, tmp_path: Path) -> None:
+    sample.locator(".gi-slice").fill("8")
+    shown = [(number(sample), picture(sample))]
+    sample.locator(".gi-stage").hover()
+    sample.mouse.wheel(0, 120)
+    shown.append((number(sample), picture(sample)))
+    sample.keyboard.press("ArrowDown")
+    shown.append((number(sample), picture(sample)))
+    sample.locator(".gi-stage").click()
+    sample.keyboard.press("PageUp")
+    shown.append((number(sample), picture(sample)))
     assert [text for text, _ in shown] == ["8 / 16", "9 / 16", "10 / 16", "1 / 16"]
     assert len({image for _, image in shown}) == 4
 
-    file = download(page, "NIfTI", tmp_path)
+    file = download(sample, "NIfTI", tmp_path)
     expected = predicted_by_command(model, SAMPLES / "phantom_NIfTI.nii.gz", tmp_path / "command", "nifti")
     labels, theirs = nibabel.load(file), nibabel.load(expected)
     np.testing.assert_array_equal(labels.get_fdata(), theirs.get_fdata())
     np.testing.assert_array_equal(labels.affine, theirs.affine)
-    volumes = page.locator(".gi-organs tbody td:last-child").all_inner_texts()
+    volumes = sample.locator(".gi-organs tbody td:last-child").all_inner_texts()
     voxel_ml = np.prod(labels.header.get_zooms()) / 1000
     for label, text in enumerate(volumes, start=1):
         assert float(text.removesuffix(" mL")) == pytest.approx(
@@ -161,25 +171,24 @@ def test_a_sample_is_scrolled_and_downloaded(page: "playwright.Page", model: Pat
 
 
 @needs_chromium
-def test_organs_window_and_opacity_change_the_picture(page: "playwright.Page") -> None:
-    take_sample(page, "NIfTI")
-    before = picture(page)
-    boxes = page.locator(".gi-organs input")
+def test_organs_window_and_opacity_change_the_picture(sample: "playwright.Page") -> None:
+    before = picture(sample)
+    boxes = sample.locator(".gi-organs input")
     for index in range(boxes.count()):
         boxes.nth(index).uncheck()
-    without = picture(page)
+    without = picture(sample)
     assert without != before
     # Without organs, the opacity changes nothing, and the window does.
-    page.locator(".gi-opacity").fill("10")
-    assert picture(page) == without
-    page.locator(".gi-level").fill("20")
-    assert picture(page) != without
-    page.get_by_role("button", name="Reset window").click()
-    assert picture(page) == without
+    sample.locator(".gi-opacity").fill("10")
+    assert picture(sample) == without
+    sample.locator(".gi-level").fill("20")
+    assert picture(sample) != without
+    sample.get_by_role("button", name="Reset window").click()
+    assert picture(sample) == without
     for index in range(boxes.count()):
         boxes.nth(index).check()
-    page.locator(".gi-opacity").fill("60")
-    assert picture(page) == before
+    sample.locator(".gi-opacity").fill("60")
+    assert picture(sample) == before
 
 
 @needs_chromium
@@ -221,16 +230,16 @@ def test_an_upload_that_is_too_large_is_refused(page: "playwright.Page", uploads
 
 
 @needs_chromium
-def test_visitors_do_not_share_scans(page: "playwright.Page", address: str, uploads: Path) -> None:
-    take_sample(page, "NIfTI")
-    other = page.context.browser.new_page()
-    other.goto(address)
-    other.wait_for_selector(".gi-welcome", state="visible")
-    upload(other, SAMPLES / "phantom_NIfTI.nii.gz")
-    other.get_by_label("Clear").first.wait_for()
-    assert len(left_files(uploads)) == 1
-    # The visitor leaves without a prediction.
-    other.close()
+def test_visitors_do_not_share_scans(
+    sample: "playwright.Page", browser: "playwright.Browser", address: str, uploads: Path
+) -> None:
+    assert sample.locator(".gi-canvas").is_visible()
+    with visit(browser, address) as page:
+        assert not page.locator(".gi-canvas").is_visible()
+        upload(page, SAMPLES / "phantom_NIfTI.nii.gz")
+        page.get_by_label("Clear").first.wait_for()
+        assert len(left_files(uploads)) == 1
+    # The visitor has left without a prediction.
     deadline = time.monotonic() + 20
     while left_files(uploads) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -363,6 +363,13 @@ class TestErrors:
         with pytest.raises(InputError, match="got 4: background, stomach, small_bowel, large_bowel"):
             load_checkpoint(str(checkpoint))
 
+    def test_a_pickle_is_not_loaded(self, checkpoint: Path) -> None:
+        weights = checkpoint / "model.safetensors"
+        torch.save(load_file(weights), checkpoint / "pytorch_model.bin")
+        weights.unlink()
+        with pytest.raises(InputError, match="not a checkpoint of this project"):
+            load_checkpoint(str(checkpoint))
+
     @pytest.mark.parametrize("load", [load_checkpoint, lambda name: load_model(ModelArguments(name), SIZE)])
     def test_a_model_for_classification_is_refused(self, load: Any, tmp_path: Path) -> None:
         config = AutoConfig.for_model("convnext", depths=[1, 1], hidden_sizes=[4, 4], num_stages=2, num_labels=4)
