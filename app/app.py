@@ -281,15 +281,17 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
         check_size(scan.volume for scan in scans.usable)
         formats = [name for name in outputs.POSSIBLE_FORMATS[scans.kind] if name in LABELS]
         for scan, predicted in predictor.predict_scans(members, scans.usable, settings, probabilities=True):
-            if isinstance(predicted, InputError):
-                problems.append(predicted)
-                continue
-            files: dict[str, Path] = {}
-            for name in formats:
-                paths = [Path(folder) / path for path in outputs.output_paths(name, scan)]
-                outputs.write_scan(name, predicted, *paths)
-                files |= zip(LABELS[name], paths, strict=True)
-            shown.append(describe_scan(predicted, files))
+            try:
+                if isinstance(predicted, InputError):
+                    raise predicted
+                files: dict[str, Path] = {}
+                for name in formats:
+                    paths = [Path(folder) / path for path in outputs.output_paths(name, scan)]
+                    outputs.write_scan(name, predicted, *paths)
+                    files |= zip(LABELS[name], paths, strict=True)
+                shown.append(describe_scan(predicted, files))
+            except InputError as error:
+                problems.append(error)
     if not shown:
         raise problems[0]
     for problem in problems:
