@@ -148,7 +148,8 @@ def build_page(model: str, max_bytes: int) -> gr.Blocks:
         settings: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
         upload.upload(remember_upload, upload, api_visibility="private")
         predicted = start.click(predict_upload, [checkpoint, upload], viewer, **settings)
-        predicted.then(forget_upload, outputs=upload, api_visibility="private")
+        for after in (predicted.success, predicted.failure):
+            after(forget_upload, outputs=upload, api_visibility="private")
         for button, name in zip(samples, SAMPLES, strict=True):
             button.click(predict_sample, [checkpoint, gr.State(name)], viewer, **settings)
         page.unload(forget_upload)
