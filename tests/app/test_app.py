@@ -213,7 +213,7 @@ def test_garbage_gets_a_message_without_a_path(page: "playwright.Page", uploads:
     message = page.get_by_test_id("toast-body").inner_text()
     assert "my garbage.nii.gz: not a whole NIfTI file" in message
     assert not re.search(r"/\w+/|Traceback", message)
-    page.get_by_label("Clear").first.wait_for(state="detached")
+    page.locator(".gi-inputs").get_by_label("Clear").wait_for(state="detached")
     assert left_files(uploads) == []
 
 
