@@ -210,7 +210,7 @@ def load_members(name: str) -> "list[Member]":
     from gi_segmentation.inference import predictor
     from gi_segmentation.inference.arguments import Computation
 
-    return predictor.load_members([name], None, Computation(precision="auto"))
+    return predictor.load_members([name], None, Computation())
 
 
 def remember_upload(files: list[str], request: gr.Request) -> None:
