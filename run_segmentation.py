@@ -16,7 +16,8 @@ def main(argv: list[str] | None = None) -> None:
         argv: Command-line words without the program's name; None: those of this process.
 
     Raises:
-        InputError: If an argument, the dataset or the model cannot be used.
+        InputError: If an argument, the dataset or the model cannot be used, or if the publication fails. The run is
+            then complete, and the message has the command that publishes it.
     """
     model_args, data_args, run_args = parse_arguments(argv)
     # The stages are imported after the arguments are read. Their packages take seconds to load, and `--help` or a
@@ -26,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
     from gi_segmentation.models.loading import load_model
     from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
-    from gi_segmentation.publishing.results import publish_results, summarize, write_results
+    from gi_segmentation.publishing.hub import prepare_repository
+    from gi_segmentation.publishing.results import publish_run, summarize, write_results
     from gi_segmentation.training.ranges import find_training_ranges
     from gi_segmentation.training.trainer import build_trainer, train
 
@@ -43,19 +45,23 @@ def main(argv: list[str] | None = None) -> None:
     model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
     # Before the training, this stops a run that would continue from the checkpoints of another model or split.
     prepare_output_dir(run_args, facts)
+    repo_id, private = str(run_args.hub_model_id), run_args.hub_private_repo
+    is_main = run_args.process_index == 0
+    publishes = run_args.push_to_hub and is_main
+    if publishes:
+        prepare_repository(repo_id, private)
     trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
     evaluation = train(trainer)
     # All processes have the same scores. One of them writes the files, and the others wait for it below.
-    if trainer.is_world_process_zero():
+    if is_main:
         results = write_results(trainer, eval_dataset, facts, evaluation)
-        publication = None
-        if run_args.push_to_hub:
-            repo_id, private = str(run_args.hub_model_id), run_args.hub_private_repo
-            publication = publish_results(Path(run_args.output_dir), results, repo_id, private)
-        print(summarize(run_args, results, publication))
+        print(summarize(run_args, results), flush=True)
     trainer.accelerator.wait_for_everyone()
     # This disconnects the processes. Without it, they sometimes abort when the program ends.
     trainer.accelerator.end_training()
+    # The Hub comes last. If it fails, all files are written, and no other process waits.
+    if publishes:
+        print(publish_run(Path(run_args.output_dir), repo_id, private).describe())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from dataset_builder.benchmark import BENCHMARK, benchmark_file
 from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_scans, slice_row
 from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
+from gi_segmentation.errors import saying_how_to_go_on
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, hash_file, publish_folder
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
@@ -285,4 +286,7 @@ def push_dataset(report: BuildReport, repo_id: str) -> Publication:
     # Each split has a tag of its own, so that several folds of one dataset can be told apart in the repository.
     tag = f"fold-{report.config.fold}-of-{report.config.num_folds}-{report.split_hash[:8]}"
     message = f"Build gi_tract, fold {report.config.fold} of {report.config.num_folds}"
-    return publish_folder(report.output_dir, repo_id, "dataset", tag, message, private=True)
+    # A second build writes the same bytes, so what has arrived on the Hub is not sent again.
+    go_on = f"The dataset in {report.output_dir} is complete; to publish it, run the same command again"
+    with saying_how_to_go_on(go_on):
+        return publish_folder(report.output_dir, repo_id, "dataset", tag, message, private=True)

@@ -1,13 +1,19 @@
 """The error for every mistake that a user can make, and the way it ends a command."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 
 
 class InputError(ValueError):
     """An input that cannot be used. The message says what was expected, what came, and what to do."""
+
+
+class HubError(InputError):
+    """A Hub that refused or failed, or that could not be reached."""
 
 
 def one_line(error: BaseException) -> str:
@@ -58,9 +64,49 @@ def exit_on_input_error() -> Iterator[None]:
         sys.exit(1)
 
 
+def find_hub_cause(error: BaseException) -> BaseException:
+    """Return the answer of the Hub, or the broken connection, behind an error of the client.
+
+    The client wraps some of them: an upload ends in a `RuntimeError`, and a download in a `LocalEntryNotFoundError`.
+
+    Returns:
+        The first `HfHubHTTPError`, `httpx2.TransportError` or `JSONDecodeError` among the causes; the error itself if
+        there is none.
+    """
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HfHubHTTPError | httpx2.TransportError | JSONDecodeError):
+            return cause
+        cause = cause.__cause__
+    return error
+
+
+def describe_cause(cause: BaseException) -> str:
+    """Return what `find_hub_cause` found, in one line without the link that explains a status in general.
+
+    Example:
+        >>> describe_cause(OSError("500 Server Error\\nFor more information check: https://example.org/500"))
+        '500 Server Error'
+    """
+    # Some broken connections have no message.
+    return re.sub(r" ?For more information check: \S+", "", one_line(cause)) or type(cause).__name__
+
+
 @contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turn an error of the Hub, or of the connection to it, into an `InputError` that says what to check."""
+def hub_errors(action: str, repo_id: str) -> Iterator[None]:
+    """Turn an error of the Hub, or of the connection to it, into one line that says what to check.
+
+    Args:
+        action: What is done with the repository, for example `publishing`.
+        repo_id: Name of the repository.
+
+    Raises:
+        InputError: If no repository can have this name.
+        HubError: If the Hub refuses, fails or cannot be reached.
+    """
     # Imported here, because every command line imports this module, and `--help` must not wait for these packages.
     import httpx2
     from huggingface_hub import constants
@@ -68,8 +114,29 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
-        raise InputError(
-            f"publishing {repo_id} to {constants.ENDPOINT} failed: {one_line(error)}. Nothing local is lost; check "
-            f"HF_TOKEN (write access to {repo_id.split('/')[0]}) and HF_ENDPOINT, then run the command again"
+    except InputError:
+        raise
+    except HFValidationError as error:
+        raise InputError(f"{action} {repo_id}: expected NAMESPACE/NAME. {one_line(error)}") from error
+    # The client lets errors of many kinds through, see `find_hub_cause`. A ValueError is a card that the Hub does not
+    # accept, or an answer that is not JSON.
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        cause = find_hub_cause(error)
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        # Who is refused needs another token. For all other failures, the Hub or the way to it is to blame.
+        if status in (401, 403, 404):
+            advice = f"check HF_TOKEN (write access to {repo_id.split('/')[0]}) and HF_ENDPOINT"
+        else:
+            advice = "check HF_ENDPOINT and the connection, or try again later"
+        raise HubError(
+            f"{action} {repo_id} at {constants.ENDPOINT} failed: {describe_cause(cause)}; {advice}"
         ) from error
+
+
+@contextmanager
+def saying_how_to_go_on(advice: str) -> Iterator[None]:
+    """Add to a `HubError` what is safe, and which command goes on."""
+    try:
+        yield
+    except HubError as error:
+        raise HubError(f"{error}. {advice}") from error

@@ -36,6 +36,7 @@ LIGHT = {
     "gi_segmentation.compare": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.cross_validate": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.export": {"datasets", "torch", "transformers", "pandas", "onnx", "onnxruntime"},
+    "gi_segmentation.publish": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.inference.predictor": {"datasets", "albumentations", *CLINIC},
     "gi_segmentation.inference.outputs": {"datasets", "torch", "transformers", *CLINIC},
     "gi_segmentation.scoring.submissions": {"datasets", "torch", "transformers"},
@@ -51,6 +52,7 @@ LIGHT_HELP = {
     "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.cross_validate": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.export": {"datasets", "pandas", "torch", "transformers", "onnx", "onnxruntime"},
+    "-m gi_segmentation.publish": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
     "-m app": {"datasets", "torch", "transformers", *CLINIC},
 }

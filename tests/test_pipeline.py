@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from safetensors.torch import load_file
 
 import run_segmentation
-from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import CONFIGS, LAUNCH, ROOT, RunPython
 from tests.support.training import arguments
@@ -197,14 +197,30 @@ def test_a_mistake_of_the_user_ends_in_one_error_without_a_traceback(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_can_be_published_after_its_token_was_refused(
+def test_a_training_outlives_a_hub_that_fails_and_is_published_by_the_command_that_it_names(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     words = arguments(dataset_dir, tmp_path / "run", max_steps=1)
-    push = ["--push_to_hub", "--hub_model_id", MODEL_ID]
-    done = run_python([RUN, *words, *push], cwd=tmp_path, env=hub.environment(token="invalid"))
+    push = ["--push_to_hub", "--hub_model_id", MODEL_ID, "--hub_private_repo", "true"]
+    # Before the training the Hub is broken, and at its end it refuses the token.
+    hub.faults.set([Fault("POST", "/repos/create", status=500), Fault("POST", "/commit/", status=403)])
+    done = run_python([RUN, *words, *push], cwd=tmp_path, env=hub.environment())
     assert done.returncode == 1
-    assert "HF_TOKEN" in done.stderr.splitlines()[-1]
-    assert get_token() is None
-    again = run_python([RUN, *words, *push], cwd=tmp_path, env=hub.environment())
+    assert "The training starts nevertheless" in done.stderr
+    assert "best checkpoint: step 1 of 1" in done.stdout
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: publishing") and "403" in last and "HF_TOKEN" in last
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").is_file()
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    assert api.list_repo_files(MODEL_ID) == [".gitattributes"]
+
+    written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    command = last.split("To publish it: python ")[1].split()
+    again = run_python(command, cwd=ROOT, env=hub.environment())
     assert again.returncode == 0, again.stderr[-3000:]
+    assert f"published: {hub.endpoint}/{MODEL_ID} (tag dice-" in again.stdout
+    assert all(path.read_bytes() == data for path, data in written.items())
+    assert api.model_info(MODEL_ID).private
+    copy = api.hf_hub_download(MODEL_ID, "model.safetensors", local_dir=tmp_path / "copy")
+    assert Path(copy).read_bytes() == written[tmp_path / "run" / "model.safetensors"]
+    assert get_token() is None

@@ -12,7 +12,7 @@ from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
 from gi_segmentation.cross_validation.runs import FoldRun, fold_folder
 from gi_segmentation.data.slices import attach_scoring_transform, load_slices
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, saying_how_to_go_on
 from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, write_facts
@@ -170,12 +170,14 @@ def publish_folds(
         Where the main branch was published.
 
     Raises:
-        InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
+        InputError: As `hub.publish_folder`.
     """
-    for run in runs:
-        branch = run.folder.name
-        write_card(run.folder, repo_id, run_args.license, branch)
-        publish_results(run.folder, run.facts, repo_id, run_args.hub_private_repo, branch)
-        print(f"published: {repo_id}, branch {branch}", flush=True)
-    write_card(output_dir, repo_id, run_args.license)
-    return publish_results(output_dir, pooled, repo_id, run_args.hub_private_repo)
+    go_on = f"The cross-validation in {output_dir} is complete; the same command publishes it, and trains nothing anew"
+    with saying_how_to_go_on(go_on):
+        for run in runs:
+            branch = run.folder.name
+            write_card(run.folder, repo_id, run_args.license, branch)
+            publish_results(run.folder, run.facts, repo_id, run_args.hub_private_repo, branch)
+            print(f"published: {repo_id}, branch {branch}", flush=True)
+        write_card(output_dir, repo_id, run_args.license)
+        return publish_results(output_dir, pooled, repo_id, run_args.hub_private_repo)

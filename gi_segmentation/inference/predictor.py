@@ -145,7 +145,7 @@ def load_folds(name: str, computation: Computation) -> list[Member]:
     if local:
         found = [path.name for path in Path(name).iterdir() if path.is_dir()]
     else:
-        with hub_errors(name):
+        with hub_errors("listing the branches of", name):
             found = [branch.name for branch in HfApi().list_repo_refs(name).branches]
     # `fold-all` is not among them: it was trained on all patients. Shorter names come first, so 10 comes after 9.
     folds = sorted((fold for fold in found if re.fullmatch(r"fold-\d+", fold)), key=lambda fold: (len(fold), fold))

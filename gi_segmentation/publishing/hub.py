@@ -1,14 +1,44 @@
-"""Publish a folder on a Hub: upload it, tag the commit, download it again and compare. For models and datasets."""
+"""Publish a folder on a Hub: upload it, download it again, compare, and tag the commit. For models and datasets."""
 
 import hashlib
+import logging
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from json import JSONDecodeError
 from pathlib import Path
+from typing import TypeVar
 
-from huggingface_hub import HfApi, constants
+import httpx2
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+)
+from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
-from gi_segmentation.errors import InputError, hub_errors
+from gi_segmentation.errors import HubError, describe_cause, find_hub_cause, hub_errors
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# A call that fails is repeated after these seconds. The client itself repeats only some requests (listing files,
+# sending a large file): five times each, within 23 s. It repeats no commit, no tag and no creation of a repository.
+WAITS_S = (1, 4, 15)
+# Nobody waits longer than this when a Hub answers `Retry-After`. The publication then waits for the user.
+MAX_WAIT_S = 300
+# The client waits for ever for most answers. With this limit, a Hub that hangs is a Hub that fails.
+TIMEOUT_S = 120
+# Answers after which another try makes sense: too busy, broken, or somebody else changed the repository meanwhile.
+PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
+# The Hub itself adds this file to each repository.
+HUB_FILE = ".gitattributes"
 
 
 @dataclass(frozen=True)
@@ -32,10 +62,77 @@ class Publication:
         return f"published: {self.url} (tag {self.tag}, commit {self.commit[:12]})"
 
 
+def find_wait(error: BaseException, usual_s: float) -> float | None:
+    """Return how many seconds to wait before another try.
+
+    Args:
+        error: What the call raised.
+        usual_s: The answer if the Hub names no time.
+
+    Returns:
+        Seconds; None if another try makes no sense.
+    """
+    cause = find_hub_cause(error)
+    if not isinstance(cause, HfHubHTTPError):
+        # A proxy may send an HTML page in place of the Hub's JSON.
+        return usual_s if isinstance(cause, httpx2.TransportError | JSONDecodeError) else None
+    if cause.response.status_code not in PASSING:
+        return None
+    wanted = cause.response.headers.get("Retry-After", "")
+    wait_s = max(usual_s, float(wanted)) if wanted.isdecimal() else usual_s
+    return wait_s if wait_s <= MAX_WAIT_S else None
+
+
+def try_again(call: Callable[[], T]) -> T:
+    """Call a function, and call it again if the Hub fails in a way that may pass.
+
+    Args:
+        call: It talks to the Hub. A second call must complete what the first one began.
+    """
+    for usual_s in WAITS_S:
+        get_session().timeout = TIMEOUT_S
+        try:
+            return call()
+        except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+            wait_s = find_wait(error, usual_s)
+            if wait_s is None:
+                raise
+            logger.warning("%s; trying again in %g s", describe_cause(find_hub_cause(error)), wait_s)
+            time.sleep(wait_s)
+    get_session().timeout = TIMEOUT_S
+    return call()
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by the names that they have in a repository, sorted."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def commit_folder(api: HfApi, folder: Path, repo_id: str, repo_type: str, message: str, branch: str | None) -> str:
+    """Make a branch hold the files of a folder and no others, in one commit.
+
+    Returns:
+        The commit; the last one of the branch if it holds these files already.
+    """
+    # `upload_folder` would be shorter, but where the Hub has the Xet protocol, it makes several commits of an upload
+    # that takes more than five minutes. Until the last of them, the repository would mix old and new files.
+    head = api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha
+    files = list_files(folder)
+    old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head)) - files.keys() - {HUB_FILE}
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+        *(CommitOperationDelete(name) for name in sorted(old)),
+        *(CommitOperationAdd(name, path) for name, path in files.items()),
+    ]
+    # With `parent_commit`, the Hub refuses (412) if somebody else has changed the branch since it was listed.
+    return api.create_commit(
+        repo_id, operations, commit_message=message, repo_type=repo_type, revision=branch, parent_commit=head
+    ).oid
 
 
 def read_back(api: HfApi, folder: Path, repo_id: str, repo_type: str, commit: str) -> list[str]:
@@ -52,14 +149,13 @@ def read_back(api: HfApi, folder: Path, repo_id: str, repo_type: str, commit: st
         Names of the files that differ; empty if all are the same.
     """
     # A success of the upload only says that the Hub accepted it. A proxy or a full disk can still damage a file.
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     differing = []
-    for path in tqdm(paths, desc="Reading back", unit="file"):
-        name = path.relative_to(folder).as_posix()
+    for name, path in tqdm(list_files(folder).items(), desc="Reading back", unit="file"):
         # Each file gets a new folder. From its usual cache, the client could return a copy that it already has. After
         # the comparison the file is removed, because a dataset may be large.
         with tempfile.TemporaryDirectory() as scratch:
-            copy = api.hf_hub_download(repo_id, name, repo_type=repo_type, revision=commit, local_dir=scratch)
+            where = {"repo_type": repo_type, "revision": commit, "local_dir": scratch}
+            copy = try_again(partial(api.hf_hub_download, repo_id, name, **where))
             if hash_file(Path(copy)) != hash_file(path):
                 differing.append(name)
     return differing
@@ -69,12 +165,12 @@ def check_upload(api: HfApi, folder: Path, repo_id: str, repo_type: str, commit:
     """Check that each published file is the same as the local one; arguments as `read_back`.
 
     Raises:
-        InputError: If a file differs.
+        HubError: If a file differs.
     """
     if differing := read_back(api, folder, repo_id, repo_type, commit):
-        raise InputError(
-            f"{repo_id}: after the upload, these files differ from the local ones: {', '.join(differing)}; run the "
-            f"same command again"
+        raise HubError(
+            f"publishing {repo_id} failed: after the upload, these files differ from the local ones: "
+            f"{', '.join(differing)}; the commit {commit[:12]} has no tag"
         )
 
 
@@ -96,12 +192,35 @@ def tag_commit(api: HfApi, repo_id: str, repo_type: str, commit: str, tag: str) 
     return name
 
 
+def prepare_repository(repo_id: str, private: bool | None) -> None:
+    """Create the repository of a model before its training, so that a refusal is seen early.
+
+    A Hub that refuses or fails is only a warning: the training needs no Hub, and its results can be published later.
+
+    Args:
+        repo_id: Name of the repository, `NAMESPACE/NAME`.
+        private: Whether a new repository is private; None: as the Hub decides.
+
+    Raises:
+        InputError: If no repository can have this name.
+    """
+    try:
+        with hub_errors("preparing", repo_id):
+            get_session().timeout = TIMEOUT_S
+            HfApi().create_repo(repo_id, private=private, exist_ok=True)
+    except HubError as error:
+        logger.warning("%s. The training starts nevertheless, and publishes at its end", error)
+
+
 def publish_folder(
     folder: Path, repo_id: str, repo_type: str, tag: str, message: str, private: bool | None, branch: str | None = None
 ) -> Publication:
     """Publish a folder. The branch then has the files of this folder and no others.
 
     The address of the Hub comes from `HF_ENDPOINT`, and the token from `HF_TOKEN` or from `hf auth login`.
+
+    If this fails half-way, the next call with the same folder completes it. Large files that have arrived are not sent
+    again.
 
     Args:
         folder: The folder to publish.
@@ -113,26 +232,20 @@ def publish_folder(
         branch: Branch of the repository, which is created if it does not exist; None: the main branch.
 
     Raises:
-        InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
+        InputError: If no repository can have this name.
+        HubError: If the Hub refuses, fails or cannot be reached, or if a file arrives changed.
     """
     api = HfApi()
     # Each of these calls waits for the answer of the Hub. An upload in the background, as `Trainer` makes it, would
     # lose its errors: the run would report success although nothing was published.
-    with hub_errors(repo_id):
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    with hub_errors("publishing", repo_id):
+        try_again(partial(api.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True))
         if branch:
-            api.create_branch(repo_id, repo_type=repo_type, branch=branch, exist_ok=True)
-        # One commit adds the new files and deletes the old ones, so that nobody ever sees a mixture.
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            repo_type=repo_type,
-            folder_path=folder,
-            commit_message=message,
-            revision=branch,
-            delete_patterns="*",
-        ).oid
-        name = tag_commit(api, repo_id, repo_type, commit, tag)
+            try_again(partial(api.create_branch, repo_id, repo_type=repo_type, branch=branch, exist_ok=True))
+        commit = try_again(partial(commit_folder, api, folder, repo_id, repo_type, message, branch))
         check_upload(api, folder, repo_id, repo_type, commit)
+        # The tag comes last. So whatever has a tag was compared.
+        name = try_again(partial(tag_commit, api, repo_id, repo_type, commit, tag))
     # Addresses of datasets contain `datasets/`. Those of models contain nothing like it.
     kind = "" if repo_type == "model" else f"{repo_type}s/"
     return Publication(f"{constants.ENDPOINT}/{kind}{repo_id}", repo_id, commit, name)
@@ -152,10 +265,10 @@ def add_files(folder: Path, repo_id: str, message: str, branch: str | None, pare
         A line for the terminal.
 
     Raises:
-        InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
+        HubError: If the Hub refuses, fails or cannot be reached, or if a file arrives changed.
     """
     api = HfApi()
-    with hub_errors(repo_id):
+    with hub_errors("adding files to", repo_id):
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=message, revision=branch, parent_commit=parent
         ).oid

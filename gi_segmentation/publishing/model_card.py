@@ -1,5 +1,6 @@
 """The model card. All its numbers come from the `run.json` of a finished run."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, OF_THE_PRESET, SEED_SCORE
 from gi_segmentation.publishing.facts import RunResults, read_results
@@ -136,27 +138,21 @@ def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
     return data.to_yaml()
 
 
-def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str | None = None) -> Path:
-    """Write the model card from `run.json`.
+def make_card(facts: RunResults, repo_id: str, license_name: str, revision: str | None = None) -> str:
+    """Return the text of the model card.
 
     Args:
-        output_dir: Folder with `run.json`. The card is written there as README.md.
+        facts: The facts of a finished run.
         repo_id: The name that users pass to `from_pretrained`.
         license_name: Licence identifier of the Hub.
         revision: The branch on which the model will be; None: the main branch.
 
-    Returns:
-        The path of the card.
-
     Raises:
-        InputError: If `run.json` is not that of a finished run.
         jinja2.UndefinedError: If a variable of the template has no value.
         KeyError: If a score or an interval is missing.
     """
-    # The facts are read from the file, so that the card agrees with the `run.json` that is published beside it.
-    facts = read_results(output_dir)
     model_name = repo_id.split("/")[-1]
-    card = render_card(
+    return render_card(
         "model_card.md",
         metadata=card_metadata(facts, model_name, license_name),
         model_name=model_name,
@@ -179,6 +175,51 @@ def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str 
         spreads=describe_spread(facts),
         **asdict(facts),
     )
+
+
+def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str | None = None) -> Path:
+    """Write the model card from `run.json`.
+
+    Args:
+        output_dir: Folder with `run.json`. The card is written there as README.md.
+        repo_id: As in `make_card`.
+        license_name: As in `make_card`.
+        revision: As in `make_card`.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        InputError: If `run.json` is not that of a finished run.
+        jinja2.UndefinedError: As `make_card`.
+        KeyError: As `make_card`.
+    """
     path = output_dir / CARD
-    path.write_text(card, encoding="utf-8")
+    # The facts are read from the file, so that the card agrees with the `run.json` that is published beside it.
+    path.write_text(make_card(read_results(output_dir), repo_id, license_name, revision), encoding="utf-8")
     return path
+
+
+def rename_card(output_dir: Path, facts: RunResults, repo_id: str) -> None:
+    """Let the card of a run name its repository. A run that was not published names its output folder.
+
+    Args:
+        output_dir: Folder with the card.
+        facts: The facts of its run.
+        repo_id: Name of the repository, `NAMESPACE/NAME`.
+
+    Raises:
+        InputError: If the card has another name and was changed since it was written.
+    """
+    text = (output_dir / CARD).read_text(encoding="utf-8")
+    named = re.search(r'from_pretrained\("([^"]+)"', text)
+    if named and named[1] == repo_id:
+        return
+    license_name = facts.arguments.get("license", "other")
+    # What a user wrote into the card must not be lost.
+    if not named or text != make_card(facts, named[1], license_name):
+        raise InputError(
+            f"{output_dir / CARD}: expected a card that names {repo_id} in its call of from_pretrained, but it names "
+            f"{named[1] if named else 'nothing'}, and it was changed by hand; write {repo_id} there"
+        )
+    (output_dir / CARD).write_text(make_card(facts, repo_id, license_name), encoding="utf-8")

@@ -253,7 +253,7 @@ def export_model(name: str, revision: str | None, output_dir: Path, push_to_hub:
             keep_file(card_draft, output_dir)
             print(f"{card}: has a section about the file")
         if push_to_hub:
-            with hub_errors(name):
+            with hub_errors("reading the card of", name):
                 old = read_card(name, commit or revision)
             if old is not None:
                 card_draft.write_text(add_section(old, section), encoding="utf-8")

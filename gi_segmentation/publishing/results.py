@@ -1,19 +1,22 @@
 """The results of a run: best weights, scores, pictures and card in its output folder, and their publication."""
 
 import math
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from gi_segmentation.arguments import RunArguments
+from gi_segmentation.errors import InputError, one_line, saying_how_to_go_on
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
-from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, write_facts
+from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, write_facts
 from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay
 from gi_segmentation.publishing.hub import Publication, publish_folder
 from gi_segmentation.publishing.model_card import (
@@ -24,6 +27,7 @@ from gi_segmentation.publishing.model_card import (
     OVERLAY,
     SCAN_SCORES,
     SCORE_NAMES,
+    rename_card,
     score_titles,
     write_card,
 )
@@ -160,7 +164,7 @@ def publish_results(
         Where they were published.
 
     Raises:
-        InputError: If the Hub refuses or cannot be reached, or if a file arrives changed.
+        InputError: As `hub.publish_folder`.
     """
     dice, step = facts.scores.get("eval_dice"), f"step-{facts.best_step}"
     state = f"all-patients-{step}" if dice is None else f"dice-{dice:.4f}-{step}"
@@ -181,6 +185,55 @@ def publish_results(
         )
 
 
+def read_finished_run(output_dir: Path) -> RunResults:
+    """Read the facts of a finished training, and check that its folder has all files to publish.
+
+    Raises:
+        InputError: If the folder is not that of a finished training.
+    """
+    train_again = "run the command of its training again, which goes on where it stopped"
+    try:
+        facts = read_results(output_dir)
+    except (OSError, JSONDecodeError) as error:
+        raise InputError(
+            f"--output_dir {output_dir}: expected the folder of a finished training, but its {RUN_FILE} cannot be "
+            f"read ({one_line(error)}); name the --output_dir of a training, or {train_again}"
+        ) from error
+    if facts.folds:
+        raise InputError(
+            f"--output_dir {output_dir}: this is a cross-validation, which is published with its folds; run `python "
+            f"-m gi_segmentation.cross_validate` with --collect and --push_to_hub"
+        )
+    missing = [name for name in published_files(facts) if not (output_dir / name).is_file()]
+    if missing:
+        raise InputError(
+            f"--output_dir {output_dir}: expected a finished training, but these files are missing: "
+            f"{', '.join(missing)}; {train_again}"
+        )
+    return facts
+
+
+def publish_run(output_dir: Path, repo_id: str, private: bool | None) -> Publication:
+    """Publish a finished training as it lies in its folder. Only the name of the model on the card may change.
+
+    Args:
+        output_dir: The folder, after `write_results`.
+        repo_id: Name of the repository, `NAMESPACE/NAME`.
+        private: Whether a new repository is private; None: as the Hub decides.
+
+    Raises:
+        InputError: If the folder is not that of a finished training, or as `hub.publish_folder`. The message then has
+            the command that publishes the run later.
+    """
+    facts = read_finished_run(output_dir)
+    words = ["--output_dir", str(output_dir), "--hub_model_id", repo_id]
+    words += [] if private is None else ["--hub_private_repo", str(private).lower()]
+    command = f"python -m gi_segmentation.publish {shlex.join(words)}"
+    with saying_how_to_go_on(f"The run in {output_dir} is complete but not published. To publish it: {command}"):
+        rename_card(output_dir, facts, repo_id)
+        return publish_results(output_dir, facts, repo_id, private)
+
+
 def format_scores(facts: RunResults) -> list[str]:
     """Return the scores with their intervals, one line each, for the terminal."""
     lines = []
@@ -195,13 +248,12 @@ def format_scores(facts: RunResults) -> list[str]:
     return lines
 
 
-def summarize(run_args: RunArguments, facts: RunResults, publication: Publication | None) -> str:
+def summarize(run_args: RunArguments, facts: RunResults) -> str:
     """Return the summary of a run, a few lines for the terminal.
 
     Args:
         run_args: Arguments of the training.
         facts: From `write_results`.
-        publication: From `publish_results`; None if the run was not published.
     """
     output_dir = Path(run_args.output_dir)
     files = {"card": CARD, "curve": CURVE}
@@ -218,6 +270,4 @@ def summarize(run_args: RunArguments, facts: RunResults, publication: Publicatio
             f"Nothing was held back, so nothing was scored."
         ]
     lines += [f"{label}: {output_dir / name}" for label, name in files.items()]
-    if publication is not None:
-        lines.append(publication.describe())
     return "\n".join(lines)

@@ -29,7 +29,7 @@ from transformers import (
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.data.preprocessing import SliceTransform, attached_transform
 from gi_segmentation.data.sampling import BalancedSampler, shown_organs
-from gi_segmentation.errors import InputError, hub_errors
+from gi_segmentation.errors import InputError
 from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.internals import CheckpointLoading, find_train_batch_size, speed_up_segformer_head
 from gi_segmentation.models.heads import (
@@ -313,6 +313,10 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
             super().save_model(output_dir, _internal_call)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Do nothing. `Trainer` would create the repository here, and an error of the Hub would end the run."""
+        # `publishing.hub` does it.
+
     def load_training_weights(self, checkpoint: Path) -> None:
         """Load the weights from which training continues, and the averaged weights."""
         load_training_weights(self.model, self.average, checkpoint)
@@ -345,8 +349,7 @@ def build_trainer(
         run_args: Says how to train.
 
     Raises:
-        InputError: If the run is to be published but the Hub refuses, or if `--gradient_checkpointing` is set but the
-            model does not support it.
+        InputError: If `--gradient_checkpointing` is set but the model does not support it.
     """
     return_auxiliary_logits(model)
     # Convolutions are faster if the channels of a pixel are neighbours in memory: for an EfficientNet by a third on a
@@ -364,19 +367,17 @@ def build_trainer(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
     # Every process gets the predictions of all slices, and scores its own share of the scans.
     share = run_args.process_index, run_args.world_size
-    # With `--push_to_hub`, `Trainer` creates the repository here. So a wrong token stops the run before the training.
-    with hub_errors(str(run_args.hub_model_id)):
-        return SegmentationTrainer(
-            model=model,
-            args=run_args,
-            data_collator=default_collate,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset if len(eval_dataset) else None,
-            processing_class=processor,
-            compute_metrics=ComputeMetrics(eval_dataset, run_args.preset, share) if len(eval_dataset) else None,
-            callbacks=callbacks,
-            balanced=data_args.slice_sampling == "balanced",
-        )
+    return SegmentationTrainer(
+        model=model,
+        args=run_args,
+        data_collator=default_collate,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset if len(eval_dataset) else None,
+        processing_class=processor,
+        compute_metrics=ComputeMetrics(eval_dataset, run_args.preset, share) if len(eval_dataset) else None,
+        callbacks=callbacks,
+        balanced=data_args.slice_sampling == "balanced",
+    )
 
 
 class Evaluation(NamedTuple):

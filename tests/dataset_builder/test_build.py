@@ -4,6 +4,7 @@ import csv
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
 import shutil
@@ -40,7 +41,7 @@ from gi_segmentation.data.kaggle import (
 from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
-from tests.support.loopback_hub import LoopbackHub, check_card
+from tests.support.loopback_hub import Fault, LoopbackHub, check_card
 from tests.support.processes import RunPython
 
 HALVES = GiTractConfig(num_folds=2)
@@ -482,7 +483,28 @@ def test_a_refused_push_ends_in_one_error_and_keeps_the_build(
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "error: publishing" in result.stderr and "check HF_TOKEN" in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("is complete; to publish it, run the same command again")
     assert sum(map(len, load_raw(tmp_path / "gi_tract").values())) == 6
+
+
+def test_a_push_that_broke_after_the_upload_is_completed_by_the_same_command(
+    kaggle_copy: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    command = ["build", "--kaggle_dir", str(kaggle_copy), "--num_folds", "2", "--push_to_hub", "user/gi_tract"]
+    # The large files arrive, and the commit that names them is refused.
+    hub.faults.set([Fault("POST", "/commit/", status=403)])
+    broken = run_python(["-m", "dataset_builder", *command], tmp_path, hub.environment())
+    assert broken.returncode == 1 and broken.stderr.splitlines()[-1].startswith("error: publishing user/gi_tract")
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    assert api.list_repo_files("user/gi_tract", repo_type="dataset") == [".gitattributes"]
+    # From now on, this server takes no large file. The second run must need none.
+    hub.faults.set([Fault("PUT", "/lfs/", status=403, times=math.inf)])
+    again = run_python(["-m", "dataset_builder", *command], tmp_path, hub.environment())
+    assert again.returncode == 0, again.stderr[-2000:]
+    published = set(api.list_repo_files("user/gi_tract", repo_type="dataset")) - {".gitattributes"}
+    built = tmp_path / "gi_tract"
+    assert published == {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
+    assert len(api.list_repo_refs("user/gi_tract", repo_type="dataset").tags) == 1
 
 
 def test_load_dataset_sees_a_new_build_under_the_same_name(kaggle_copy: Path, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import threading
 from pathlib import Path
 
 from tests.support.loopback_hub.cards import check_card
+from tests.support.loopback_hub.faults import Fault, Faults
 from tests.support.loopback_hub.server import Server
 from tests.support.loopback_hub.storage import Storage
 
-__all__ = ["LoopbackHub", "check_card"]
+__all__ = ["Fault", "LoopbackHub", "check_card"]
 
 
 class LoopbackHub:
@@ -25,6 +26,7 @@ class LoopbackHub:
 
     Attributes:
         endpoint: The server's address, for HF_ENDPOINT.
+        faults: What goes wrong on purpose; nothing at the start.
 
     Raises:
         RuntimeError: If another server uses the folder.
@@ -33,7 +35,7 @@ class LoopbackHub:
 
     def __init__(self, root: str | Path, port: int = 0, verbose: bool = False) -> None:
         self.root, self.port, self.verbose = Path(root).resolve(), port, verbose
-        self.endpoint = ""
+        self.endpoint, self.faults = "", Faults()
 
     def __enter__(self) -> "LoopbackHub":
         self.root.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ class LoopbackHub:
             self._lock.close()
             message = f"expected a free folder, but a loopback Hub serves {self.root}: stop it or take another one"
             raise RuntimeError(message) from None
-        self._server = Server(Storage(self.root), self.port, self.verbose)
+        self._server = Server(Storage(self.root), self.port, self.verbose, self.faults)
         # The thread looks every 0.05 seconds whether it should stop.
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="loopback-hub", daemon=True).start()
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -1,14 +1,18 @@
 """The HTTP side: it turns requests into calls, and answers into bytes, each connection in a thread of its own."""
 
 import json
+import socket
 import socketserver
+import struct
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.loopback_hub.faults import Fault, Faults
 from tests.support.loopback_hub.routes import Answer, Call, answer_call
 from tests.support.loopback_hub.storage import HubError, Storage
 
@@ -26,10 +30,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_call(self) -> None:
         """Answer one request."""
-        if self.server.stopped:
+        if self.server.stopped.is_set():
             # The client sees a closed connection, as if the process had ended.
             raise ConnectionError("the server was stopped")
         url, body = urlsplit(self.path), self.read_body()
+        fault = self.server.faults.take(self.command, url.path)
+        if fault is not None and self.fail(fault):
+            return
         call = Call(self.server.storage, self.command, url.path, parse_qs(url.query), self.headers, body)
         try:
             if "Transfer-Encoding" in self.headers:
@@ -47,10 +54,32 @@ class Handler(BaseHTTPRequestHandler):
         # The next request on this connection starts after this body, even if nobody wanted the body.
         for _ in body:
             pass
-        self.send_answer(answer)
+        self.send_answer(answer, fault.action if fault else None)
 
     # The names under which BaseHTTPRequestHandler looks for a method.
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_call
+
+    def fail(self, fault: Fault) -> bool:
+        """Do what a fault wants before the request is read. Return whether nothing more is to be done."""
+        self.server.stopped.wait(fault.delay_s)
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault.action == "reset":
+            self.rfile.read(length // 2)
+            # With this option, closing the socket sends a reset in place of an orderly end. `shutdown` would send one.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+            raise ConnectionError("a fault on purpose")
+        if fault.status is None and fault.action != "page":
+            return False
+        for _ in self.read_body():
+            pass
+        if fault.action == "page":
+            self.send_answer(Answer("<html>Please log in.</html>", headers={"Content-Type": "text/html"}))
+        else:
+            refusal = HubError(fault.status or 500, f"a fault on purpose, {fault.status}", headers=fault.headers)
+            self.send_answer(Answer(refusal.body, refusal.status, refusal.headers))
+        return True
 
     def read_body(self) -> Iterator[bytes]:
         """Yield the body in pieces."""
@@ -62,8 +91,8 @@ class Handler(BaseHTTPRequestHandler):
             left -= len(piece)
             yield piece
 
-    def send_answer(self, answer: Answer) -> None:
-        """Send head and body of an answer."""
+    def send_answer(self, answer: Answer, action: str | None = None) -> None:
+        """Send head and body of an answer. `action` is that of a fault."""
         if isinstance(answer.value, str):
             kind, data = "text/plain; charset=utf-8", answer.value.encode()
         else:
@@ -76,13 +105,18 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if action == "cut":
+            # The head has promised more bytes than the client gets.
+            length, self.close_connection = length // 2, True
         if answer.file is None:
-            self.wfile.write(data)
+            self.wfile.write(data[:length])
             return
         with answer.file.open("rb") as file:
             file.seek(answer.start)
             while length > 0 and (piece := file.read(min(length, CHUNK))):
                 length -= len(piece)
+                if action == "damage":
+                    piece, action = bytes([piece[0] ^ 1]) + piece[1:], None
                 self.wfile.write(piece)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -96,8 +130,9 @@ class Server(ThreadingHTTPServer):
     # The default of 5 is too few for a client that opens many connections at once.
     request_queue_size = 128
 
-    def __init__(self, storage: Storage, port: int, verbose: bool) -> None:
-        self.storage, self.verbose, self.stopped = storage, verbose, False
+    def __init__(self, storage: Storage, port: int, verbose: bool, faults: Faults) -> None:
+        self.storage, self.verbose, self.faults = storage, verbose, faults
+        self.stopped = threading.Event()
         super().__init__(("127.0.0.1", port), Handler)
 
     def server_bind(self) -> None:
@@ -106,7 +141,7 @@ class Server(ThreadingHTTPServer):
 
     def shutdown(self) -> None:
         # A thread of a connection that is kept open goes on after the server's end.
-        self.stopped = True
+        self.stopped.set()
         super().shutdown()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -1,0 +1,39 @@
+"""`python -m gi_segmentation.publish`: publish a finished training, also one whose publication failed."""
+
+import argparse
+from pathlib import Path
+
+from gi_segmentation.errors import exit_on_input_error
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line. The flags have the names of those of `run_segmentation.py`."""
+    parser = argparse.ArgumentParser("python -m gi_segmentation.publish", description=__doc__)
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of a finished training")
+    parser.add_argument("--hub_model_id", metavar="NAMESPACE/NAME", required=True, help="name of the model on the Hub")
+    parser.add_argument(
+        "--hub_private_repo",
+        type=str.lower,
+        choices=("true", "false"),
+        help="whether a new repository is private (default: as the Hub decides)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Publish the files of a run, as the training itself would have done at its end.
+
+    Raises:
+        InputError: If the folder is not that of a finished training, or if the Hub fails.
+    """
+    arguments = parse_arguments(argv)
+    # This import stands here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
+    from gi_segmentation.publishing.results import publish_run
+
+    private = None if arguments.hub_private_repo is None else arguments.hub_private_repo == "true"
+    print(publish_run(arguments.output_dir, arguments.hub_model_id, private).describe())
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
