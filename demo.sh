@@ -44,13 +44,25 @@ step "Predict the four test patients and score the submission"
 python -m gi_segmentation.predict --model demo/segformer-gi-tract --input demo/unseen/train --output_dir demo/predictions
 python -m gi_segmentation.score --truth demo/unseen/train.csv --submission demo/predictions/submission.csv
 
+step "Predict a DICOM series: a segmentation and a structure set for a planning system, and a report"
+python - <<'PYTHON'
+from pathlib import Path
+
+from tests.support.volumes import write_scan_series
+
+write_scan_series(Path("demo/series"), Path("demo/unseen/train"))
+PYTHON
+python -m gi_segmentation.predict --model demo/segformer-gi-tract --input demo/series --output_dir demo/contours
+
 step "Done"
 python - <<'PYTHON'
 import json
+from pathlib import Path
 
 facts = json.load(open("demo/run/run.json"))
 print(f"eval_dice on the validation patients: {facts['scores']['eval_dice']:.4f}")
 for name, path in (("card", "README.md"), ("cases", "cases.png"), ("curve", "learning_curve.png")):
     print(f"{name:<8} demo/run/{path}")
+print(f"report   {next(Path('demo/contours').glob('*.report.html'))}")
 print("Next: train on real data. See README.md, From the Kaggle zip to a published model")
 PYTHON
