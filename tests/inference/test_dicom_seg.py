@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import highdicom
@@ -29,6 +30,8 @@ from tests.support.volumes import (
 )
 
 SHAPE = (15, 14, 5)
+# The command of dcmqi that reads a segmentation. pip puts it beside Python.
+DCMQI = shutil.which("segimage2itkimage", path=Path(sys.executable).parent)
 ALGORITHM = Algorithm({"name/model": "c0ffee" * 6 + "beef", "name/other": "f" * 40})
 
 
@@ -110,7 +113,7 @@ class TestFile:
             )
 
 
-@pytest.mark.skipif(shutil.which("segimage2itkimage") is None, reason="dcmqi is not installed: pip install dcmqi")
+@pytest.mark.skipif(DCMQI is None, reason="dcmqi is not installed: pip install dcmqi")
 @pytest.mark.parametrize(
     ("number", "depth", "enhanced"),
     [(0, 5, False), (7, 5, True), (13, 5, False), (22, 5, True), (31, 5, False), (47, 5, True), (0, 1, False)],
@@ -128,7 +131,7 @@ def test_dcmqi_reads_the_same_voxels(number: int, depth: int, enhanced: bool, tm
     masks = shapes(volume.shape)
     write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
     words = ["--inputDICOM", tmp_path / "out.dcm", "--outputDirectory", tmp_path, "--prefix", "read", "-t", "nii"]
-    done = subprocess.run(["segimage2itkimage", *map(str, words)], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(DCMQI), *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {}
     for path in tmp_path.glob("read*.nii.gz"):
