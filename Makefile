@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where there is no NVIDIA GPU, the release whose CPU build suffices; else the newest that setup.cfg allows.
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo app test test-transformers quality benchmark table clean
+.PHONY: demo app test test-transformers fuzz quality benchmark table clean
 
 demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub on this machine (about 5 minutes).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
@@ -21,6 +21,9 @@ test: quality  ## Style, types, doctests and tests.
 
 test-transformers: $(VENV)/installed  ## What depends on transformers, at the lowest and the highest release that setup.cfg allows.
 	bash tests/support/test_transformers.sh $(BIN)/python
+
+fuzz: $(VENV)/installed  ## Hostile input: CASES cases (25,000), each a clear error or a right result.
+	$(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES))
 
 quality: $(VENV)/installed  ## Style and types.
 	$(BIN)/ruff check .

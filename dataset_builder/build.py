@@ -240,8 +240,6 @@ def build(
     check_output_dir(output_dir)
     # Names and CSV are checked first, which is quick. Then every image is read.
     scans, excluded = read_training_scans(kaggle_dir, config)
-    # pandas reads the CSV into memory of Arrow, which keeps it for later use after the table is gone.
-    pa.default_memory_pool().release_unused()
     splits = divide_scans(scans, kaggle_dir, config)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder is beside the final one, on the same disk. So the renaming at the end copies nothing, and it

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,7 +15,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS, LabelMode
 
@@ -460,6 +461,22 @@ def expand_aliases(arguments: list[str]) -> list[str]:
     return expanded
 
 
+def load_yaml(text: str) -> Any:
+    """Read YAML that anybody may have written.
+
+    Raises:
+        ValueError: If it is not valid, is nested too deeply, or has aliases.
+    """
+    # A few lines of aliases to aliases stand for more values than any memory holds.
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise ValueError("aliases like *name are not allowed")
+        return yaml.safe_load(text)
+    # A wrong date is a ValueError already. Too many brackets inside each other end the recursion of the parser.
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(one_line(error)) from error
+
+
 def read_recipe(path: Path, known: list[str]) -> list[str]:
     """Read a recipe and return it as command-line words.
 
@@ -471,9 +488,9 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
         InputError: If the file cannot be read, is not a mapping, or has an unknown key or a key without a value.
     """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: not a readable YAML file ({error})") from error
+        recipe = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {path}: not a readable YAML file ({one_line(error)})") from error
     if not isinstance(recipe, dict):
         raise InputError(f"--config {path}: expected lines of `flag: value`, got {type(recipe).__name__}")
     words: list[str] = []
@@ -483,7 +500,13 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
         if value is None:
             raise InputError(f"--config {path}: {key} has no value; give it one or remove the line")
         values = value if isinstance(value, list) else [value]
-        words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
+        texts = [json.dumps(item, default=str) if isinstance(item, dict) else str(item) for item in values]
+        # Such a value would become a flag of its own, for example one that publishes the model.
+        if flags := [text for text in texts if re.match(r"--|-[^\d.]", text)]:
+            raise InputError(
+                f"--config {path}: {key} has the value {flags[0][:40]!r}, which looks like a flag; change it"
+            )
+        words += [f"--{key}", *texts]
     return words
 
 
@@ -515,8 +538,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
         raise
     except json.JSONDecodeError as error:
         raise InputError(f"expected JSON, got {error.doc!r} ({error})") from error
-    except (argparse.ArgumentError, ValueError, TypeError, ImportError, OSError) as error:
-        raise InputError(str(error)) from error
+    # `transformers` checks its own flags in many ways, and some values end in an arithmetic error.
+    except (argparse.ArgumentError, ValueError, TypeError, ImportError, OSError, ArithmeticError) as error:
+        raise InputError(one_line(error)) from error
     if unknown and not unknown[0].startswith("-"):
         raise InputError(f"unexpected word {unknown[0]!r}: it belongs to no flag, or its flag takes one value only")
     if unknown:

@@ -117,6 +117,10 @@ def test_there_are_recipes() -> None:
         ("image_size: [288, 288]\n", "unexpected word '288'"),
         ("image_size: wide\n", "invalid int value: 'wide'"),
         ("accelerator_config: {bogus: 1}\n", "bogus"),
+        ("license: --push_to_hub", "looks like a flag"),
+        ("seed: &a [1]\nfold: *a", "aliases like"),
+        ("seed: 2026-99-99", "not a readable YAML file"),
+        ("[" * 3000, "not a readable YAML file"),
     ],
 )
 def test_a_wrong_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:

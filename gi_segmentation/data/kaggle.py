@@ -4,6 +4,7 @@ A problem of the data does not stop the reading. It becomes one line of text tha
 do, so that a user sees all problems at once.
 """
 
+import csv
 import io
 import re
 import struct
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from gi_segmentation.errors import InputError, one_line
@@ -23,9 +24,15 @@ from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, scan_name, slice_
 
 # Ids and file names have ASCII digits only. Without `re.ASCII`, `\d` would also match digits of other scripts. An id
 # pads the number of the slice to four digits, and has no other leading zero: each slice has exactly one valid id.
-ID_PATTERN = re.compile(r"case(0|[1-9]\d*)_day(0|[1-9]\d*)_slice_(\d{4}|[1-9]\d{4,})", re.ASCII)
-FILE_PATTERN = re.compile(r"slice_(\d{4,})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png", re.ASCII)
-SCAN_PATTERN = re.compile(r"case(\d+)_day(\d+)", re.ASCII)
+# Nine digits fit into the 32 bits that the dataset has for a number.
+ID_PATTERN = re.compile(r"case(0|[1-9]\d{,8})_day(0|[1-9]\d{,8})_slice_(\d{4}|[1-9]\d{4,8})", re.ASCII)
+FILE_PATTERN = re.compile(r"slice_(\d{4,9})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png", re.ASCII)
+SCAN_PATTERN = re.compile(r"case(\d{1,9})_day(\d{1,9})", re.ASCII)
+# A slice of an MR scanner has at most 1024 x 1024 pixels. A file of a few kilobytes can claim thousands of times as
+# many, which would fill the memory.
+MAX_PIXELS = 2048 * 2048
+# Characters of one value of a CSV. The longest encoding of a slice of `MAX_PIXELS` is shorter.
+MAX_CHARACTERS = 2**26
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # The last chunk of every PNG: length, name and checksum. Pillow reads a file without this chunk and gives no error, so
 # a download that stopped too early would not be noticed.
@@ -155,8 +162,10 @@ def parse_slice_path(path: Path) -> SliceFile:
     name = FILE_PATTERN.fullmatch(path.name)
     scan = SCAN_PATTERN.fullmatch(scan_folder(path))
     if not name or not scan:
+        # A name may contain a line break, and a message is one line.
+        shown = " ".join(str(path).splitlines())
         raise KaggleDataError(
-            [f"{path}: expected caseN_dayN/scans/slice_NUMBER_WIDTH_HEIGHT_SPACING_SPACING.png; rename or remove it"]
+            [f"{shown}: expected caseN_dayN/scans/slice_NUMBER_WIDTH_HEIGHT_SPACING_SPACING.png; rename or remove it"]
         )
     # The name states the width before the height. All of our code uses the order of arrays: height, then width.
     number, width, height = (int(text) for text in name.groups()[:3])
@@ -221,8 +230,7 @@ def read_annotations(
         raise KaggleDataError(
             [f"{csv_path}: no such file; expected Kaggle's CSV with the columns {', '.join(columns)}"]
         )
-    table = read_table(csv_path, columns)
-    ids, organs, rles = (table[column].tolist() for column in columns)
+    ids, organs, rles = read_table(csv_path, columns)
     annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
     problems: list[str] = []
     left_out: list[int] = []
@@ -256,27 +264,45 @@ def read_annotations(
     return dict(annotations), problems
 
 
-def read_table(csv_path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV as text. Blank lines are kept, so that the number of a row is its line in the file.
+def read_header(csv_path: Path) -> list[str]:
+    """Return the names of the columns of a CSV that `read_table` can read."""
+    with csv_path.open(encoding="utf-8-sig", newline="") as file:
+        return next(csv.reader(file))
+
+
+def read_table(csv_path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """Read columns of a CSV as text. Blank lines are kept, so that the number of a row is its line in the file.
+
+    Returns:
+        The values of each column, in the order of `columns`. Those of a blank line are empty.
 
     Raises:
-        KaggleDataError: If the file is not a CSV or lacks a column.
+        KaggleDataError: If the file is not a CSV, lacks a column, or has a row with more or fewer values than columns.
     """
+    # The module `csv` tells a row that was cut off from a row with an empty value. pandas fills up the former.
+    csv.field_size_limit(MAX_CHARACTERS)
     try:
-        # Without `na_filter=False`, pandas would read an empty segmentation as NaN, a float.
-        table = pd.read_csv(csv_path, dtype=str, keep_default_na=False, na_filter=False, skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with csv_path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.reader(file, strict=True))
+        if not lines:
+            raise csv.Error("it is empty")
+        header, *rows = lines
+        wrong = next((index for index, row in enumerate(rows) if row and len(row) != len(header)), None)
+        if wrong is not None:
+            raise csv.Error(f"expected {len(header)} values in line {wrong + 2}, got {len(rows[wrong])}")
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
         reason = one_line(error)
         raise KaggleDataError(
             [f"{csv_path}: expected a CSV in UTF-8, but it is not readable ({reason}); download it again"]
         ) from error
-    missing = [column for column in columns if column not in table.columns]
+    missing = [column for column in columns if header.count(column) != 1]
     if missing:
         raise KaggleDataError(
-            [f"{csv_path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing, "
-             f"got {', '.join(map(str, table.columns))}; download it again"]
+            [f"{csv_path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing or given twice, "
+             f"got {one_line(', '.join(header))[:200]}; download it again"]
         )  # fmt: skip
-    return table
+    places = [header.index(column) for column in columns]
+    return [[row[place] if row else "" for row in rows] for place in places]
 
 
 def guess_row(
@@ -346,8 +372,8 @@ def is_whole_slice(data: bytes, width: int, height: int) -> bool:
 
     Source: https://www.w3.org/TR/png-3/, sections 5.3 (chunks) and 11.2.1 (header).
     """
-    # Pillow gives an error for an image without pixels or of an absurd size, which a name may state too.
-    if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):
+    # `check_image` gives an error for an image without pixels or of an absurd size, which a name may state too.
+    if not 0 < width * height <= MAX_PIXELS:
         return False
     # Length, name, size, bits of a pixel, and zeros for: grayscale, the usual compression and filters, not interlaced.
     if not data.startswith(PNG_START + struct.pack(">I4sIIB4x", 13, b"IHDR", width, height, 16)):
@@ -363,22 +389,25 @@ def is_whole_slice(data: bytes, width: int, height: int) -> bool:
     return names[0] == b"IHDR" and set(names[1:-1]) == {b"IDAT"} and data.endswith(PNG_END)
 
 
-def read_slice(slice_file: SliceFile) -> bytes:
-    """Read the PNG of a slice, and check that it is a whole image of the size in its name.
+def check_image(data: bytes, name: object, width: int, height: int) -> None:
+    """Check that bytes are a whole slice image of a size.
 
-    Returns:
-        The bytes of the file, unchanged.
+    Args:
+        data: Bytes of the image.
+        name: Path or id of the slice, for messages.
+        width: Expected width in pixels.
+        height: Expected height in pixels.
 
     Raises:
-        KaggleDataError: If the file is not a whole 16-bit grayscale PNG, or has another size than its name says.
+        KaggleDataError: If the image is not a whole 16-bit grayscale PNG, or has another size.
     """
+    if is_whole_slice(data, width, height):
+        return
     try:
-        # The file is read once. The bytes that pass the checks are the bytes that the dataset stores.
-        data = slice_file.path.read_bytes()
-        if is_whole_slice(data, slice_file.width, slice_file.height):
-            return data
         # With `formats`, another kind of image with the name of a PNG is an error.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise OSError(f"its header claims {image.width}x{image.height} pixels, more than a slice has")
             # `open` reads the header only. `load` decodes the pixels, and so finds a file that was cut off.
             image.load()
         if not data.endswith(PNG_END):
@@ -389,19 +418,65 @@ def read_slice(slice_file: SliceFile) -> bytes:
     # For a broken chunk Pillow raises SyntaxError or ValueError. For a header with an absurd size, which would fill
     # the memory, it raises DecompressionBombError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "no PNG header" if isinstance(error, UnidentifiedImageError) else error
-        raise KaggleDataError([f"{slice_file.path}: not a whole PNG ({reason}); download it again"]) from error
+        reason = "no PNG header" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise KaggleDataError([f"{name}: not a whole PNG ({reason}); download it again"]) from error
     # 16 bits: older releases of Pillow call the mode `I`, newer ones `I;16`. In an image of 8 bits, which other tools
     # write, most of the intensities are lost.
     if image.mode not in ("I;16", "I"):
-        raise KaggleDataError(
-            [f"{slice_file.path}: expected 16-bit grayscale, got mode {image.mode}; use the original file"]
-        )
-    if image.size != (slice_file.width, slice_file.height):
+        raise KaggleDataError([f"{name}: expected 16-bit grayscale, got mode {image.mode}; use the original file"])
+    if image.size != (width, height):
         raise SliceSizeError(
-            [f"{slice_file.path}: its name says {slice_file.width}x{slice_file.height}, "
+            [f"{name}: its name says {width}x{height}, "
              f"the image has {image.size[0]}x{image.size[1]}; correct the name"]
         )  # fmt: skip
+
+
+def decode_image(data: bytes, name: object, width: int, height: int) -> np.ndarray:
+    """Check and decode a slice image; arguments as `check_image`.
+
+    Every reader of pixels must come here. Pillow alone leaves the checksums out: one wrong bit in the last chunk gives
+    other pixels, without an error.
+
+    Returns:
+        Raw intensities, uint16, shape `(height, width)`.
+
+    Raises:
+        KaggleDataError: As `check_image`, or if the pixels cannot be decoded.
+    """
+    check_image(data, name, width, height)
+    try:
+        # `np.array` keeps all 16 bits. `convert("RGB")`, as in many examples, would clip every intensity above 255.
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        # The pixels of a faulty program may have right checksums.
+        raise KaggleDataError([f"{name}: its pixels cannot be decoded ({one_line(error)})"]) from error
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        KaggleDataError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KaggleDataError([f"{path}: not readable ({one_line(error)}); download it again"]) from error
+
+
+def read_slice(slice_file: SliceFile) -> bytes:
+    """Read the PNG of a slice, and check that it is a whole image of the size in its name.
+
+    Returns:
+        The bytes of the file, unchanged.
+
+    Raises:
+        KaggleDataError: If the file is not a whole 16-bit grayscale PNG, or has another size than its name says.
+    """
+    # The file is read once. The bytes that pass the checks are the bytes that the dataset stores.
+    data = read_file(slice_file.path)
+    check_image(data, slice_file.path, slice_file.width, slice_file.height)
     return data
 
 

@@ -15,22 +15,55 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from gi_segmentation import rle
 from gi_segmentation.arguments import count_cores
-from gi_segmentation.data import preprocessing
+from gi_segmentation.data import kaggle, preprocessing
+from gi_segmentation.data.kaggle import decode_image
 from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
 from gi_segmentation.errors import InputError
+from gi_segmentation.rle import RleError
 
 # The columns of the dataset from which a slice is prepared.
-SOURCE_COLUMNS = ["image", "segmentation", "height", "width"]
+SOURCE_COLUMNS = ["id", "image", "segmentation", "height", "width"]
 # The columns of the cache: prepared pixels with two bytes each, and organ bits with one byte per pixel. `large_binary`
 # has room for more than 2 GB in one piece.
 CACHE_FEATURES = Features({"pixels": Value("large_binary"), "organs": Value("large_binary")})
 BYTES_PER_PIXEL = 3
 # With fewer slices than this, a process takes longer to start than to work.
 SLICES_PER_PROCESS = 500
+
+
+def select_sources(dataset: Dataset) -> Dataset:
+    """Return the columns `SOURCE_COLUMNS`, with images as bytes that nobody has decoded."""
+    return dataset.with_format(None).select_columns(SOURCE_COLUMNS).cast_column("image", Image(decode=False))
+
+
+def prepare_pixels(row: dict[str, Any], image_size: int) -> np.ndarray:
+    """Check, decode and prepare the image of a row of `select_sources`: uint16, shape `(image_size, image_size)`.
+
+    Raises:
+        InputError: If the row has no whole image of the size that it states.
+    """
+    # A copy of the dataset can be damaged on a disk or on its way from a Hub, or somebody else made it. `datasets`
+    # would decode the image without a look at its checksums.
+    data = (row["image"] or {}).get("bytes") or b""
+    return prepare_image(decode_image(data, row["id"], row["width"], row["height"]), image_size)
+
+
+def prepare_outlines(row: dict[str, Any], image_size: int) -> np.ndarray:
+    """Check and prepare the outlines of a row of `select_sources`: organ bits, uint8, `(image_size, image_size)`.
+
+    Raises:
+        InputError: If an outline is missing, or is not a mask of the slice.
+    """
+    try:
+        if row["segmentation"] is None or None in row["segmentation"].values():
+            raise RleError("an organ has no segmentation, not even an empty one")
+        return prepare_organs(row, image_size)
+    except RleError as error:
+        raise InputError(f"{row['id']}: {error}; build the dataset again") from error
 
 
 def prepare_rows(rows: dict[str, list[Any]], image_size: int, code: str) -> dict[str, list[bytes]]:
@@ -40,11 +73,14 @@ def prepare_rows(rows: dict[str, list[Any]], image_size: int, code: str) -> dict
         rows: The columns `SOURCE_COLUMNS`.
         image_size: Height and width of the prepared slices.
         code: Not used. It is a part of the fingerprint under which `datasets` keeps the result.
+
+    Raises:
+        InputError: As `prepare_pixels` and `prepare_outlines`.
     """
     columns = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
     return {
-        "pixels": [prepare_image(np.array(row["image"]), image_size).tobytes() for row in columns],
-        "organs": [prepare_organs(row, image_size).tobytes() for row in columns],
+        "pixels": [prepare_pixels(row, image_size).tobytes() for row in columns],
+        "organs": [prepare_outlines(row, image_size).tobytes() for row in columns],
     }
 
 
@@ -56,12 +92,12 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
         image_size: Height and width of the prepared slices.
 
     Raises:
-        InputError: If the cache cannot be written.
+        InputError: If a slice is damaged, or if the cache cannot be written.
     """
     # `datasets` finds an earlier result by a fingerprint of the rows, the function's name and these arguments. It does
     # not look into functions of an installed package, so a changed rule would not be noticed without the source code.
-    code = "".join(inspect.getsource(module) for module in (preprocessing, rle))
-    source = dataset.select_columns(SOURCE_COLUMNS)
+    code = "".join(inspect.getsource(module) for module in (preprocessing, rle, kaggle))
+    source = select_sources(dataset)
     num_proc = min(count_cores(), len(source) // SLICES_PER_PROCESS)
     try:
         prepared = source.map(
@@ -124,7 +160,7 @@ class PreparedSlices:
             if len(cache[0]["organs"][0].as_buffer()) == image_size**2:
                 self.cache = cache
         plain = dataset.with_format(None)
-        self.images = plain.select_columns(SOURCE_COLUMNS)
+        self.images = select_sources(dataset)
         self.rows: dict[str, dict[int, int]] = defaultdict(dict)
         for row, (scan, number) in enumerate(zip(plain["scan"], plain["slice"], strict=True)):
             self.rows[scan][number] = row
@@ -181,5 +217,5 @@ class PreparedSlices:
     def prepare(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Do the work of the cache for one slice, see `read`."""
         shown = [self.images[row] for row in rows]
-        pixels = [prepare_image(np.array(row["image"]), self.image_size) for row in shown]
-        return np.stack(pixels, axis=-1), prepare_organs(shown[len(shown) // 2], self.image_size)
+        pixels = [prepare_pixels(row, self.image_size) for row in shown]
+        return np.stack(pixels, axis=-1), prepare_outlines(shown[len(shown) // 2], self.image_size)

@@ -1,6 +1,5 @@
 """Load checkpoints, and predict the masks of slices with them."""
 
-import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +16,10 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 from huggingface_hub import HfApi, try_to_load_from_cache
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
-from gi_segmentation.data.kaggle import KaggleDataError, read_slice
+from gi_segmentation.data.kaggle import decode_image, read_file
 from gi_segmentation.data.preprocessing import (
     attached_transform,
     find_neighbours,
@@ -303,13 +301,7 @@ def read_pixels(slice_file: Slice) -> np.ndarray:
     """
     if isinstance(slice_file, VolumeSlice):
         return slice_file.read_pixels()
-    # `np.array` keeps all 16 bits. `convert("RGB")`, as in many examples, would clip every intensity above 255.
-    with Image.open(io.BytesIO(read_slice(slice_file))) as image:
-        try:
-            return np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            # `read_slice` looks at checksums. The pixels of a faulty program may have right checksums.
-            raise KaggleDataError([f"{slice_file.path}: its pixels cannot be decoded ({error})"]) from error
+    return decode_image(read_file(slice_file.path), slice_file.path, slice_file.width, slice_file.height)
 
 
 class Batch(NamedTuple):

@@ -1,5 +1,6 @@
 """The parts of a model's configuration that this pipeline sets or checks: labels, neighbouring slices, input size."""
 
+from pickle import UnpicklingError
 from typing import cast
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,8 +11,12 @@ from gi_segmentation.arguments import MIN_IMAGE_SIZE
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 
-# What `from_pretrained` raises for a missing, damaged or foreign checkpoint.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
+# What `from_pretrained` raises for a missing, damaged or foreign checkpoint. A wrong value in its JSON is found by the
+# layer that uses it, in its own way.
+LOAD_ERRORS = (
+    OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
+    UnpicklingError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def set_task(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int) -> PreTrainedConfig:
@@ -41,6 +46,8 @@ def find_label_mode(config: PreTrainedConfig) -> LabelMode | None:
     The labels tell the mode: with `multiclass` there is a background, with `multilabel` there is none.
     """
     id2label = cast(dict[int, str], config.id2label or {})
+    if not all(isinstance(index, int) for index in id2label):
+        return None
     # The order of the ids counts, because the channels have it too.
     labels = tuple(id2label[index] for index in sorted(id2label))
     return next((mode for mode, names in LABELS_BY_MODE.items() if names == labels), None)

@@ -88,13 +88,13 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
         ValueError: If there is no such folder or repository, it has no configuration, or it needs a missing package.
     """
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except ImportError as error:
         # Only the configuration of an encoder of timm needs a package that this project does not install.
         raise ValueError(NEEDS_TIMM.format(error)) from error
     except LOAD_ERRORS as error:
         # The first line says what is wrong. The lines below it are about private repositories and offline use.
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if Path(name).is_dir():
             raise ValueError(
                 f"expected a folder with the config.json and the model.safetensors of an encoder, but: {reason}"

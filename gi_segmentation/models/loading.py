@@ -1,6 +1,7 @@
 """Load models and their image processors from a folder or from the Hub."""
 
 import logging
+import math
 from typing import Any
 
 from transformers import (
@@ -11,8 +12,8 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 
-from gi_segmentation.arguments import ModelArguments
-from gi_segmentation.errors import InputError
+from gi_segmentation.arguments import MIN_IMAGE_SIZE, ModelArguments
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.models.configuration import LOAD_ERRORS, check_image_size, find_label_mode, set_task
 from gi_segmentation.models.encoders import new_upernet
 from gi_segmentation.models.positions import resize_positions
@@ -20,6 +21,12 @@ from gi_segmentation.models.random import new_model
 from gi_segmentation.schema import LABELS_BY_MODE
 
 logger = logging.getLogger(__name__)
+
+# A repository may ask for Python code of its own (`auto_map` in its JSON). Without this, `transformers` would ask the
+# user whether to run it.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+# Height and width of a model's input in pixels, and distance to the neighbours in slices. More is a damaged file.
+MAX_IMAGE_SIZE, MAX_SLICE_CONTEXT = 2048, 1000
 
 
 def log_loading(model: PreTrainedModel, info: dict[str, Any]) -> None:
@@ -65,15 +72,16 @@ def load_model(
         raise InputError("--config_overrides needs --model_type: a checkpoint's configuration cannot change")
     name, revision = model_args.model_name_or_path, model_args.model_revision
     try:
-        config = set_task(AutoConfig.from_pretrained(name, revision=revision), model_args.label_mode, slice_context)
+        base_config = AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
+        config = set_task(base_config, model_args.label_mode, slice_context)
         # The configuration has our labels, so the model gets a head for them. `ignore_mismatched_sizes` lets tensors
         # of another shape keep their random values, where `from_pretrained` would raise an error.
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
-            name, revision=revision, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+            name, revision=revision, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **NO_CODE
         )
-        base = AutoImageProcessor.from_pretrained(name, revision=revision)
+        base = AutoImageProcessor.from_pretrained(name, revision=revision, **NO_CODE)
     except LOAD_ERRORS as error:
-        raise InputError(f"--model_name_or_path {name}: {error}") from error
+        raise InputError(f"--model_name_or_path {name}: {one_line(error)}") from error
     check_image_size(config, image_size)
     log_loading(model, info)
     # The model is loaded at its own size first. At another size, `from_pretrained` would drop the position tables,
@@ -117,18 +125,19 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
     try:
         # A checkpoint of this project never has a pickle, which is the other form of weights.
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
-            name, revision=revision, use_safetensors=True, output_loading_info=True
+            name, revision=revision, use_safetensors=True, output_loading_info=True, **NO_CODE
         )
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision, **NO_CODE)
     except ImportError as error:
         # An encoder of timm. The message of transformers names the missing package in a long text.
         raise InputError(f"{name}: needs a package that is not installed; run `pip install -e .[timm]`") from error
     except LOAD_ERRORS as error:
         raise InputError(
-            f"{name}: not a checkpoint of this project ({error}); name the --output_dir of a run, or a Hub id"
+            f"{name}: not a checkpoint of this project ({one_line(error)}); name the --output_dir of a run, or a Hub "
+            f"id"
         ) from error
     if find_label_mode(model.config) is None:
-        labels = [model.config.id2label[index] for index in sorted(model.config.id2label)]
+        labels = list((model.config.id2label or {}).values())
         raise InputError(
             f"{name}: expected a checkpoint with the labels {' or '.join(map(', '.join, LABELS_BY_MODE.values()))}, "
             f"got {len(labels)}: "
@@ -140,7 +149,41 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
         raise InputError(
             f"{name}: lacks {len(missing)} tensors, the first {missing[0]}; use a checkpoint that is complete"
         )
+    check_settings(name, model, processor)
     return model.eval(), processor
+
+
+def check_settings(name: str, model: PreTrainedModel, processor: Any) -> None:
+    """Check what a prediction takes from the JSON files of a checkpoint. Anybody may have written them.
+
+    Raises:
+        InputError: If a value is missing, or has another form than this project writes.
+    """
+
+    def is_whole(value: Any, least: int, most: int) -> bool:
+        return type(value) is int and least <= value <= most
+
+    size = getattr(processor, "size", None)
+    height, width = (getattr(size, side, None) for side in ("height", "width"))
+    if not (is_whole(height, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE) and height == width):
+        raise InputError(
+            f"{name}: preprocessor_config.json: expected a size with the same height and width, {MIN_IMAGE_SIZE} to "
+            f"{MAX_IMAGE_SIZE}, but got {size!r:.80}"
+        )
+    check_image_size(model.config, height)
+    for key, above in (("image_mean", -math.inf), ("image_std", 0)):
+        value = getattr(processor, key, None)
+        numbers = value if isinstance(value, list | tuple) else ()
+        if len(numbers) != 3 or not all(isinstance(one, int | float) and above < one < math.inf for one in numbers):
+            raise InputError(
+                f"{name}: preprocessor_config.json: expected three numbers {'above 0 ' if above == 0 else ''}as "
+                f"{key}, but got {value!r:.80}"
+            )
+    context = getattr(model.config, "slice_context", 0)
+    if not is_whole(context, 0, MAX_SLICE_CONTEXT):
+        raise InputError(
+            f"{name}: config.json: expected 0 to {MAX_SLICE_CONTEXT} as slice_context, but got {context!r:.80}"
+        )
 
 
 def count_parameters(model: PreTrainedModel) -> int:

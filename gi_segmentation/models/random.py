@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -13,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.arguments import ModelArguments, load_yaml
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.configuration import check_image_size, set_task
 from gi_segmentation.schema import LabelMode
@@ -57,8 +56,9 @@ def parse_overrides(text: str) -> dict[str, Any]:
         if text.lstrip().startswith("{"):
             return dict(json.loads(text))
         # `a=[1,2],b=3` becomes the YAML mapping `{a: [1,2],b: 3}`.
-        overrides = yaml.safe_load("{" + text.replace("=", ": ") + "}")
-    except (ValueError, yaml.YAMLError) as error:
+        overrides = load_yaml("{" + text.replace("=", ": ") + "}")
+    # JSON that is nested too deeply ends the recursion of the parser.
+    except (ValueError, RecursionError) as error:
         raise InputError(expected) from error
     # A key without a value gives None, as in `depths=` and `depths`.
     if None in overrides.values() or not all(isinstance(key, str) for key in overrides):

@@ -6,6 +6,7 @@ problems are not scored. The error has the first problem and the number of all.
 
 import math
 import os
+import re
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -14,10 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.kaggle import ID_PATTERN, Annotation, KaggleDataError, find_slices, read_annotations
+from gi_segmentation.data.kaggle import (
+    ID_PATTERN,
+    Annotation,
+    KaggleDataError,
+    find_slices,
+    read_annotations,
+    read_header,
+    read_table,
+)
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
@@ -35,6 +43,11 @@ COMPETITION_SCORES = (
     "competition_dice",
     "competition_score",
 )
+# Python's `int` and `float` also accept "1_0", "-3", "nan" and digits of other scripts.
+NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,30})?")
+# Voxels of a scan, about ten times as many as in the largest scan of the competition. Truth and prediction of three
+# organs take 1.6 GB then. A size of 60,000 x 60,000 in the CSV or in a file name would fill the memory.
+MAX_VOXELS = 2**28
 # By slice id and organ.
 Annotations = dict[str, dict[str, Annotation]]
 
@@ -144,13 +157,17 @@ def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str
             sizes, or the size of a pixel is not positive. The message has the first slice and their number.
     """
     # An encoding alone does not give the size of its image: "1 3" is three pixels in an image of any size.
-    table = pd.read_csv(truth, dtype=str, na_filter=False)
     columns = ["height", "width", *(["spacing_y", "spacing_x"] if clinical else [])]
     grids: dict[str, SliceGrid] = {}
-    if kaggle_dir is None and set(columns) <= set(table.columns):
+    if kaggle_dir is None and set(columns) <= set(read_header(truth)):
         several = set()
         try:
-            for slice_id, *texts in zip(table["id"], *(table[column] for column in columns), strict=True):
+            for slice_id, *texts in zip(*read_table(truth, ["id", *columns]), strict=True):
+                # A blank line has no id.
+                if not slice_id:
+                    continue
+                if wrong := [text for text in texts if not NUMBER.fullmatch(text)]:
+                    raise ValueError(f"got {wrong[0][:40]!r}")
                 spacing = (float(texts[2]), float(texts[3])) if clinical else None
                 # A slice has a row for each organ, and all of them must state the same size.
                 grid = SliceGrid(int(texts[0]), int(texts[1]), spacing)
@@ -209,13 +226,15 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         case, day, number = (int(text) for text in ID_PATTERN.fullmatch(slice_id).groups())  # type: ignore[union-attr]
         # Sorted as numbers below: slices of a file may come in any order, but a volume needs them along z.
         scans[case, day].append((number, slice_id))
-    pairs, uneven, broken = [], [], []
+    pairs, uneven, absurd, broken = [], [], [], []
     for (case, day), members in sorted(scans.items()):
         name, members = scan_name(case, day), sorted(members)
         ordered = [slice_id for _, slice_id in members]
         grid = grids[ordered[0]]
         if any(grids[slice_id] != grid for slice_id in ordered):
             uneven.append(name)
+        if not 0 < grid.height * grid.width * len(ordered) <= MAX_VOXELS:
+            absurd.append(name)
         # The competition's distance takes slices as neighbours even if slices between them are missing, as the graders
         # do. Distances in millimetres would be wrong there.
         numbers = [number for number, _ in members]
@@ -226,6 +245,7 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         pairs.append(ScanPair(case, name, grid, spacing_mm, ordered, target, preds))
     for names, what in (
         (uneven, "expected slices of one size and spacing, but got several; correct the sizes"),
+        (absurd, f"expected 1 to {MAX_VOXELS} voxels, but the sizes of its slices say otherwise; correct the sizes"),
         (
             broken,
             "expected every slice from the first to the last, because scores in millimetres need them, but some are "

@@ -57,6 +57,26 @@ def test_cached_examples_equal_those_without_a_cache(slice_context: int, label_m
                 assert left["images"].shape == (SIZE, SIZE, 3 if slice_context else 1)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_one_wrong_bit_in_a_slice_of_the_dataset_is_an_error(dataset_dir: Path, cache: bool) -> None:
+    from datasets import Image
+
+    rows = load(dataset_dir, cache=False)["train"].select(range(2)).cast_column("image", Image(decode=False))
+
+    def damage(row: dict) -> dict:
+        data = bytearray(row["image"]["bytes"])
+        # The checksum of the last chunk with pixels, which Pillow leaves out.
+        data[-30] ^= 1
+        return {"image": {"bytes": bytes(data), "path": None}}
+
+    damaged = rows.map(damage, features=rows.features).cast_column("image", Image())
+    with pytest.raises(InputError, match="not a whole PNG"):
+        if cache:
+            cache_slices(damaged, SIZE)
+        else:
+            list(PreparedSlices(damaged, SIZE).read([(rows[0]["scan"], rows[0]["slice"])]))
+
+
 def test_the_neighbours_are_the_slices_of_the_same_scan(dataset_dir: Path) -> None:
     rows = load(dataset_dir)["train"]
     prepared = PreparedSlices(rows, SIZE, slice_context=1)

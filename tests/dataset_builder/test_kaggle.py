@@ -175,11 +175,16 @@ FOLDER_DAMAGES: dict[str, Damage] = {
     "no such folder": remove_folder("", "no such folder; expected the unpacked Kaggle download"),
     "no train folder": remove_folder("train", "no slices; expected caseN/caseN_dayN/scans", "unpack them there"),
     "no CSV": write_csv(None, "no such file; expected Kaggle's CSV"),
-    "no bytes": write_csv(b"", "not readable (No columns", "download it again"),
+    "no bytes": write_csv(b"", "not readable (it is empty", "download it again"),
     "no rows": write_csv(b"id,class,segmentation\n", "no rows below the header; download it again"),
     "other columns": write_csv(b"id,organ,rle\na,b,c\n", "class, segmentation missing, got id, organ, rle; download"),
     "not UTF-8": write_csv("id,class,segmentation\né,b,c\n".encode("latin-1"), "in UTF-8", "download it again"),
     "UTF-16": write_csv("id,class,segmentation\na,b,c\n".encode("utf-16"), "in UTF-8", "download it again"),
+    "a value too few": write_csv(
+        b"id,class,segmentation\ncase1_day1_slice_0001,stomach\n", "3 values in line 2, got 2"
+    ),
+    "a quote without end": write_csv(b'id,class,segmentation\na,b,"1 2\n', "not readable (unexpected end"),
+    "a column twice": write_csv(b"id,class,segmentation,class\na,b,c,d\n", "class missing or given twice"),
     "a column too many": write_csv(b"id,class,segmentation\na,b,c\na,b,c,d\n", "line 3", "download it again"),
     "a PNG": write_csv(b"\x89PNG\r\n\x1a\n\0\0", "in UTF-8", "download it again"),
 }

@@ -29,7 +29,7 @@ from gi_segmentation.models.loading import count_parameters, load_checkpoint, lo
 from gi_segmentation.models.positions import resize_table
 from gi_segmentation.models.random import parse_overrides
 from gi_segmentation.schema import ID2LABEL, ORGANS
-from tests.support.models import FAMILIES, MEAN, SIZE, STD, write_base
+from tests.support.models import FAMILIES, MEAN, SIZE, STD, save_model, write_base
 
 
 def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:
@@ -377,3 +377,53 @@ class TestErrors:
         SegformerImageProcessorPil().save_pretrained(tmp_path)
         with pytest.raises(InputError, match=r"convnext|ConvNext"):
             load(str(tmp_path))
+
+
+def test_code_of_a_checkpoint_never_runs(tmp_path: Path) -> None:
+    folder, marker = save_model(tmp_path / "model", "segformer", seed=0), tmp_path / "marker"
+    (folder / "own_code.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Own: pass\n")
+    for name in ("config.json", "preprocessor_config.json"):
+        path = folder / name
+        kinds = ("AutoConfig", "AutoModelForSemanticSegmentation", "AutoImageProcessor")
+        code = {"auto_map": dict.fromkeys(kinds, "own_code.Own"), "trust_remote_code": True}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **code}))
+    # The families are known, so `transformers` has classes of its own for them and needs no other code.
+    load_checkpoint(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
+    with pytest.raises(InputError):
+        load_checkpoint(str(folder))
+    with pytest.raises(InputError):
+        load_model(ModelArguments(model_name_or_path=str(folder)), 64)
+    assert not marker.exists()
+
+
+def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
+    folder, marker = save_model(tmp_path / "model", "segformer", seed=0), tmp_path / "marker"
+    (folder / "model.safetensors").unlink()
+
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (marker,)
+
+    torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError):
+        load_checkpoint(str(folder))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("preprocessor_config.json", "size", {"height": 60_000, "width": 60_000}),
+        ("preprocessor_config.json", "image_std", [1, 0, 1]),
+        ("preprocessor_config.json", "image_mean", ["a", 0, 1]),
+        ("config.json", "slice_context", -1),
+        ("config.json", "hidden_sizes", "x"),
+    ],
+)
+def test_absurd_settings_of_a_checkpoint_are_refused(file: str, key: str, value: object, tmp_path: Path) -> None:
+    path = save_model(tmp_path / "model", "segformer", seed=0) / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(InputError):
+        load_checkpoint(str(path.parent))
