@@ -19,6 +19,8 @@ from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS, LabelMode
 
+# The parser of YAML takes minutes for some thousand brackets inside each other. A recipe has a few.
+MAX_BRACKETS = 200
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 SliceSampling: TypeAlias = Literal["all", "balanced"]
 
@@ -469,6 +471,8 @@ def load_yaml(text: str) -> Any:
     """
     # A few lines of aliases to aliases stand for more values than any memory holds.
     try:
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise ValueError(f"expected at most {MAX_BRACKETS} brackets")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
             raise ValueError("aliases like *name are not allowed")
         return yaml.safe_load(text)

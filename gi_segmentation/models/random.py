@@ -51,7 +51,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         >>> parse_overrides("depths=[1,1],drop_path_rate=0.0")
         {'depths': [1, 1], 'drop_path_rate': 0.0}
     """
-    expected = f"--config_overrides: expected key=value,key=value or JSON, got {text!r}"
+    expected = f"--config_overrides: expected key=value,key=value or JSON, got {text[:200]!r}"
     try:
         if text.lstrip().startswith("{"):
             return dict(json.loads(text))

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.models.heads import without_auxiliary_head
 from gi_segmentation.training.losses import MAX_LOSS
 
@@ -114,8 +115,20 @@ def find_good_checkpoint(output_dir: Path, log_history: list[dict[str, float]]) 
 
 
 def read_state(checkpoint: Path) -> TrainerState:
-    """Return the Trainer's state at the moment when it saved a checkpoint."""
-    state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    """Return the Trainer's state at the moment when it saved a checkpoint.
+
+    Raises:
+        InputError: If the file has another form than `Trainer` writes.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        state = TrainerState.load_from_json(str(path))
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise InputError(f"{path}: not a state of a training ({one_line(error)}); remove {checkpoint}") from error
+    kinds = {"global_step": int, "log_history": list, "best_model_checkpoint": str | None}
+    wrong = [name for name, kind in kinds.items() if not isinstance(getattr(state, name), kind)]
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]} has a value of another kind; remove {checkpoint}")
     # The user may have deleted the folder of the best checkpoint. `Trainer` treats this case in the same way.
     if state.best_model_checkpoint is not None and not Path(state.best_model_checkpoint).is_dir():
         state.best_model_checkpoint = None
