@@ -177,7 +177,7 @@ FOLDER_DAMAGES: dict[str, Damage] = {
     "no CSV": write_csv(None, "no such file; expected Kaggle's CSV"),
     "no bytes": write_csv(b"", "not readable (it is empty", "download it again"),
     "no rows": write_csv(b"id,class,segmentation\n", "no rows below the header; download it again"),
-    "other columns": write_csv(b"id,organ,rle\na,b,c\n", "class, segmentation missing, got id, organ, rle; download"),
+    "other columns": write_csv(b"id,organ,rle\na,b,c\n", "segmentation missing or given twice, got id, organ, rle"),
     "not UTF-8": write_csv("id,class,segmentation\né,b,c\n".encode("latin-1"), "in UTF-8", "download it again"),
     "UTF-16": write_csv("id,class,segmentation\na,b,c\n".encode("utf-16"), "in UTF-8", "download it again"),
     "a value too few": write_csv(
