@@ -299,7 +299,7 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> list[list[str]]:
     if missing:
         raise KaggleDataError(
             [f"{csv_path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing or given twice, "
-             f"got {one_line(', '.join(header))[:200]}; download it again"]
+             f"got {' '.join(', '.join(header).split())[:200]}; download it again"]
         )  # fmt: skip
     places = [header.index(column) for column in columns]
     return [[row[place] if row else "" for row in rows] for place in places]

@@ -164,7 +164,8 @@ def check_settings(name: str, model: PreTrainedModel, processor: Any) -> None:
         return type(value) is int and least <= value <= most
 
     size = getattr(processor, "size", None)
-    height, width = (getattr(size, side, None) for side in ("height", "width"))
+    height: Any = getattr(size, "height", None)
+    width: Any = getattr(size, "width", None)
     if not (is_whole(height, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE) and height == width):
         raise InputError(
             f"{name}: preprocessor_config.json: expected a size with the same height and width, {MIN_IMAGE_SIZE} to "
