@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from gi_segmentation.arguments import ModelArguments, load_yaml
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.models.configuration import check_image_size, set_task
 from gi_segmentation.schema import LabelMode
 
@@ -96,7 +96,7 @@ def random_config(model_type: str, overrides: dict[str, Any], image_size: int) -
     try:
         return AutoConfig.for_model(model_type, **{**sized, **overrides})
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"--config_overrides: {error}") from error
+        raise InputError(f"--config_overrides: {one_line(error)}") from error
 
 
 def build_model(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int) -> PreTrainedModel:
@@ -114,7 +114,8 @@ def build_model(config: PreTrainedConfig, label_mode: LabelMode, slice_context: 
     try:
         return AutoModelForSemanticSegmentation.from_config(set_task(config, label_mode, slice_context))
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"--config_overrides: these values make no {config.model_type} ({error})") from error
+        reason = one_line(error)
+        raise InputError(f"--config_overrides: these values make no {config.model_type} ({reason})") from error
 
 
 def new_model(model_args: ModelArguments, image_size: int, slice_context: int) -> PreTrainedModel:

@@ -548,7 +548,8 @@ CHECKPOINTS = st.one_of(
 def check_checkpoint(case: tuple[str, Any]) -> Outcome:
     """A checkpoint with damaged JSON is refused, or predicts masks of the slice's shape."""
     from gi_segmentation.inference.arguments import Computation
-    from gi_segmentation.inference.predictor import find_postprocessing, load_members, predict_slices
+    from gi_segmentation.inference.inputs import Scan
+    from gi_segmentation.inference.predictor import Settings, find_postprocessing, load_members, predict_scans
 
     name, change = case
     folder = scratch() / "checkpoint"
@@ -567,10 +568,14 @@ def check_checkpoint(case: tuple[str, Any]) -> Outcome:
         with clear_errors():
             members = load_members([str(folder)], None, Computation("cpu"))
             postprocessing, _ = find_postprocessing(members)
-            ((_, masks),) = predict_slices(members, [one], 1, 0, postprocessing=postprocessing)
+            settings = Settings(num_workers=0, postprocessing=postprocessing)
+            ((_, predicted),) = predict_scans(members, [Scan(one.scan, [one])], settings)
+            if isinstance(predicted, InputError):
+                raise predicted
     except Refused:
         assert damaged != original, "an unchanged checkpoint was refused"
         return "clear error"
+    (masks,) = predicted.slice_masks
     assert masks.shape == (len(ORGANS), one.height, one.width) and masks.dtype == bool
     if damaged == original:
         assert np.array_equal(masks, original_masks()), "other masks of the same checkpoint"
@@ -654,7 +659,7 @@ TARGETS = {
     "slice PNGs": Target(PNG_CASES, check_png, 0.15),
     "paths of slices": Target(st.lists(NAME_PARTS, max_size=5), check_name, 0.1),
     "recipes": Target(YAMLS, check_recipe, 0.08),
-    "--config_overrides": Target(OVERRIDES, check_overrides, 0.04),
+    "config_overrides": Target(OVERRIDES, check_overrides, 0.04),
     "checkpoints' JSON": Target(CHECKPOINTS, check_checkpoint, 0.01),
     "trainer_state.json": Target(STATES, check_state, 0.05),
 }
