@@ -207,7 +207,7 @@ class TestLoading:
 
     def test_validation_slices_that_do_not_form_a_volume_are_refused(self, dataset_dir: Path, tmp_path: Path) -> None:
         def widen(slices: DatasetDict) -> dict[str, Dataset]:
-            wider = slices["validation"].map(lambda row, n: {"width": row["width"] + n % 2}, with_indices=True)
+            wider = slices["validation"].map(lambda row, n: {"pixel_spacing": [1.5, 1.5 + n % 2]}, with_indices=True)
             return {"train": slices["train"], "validation": wider}
 
         message = self.message(self.rewrite(dataset_dir, tmp_path / "d", widen))
