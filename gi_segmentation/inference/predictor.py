@@ -359,11 +359,14 @@ def run_ahead(items: Iterable[T]) -> Iterator[T]:
     iterator, end = iter(items), object()
     # A program that shows the progress bar elsewhere, as a web page does, finds it in the context of its own thread.
     context = copy_context()
+    # The first item starts the processes that read files, and these must come from the thread of the caller. A process
+    # that is forked in a thread of a pool waits for this thread at its end, and so for itself, which is an error.
+    item = next(iterator, end)
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(context.run, lambda: next(iterator, end))
-        while (item := coming.result()) is not end:
+        while item is not end:
             coming = thread.submit(context.run, lambda: next(iterator, end))
             yield cast(T, item)
+            item = coming.result()
 
 
 def predict_batches(
