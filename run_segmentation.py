@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
     facts = describe_run(model, slices, samples, model_args, data_args, run_args)
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
-    # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like them.
-    model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
     # Before the training, this stops a run that would continue from the checkpoints of another model or split.
     prepare_output_dir(run_args, facts)
+    # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like them.
+    model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
     repo_id, private = str(run_args.hub_model_id), run_args.hub_private_repo
     is_main = run_args.process_index == 0
     publishes = run_args.push_to_hub and is_main

@@ -113,12 +113,12 @@ def speed_up_segformer_head(model: Any) -> bool:
             if any(features.ndim != 4 for features in encoder_hidden_states):
                 return super().forward(encoder_hidden_states, **kwargs)
             size = encoder_hidden_states[0].shape[2:]
-            # The convolution expects the deepest scale first.
             norm: Any = self.batch_norm
             matrix, constant = self.linear_fuse.weight[:, :, 0, 0], None
             if not self.training:
                 factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
                 matrix, constant = matrix * factor[:, None], norm.bias - norm.running_mean * factor
+            # The convolution expects the deepest scale first.
             parts = matrix.chunk(len(encoder_hidden_states), dim=1)[::-1]
             fused: Any = None
             projections: Any = self.linear_projections

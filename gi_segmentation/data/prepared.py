@@ -40,8 +40,8 @@ def select_sources(dataset: Dataset) -> Dataset:
     return dataset.with_format(None).select_columns(SOURCE_COLUMNS).cast_column("image", Image(decode=False))
 
 
-def prepare_pixels(row: dict[str, Any], image_size: int) -> np.ndarray:
-    """Check, decode and prepare the image of a row of `select_sources`: uint16, shape `(image_size, image_size)`.
+def read_image(row: dict[str, Any]) -> np.ndarray:
+    """Check and decode the image of a row of `select_sources`: raw intensities, uint16, shape `(height, width)`.
 
     Raises:
         InputError: If the row has no whole image of the size that it states.
@@ -49,7 +49,7 @@ def prepare_pixels(row: dict[str, Any], image_size: int) -> np.ndarray:
     # A copy of the dataset can be damaged on a disk or on its way from a Hub, or somebody else made it. `datasets`
     # would decode the image without a look at its checksums.
     data = (row["image"] or {}).get("bytes") or b""
-    return prepare_image(decode_image(data, row["id"], row["width"], row["height"]), image_size)
+    return decode_image(data, row["id"], row["width"], row["height"])
 
 
 def prepare_outlines(row: dict[str, Any], image_size: int) -> np.ndarray:
@@ -75,11 +75,11 @@ def prepare_rows(rows: dict[str, list[Any]], image_size: int, code: str) -> dict
         code: Not used. It is a part of the fingerprint under which `datasets` keeps the result.
 
     Raises:
-        InputError: As `prepare_pixels` and `prepare_outlines`.
+        InputError: As `read_image` and `prepare_outlines`.
     """
     columns = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
     return {
-        "pixels": [prepare_pixels(row, image_size).tobytes() for row in columns],
+        "pixels": [prepare_image(read_image(row), image_size).tobytes() for row in columns],
         "organs": [prepare_outlines(row, image_size).tobytes() for row in columns],
     }
 
@@ -217,5 +217,5 @@ class PreparedSlices:
     def prepare(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Do the work of the cache for one slice, see `read`."""
         shown = [self.images[row] for row in rows]
-        pixels = [prepare_pixels(row, self.image_size) for row in shown]
+        pixels = [prepare_image(read_image(row), self.image_size) for row in shown]
         return np.stack(pixels, axis=-1), prepare_outlines(shown[len(shown) // 2], self.image_size)

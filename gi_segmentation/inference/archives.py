@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 
 # A study has some thousand files and some gigabytes. More is a mistake, or an archive made to fill the disk.
 MAX_FILES = 100_000
@@ -37,7 +37,7 @@ def unpacked(path: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES)
                 check_archive(path, archive, Path(folder), max_files, max_bytes)
                 archive.extractall(folder)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise InputError(f"{path}: not a whole zip ({error}); copy it again") from error
+            raise InputError(f"{path}: not a whole zip ({one_line(error)}); copy it again") from error
         yield Path(folder)
 
 

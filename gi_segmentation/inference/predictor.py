@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -370,7 +370,7 @@ def run_ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def predict_batches(
-    members: list[Member], slices: Sequence[Slice], settings: Settings, probabilities: bool
+    members: list[Member], slices: Sequence[Slice], settings: Settings, probabilities: bool, agreement: bool
 ) -> Iterator[list[SliceOrgans | InputError]]:
     """Yield, for the slices of each batch, what was predicted or why it was not, with a progress bar."""
     folder = SliceFolder(slices, members)
@@ -387,13 +387,13 @@ def predict_batches(
                 # Not around `yield`: the code that takes the slices would then run without gradients too.
                 with torch.no_grad():
                     votes = member_logits(members, inputs, settings.flips)
-                    predicted = iter(predict_each(whole, votes, members[0].label_mode, probabilities))
+                    predicted = iter(predict_each(whole, votes, members[0].label_mode, probabilities, agreement))
             yield [next(predicted) if problem is None else problem for problem in problems]
             bar.update(len(files))
 
 
 def predict_each(
-    files: list[Slice], votes: list[torch.Tensor], label_mode: LabelMode, probabilities: bool
+    files: list[Slice], votes: list[torch.Tensor], label_mode: LabelMode, probabilities: bool, agreement: bool
 ) -> list[SliceOrgans]:
     """Return what is predicted for the slices of a batch, each on its own grid; `votes` as from `member_logits`."""
     logits = [one.mean(dim=0) for one in votes]
@@ -401,7 +401,8 @@ def predict_each(
         sizes = torch.tensor([[file.height, file.width] for file in files])
         return [SliceOrgans(masks.cpu().numpy()) for masks in predict_batch(logits, label_mode, sizes)]
     # One model without flips always agrees with itself.
-    overlaps = count_overlaps(votes, label_mode) if sum(map(len, votes)) > 1 else [None] * len(files)
+    several = sum(map(len, votes)) > 1
+    overlaps = count_overlaps(votes, label_mode) if agreement and several else [None] * len(files)
     organs: list[SliceOrgans] = []
     for index, file in enumerate(files):
         # One slice at a time, as a batch of its own: only the slices of one scan have the same size for sure.
@@ -431,10 +432,10 @@ def predict_scans(
         InputError: If the ranges are wanted, and a configuration has them in another form.
     """
     algorithm = Algorithm({member.name: member.commit for member in members})
-    ranges = find_training_ranges(members) if probabilities else None
+    ranges = find_common_ranges(members) if probabilities else None
     # Post-processing needs the mean probability of each component.
     needed = probabilities or settings.postprocessing is not None
-    batches = predict_batches(members, [one for scan in scans for one in scan.slices], settings, needed)
+    batches = predict_batches(members, [one for scan in scans for one in scan.slices], settings, needed, probabilities)
     slices = (one for batch in run_ahead(batches) for one in batch)
     for scan in scans:
         organs: list[SliceOrgans] = []
@@ -453,7 +454,7 @@ def predict_scans(
         overlaps = [one.overlaps for one in organs if one.overlaps is not None]
         if settings.postprocessing is not None:
             masks = clean_scan(scan, masks, means, settings.postprocessing)
-        agreement = find_agreement(np.sum(overlaps, axis=0)) if probabilities and overlaps else None
+        agreement = find_agreement(np.sum(overlaps, axis=0)) if overlaps else None
         yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
 
 
@@ -490,7 +491,7 @@ def clean_scan(
     return list(cleaned.swapaxes(0, 1))
 
 
-def find_training_ranges(members: Sequence[Member]) -> TrainingRanges | None:
+def find_common_ranges(members: Sequence[Member]) -> TrainingRanges | None:
     """Return the ranges of the scans that the checkpoints were trained on; None if one of them does not say it.
 
     Raises:
@@ -498,14 +499,30 @@ def find_training_ranges(members: Sequence[Member]) -> TrainingRanges | None:
     """
     found = []
     for member in members:
-        value = getattr(member.model.config, "training_ranges", None)
-        if value is None:
+        ranges = read_config(member, "training_ranges", TrainingRanges.from_config, "leave report out of --format")
+        if ranges is None:
             return None
-        try:
-            found.append(TrainingRanges.from_config(value))
-        except InputError as error:
-            raise InputError(f"{member.name}: config.json: {error}; leave report out of --format") from error
+        found.append(ranges)
     return join_ranges(found)
+
+
+def read_config(member: Member, key: str, read: Callable[[Any], T], way_out: str) -> T | None:
+    """Read what a training wrote into the configuration of a checkpoint; None if it has no such key.
+
+    Args:
+        member: The checkpoint.
+        key: The key.
+        read: Reads and checks the value.
+        way_out: What the user can do if the value is wrong, for the message.
+
+    Raises:
+        InputError: If the value has another form.
+    """
+    value = getattr(member.model.config, key, None)
+    try:
+        return None if value is None else read(value)
+    except InputError as error:
+        raise InputError(f"{member.name}: config.json: {error}; {way_out}") from error
 
 
 def find_postprocessing(members: Sequence[Member]) -> tuple[Postprocessing | None, str]:
@@ -517,15 +534,8 @@ def find_postprocessing(members: Sequence[Member]) -> tuple[Postprocessing | Non
     Raises:
         InputError: If a configuration has post-processing of another form.
     """
-    found = []
-    for member in members:
-        value = getattr(member.model.config, "postprocessing", None)
-        try:
-            found.append(None if value is None else Postprocessing.from_config(value))
-        except InputError as error:
-            raise InputError(
-                f"{member.name}: config.json: {error}; --no_postprocessing predicts without it"
-            ) from error
+    way_out = "--no_postprocessing predicts without it"
+    found = [read_config(member, "postprocessing", Postprocessing.from_config, way_out) for member in members]
     # The limits of one checkpoint were learnt on its own probabilities. An ensemble has other probabilities, so its
     # members must at least agree.
     if any(settings != found[0] for settings in found):

@@ -1,7 +1,7 @@
 """The parts of a model's configuration that this pipeline sets or checks: labels, neighbouring slices, input size."""
 
 from pickle import UnpicklingError
-from typing import cast
+from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -11,6 +11,9 @@ from gi_segmentation.arguments import MIN_IMAGE_SIZE
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 
+# A repository may ask for Python code of its own (`auto_map` in its JSON). Without this, `transformers` would ask the
+# user whether to run it.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 # What `from_pretrained` raises for a missing, damaged or foreign checkpoint. A wrong value in its JSON is found by the
 # layer that uses it, in its own way.
 LOAD_ERRORS = (

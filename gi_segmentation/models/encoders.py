@@ -21,7 +21,7 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.models.configuration import LOAD_ERRORS, check_image_size
+from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE, check_image_size
 from gi_segmentation.models.random import build_model, parse_overrides, random_config
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
         ValueError: If there is no such folder or repository, it has no configuration, or it needs a missing package.
     """
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
     except ImportError as error:
         # Only the configuration of an encoder of timm needs a package that this project does not install.
         raise ValueError(NEEDS_TIMM.format(error)) from error

@@ -14,7 +14,7 @@ from transformers import (
 
 from gi_segmentation.arguments import MIN_IMAGE_SIZE, ModelArguments
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.models.configuration import LOAD_ERRORS, check_image_size, find_label_mode, set_task
+from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE, check_image_size, find_label_mode, set_task
 from gi_segmentation.models.encoders import new_upernet
 from gi_segmentation.models.positions import resize_positions
 from gi_segmentation.models.random import new_model
@@ -22,9 +22,6 @@ from gi_segmentation.schema import LABELS_BY_MODE
 
 logger = logging.getLogger(__name__)
 
-# A repository may ask for Python code of its own (`auto_map` in its JSON). Without this, `transformers` would ask the
-# user whether to run it.
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 # Height and width of a model's input in pixels, and distance to the neighbours in slices. More is a damaged file.
 MAX_IMAGE_SIZE, MAX_SLICE_CONTEXT = 2048, 1000
 

@@ -3,6 +3,7 @@
 import numpy as np
 from datasets import Dataset
 
+from gi_segmentation.data.prepared import read_image, select_sources
 from gi_segmentation.data.preprocessing import scale_intensity
 from gi_segmentation.data.slices import ScanPlan, plan_scans
 from gi_segmentation.inference.measures import ScanMeasures, measure_scan, pick_intensity_slices
@@ -35,11 +36,9 @@ def measure_outlined_scan(dataset: Dataset, plan: ScanPlan) -> ScanMeasures:
     """Measure a scan of the dataset with the outlines that were drawn by hand."""
     numbers = sorted(plan.rows)
     rows = [plan.rows[number] for number in numbers]
-    plain = dataset.with_format(None)
-    # Columns of their own, because the images of all slices would take long to decode.
-    outlines = plain.select_columns(["segmentation", "pixel_spacing"]).select(rows)
-    images = plain.select_columns(["image"]).select([rows[place] for place in pick_intensity_slices(len(rows))])
+    outlines = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"]).select(rows)
+    images = select_sources(dataset).select([rows[place] for place in pick_intensity_slices(len(rows))])
     masks = np.stack([organ_masks(row["segmentation"], *plan.size) for row in outlines], axis=1)
-    scaled = np.stack([scale_intensity(np.array(row["image"])) for row in images])
+    scaled = np.stack([scale_intensity(read_image(row)) for row in images])
     height_mm, width_mm = outlines[0]["pixel_spacing"]
     return measure_scan(masks, scaled, (SLICE_THICKNESS_MM, height_mm, width_mm), numbers)

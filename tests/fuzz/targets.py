@@ -324,7 +324,7 @@ PNG_CASES = st.one_of(
 
 def check_png(case: tuple[int, list[tuple[str, float, bytes, int]], bool]) -> Outcome:
     """All readers of slices refuse a damaged image, or give the pixels of the slow decoder."""
-    from gi_segmentation.data.prepared import prepare_pixels
+    from gi_segmentation.data.prepared import read_image
     from gi_segmentation.data.preprocessing import prepare_image
     from gi_segmentation.inference.predictor import read_pixels
 
@@ -353,7 +353,7 @@ def check_png(case: tuple[int, list[tuple[str, float, bytes, int]], bool]) -> Ou
             assert interlaced or (expected is not None and np.array_equal(pixels, expected)), "wrong pixels"
     try:
         with clear_errors():
-            prepared = prepare_pixels(row, 32)
+            prepared = prepare_image(read_image(row), 32)
     except Refused:
         outcomes.add("clear error")
     else:
