@@ -6,7 +6,6 @@ Libraries of Hugging Face read their environment variables when they are importe
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import RunPython
+from tests.support.warm_python import WarmPython
 
 # The tests never use the user's cache, because an old entry there could hide a bug.
 HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")
@@ -105,16 +105,22 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """A Python that runs programs in new processes without importing the large libraries each time."""
+    running = WarmPython({**os.environ, **ENVIRONMENT})
+    yield running
+    running.close()
+
+
 @pytest.fixture
-def run_python(tmp_path_factory: pytest.TempPathFactory) -> RunPython:
+def run_python(warm_python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> RunPython:
     """A function that runs `python ARGS` in a new process. All calls in one test share an HF_HOME of their own."""
     hf_home = str(tmp_path_factory.mktemp("hf_home"))
 
     def run(
         args: list[str], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HF_HOME": hf_home, **(env or {})}
-        command = [sys.executable, *args]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        return warm_python.run(args, cwd, {**os.environ, "HF_HOME": hf_home, **(env or {})}, timeout)
 
     return run
