@@ -18,7 +18,7 @@ step() { printf '\n\033[1m== %s\033[0m (%d s)\n' "$1" "$SECONDS"; }
 
 step "Make synthetic patients (a phantom): thirty-six to train and validate, four for a test"
 python -m dataset_builder phantom --output_dir demo/kaggle --num_cases 36 --days_per_case 1 --slices_per_scan 16
-python -m dataset_builder phantom --output_dir demo/unseen --num_cases 4 --days_per_case 1 --slices_per_scan 24 --seed 1
+python -m dataset_builder phantom --output_dir demo/unseen --num_cases 4 --days_per_case 1 --slices_per_scan 16 --seed 1
 
 step "Check the data, build the dataset and publish it"
 python -m dataset_builder verify --kaggle_dir demo/kaggle

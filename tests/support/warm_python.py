@@ -8,6 +8,7 @@ The libraries of Hugging Face read their environment variables when they are imp
 itself.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -73,10 +74,8 @@ def wait_for_program() -> dict[str, Any]:
             return program
         _, status = os.waitpid(pid, 0)
         # What the program left behind, such as the processes of a launcher that was killed.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         print(os.waitstatus_to_exitcode(status), flush=True)
     os._exit(0)
 
