@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from gi_segmentation import __version__
@@ -17,15 +16,10 @@ class Algorithm:
     """What made a prediction.
 
     Attributes:
-        checkpoints: Name of each checkpoint, and its commit on the Hub; None for a folder.
+        commits: Name of each checkpoint, and its commit on the Hub; for a folder, a fingerprint of its weights.
     """
 
-    checkpoints: dict[str, str | None]
-
-    @cached_property
-    def commits(self) -> dict[str, str]:
-        """Name of each checkpoint, and its commit; for a folder, a fingerprint of its weights."""
-        return {name: commit or hash_weights(Path(name)) for name, commit in self.checkpoints.items()}
+    commits: dict[str, str]
 
     @property
     def version(self) -> str:

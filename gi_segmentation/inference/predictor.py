@@ -27,7 +27,7 @@ from gi_segmentation.data.preprocessing import (
     prepare_image,
 )
 from gi_segmentation.errors import InputError, hub_errors
-from gi_segmentation.inference.algorithm import Algorithm
+from gi_segmentation.inference.algorithm import Algorithm, hash_weights
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.masks import FLIPS, flip_logits, predict_batch, predict_masks, predict_organs
@@ -88,7 +88,7 @@ class Member:
         processor: Its image processor.
         slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
         label_mode: What its channels mean.
-        commit: The commit on the Hub that it was loaded from; None for a folder.
+        commit: The commit on the Hub that it was loaded from; for a folder, a fingerprint of its weights.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Member:
     processor: SegformerImageProcessorPil
     slice_context: int
     label_mode: LabelMode
-    commit: str | None = None
+    commit: str
 
     def logits(self, images: torch.Tensor, flips: bool = False) -> torch.Tensor:
         """Return the logits of slices, without a flip and, with `flips`, with each flip.
@@ -171,8 +171,9 @@ def load_member(name: str, revision: str | None, computation: Computation) -> Me
     model = move_model(model, computation.device)
     if computation.fast_head:
         speed_up_segformer_head(model)
+    commit = find_commit(name, revision) or hash_weights(Path(name))
     bf16 = computation.precision == "bf16" or (computation.precision == "auto" and has_bf16_units(model.device))
-    return Member(title, model, bf16, processor, context, label_mode, find_commit(name, revision))
+    return Member(title, model, bf16, processor, context, label_mode, commit)
 
 
 def find_commit(name: str, revision: str | None) -> str | None:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from gi_segmentation import __version__
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.outputs import (
     PROBABILITIES,
@@ -88,11 +87,10 @@ def predict_files(
 
 def describe_prediction(members: Sequence[Member], settings: Settings) -> dict[str, Any]:
     """Return what decides the masks of a scan, in plain values for a record."""
-    algorithm = Algorithm({member.name: member.commit for member in members})
     limits = settings.postprocessing
     return {
         "version": __version__,
-        "checkpoints": sorted(algorithm.commits.values()),
+        "checkpoints": sorted(member.commit for member in members),
         "precision": "bf16" if members[0].bf16 else "fp32",
         "test_time_flips": settings.flips,
         "postprocessing": None if limits is None else limits.to_config(),
