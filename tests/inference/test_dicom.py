@@ -23,6 +23,7 @@ from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
 from tests.support.dicom import item, read_series, write_enhanced, write_series
+from tests.support.masks import check_dicom
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import (
     KAGGLE_AXES,
@@ -294,16 +295,32 @@ def test_a_real_series_without_uids_becomes_a_nifti_file_only(format_: str, test
     np.testing.assert_allclose(canonical.affine, expected.affine, atol=0.01)
 
 
-def test_a_real_series_has_the_grid_of_its_label_map(test_data: Path, tmp_path: Path) -> None:
-    # The identifiers of the public files were removed. Here they get new ones.
-    folder = test_data / "totalsegmentator"
-    for path in (folder / "example_ct_dicom").iterdir():
+@pytest.fixture
+def real_series(test_data: Path, tmp_path: Path) -> Path:
+    """The real series. The identifiers of the public files were removed, and here they get new ones."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for path in (test_data / "totalsegmentator" / "example_ct_dicom").iterdir():
         dataset = pydicom.dcmread(path)
         dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", "1.2.4"
-        dataset.save_as(tmp_path / path.name)
-    volume, slices = read(list(tmp_path.iterdir()))
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.4", "1.2.5"
+        dataset.save_as(folder / path.name)
+    return folder
+
+
+def test_a_real_series_becomes_files_of_a_planning_system(real_series: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "segformer", seed=0)
+    words = prediction_words(model, real_series, tmp_path / "out", "--format", "dicom-seg", "rtstruct")
+    segmentation, structures = main(words)
+    assert pydicom.dcmread(segmentation).FrameOfReferenceUID == "1.2.5"
+    check_dicom(segmentation)
+    check_dicom(structures)
+
+
+def test_a_real_series_has_the_grid_of_its_label_map(real_series: Path, test_data: Path) -> None:
+    volume, slices = read(list(real_series.iterdir()))
+    folder = test_data / "totalsegmentator"
     reference = nibabel.load(folder / "example_seg_dicom.nii.gz")
     labels = np.asarray(reference.dataobj)
     assert volume.shape == labels.shape and "trained on MR" in volume.describe()
