@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
@@ -19,6 +20,15 @@ def read_series(paths: Iterable[Path]) -> Volume:
     (volume,), problems = find_series(paths)
     assert not problems
     return volume
+
+
+def leave_gaps(volume: Volume) -> Volume:
+    """Write into the files of a series that its slices are 1 mm thick, so that there are gaps between them."""
+    for path in volume.origin.paths:
+        dataset = dcmread(path)
+        dataset.SliceThickness = 1
+        dataset.save_as(path)
+    return read_series(volume.origin.paths)
 
 
 def base_dataset(class_uid: str, affine: np.ndarray, description: str = "axial") -> FileDataset:
