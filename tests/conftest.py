@@ -30,6 +30,15 @@ for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE")
     os.environ.pop(variable, None)
 
 
+# Fixtures of tests that start programs.
+SLOW = {"run_python", "trained", "execution"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest tests first. So the processes that share the tests end at about the same time."""
+    items.sort(key=lambda item: SLOW.isdisjoint(getattr(item, "fixturenames", ())))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(HF_HOME, ignore_errors=True)
 
