@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as tables
+from benchmarks import gpu
 from benchmarks.__main__ import MARKER, README, tables_of, write_table
-from tests.support.processes import ROOT_ON_PATH, RunPython
 
 TEXT = """# Title
 
@@ -56,11 +56,18 @@ def test_every_marker_names_a_benchmark() -> None:
         assert importlib.util.find_spec(f"benchmarks.{command.split()[0]}"), command
 
 
-def test_the_models_are_measured_in_all_ways(run_python: RunPython, tmp_path: Path) -> None:
+def test_the_models_are_measured_in_all_ways(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Scans of 12 slices instead of 144, so that it takes seconds.
+    for name in ("gpu", "model_speed"):
+        monkeypatch.setattr(f"benchmarks.{name}.SCAN", 12)
+    monkeypatch.setattr("benchmarks.gpu.disable_progress_bars", lambda: None)
     words = ["--recipes", "segformer-b0", "--batch_sizes", "2", "--image_size", "32", "--steps", "1", "--scans", "1"]
-    done = run_python(["-m", "benchmarks.gpu", *words, "--precision", "fp32"], tmp_path, env=ROOT_ON_PATH)
-    assert done.returncode == 0, done.stderr[-3000:]
-    headings, _, row = (line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|"))
+    monkeypatch.setattr("sys.argv", ["gpu", *words, "--precision", "fp32"])
+    gpu.main()
+    lines = capsys.readouterr().out.splitlines()
+    headings, _, row = (line.strip("| ").split(" | ") for line in lines if line.startswith("|"))
     assert row[:2] == ["segformer-b0", "2"] and len(row) == len(headings)
     # Without a GPU, two cells have no number.
     speeds = [float(cell) for name, cell in zip(headings, row, strict=True) if "slices/s" in name or name[0] == "/"]
