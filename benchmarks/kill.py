@@ -553,6 +553,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--only", nargs="*", help="some of: kills, damage, signals, disks, two; None: all")
     options = parser.parse_args()
+    # In the background of a script, Ctrl-C is ignored, and the processes would inherit this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed(options.seed)
     wanted = options.only or ["kills", "damage", "signals", "disks", "two"]
     with tempfile.TemporaryDirectory() as scratch:

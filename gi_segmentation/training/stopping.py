@@ -61,7 +61,9 @@ class StopCallback(TrainerCallback):
                 signal.signal(number, earlier[number])
                 signal.raise_signal(number)
 
-        earlier = {int(number): signal.signal(number, note) for number in SIGNALS}
+        # A program in the background of a script ignores Ctrl-C, and this must stay so.
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        earlier = {int(number): signal.signal(number, note) for number in heeded}
         try:
             yield
         finally:

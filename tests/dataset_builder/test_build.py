@@ -399,6 +399,8 @@ def test_a_killed_build_leaves_no_incomplete_dataset(
 
 def test_an_interrupted_build_says_so_in_one_line(kaggle_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dataset_builder", "build", "--kaggle_dir", str(kaggle_dir), "--num_folds", "2"]
+    # Tests in the background of a script ignore Ctrl-C, and the process would inherit this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not next(tmp_path.glob(".gi_tract.building-*/dataset/data/*"), None) and time.monotonic() < deadline:

@@ -142,6 +142,8 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(dataset_dir: Path,
     flags = FLAGS | {"max_train_samples": 8, "slice_sampling": "all", "eval_steps": None, "save_steps": None}
     flags |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
     run_segmentation.main(arguments(dataset_dir, tmp_path / "whole", **flags))
+    # Tests in the background of a script ignore Ctrl-C, and so would the training.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for step, number in ((2, signal.SIGTERM), (3, signal.SIGINT)):
         folder = tmp_path / str(step)
         words = arguments(dataset_dir, folder, **flags)
