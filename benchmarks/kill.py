@@ -167,14 +167,22 @@ def end_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def differing(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
-    """Return the names of what differs."""
-    return [name for name in left if left[name] != right[name]]
+def check_end(expected: dict[str, Any], folder: Path) -> str:
+    """Return that a training has ended as the one that nobody disturbed.
+
+    Raises:
+        RuntimeError: If not.
+    """
+    found = end_of(folder)
+    if different := [name for name in expected if expected[name] != found[name]]:
+        raise RuntimeError(f"{folder}: differs from the run that nobody disturbed: {different}")
+    return "ends bit-identical"
 
 
 def row(*cells: Any) -> None:
     """Print a row of a table."""
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    words = {True: "yes", False: "no"}
+    print(f"| {' | '.join(words[cell] if isinstance(cell, bool) else str(cell) for cell in cells)} |", flush=True)
 
 
 def kill_trainings(shop: Workshop, whole: Path, begun_s: float, seconds: float, kills: int) -> None:
@@ -204,8 +212,7 @@ def kill_trainings(shop: Workshop, whole: Path, begun_s: float, seconds: float, 
             print(f"  kill {done} after {moment:.1f} s, {describe_state(folder)}", file=sys.stderr, flush=True)
         shop.run(shop.train(folder))
         ended += 1
-        if different := differing(expected, end_of(folder)):
-            raise RuntimeError(f"{folder}: differs from the run that nobody killed: {different}")
+        check_end(expected, folder)
         shutil.rmtree(folder)
     where = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     row("training", done, where, 0, f"{ended} of {ended} runs end bit-identical, after {resumed} resumed starts")
@@ -354,10 +361,8 @@ def damage_checkpoints(shop: Workshop, whole: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     _, printed = shop.run(shop.train(folder))
     resumed = re.findall(r"Resuming from \S+/(\S+)", printed)
-    same = not differing(end_of(whole), end_of(folder))
-    row(
-        f"a run whose {before} has a cut `model.safetensors`", f"resumes from {resumed[0]}, ends bit-identical: {same}"
-    )
+    end = check_end(end_of(whole), folder)
+    row(f"a run whose {before} has a cut `model.safetensors`", f"resumes from {resumed[0]}, {end}")
 
 
 def last_line(printed: str) -> str:
@@ -379,9 +384,8 @@ def send_signals(shop: Workshop, whole: Path, begun_s: float) -> None:
         printed = shop.log.read_text(errors="replace")
         line, traceback = last_line(printed), "Traceback" in printed
         shop.run(shop.train(folder))
-        same = not differing(end_of(whole), end_of(folder))
-        name = signal.Signals(number).name
-        row(f"training, {name}", status, f"`{line}`", traceback, f"ends bit-identical: {same}")
+        end = check_end(end_of(whole), folder)
+        row(f"training, {signal.Signals(number).name}", status, f"`{line}`", traceback, end)
     config = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
     launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", config]
     two = shop.folder / "two-whole"
@@ -401,7 +405,8 @@ def send_signals(shop: Workshop, whole: Path, begun_s: float) -> None:
     row(
         "training in two processes, SIGTERM to `accelerate launch`", status,
         f"`{last_line(printed)}`", "that of the launcher itself" if "SignalException" in printed else False,
-        f"both stopped at {last.name if last else None}; same weights at the end: {left == right}",
+        f"both stopped at {last.name if last else 'no checkpoint'}; "
+        + ("the same weights at the end" if left == right else "other weights at the end"),
     )  # fmt: skip
     for name, words in (
         ("build", shop.build(shop.folder / "interrupted" / "gi_tract")),
@@ -460,7 +465,7 @@ def fill_disks(shop: Workshop, whole: Path, hub: dict[str, str]) -> None:
 
     def training() -> str:
         if (disk / "run" / "README.md").exists():
-            return f"ends bit-identical: {not differing(end_of(whole), end_of(disk / 'run'))}"
+            return check_end(end_of(whole), disk / "run")
         faults = {path.name: find_fault(path) for path in (disk / "run").glob("checkpoint-*")}
         good = sorted((name for name in faults if faults[name] is None), key=lambda name: int(name.split("-")[1]))
         return f"{good[-1]} is whole"
@@ -516,7 +521,7 @@ def run_twice(shop: Workshop, whole: Path, hub: dict[str, str], times: int) -> N
     cases: dict[str, tuple[Callable[[int], list[list[Any]]], Callable[[int], bool]]] = {
         "training": (
             lambda index: [shop.train(shop.folder / f"both-{index}")] * 2,
-            lambda index: not differing(expected, end_of(shop.folder / f"both-{index}")),
+            lambda index: bool(check_end(expected, shop.folder / f"both-{index}")),
         ),
         "`build`": (
             lambda index: [shop.build(shop.folder / f"both-built-{index}" / "gi_tract")] * 2,

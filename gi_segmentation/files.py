@@ -9,9 +9,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gi_segmentation.errors import DISK_FULL, InputError, one_line
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +37,9 @@ def flush_file(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step. Whoever reads it, after a crash too, finds the old text or the new one.
-
-    Only one process at a time may write the same file.
-    """
-    scratch = path.with_name(f".{path.name}")
+    """Write a text file in one step. Whoever reads it, after a crash too, finds the old text or the new one."""
+    # Two processes that publish a run write its card at the same time.
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_text(text, encoding="utf-8")
         flush_file(scratch)
@@ -67,25 +68,36 @@ def writing_to(folder: Path, lock_file: Path) -> Iterator[None]:
         lock_file: The file that all processes lock which write to this folder. Its own folder is made if necessary.
 
     Raises:
-        InputError: If another process writes to the folder, or if the disk is full.
+        InputError: If another process writes to the folder, if it cannot be written, or if the disk is full.
     """
     try:
-        lock_file.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder, lock_file):
-            yield
+        lock = take_lock(folder, lock_file)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({one_line(error)}); name another folder") from error
+    try:
+        yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         raise InputError(
             f"{folder}: cannot be written ({one_line(error)}); free some space, and run the same command again"
         ) from error
+    finally:
+        # While the lock is held. A process that has opened this file already will find that it has no name any more.
+        lock_file.unlink(missing_ok=True)
+        lock.release()
 
 
-@contextmanager
-def locked(folder: Path, lock_file: Path) -> Iterator[None]:
-    """Hold the lock of a folder until the block ends; arguments and errors as `writing_to`."""
+def take_lock(folder: Path, lock_file: Path) -> "FileLock":
+    """Lock a folder; arguments as `writing_to`.
+
+    Raises:
+        InputError: If another process has locked it.
+        OSError: If the file cannot be written.
+    """
     from filelock import FileLock, Timeout
 
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
     # The system itself frees the lock when the process ends, also if it is killed. So a file that a killed process
     # left does not stop the next one. Processes that this one starts do not inherit the lock.
     lock = FileLock(lock_file, timeout=0, fallback_to_soft=False)
@@ -100,10 +112,5 @@ def locked(folder: Path, lock_file: Path) -> Iterator[None]:
         if error.errno not in NO_LOCKS:
             raise
         logger.warning("%s cannot be locked (%s): see to it that nothing else writes to it", folder, one_line(error))
-    try:
-        lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-        yield
-    finally:
-        # While the lock is held. A process that has opened this file already will find that it has no name any more.
-        lock_file.unlink(missing_ok=True)
-        lock.release()
+    lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    return lock
