@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: If an argument, the dataset or the model cannot be used, or if the publication fails. The run is
             then complete, and the message has the command that publishes it.
+        StoppedError: If SIGTERM or Ctrl-C ended the training.
     """
     model_args, data_args, run_args = parse_arguments(argv)
     # The stages are imported after the arguments are read. Their packages take seconds to load, and `--help` or a
@@ -41,27 +42,29 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
     facts = describe_run(model, slices, samples, model_args, data_args, run_args)
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
-    # Before the training, this stops a run that would continue from the checkpoints of another model or split.
-    prepare_output_dir(run_args, facts)
-    # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like them.
-    model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
-    repo_id, private = str(run_args.hub_model_id), run_args.hub_private_repo
-    is_main = run_args.process_index == 0
-    publishes = run_args.push_to_hub and is_main
-    if publishes:
-        prepare_repository(repo_id, private)
-    trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
-    evaluation = train(trainer)
-    # All processes have the same scores. One of them writes the files, and the others wait for it below.
-    if is_main:
-        results = write_results(trainer, eval_dataset, facts, evaluation)
-        print(summarize(run_args, results), flush=True)
-    trainer.accelerator.wait_for_everyone()
-    # This disconnects the processes. Without it, they sometimes abort when the program ends.
-    trainer.accelerator.end_training()
-    # The Hub comes last. If it fails, all files are written, and no other process waits.
-    if publishes:
-        print(publish_run(Path(run_args.output_dir), repo_id, private).describe())
+    # Before the training, this stops a run that would continue from the checkpoints of another model or split, and a
+    # second run into the same folder.
+    with prepare_output_dir(run_args, facts):
+        # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like
+        # them.
+        model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
+        repo_id, private = str(run_args.hub_model_id), run_args.hub_private_repo
+        is_main = run_args.process_index == 0
+        publishes = run_args.push_to_hub and is_main
+        if publishes:
+            prepare_repository(repo_id, private)
+        trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
+        evaluation = train(trainer)
+        # All processes have the same scores. One of them writes the files, and the others wait for it below.
+        if is_main:
+            results = write_results(trainer, eval_dataset, facts, evaluation)
+            print(summarize(run_args, results), flush=True)
+        trainer.accelerator.wait_for_everyone()
+        # This disconnects the processes. Without it, they sometimes abort when the program ends.
+        trainer.accelerator.end_training()
+        # The Hub comes last. If it fails, all files are written, and no other process waits.
+        if publishes:
+            print(publish_run(Path(run_args.output_dir), repo_id, private).describe())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -25,8 +27,9 @@ from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_
 from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.errors import saying_how_to_go_on
+from gi_segmentation.files import hash_file, writing_to
 from gi_segmentation.publishing.cards import render_card
-from gi_segmentation.publishing.hub import Publication, hash_file, publish_folder
+from gi_segmentation.publishing.hub import Publication, publish_folder
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
 
 # A line that the card of every build has. A folder whose card has it holds an earlier build.
@@ -111,10 +114,26 @@ def clear_leftovers(output_dir: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def share_progress(counter: Synchronized) -> None:
-    """Let a worker process count the slices that it has done in a counter of all processes."""
+def start_worker(counter: Synchronized) -> None:
+    """Prepare a worker process: let it count the slices that it has done, and end with the main process.
+
+    Args:
+        counter: The counter of all processes.
+    """
     global progress
     progress = counter
+    # Ctrl-C reaches all processes. The main process ends the others, and only it has something to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # If the main process is killed, the others would wait for ever for their next task.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait until the process that started this one has ended, and end this one too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
@@ -166,12 +185,18 @@ def write_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, data: Path, nu
     counter = multiprocessing.Value("q", 0)
     with (
         tqdm(total=number, desc="Writing the dataset", unit="slice") as bar,
-        ProcessPoolExecutor(num_proc, initializer=share_progress, initargs=(counter,)) as pool,
+        ProcessPoolExecutor(num_proc, initializer=start_worker, initargs=(counter,)) as pool,
     ):
         csv_path = kaggle_dir / "train.csv"
         written = [pool.submit(write_file, scans, path, csv_path) for _, scans, path in files]
-        while wait(written, timeout=0.2).not_done:
-            bar.update(counter.value - bar.n)
+        try:
+            while wait(written, timeout=0.2).not_done:
+                bar.update(counter.value - bar.n)
+        except KeyboardInterrupt:
+            # The pool would first do all that was submitted.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
         # In the order of the files, so that the list of problems is the same for any `num_proc`.
         for (split, _, _), inspection in zip(files, written, strict=True):
             found[split].add(inspection.result())
@@ -231,17 +256,22 @@ def build(
 
     Raises:
         KaggleDataError: If the data has problems, or `output_dir` has anything but an earlier build.
+        InputError: If another build writes to `output_dir`, or if the disk is full.
     """
-    config = config or GiTractConfig()
-    num_proc = num_proc or os.cpu_count() or 1
     output_dir = output_dir.resolve()
+    # The folder itself is replaced at the end, so the lock is beside it.
+    with writing_to(output_dir, output_dir.with_name(f".{output_dir.name}.lock")):
+        return build_alone(kaggle_dir, output_dir, config or GiTractConfig(), num_proc or os.cpu_count() or 1)
+
+
+def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_proc: int) -> BuildReport:
+    """Build the dataset folder while no other build does; arguments, result and errors as `build`."""
     # Leftovers come first: they may contain the earlier dataset, which the check must then see.
     clear_leftovers(output_dir)
     check_output_dir(output_dir)
     # Names and CSV are checked first, which is quick. Then every image is read.
     scans, excluded = read_training_scans(kaggle_dir, config)
     splits = divide_scans(scans, kaggle_dir, config)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder is beside the final one, on the same disk. So the renaming at the end copies nothing, and it
     # cannot stop half-way.
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.building-") as scratch:

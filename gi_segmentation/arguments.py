@@ -320,6 +320,7 @@ class RunArguments(TrainingArguments):
     dataloader_drop_last: bool = field(default=False, metadata=FIXED)  # True would drop validation slices too
     label_smoothing_factor: float = field(default=0.0, metadata=FIXED)
     do_predict: bool = field(default=False, metadata=FIXED)
+    enable_jit_checkpoint: bool = field(default=False, metadata=FIXED)  # `training.stopping` does it, for Ctrl-C too
     resume_from_checkpoint: str | None = field(default=None, metadata=FIXED)  # resuming needs no flag
 
     def __post_init__(self) -> None:

@@ -1,11 +1,17 @@
 """The error for every mistake that a user can make, and the way it ends a command."""
 
+import errno
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
+
+# The disk is full, the user may not store more, or a file may not become larger.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
@@ -14,6 +20,18 @@ class InputError(ValueError):
 
 class HubError(InputError):
     """A Hub that refused or failed, or that could not be reached."""
+
+
+class StoppedError(Exception):
+    """A command that a signal has ended in order. The message says what is saved, and how to go on.
+
+    Attributes:
+        status: The exit status, as a shell gives it to a process that a signal has ended: 128 plus its number.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + number
 
 
 def one_line(error: BaseException) -> str:
@@ -55,13 +73,28 @@ def reading(path: Path, problem: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an `InputError` into one line on stderr and exit status 1."""
+    """Turn an `InputError`, a `StoppedError` and Ctrl-C into one line on stderr and an exit status."""
     # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(f"error: {one_line(error)}; free some space, and run the same command again", file=sys.stderr)
+        sys.exit(1)
+    except StoppedError as stopped:
+        message, status = str(stopped), stopped.status
+    except KeyboardInterrupt:
+        message, status = "interrupted; what is written is whole, and the same command goes on", 128 + signal.SIGINT
+    else:
+        return
+    # All processes of a training stop for the same reason, and one of them says it.
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 def find_hub_cause(error: BaseException) -> BaseException:
@@ -121,6 +154,8 @@ def hub_errors(action: str, repo_id: str) -> Iterator[None]:
     # The client lets errors of many kinds through, see `find_hub_cause`. A ValueError is a card that the Hub does not
     # accept, or an answer that is not JSON.
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         cause = find_hub_cause(error)
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         # Who is refused needs another token. For all other failures, the Hub or the way to it is to blame.

@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +14,9 @@ from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.inference.arguments import FORMATS, Computation, add_prediction_flags, check_prediction_flags
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from gi_segmentation.inference.inputs import Scan
     from gi_segmentation.inference.predictor import Member, Settings
 
 
@@ -92,14 +97,14 @@ def main(argv: list[str] | None = None) -> list[Path]:
 def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
     from gi_segmentation.inference.inputs import describe_scan, find_scans
-    from gi_segmentation.inference.outputs import SUBMISSION, choose_formats, list_outputs, write_submission
+    from gi_segmentation.inference.outputs import check_submission, choose_formats, list_outputs
 
     output_dir = arguments.output_dir
     scans = find_scans(path, output_dir)
     formats = choose_formats(scans, arguments.format, arguments.probabilities)
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
-    if "kaggle" in formats and (output_dir / SUBMISSION).exists():
-        raise InputError(f"{output_dir / SUBMISSION}: exists; remove it or name another --output_dir")
+    if "kaggle" in formats:
+        check_submission(output_dir)
     paths = [output_dir / name for name in list_outputs(scans, formats)]
     if arguments.list:
         lines = [describe_scan(scan, scans.kind) for scan in scans.scans]
@@ -107,10 +112,8 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
         return paths
     import torch
     from accelerate import PartialState
-    from accelerate.utils import gather_object
-    from tqdm.auto import tqdm
 
-    from gi_segmentation.inference.scans import describe_failures, describe_results, forget_rows, predict_files
+    from gi_segmentation.files import LOCK_FILE, writing_to
 
     # Started by `accelerate launch`, there are several processes. Started alone, this is the only one. A process waits
     # at the end for all others, which may take hours longer.
@@ -118,8 +121,35 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     cpu = arguments.device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(days=7))
     members, settings = load(arguments, str(state.device) if state.num_processes > 1 else None)
-    # Each process has its own share of the scans.
-    share = scans.scans[state.process_index :: state.num_processes]
+    with ExitStack() as stack:
+        if state.is_main_process:
+            stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
+        # No process writes before the folder is locked.
+        state.wait_for_everyone()
+        write_predictions(members, settings, scans.scans, formats, output_dir, state)
+    return paths
+
+
+def write_predictions(
+    members: list["Member"],
+    settings: "Settings",
+    scans: Sequence["Scan"],
+    formats: Sequence[str],
+    output_dir: Path,
+    state: "PartialState",
+) -> None:
+    """Predict the share of this process, and print a table of all scans.
+
+    Raises:
+        InputError: If a scan failed, or as `predict_files`.
+    """
+    from accelerate.utils import gather_object
+    from tqdm.auto import tqdm
+
+    from gi_segmentation.inference.outputs import write_submission
+    from gi_segmentation.inference.scans import describe_failures, describe_results, forget_rows, predict_files
+
+    share = scans[state.process_index :: state.num_processes]
     results = []
     for result in predict_files(members, share, formats, output_dir, settings):
         if result.message:
@@ -127,16 +157,15 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
         results.append(result)
     results = gather_object(results)
     if not state.is_main_process:
-        return paths
-    order = {scan.name: index for index, scan in enumerate(scans.scans)}
+        return
+    order = {scan.name: index for index, scan in enumerate(scans)}
     results.sort(key=lambda result: order[result.name])
     print(describe_results(results, output_dir))
     if any(result.status == "failed" for result in results):
         raise InputError(describe_failures(results, formats))
     if "kaggle" in formats:
-        write_submission(scans.scans, output_dir)
-        forget_rows(scans.scans, output_dir)
-    return paths
+        write_submission(scans, output_dir)
+        forget_rows(scans, output_dir)
 
 
 def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Member"], "Settings"]:

@@ -1,5 +1,6 @@
 """The trainings of a cross-validation, one per fold, each in a folder of its own."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +20,9 @@ from gi_segmentation.publishing.results import SCANS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.records import read_scans
 from gi_segmentation.scoring.scans import ScanScore
+
+# A training that is stopped has this long to save its checkpoint. Most systems give it less.
+STOPPING_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,19 @@ def find_results(folder: Path) -> RunResults | None:
         return None
 
 
+def wait_for_group(group: int) -> None:
+    """Wait until all processes of a group have ended.
+
+    `accelerate launch` ends at once when it is stopped. The training behind it saves a checkpoint first.
+    """
+    deadline = time.monotonic() + STOPPING_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            # The signal 0 does nothing, but it is an error if there is no process to receive it.
+            os.killpg(group, 0)
+            time.sleep(0.1)
+
+
 def run_command(command: Sequence[str], output: IO[str]) -> int:
     """Run a command to its end, and return its exit status.
 
@@ -109,6 +126,7 @@ def run_command(command: Sequence[str], output: IO[str]) -> int:
     except BaseException:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+        wait_for_group(process.pid)
         raise
     finally:
         for number, handler in zip(signals, handlers, strict=True):

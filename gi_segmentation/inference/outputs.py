@@ -1,6 +1,7 @@
 """Write the prediction files of a scan, and Kaggle's `submission.csv`."""
 
 import csv
+import filecmp
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,6 +184,9 @@ def write_submission(scans: Iterable[Scan], output_dir: Path) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        InputError: If there is another `submission.csv`.
     """
     unfinished = output_dir / RECORDS / SUBMISSION
     with unfinished.open("wb") as file:
@@ -191,4 +195,20 @@ def write_submission(scans: Iterable[Scan], output_dir: Path) -> Path:
             for path in output_paths("kaggle", scan):
                 with (output_dir / path).open("rb") as rows:
                     shutil.copyfileobj(rows, file)
-    return unfinished.replace(output_dir / SUBMISSION)
+    path = output_dir / SUBMISSION
+    if path.exists() and not filecmp.cmp(path, unfinished, shallow=False):
+        raise InputError(f"{path}: exists; remove it or name another --output_dir")
+    return unfinished.replace(path)
+
+
+def check_submission(output_dir: Path) -> None:
+    """Check that there is no `submission.csv` of an earlier prediction.
+
+    Raises:
+        InputError: If there is one.
+    """
+    # If rows of single scans are left, the earlier prediction was killed when it had just written the file. Its
+    # command must be able to go on. `write_submission` compares both files then.
+    path = output_dir / SUBMISSION
+    if path.exists() and not any((output_dir / RECORDS).glob("*.csv")):
+        raise InputError(f"{path}: exists; remove it or name another --output_dir")

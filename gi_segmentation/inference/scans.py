@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from gi_segmentation import __version__
 from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.files import write_json
 from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.outputs import (
     PROBABILITIES,
@@ -237,11 +238,12 @@ def forget_rows(scans: Sequence[Scan], output_dir: Path) -> None:
         (rows,), path = output_paths("kaggle", scan), record_path(scan, output_dir)
         record = read_record(path)
         record["files"].remove(str(rows))
+        # First the rows: without a record, the next run would take them for those of somebody else.
+        (output_dir / rows).unlink()
         if record["files"]:
-            path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+            write_json(path, record)
         else:
             path.unlink()
-        (output_dir / rows).unlink()
     if not any((output_dir / RECORDS).iterdir()):
         (output_dir / RECORDS).rmdir()
 

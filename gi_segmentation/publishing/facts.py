@@ -9,6 +9,8 @@ import json
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,8 @@ from transformers import PreTrainedModel
 
 from gi_segmentation import __version__
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.files import LOCK_FILE, write_json, writing_to
 from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.rules import Preset
 from gi_segmentation.schema import ORGANS, LabelMode, hash_splits
@@ -293,11 +296,7 @@ def write_facts(output_dir: Path, facts: RunFacts) -> None:
         ValueError: If a value is NaN or infinite. JSON has no such numbers; use None.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    scratch = output_dir / f".{RUN_FILE}"
-    text = json.dumps(dataclasses.asdict(facts), indent=2, allow_nan=False)
-    scratch.write_text(text + "\n", encoding="utf-8")
-    # Replacing a file by another one in the same folder cannot be interrupted half-way.
-    scratch.replace(output_dir / RUN_FILE)
+    write_json(output_dir / RUN_FILE, dataclasses.asdict(facts))
 
 
 def read_results(output_dir: Path) -> RunResults:
@@ -318,8 +317,11 @@ def read_results(output_dir: Path) -> RunResults:
     return RunResults(**found)
 
 
-def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> None:
+@contextmanager
+def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[None]:
     """Write the facts into a new output folder, or check that the folder belongs to an earlier start of this run.
+
+    Until the block ends, no other run can write to this folder.
 
     Args:
         run_args: Arguments of the training.
@@ -327,25 +329,51 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> None:
 
     Raises:
         InputError: If the folder holds something else, or a run with another model, dataset or split. With another
-            split, patients of the earlier training could now be in the validation.
+            split, patients of the earlier training could now be in the validation. Also if another run writes to the
+            folder, or if its disk is full.
     """
     output_dir = Path(run_args.output_dir)
-    # The main process finds an empty folder and writes `run.json`. The others wait until then, and find a run with the
-    # same facts. `local=False`, because the machines of a run share this folder.
-    with run_args.main_process_first(local=False, desc="checking the output folder"):
-        if not output_dir.exists() or not any(output_dir.iterdir()):
-            write_facts(output_dir, facts)
-            return
-        try:
-            earlier = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+    with ExitStack() as stack:
+        # The main process finds an empty folder and writes `run.json`. The others wait until then, and find a run with
+        # the same facts. `local=False`, because the machines of a run share this folder.
+        with run_args.main_process_first(local=False, desc="checking the output folder"):
+            check_output_dir(output_dir)
+            if run_args.process_index == 0:
+                stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
+            if not (output_dir / RUN_FILE).exists():
+                write_facts(output_dir, facts)
+            check_identity(output_dir, facts)
+        yield
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Check that a folder is empty, or that of a run.
+
+    Raises:
+        InputError: If it holds anything else.
+    """
+    # A start that was killed at once leaves only hidden files, such as the lock.
+    ours = not any(not path.name.startswith(".") for path in output_dir.glob("*")) or (output_dir / RUN_FILE).exists()
+    if not ours or (output_dir.exists() and not output_dir.is_dir()):
+        raise InputError(
+            f"--output_dir {output_dir}: it exists and holds no run of ours; name another folder or empty this one"
+        )
+
+
+def check_identity(output_dir: Path, facts: RunFacts) -> None:
+    """Check that the run in a folder has the same `IDENTITY` as this one.
+
+    Raises:
+        InputError: If not.
+    """
+    path = output_dir / RUN_FILE
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not the facts of a run ({one_line(error)}); name another --output_dir") from error
+    for name in IDENTITY:
+        if earlier.get(name) != getattr(facts, name):
             raise InputError(
-                f"--output_dir {output_dir}: the folder exists and holds no run of ours; name another folder or empty "
-                f"this one"
-            ) from error
-        for name in IDENTITY:
-            if earlier.get(name) != getattr(facts, name):
-                raise InputError(
-                    f"--output_dir {output_dir}: the folder holds a run with {name} {earlier.get(name)}, but this run "
-                    f"has {getattr(facts, name)}; name another folder"
-                )
+                f"--output_dir {output_dir}: the folder holds a run with {name} {earlier.get(name)}, but this run "
+                f"has {getattr(facts, name)}; name another folder"
+            )

@@ -1,6 +1,5 @@
 """Publish a folder on a Hub: upload it, download it again, compare, and tag the commit. For models and datasets."""
 
-import hashlib
 import logging
 import tempfile
 import time
@@ -24,6 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from gi_segmentation.errors import HubError, describe_cause, find_hub_cause, hub_errors
+from gi_segmentation.files import hash_file
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -103,33 +103,55 @@ def try_again(call: Callable[[], T]) -> T:
     return call()
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def list_files(folder: Path) -> dict[str, Path]:
     """Return the files of a folder by the names that they have in a repository, sorted."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def commit_folder(api: HfApi, folder: Path, repo_id: str, repo_type: str, message: str, branch: str | None) -> str:
+def find_head(api: HfApi, repo_id: str, repo_type: str, branch: str | None) -> str:
+    """Return the last commit of a branch."""
+    return str(api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha)
+
+
+def commit_folder(
+    api: HfApi, folder: Path, repo_id: str, repo_type: str, message: str, branch: str | None, head: str
+) -> str:
     """Make a branch hold the files of a folder and no others, in one commit.
+
+    Args:
+        api: The client.
+        folder: The files.
+        repo_id: Name of the repository.
+        repo_type: `model` or `dataset`.
+        message: Commit message.
+        branch: Branch of the repository; None: the main branch.
+        head: The last commit of the branch when this publication began.
 
     Returns:
         The commit; the last one of the branch if it holds these files already.
+
+    Raises:
+        HubError: If somebody else has changed the branch since then.
     """
+    files = list_files(folder)
+    now = find_head(api, repo_id, repo_type, branch)
+    if now != head:
+        # Either an earlier try has arrived although its answer was lost, or somebody else has published.
+        names = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=now)) - {HUB_FILE}
+        if names == files.keys() and not read_back(api, folder, repo_id, repo_type, now):
+            return now
+        raise HubError(
+            f"publishing {repo_id} failed: somebody else published there at the same time (commit {now[:12]}); our "
+            f"files were not published, and would replace theirs"
+        )
     # `upload_folder` would be shorter, but where the Hub has the Xet protocol, it makes several commits of an upload
     # that takes more than five minutes. Until the last of them, the repository would mix old and new files.
-    head = api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha
-    files = list_files(folder)
     old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head)) - files.keys() - {HUB_FILE}
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationDelete(name) for name in sorted(old)),
         *(CommitOperationAdd(name, path) for name, path in files.items()),
     ]
-    # With `parent_commit`, the Hub refuses (412) if somebody else has changed the branch since it was listed.
+    # With `parent_commit`, the Hub refuses (412) if somebody else has changed the branch meanwhile.
     return api.create_commit(
         repo_id, operations, commit_message=message, repo_type=repo_type, revision=branch, parent_commit=head
     ).oid
@@ -233,7 +255,8 @@ def publish_folder(
 
     Raises:
         InputError: If no repository can have this name.
-        HubError: If the Hub refuses, fails or cannot be reached, or if a file arrives changed.
+        HubError: If the Hub refuses, fails or cannot be reached, if a file arrives changed, or if somebody else
+            publishes to the same branch at the same time.
     """
     api = HfApi()
     # Each of these calls waits for the answer of the Hub. An upload in the background, as `Trainer` makes it, would
@@ -242,7 +265,8 @@ def publish_folder(
         try_again(partial(api.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True))
         if branch:
             try_again(partial(api.create_branch, repo_id, repo_type=repo_type, branch=branch, exist_ok=True))
-        commit = try_again(partial(commit_folder, api, folder, repo_id, repo_type, message, branch))
+        head = try_again(partial(find_head, api, repo_id, repo_type, branch))
+        commit = try_again(partial(commit_folder, api, folder, repo_id, repo_type, message, branch, head))
         check_upload(api, folder, repo_id, repo_type, commit)
         # The tag comes last. So whatever has a tag was compared.
         name = try_again(partial(tag_commit, api, repo_id, repo_type, commit, tag))

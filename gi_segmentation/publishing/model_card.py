@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.files import write_text
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, OF_THE_PRESET, SEED_SCORE
 from gi_segmentation.publishing.facts import RunResults, read_results
@@ -196,7 +197,7 @@ def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str 
     """
     path = output_dir / CARD
     # The facts are read from the file, so that the card agrees with the `run.json` that is published beside it.
-    path.write_text(make_card(read_results(output_dir), repo_id, license_name, revision), encoding="utf-8")
+    write_text(path, make_card(read_results(output_dir), repo_id, license_name, revision))
     return path
 
 
@@ -222,4 +223,4 @@ def rename_card(output_dir: Path, facts: RunResults, repo_id: str) -> None:
             f"{output_dir / CARD}: expected a card that names {repo_id} in its call of from_pretrained, but it names "
             f"{named[1] if named else 'nothing'}, and it was changed by hand; write {repo_id} there"
         )
-    (output_dir / CARD).write_text(make_card(facts, repo_id, license_name), encoding="utf-8")
+    write_text(output_dir / CARD, make_card(facts, repo_id, license_name))

@@ -109,6 +109,10 @@ def write_results(
         The facts of the finished run.
     """
     output_dir = Path(trainer.args.output_dir)
+    # Until the end of this function, the folder counts as that of a run that has not ended: its facts have no results,
+    # and it has no card. If this process is killed, nobody takes half of these files for a whole run.
+    write_facts(output_dir, facts)
+    (output_dir / CARD).unlink(missing_ok=True)
     best_step = int(trainer.state.best_global_step or 0)
     best = Path(trainer.state.best_model_checkpoint or "")
     # Copies of the checkpoint's own files. So the published weights are, byte for byte, those that were scored.
@@ -123,8 +127,6 @@ def write_results(
         epochs=round(float(trainer.state.epoch or 0), 2),
         **describe_scores(evaluation, facts.competition_preset),
     )
-    # `run.json` comes before the card, because `write_card` reads it.
-    write_facts(output_dir, results)
     if evaluation.scans:
         trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
         scans = evaluation.scans["eval"]
@@ -135,6 +137,8 @@ def write_results(
         panels = {scan: compare_scan(trainer.model, validation, scan) for scan in names}
         draw_cases(results.cases, panels, output_dir / CASES)
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
+    # The card comes last. `write_card` reads `run.json`.
+    write_facts(output_dir, results)
     # If the run is not published, the code on the card loads the model from the name of the output folder.
     write_card(output_dir, trainer.args.hub_model_id or output_dir.resolve().name, trainer.args.license)
     return results

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: their weights, the last complete one, and whether the run is over.
+"""Checkpoints of a run: their weights, the last whole one, and whether the run is over.
 
 A checkpoint holds up to two sets of weights:
 
@@ -6,29 +6,37 @@ A checkpoint holds up to two sets of weights:
   auxiliary head.
 - `training_weights.safetensors` has the weights from which an interrupted training continues: those of the last step,
   with the auxiliary head. It is missing if both sets are the same.
+
+A checkpoint is whole if its files have the checksums in `checksums.json`, which is written last. All else, such as a
+checkpoint that was being written when its process was killed, is not resumed.
 """
 
 import json
 import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
-from transformers import PreTrainedModel, TrainerState
-from transformers.trainer_utils import sort_checkpoints
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.files import flush_file, hash_file, write_json
 from gi_segmentation.models.heads import without_auxiliary_head
 from gi_segmentation.training.losses import MAX_LOSS
 
 logger = logging.getLogger(__name__)
 
 TRAINING_WEIGHTS = "training_weights.safetensors"
-# `Trainer` writes this file last. A checkpoint that has it is complete.
 STATE_FILE = "trainer_state.json"
+CHECKSUMS = "checksums.json"
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
@@ -88,19 +96,108 @@ def find_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[-1])
 
 
+def step_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return where the checkpoint of the present step lies, or would lie."""
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the checksums of the files of a checkpoint, which make it whole."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != CHECKSUMS]
+    for path in files:
+        # The checksums must not outlive a power cut that the files do not.
+        flush_file(path)
+    write_json(checkpoint / CHECKSUMS, {path.relative_to(checkpoint).as_posix(): hash_file(path) for path in files})
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Return why a checkpoint is not whole; None if it is."""
+    try:
+        checksums = dict(json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8")))
+        if STATE_FILE not in checksums:
+            raise ValueError(f"{STATE_FILE} is not among them")
+    except OSError:
+        return "its writing was cut off"
+    except (ValueError, TypeError) as error:
+        return f"{CHECKSUMS}: {one_line(error)}"
+    for name, checksum in checksums.items():
+        path = checkpoint / name
+        if not path.is_file() or hash_file(path) != checksum:
+            return f"{name} is not as it was written"
+    return None
+
+
 def find_checkpoint(output_dir: Path) -> Path | None:
-    """Return the last complete checkpoint, or None. Later ones are removed, because their writing was cut off."""
+    """Return the last checkpoint that is whole, and whose best checkpoint is whole; None if there is none.
+
+    Later ones are removed. The run makes them again.
+    """
     # `sort_checkpoints` sorts by the step in the folder's name.
     for checkpoint in map(Path, reversed(sort_checkpoints(str(output_dir)))):
-        try:
-            json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            logger.warning("%s is not complete, so it is removed; the checkpoint before it is used", checkpoint)
-            # Another process of this run may remove the same folder at this moment.
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        else:
+        fault = find_fault(checkpoint)
+        best = None if fault else read_state(checkpoint).best_model_checkpoint
+        # The best checkpoint is loaded at the end of the run. If it is damaged, the run has to find it again.
+        if best is not None and not Path(best).samefile(checkpoint) and (best_fault := find_fault(Path(best))):
+            fault = f"its best checkpoint is {best}, and there {best_fault}"
+        if fault is None:
             return checkpoint
+        logger.warning("%s is not whole (%s), so it is removed; the one before it is used", checkpoint, fault)
+        # Another process of this run may remove the same folder at this moment.
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return None
+
+
+class CheckpointCallback(TrainerCallback):
+    """Seals each checkpoint after all processes have written their part, and only then deletes older ones.
+
+    `Trainer` deletes older checkpoints when the main process has written its part. A process that is killed then would
+    leave neither the old checkpoint nor a whole new one.
+
+    Args:
+        limit: Number of checkpoints to keep, from `--save_total_limit`. The last and the best one stay in any case.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let `Trainer` delete nothing."""
+        args.save_total_limit = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seal the checkpoint that was written, and delete older ones."""
+        PartialState().wait_for_everyone()
+        # True on the main process; with --save_on_each_node, on that of each machine.
+        if args.should_save:
+            seal(step_folder(args, state))
+            rotate_checkpoints(str(args.output_dir), self.limit, state.best_model_checkpoint)
+        # No process may end the run before the checkpoint is whole.
+        PartialState().wait_for_everyone()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the limit back."""
+        args.save_total_limit = self.limit
+
+
+@contextmanager
+def explaining_failed_saves(trainer: Trainer) -> Iterator[None]:
+    """Turn the error of a checkpoint that cannot be written, for example on a full disk, into an `InputError`."""
+    try:
+        yield
+    # safetensors and PyTorch raise their own errors, which do not say what the system refused.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        checkpoint = step_folder(trainer.args, trainer.state)
+        # An error before or after the writing of a checkpoint is another one.
+        if not checkpoint.is_dir() or (checkpoint / CHECKSUMS).exists():
+            raise
+        raise InputError(
+            f"{checkpoint}: the checkpoint cannot be written ({one_line(error)}); free some space in its folder, and "
+            f"run the same command again, which goes on from the checkpoint before"
+        ) from error
 
 
 def find_good_checkpoint(output_dir: Path, log_history: list[dict[str, float]]) -> Path | None:

@@ -29,7 +29,7 @@ from transformers import (
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.data.preprocessing import SliceTransform, attached_transform
 from gi_segmentation.data.sampling import BalancedSampler, shown_organs
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, StoppedError
 from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.internals import CheckpointLoading, find_train_batch_size, speed_up_segformer_head
 from gi_segmentation.models.heads import (
@@ -44,6 +44,8 @@ from gi_segmentation.schema import LabelMode
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.training.averaging import AverageCallback, exchanged_weights, make_average
 from gi_segmentation.training.checkpoints import (
+    CheckpointCallback,
+    explaining_failed_saves,
     find_checkpoint,
     find_good_checkpoint,
     find_step,
@@ -55,6 +57,7 @@ from gi_segmentation.training.checkpoints import (
 )
 from gi_segmentation.training.evaluation import ComputeMetrics
 from gi_segmentation.training.losses import MAX_LOSS, dice_cross_entropy_loss
+from gi_segmentation.training.stopping import StopCallback, ignore_signals
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +145,16 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             in_order=self.args.dataloader_in_order,
+            worker_init_fn=ignore_signals,
         )
         # `prepare` gives each process its own batches, and moves them to its device.
         return cast(DataLoader, self.accelerator.prepare(loader))
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Return the evaluation batches of `Trainer`."""
+        loader = super().get_eval_dataloader(*args, **kwargs)
+        loader.worker_init_fn = ignore_signals
+        return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer of `--optim`; layers after the encoder have their own learning rate.
@@ -362,7 +372,10 @@ def build_trainer(
     # backbones, and stops here for a family that cannot do it.
     if run_args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    callbacks: list[TrainerCallback] = [EpochCallback(attached_transform(train_dataset))]
+    callbacks: list[TrainerCallback] = [
+        EpochCallback(attached_transform(train_dataset)),
+        CheckpointCallback(run_args.save_total_limit),
+    ]
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
     # Every process gets the predictions of all slices, and scores its own share of the scans.
@@ -392,6 +405,29 @@ class Evaluation(NamedTuple):
     scans: dict[str, list[ScanScore]]
 
 
+def train_on(trainer: SegmentationTrainer, checkpoint: Path | None) -> None:
+    """Train to the end, from the start or from a checkpoint.
+
+    Raises:
+        StoppedError: If SIGTERM or Ctrl-C came. The last checkpoint is then that of the last step.
+        InputError: If a checkpoint cannot be written.
+    """
+    stop = StopCallback()
+    trainer.add_callback(stop)
+    # `Trainer` restores the optimizer, the scheduler, the random numbers and the place in the epoch. Our methods
+    # `load_training_weights` and, at the end, `load_best_weights` restore the weights.
+    with stop.listening(), explaining_failed_saves(trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # The signal may have come after the last step.
+    if stop.agree(stop.ask_all(trainer.args)):
+        trainer.accelerator.end_training()
+        raise StoppedError(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved it in "
+            f"{trainer.args.output_dir}; the same command goes on from there",
+            stop.number,
+        )
+
+
 def train(trainer: SegmentationTrainer) -> Evaluation:
     """Train to the end, then score the best checkpoint.
 
@@ -405,7 +441,8 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
         The scores of the best checkpoint, with those in millimetres. The trainer's model then holds its weights.
 
     Raises:
-        InputError: If no checkpoint was scored.
+        InputError: If no checkpoint was scored, or as `train_on`.
+        StoppedError: As `train_on`.
     """
     checkpoint = find_checkpoint(Path(trainer.args.output_dir))
     state = read_state(checkpoint) if checkpoint else None
@@ -417,9 +454,7 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
     else:
         if checkpoint is not None:
             logger.warning("Resuming from %s", checkpoint)
-        # `Trainer` restores the optimizer, the scheduler, the random numbers and the place in the epoch. Our methods
-        # `load_training_weights` and, at the end, `load_best_weights` restore the weights.
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_on(trainer, checkpoint)
     if trainer.eval_dataset is None:
         last = cast(Path, find_checkpoint(Path(trainer.args.output_dir)))
         trainer.load_best_weights(last)

@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
+from benchmarks.kill import processes_of
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
 from dataset_builder.phantom import write_phantom
@@ -66,19 +67,6 @@ def recipe(folds_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(recipe: Path, output_dir: Path, *more: str) -> list[str]:
     config = str(CONFIGS / "cpu.yaml")
     return ["--config", str(recipe), "--output_dir", str(output_dir), "--config_file", config, *more]
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Return the command lines of all processes that name a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_text().replace("\0", " ")
-        except OSError:  # the process has ended
-            continue
-        if str(folder) in line:
-            found.append(line)
-    return found
 
 
 @pytest.fixture(scope="module")

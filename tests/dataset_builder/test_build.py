@@ -25,6 +25,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 import dataset_builder  # noqa: F401 (registers the name gi_tract with load_dataset)
+from benchmarks.kill import processes_of
 from dataset_builder.__main__ import main
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig, split_scans
@@ -38,11 +39,12 @@ from gi_segmentation.data.kaggle import (
     group_scans,
     read_annotations,
 )
+from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
 from tests.support.loopback_hub import Fault, LoopbackHub, check_card
-from tests.support.processes import RunPython
+from tests.support.processes import RunPython, hold
 
 HALVES = GiTractConfig(num_folds=2)
 
@@ -370,6 +372,7 @@ def test_a_killed_build_leaves_no_incomplete_dataset(
         shutil.copytree(dataset_dir, target)
     before = contents(tmp_path)
     command = [sys.executable, "-m", "dataset_builder", "build", "--kaggle_dir", str(kaggle_dir), "--num_folds", "4"]
+    command += ["--output_dir", str(target)]
     with subprocess.Popen(
         command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -378,15 +381,52 @@ def test_a_killed_build_leaves_no_incomplete_dataset(
             if next(tmp_path.glob(".gi_tract.building-*/dataset/data/*"), None):
                 break
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
+        # Only the main process is killed, as by a system without memory. Its workers end with it.
+        process.kill()
     assert process.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_of(tmp_path)
     assert list(tmp_path.glob(".gi_tract.building-*")), "the build had begun to write"
-    kept = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".gi_tract.building-")}
+    kept = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".gi_tract.")}
     assert kept == before
     assert target.exists() == earlier
     build(kaggle_dir, target, HALVES, num_proc=1)
     assert load_raw(target) == load_raw(dataset_dir)
-    assert not list(tmp_path.glob(".gi_tract.building-*")), "the next build cleans up"
+    assert not list(tmp_path.glob(".gi_tract.*")), "the next build cleans up"
+
+
+def test_an_interrupted_build_says_so_in_one_line(kaggle_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dataset_builder", "build", "--kaggle_dir", str(kaggle_dir), "--num_folds", "2"]
+    # Tests in the background of a script ignore Ctrl-C, and the process would inherit this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not next(tmp_path.glob(".gi_tract.building-*/dataset/data/*"), None) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        # As Ctrl-C in a terminal, it reaches the workers too.
+        os.killpg(process.pid, signal.SIGINT)
+        _, printed = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert printed.splitlines()[-1] == "interrupted; what is written is whole, and the same command goes on"
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_build_into_the_same_folder_ends_before_it_changes_anything(
+    kaggle_copy: Path, dataset_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dataset_dir, tmp_path / "gi_tract")
+    with hold(tmp_path / ".gi_tract.lock") as pid:
+        # The folder of the first build, which is not a leftover.
+        (tmp_path / ".gi_tract.building-abc").mkdir()
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match=rf"gi_tract: process {pid} on \S+ writes to this folder"):
+            build(kaggle_copy, tmp_path / "gi_tract", HALVES, num_proc=1)
+        assert contents(tmp_path) == before and (tmp_path / ".gi_tract.building-abc").exists()
+    build(kaggle_copy, tmp_path / "gi_tract", HALVES, num_proc=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gi_tract", "kaggle"]
 
 
 def test_a_build_killed_while_replacing_a_dataset_gives_it_back(

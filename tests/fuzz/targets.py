@@ -627,7 +627,7 @@ STATES = st.one_of(
 
 def check_state(change: Any) -> Outcome:
     """A damaged state of a checkpoint is refused or the checkpoint removed, or its step is that of the file."""
-    from gi_segmentation.training.checkpoints import STATE_FILE, find_checkpoint, is_over, read_state
+    from gi_segmentation.training.checkpoints import STATE_FILE, find_checkpoint, is_over, read_state, seal
 
     folder = scratch() / "run" / "checkpoint-3"
     folder.mkdir(parents=True, exist_ok=True)
@@ -638,6 +638,8 @@ def check_state(change: Any) -> Outcome:
         else apply_edits(original, change)
     )
     (folder / STATE_FILE).write_bytes(damaged)
+    # With the right checksums, the damage must be found by reading.
+    seal(folder)
     try:
         with clear_errors():
             found = find_checkpoint(folder.parent)

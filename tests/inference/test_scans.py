@@ -13,12 +13,13 @@ from scipy.ndimage import gaussian_filter
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.inputs import Scan, find_scans
+from gi_segmentation.inference.outputs import output_paths, write_submission
 from gi_segmentation.inference.predictor import Member, Settings, load_members
 from gi_segmentation.inference.scans import ScanResult, predict_files
 from gi_segmentation.predict import main
 from gi_segmentation.schema import ORGANS
 from tests.support.models import save_model
-from tests.support.processes import ROOT, RunPython
+from tests.support.processes import ROOT, RunPython, hold
 from tests.support.volumes import KAGGLE_AXES, prediction_words
 
 CONFIG = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
@@ -155,6 +156,39 @@ class TestContinuing:
         formats = ("nifti", *(f"probability-{organ}" for organ in ORGANS))
         assert {one.status for one in run(members, scans[:1], tmp_path / "out", formats)} == {"done"}
         assert [one.status for one in run(members, scans, tmp_path / "out")] == ["skipped", "skipped", "done"]
+
+    def test_a_prediction_that_was_killed_after_its_submission_was_written_is_completed(
+        self, model: Path, members: list[Member], small_kaggle_dir: Path, tmp_path: Path
+    ) -> None:
+        scans = find_scans(small_kaggle_dir / "train").scans
+        words = prediction_words(model, small_kaggle_dir / "train", tmp_path / "out")
+        run(members, scans, tmp_path / "out", ("kaggle",))
+        # It is killed here: the file is there, and so are the rows of one scan.
+        expected = write_submission(scans, tmp_path / "out").read_bytes()
+        (tmp_path / "out" / output_paths("kaggle", scans[0])[0]).unlink()
+        (path,) = main(words)
+        assert path.read_bytes() == expected
+        assert [one.name for one in path.parent.iterdir()] == ["submission.csv"]
+        with pytest.raises(InputError, match=r"submission\.csv: exists"):
+            main(words)
+        # A file of somebody else stays.
+        run(members, scans, tmp_path / "out", ("kaggle",))
+        path.write_text("precious")
+        with pytest.raises(InputError, match=r"submission\.csv: exists"):
+            main(words)
+        assert path.read_text() == "precious"
+
+    def test_a_second_prediction_into_the_same_folder_ends_before_it_changes_anything(
+        self, model: Path, tmp_path: Path
+    ) -> None:
+        write_nifti(tmp_path / "in" / "a.nii")
+        words = prediction_words(model, tmp_path / "in", tmp_path / "out", "--format", "nifti")
+        with hold(tmp_path / "out" / ".lock") as pid:
+            with pytest.raises(InputError, match=rf"out: process {pid} on \S+ writes to this folder"):
+                main(words)
+            assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+        main(words)
+        assert visible(tmp_path / "out") == ["a.nii.gz"] and not (tmp_path / "out" / ".lock").exists()
 
     def test_other_settings_are_refused(self, members: list[Member], tmp_path: Path) -> None:
         write_nifti(tmp_path / "in" / "a.nii")

@@ -1,6 +1,12 @@
 """`publish`: a finished run, whatever the Hub does, is published whole or can be published by the same command."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +16,8 @@ from gi_segmentation import publish
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.model_card import CARD
 from tests.support.hub_faults import END, FAULTS, PAGE, REPO_ID, START, call_publish, client_of, contents, try_fault
-from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_hub import Fault, LoopbackHub
+from tests.support.processes import ROOT
 from tests.support.runs import write_run
 
 # The faults that pass while the command waits. All others end in an error.
@@ -62,6 +69,41 @@ def test_a_fault_of_the_hub_loses_nothing_and_the_same_command_goes_on(
     command = f"python -m gi_segmentation.publish --output_dir {named_run} --hub_model_id {REPO_ID}"
     assert outcome.error.endswith(f"To publish it: {command} --hub_private_repo true")
     assert "\n" not in outcome.error
+
+
+def test_of_two_publications_at_once_one_wins_and_the_other_says_so(
+    named_run: Path, tmp_path: Path, hub: LoopbackHub
+) -> None:
+    runs = [Path(shutil.copytree(named_run, tmp_path / name)) for name in ("slow", "fast")]
+    for run in runs:
+        (run / "learning_curve.png").write_bytes(run.name.encode())
+    slow = ["-m", "gi_segmentation.publish", "--output_dir", str(runs[0]), "--hub_model_id", REPO_ID]
+    # The first one has to try its commit again. In this second, the other one publishes.
+    hub.faults.set([Fault("POST", "/commit/", status=503)])
+    environment = {**os.environ, **hub.environment()}
+    with subprocess.Popen(
+        [sys.executable, *slow], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        deadline = time.monotonic() + 60
+        while not hub.faults.count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waiting.send_signal(signal.SIGSTOP)
+        with client_of(hub):
+            assert call_publish(runs[1]) == ""
+        waiting.send_signal(signal.SIGCONT)
+        _, printed = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1 and "Traceback" not in printed, printed
+    last = printed.splitlines()[-1]
+    assert f"publishing {REPO_ID} failed: somebody else published there at the same time" in last
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    (tag,) = api.list_repo_refs(REPO_ID).tags
+    for name in set(api.list_repo_files(REPO_ID)) - {".gitattributes"}:
+        copy = api.hf_hub_download(REPO_ID, name, local_dir=tmp_path / "copy", revision=tag.name)
+        assert Path(copy).read_bytes() == (runs[1] / name).read_bytes(), name
+    # The same command replaces the files of the other one.
+    with client_of(hub):
+        assert call_publish(runs[0]) == ""
+    assert len(api.list_repo_refs(REPO_ID).tags) == 2
 
 
 def test_the_page_has_every_fault() -> None:

@@ -2,7 +2,9 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,3 +22,29 @@ class RunPython(Protocol):
     def __call__(
         self, args: list[str], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]: ...
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from gi_segmentation.files import writing_to
+with writing_to(Path(sys.argv[1]).parent, Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def hold(lock_file: Path) -> Iterator[int]:
+    """Let another process hold the lock of a folder, and kill it at the end of the block.
+
+    Yields:
+        The number of the process.
+    """
+    command = [sys.executable, "-c", HOLD, str(lock_file)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "locked\n"
+        try:
+            yield process.pid
+        finally:
+            process.kill()

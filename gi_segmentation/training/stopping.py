@@ -1,0 +1,118 @@
+"""Stop a training in order when Slurm, a spot machine or the user asks for it: with a checkpoint of the last step."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+# SIGTERM is what Slurm, spot machines and containers send before they kill. SIGINT is Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# One wish to stop may arrive twice: from the system, and from the program that started the processes.
+REPEATED_WITHIN_S = 1.0
+
+
+def ignore_signals(worker: int) -> None:
+    """Let a process that loads slices ignore `SIGNALS`, which often reach all processes of a training.
+
+    Without its slices, the training could not end its step. These processes end with the training itself.
+
+    Args:
+        worker: Number of the process, from `DataLoader`.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StopCallback(TrainerCallback):
+    """Saves a checkpoint and ends the training after the step in which a signal arrived.
+
+    Attributes:
+        number: The signal; 0 if none has arrived in this process, or in any process after `agree`.
+        agreed: Whether all processes know that one of them has a signal.
+    """
+
+    def __init__(self) -> None:
+        self.number, self.agreed = 0, False
+        self.arrived_s = 0.0
+        self.ended_amid_epoch = False
+        self.saved_step = -1
+        # The answer of the step before, on the GPU. See `on_step_end`.
+        self.answer: torch.Tensor | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the first of `SIGNALS` until the block ends. A second one has its usual effect at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if not self.number:
+                self.number, self.arrived_s = number, time.monotonic()
+                # `print` must not be called here, because the signal may have interrupted a `print`.
+                if os.environ.get("RANK", "0") == "0":
+                    name = signal.Signals(number).name
+                    os.write(2, f"\n{name}: saves a checkpoint after this step; again: stops at once\n".encode())
+            elif time.monotonic() - self.arrived_s > REPEATED_WITHIN_S:
+                signal.signal(number, earlier[number])
+                signal.raise_signal(number)
+
+        # A program in the background of a script ignores Ctrl-C, and this must stay so.
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        earlier = {int(number): signal.signal(number, note) for number in heeded}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def ask_all(self, args: TrainingArguments) -> torch.Tensor:
+        """Return the greatest signal number of all processes, on their device. All processes call this together."""
+        number = torch.tensor(self.number, device=args.device)
+        if args.world_size > 1:
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+        return number
+
+    def agree(self, answer: torch.Tensor) -> bool:
+        """Take what `ask_all` has returned, and return whether any process has a signal."""
+        self.number = int(answer) or self.number
+        self.agreed = self.agreed or int(answer) > 0
+        return self.agreed
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop, unless the epoch or the training ends with this step."""
+        if args.world_size == 1:
+            self.agreed = self.number > 0
+        else:
+            # All processes must stop at the same step, so they ask each other. Each step reads the answer to the
+            # question of the step before. For its own answer, the CPU would wait until the GPU has done this step.
+            if self.answer is not None:
+                self.agree(self.answer)
+            self.answer = self.ask_all(args)
+        # At the end of an epoch there may be an evaluation, which belongs into the checkpoint. So such a step stops in
+        # `on_epoch_end`. The last step of a training stops without us.
+        ends_epoch = float(state.epoch or 0).is_integer()
+        if self.agreed and not ends_epoch and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = self.ended_amid_epoch = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note the step that was saved."""
+        self.saved_step = state.global_step
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop at the end of an epoch."""
+        if self.ended_amid_epoch:
+            # `Trainer` takes this for the end of the epoch. An evaluation here would be one too many: the run that
+            # goes on from the checkpoint has another one, at the true end.
+            control.should_evaluate = control.should_save = control.should_log = False
+        elif self.agreed:
+            control.should_training_stop = True
+            control.should_save = self.saved_step != state.global_step
