@@ -1,11 +1,18 @@
 """The error for every mistake that a user can make, and the way it ends a command."""
 
+import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
+
+
+# Seconds in which the launcher ends all processes of a machine after one of them has failed. It takes about one.
+LAUNCHER_S = 5
 
 
 class InputError(ValueError):
@@ -55,11 +62,18 @@ def reading(path: Path, problem: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an `InputError` into one line on stderr and exit status 1."""
+    """Turn an `InputError` into one line on stderr and exit status 1.
+
+    If all processes of a run find the same error, only the first one of each machine prints it.
+    """
     # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
     try:
         yield
     except InputError as error:
+        # If the first process has failed too, the launcher ends this one while it sleeps.
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(LAUNCHER_S)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

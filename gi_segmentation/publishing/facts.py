@@ -334,6 +334,11 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> None:
     # same facts. `local=False`, because the machines of a run share this folder.
     with run_args.main_process_first(local=False, desc="checking the output folder"):
         if not output_dir.exists() or not any(output_dir.iterdir()):
+            if run_args.process_index:
+                raise InputError(
+                    f"--output_dir {output_dir}: process {run_args.process_index} does not see the folder that the "
+                    f"main process has made; name a folder that all machines of this run share"
+                )
             write_facts(output_dir, facts)
             return
         try:

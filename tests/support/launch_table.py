@@ -1,0 +1,167 @@
+"""Train with every configuration of `accelerate_configs/`, kill, resume, score and publish, and write the table.
+
+python -m tests.support.launch_table
+
+It takes about 15 minutes on two cores. The network namespaces need root and the program `ip`.
+"""
+
+import json
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from tests.support.launches import FSDP_ON_CPU, RUN, Launch, Machines, two_namespaces
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.processes import ROOT
+from tests.support.training import arguments
+
+PAGE, START, END = ROOT / "accelerate_configs" / "README.md", "<!-- launches -->\n", "<!-- end -->\n"
+STEPS, REPO_ID = 6, "tester/model"
+EMA, NO_EMA = {"ema_decay": 0.9}, {"ema_decay": 0}
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training is started.
+
+    Attributes:
+        config: Name of a configuration.
+        num_processes: Number of processes, on all machines together.
+        machines: `one`, `two` on the loopback of this machine, or two `namespaces`.
+    """
+
+    config: str
+    num_processes: int
+    machines: str = "one"
+
+    def __str__(self) -> str:
+        where = {"one": "", "two": " on two machines", "namespaces": " in two network namespaces"}[self.machines]
+        return f"`{self.config}`, {self.num_processes} process{'es' * (self.num_processes > 1)}{where}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: how the training begins, and how it goes on after it was killed."""
+
+    first: Start
+    then: Start
+    family: str
+    flags: dict[str, Any]
+
+
+CASES = [
+    Case(Start("cpu", 1), Start("multi_cpu", 2), "segformer", EMA),
+    Case(Start("multi_cpu", 2), Start("multi_cpu", 3), "upernet", EMA),
+    Case(Start("multi_cpu", 3), Start("cpu", 1), "beit", EMA),
+    Case(Start("single_gpu", 1), Start("multi_gpu", 2), "segformer", EMA),
+    Case(Start("multi_gpu", 2), Start("single_gpu", 1), "dpt", EMA),
+    Case(Start("multi_node", 2, "two"), Start("multi_cpu", 3), "segformer", EMA),
+    Case(Start("multi_cpu", 3), Start("multi_node", 2, "two"), "upernet", EMA),
+    Case(Start("multi_node", 2, "namespaces"), Start("multi_node", 4, "namespaces"), "segformer", EMA),
+    *(Case(Start("fsdp2", 2), Start("fsdp2", 3), name, NO_EMA) for name in ("segformer", "upernet", "dpt", "beit")),
+    Case(Start("fsdp2", 3), Start("fsdp2", 2), "upernet", NO_EMA),
+]
+
+
+def launch(start: Start, folder: Path, words: list[str], machines: Machines, hub: LoopbackHub) -> Launch:
+    """Start a training. In a namespace, the Hub of this machine cannot be reached."""
+    program = FSDP_ON_CPU if start.config == "fsdp2" else RUN
+    publish = [] if machines.namespaces else ["--push_to_hub", "--hub_model_id", REPO_ID]
+    # The configurations for GPUs have bfloat16, which not every row needs.
+    return Launch(folder, start.config, [*words, *publish], start.num_processes, machines, program, hub.environment())
+
+
+def scores_of(run: Path) -> dict[str, float]:
+    """Return the scores of a finished run. They come with all digits."""
+    return dict(json.loads((run / "run.json").read_text())["scores"])
+
+
+def try_case(case: Case, dataset_dir: Path, folder: Path, hub: LoopbackHub) -> list[str]:
+    """Run a case, and return the cells of its row.
+
+    Raises:
+        AssertionError: If something does not go as it should. The message has the output.
+    """
+    words = arguments(
+        dataset_dir, folder / "run", case.family, max_steps=STEPS, save_total_limit=9, head_lr_multiplier=10, **case.flags
+    )
+    places = {"one": Machines(), "two": Machines(2)}
+    with ExitStack() as stack:
+        if "namespaces" in (case.first.machines, case.then.machines):
+            places["namespaces"] = stack.enter_context(two_namespaces())
+        with launch(case.first, folder / "first", words, places[case.first.machines], hub) as started:
+            started.wait_for(folder / "run" / "checkpoint-3")
+            started.kill(case.first.num_processes - 1)
+            killed = time.monotonic()
+            assert all(started.wait(60)), "a launcher ended without an error"
+            seconds = time.monotonic() - killed
+        with launch(case.then, folder / "then", words, places[case.then.machines], hub) as started:
+            assert not any(started.wait()), started.said()[-3000:]
+            assert started.said().count("Resuming from") == 1, started.said()[-3000:]
+            assert started.printed().count("best checkpoint:") == 1, started.printed()
+            published = "published:" in started.printed()
+    scores = scores_of(folder / "run")
+    best = load_file(folder / "run" / "model.safetensors")
+    same = []
+    for start in (Start("cpu", 1), Start("multi_cpu", 2), Start("multi_cpu", 3)):
+        # bfloat16 of the configurations for GPUs is a part of the model's arithmetic.
+        start = Start("single_gpu" if start.num_processes == 1 else "multi_gpu", start.num_processes) if "gpu" in case.then.config or "node" in case.then.config else start
+        with launch(start, folder / f"again-{start.num_processes}", words, Machines(), hub) as started:
+            assert not any(started.wait()), started.said()[-3000:]
+            assert "scoring its best checkpoint" in started.said()
+        same.append(scores_of(folder / "run") == scores)
+    now = load_file(folder / "run" / "model.safetensors")
+    assert all(bool((now[name] == best[name]).all()) for name in best)
+    return [
+        str(case.first),
+        case.family + (", EMA" if case.flags == EMA else ""),
+        f"{seconds:.1f} s",
+        str(case.then),
+        "identical" if all(same) else "differ",
+        "yes" if published else "no Hub there",
+    ]
+
+
+def make_table(dataset_dir: Path, scratch: Path) -> str:
+    """Return the outcome of each case as a table."""
+    lines = [
+        "| begun with | model | ended after the kill in | gone on with | scores of 1, 2 and 3 processes | published |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, case in enumerate(CASES):
+        folder = scratch / str(number)
+        with LoopbackHub(folder / "hub") as hub:
+            try:
+                cells = try_case(case, dataset_dir, folder, hub)
+            except OSError as error:
+                cells = [str(case.first), case.family, f"not run: {error}", str(case.then), "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the table into the page."""
+    from dataset_builder.build import build
+    from dataset_builder.gi_tract import GiTractConfig
+    from dataset_builder.phantom import write_phantom
+
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        os.environ |= {"HF_HOME": str(scratch / "hf"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        write_phantom(scratch / "kaggle", num_cases=4, days_per_case=1, slices_per_scan=12, num_proc=1)
+        build(scratch / "kaggle", scratch / "gi_tract", GiTractConfig(num_folds=2), num_proc=1)
+        table = make_table(scratch / "gi_tract", scratch)
+    head, rest = PAGE.read_text(encoding="utf-8").split(START)
+    tail = rest.split(END)[1]
+    PAGE.write_text(f"{head}{START}{table}{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
