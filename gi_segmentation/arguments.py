@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 import torch
 import yaml
@@ -387,7 +387,7 @@ class RunArguments(TrainingArguments):
         expected = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
         if self.sharding == "FSDP" and any(os.environ.get(name) != value for name, value in expected.items()):
             raise ValueError("expected the settings of FSDP from accelerate_configs/fsdp2.yaml: version 2, full state")
-        if self.sharding == "DeepSpeed" and self.deepspeed_plugin.zero_stage > 2:
+        if self.sharding == "DeepSpeed" and cast(Any, self.deepspeed_plugin).zero_stage > 2:
             raise ValueError("ZeRO stage 3 is not supported; take accelerate_configs/deepspeed_zero2.yaml")
 
     def hold_nothing_back(self) -> None:

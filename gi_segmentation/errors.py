@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 
-
 # Seconds in which the launcher ends all processes of a machine after one of them has failed. It takes about one.
 LAUNCHER_S = 5
 

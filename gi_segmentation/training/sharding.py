@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gi_segmentation.arguments import Sharding
 from gi_segmentation.errors import InputError
@@ -64,3 +66,19 @@ def check_optimizer(checkpoint: Path, sharding: Sharding | None, num_processes: 
             f"{checkpoint} was written by {len(files)} processes, and DeepSpeed goes on only with as many, but got "
             f"{num_processes}; set --num_processes {len(files)}, or name another --output_dir"
         )
+
+
+class UnusedWeightsCallback(TrainerCallback):
+    """Gives every weight a state in the optimizer. FSDP loads no state of an optimizer that lacks a weight.
+
+    Some models have weights that they do not use, for example the last normalisation of a DPT. Such a weight gets no
+    gradient, so the optimizer would make no state for it.
+    """
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give a weight without gradient a gradient of zero, once."""
+        for weight in kwargs["model"].parameters():
+            if weight.requires_grad and weight.grad is None and weight not in kwargs["optimizer"].state:
+                weight.grad = torch.zeros_like(weight)

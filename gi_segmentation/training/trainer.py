@@ -56,7 +56,7 @@ from gi_segmentation.training.checkpoints import (
 )
 from gi_segmentation.training.evaluation import ComputeMetrics
 from gi_segmentation.training.losses import MAX_LOSS, dice_cross_entropy_loss
-from gi_segmentation.training.sharding import check_optimizer
+from gi_segmentation.training.sharding import UnusedWeightsCallback, check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -376,8 +376,9 @@ def build_trainer(
     """
     return_auxiliary_logits(model)
     # Convolutions are faster if the channels of a pixel are neighbours in memory: for an EfficientNet by a third on a
-    # CPU. The other families consist mostly of matrix products, and a SegFormer becomes slower.
-    if model.config.model_type == "upernet":
+    # CPU. The other families consist mostly of matrix products, and a SegFormer becomes slower. FSDP can divide only
+    # weights in the usual order.
+    if model.config.model_type == "upernet" and run_args.sharding != "FSDP":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     if run_args.fast_head:
         speed_up_segformer_head(model)
@@ -385,10 +386,11 @@ def build_trainer(
     # backbones, and stops here for a family that cannot do it.
     if run_args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
+    callbacks: list[TrainerCallback] = [EpochCallback(attached_transform(train_dataset))]
     if run_args.sharding == "FSDP":
         # `accelerate` asks for the embeddings of words, to divide them apart. A SegFormer answers with an error.
         setattr(model, "get_input_embeddings", lambda: None)  # noqa: B010 - the type checker knows modules only
-    callbacks: list[TrainerCallback] = [EpochCallback(attached_transform(train_dataset))]
+        callbacks.append(UnusedWeightsCallback())
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
     # Every process gets the predictions of all slices, and scores its own share of the scans.

@@ -1,4 +1,4 @@
-"""Trainings that `accelerate launch` starts with the shipped configurations, on one machine or on stand-ins for several."""
+"""Trainings that `accelerate launch` starts with the shipped configurations, on one machine or as if on several."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -80,43 +81,46 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-class Launch:
-    """A started training. At the end of a `with` block, all its processes are dead.
+def accelerate_commands(
+    config: str, words: Sequence[str], num_processes: int, machines: Machines = Machines(), program: Path = RUN
+) -> list[list[str]]:
+    """Return the commands of `accelerate launch`, one for each machine.
 
     Args:
-        folder: For the logs of the machines.
         config: Name of a configuration of `accelerate_configs/`.
         words: Words for the program.
         num_processes: Number of processes, on all machines together.
         machines: Where they run.
         program: What they run.
+    """
+    sizes = ["--num_processes", str(num_processes), "--num_machines", str(machines.count)]
+    if machines.count > 1:
+        address = f"{NETWORK}.1" if machines.namespaces else "127.0.0.1"
+        sizes += ["--main_process_ip", address, "--main_process_port", str(free_port())]
+    launcher = [sys.executable, *LAUNCH, str(CONFIGS / f"{config}.yaml"), *sizes, "--machine_rank"]
+    return [[*machines.command(rank), *launcher, str(rank), str(program), *words] for rank in range(machines.count)]
+
+
+class Launch:
+    """A started training. At the end of a `with` block, all its processes are dead.
+
+    Args:
+        folder: For the logs.
+        commands: The launcher of each machine.
         env: More environment variables.
+        cwd: Folder in which they start; None: that of the logs.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: str,
-        words: Sequence[str],
-        num_processes: int,
-        machines: Machines = Machines(),  # noqa: B008 - it cannot be changed
-        program: Path = RUN,
-        env: Mapping[str, str] | None = None,
+        self, folder: Path, commands: list[list[str]], env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        address, port = f"{NETWORK}.1" if machines.namespaces else "127.0.0.1", free_port()
-        several = ["--main_process_ip", address, "--main_process_port", str(port)] if machines.count > 1 else []
-        sizes = ["--num_processes", str(num_processes), "--num_machines", str(machines.count)]
+        self.outputs, self.errors = ([folder / f"{n}.{end}" for n in range(len(commands))] for end in ("out", "err"))
         self.started: list[subprocess.Popen[str]] = []
-        self.outputs, self.errors = ([folder / f"{n}.{end}" for n in range(machines.count)] for end in ("out", "err"))
-        for rank in range(machines.count):
-            command = [*machines.command(rank), sys.executable, *LAUNCH, str(CONFIGS / f"{config}.yaml"), *sizes]
-            command += [*several, "--machine_rank", str(rank), str(program), *words]
-            with self.outputs[rank].open("w") as output, self.errors[rank].open("w") as errors:
-                environment = {**os.environ, **ROOT_ON_PATH, **machines.environment(), **(env or {})}
-                self.started.append(
-                    subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=output, stderr=errors)
-                )
+        place: dict[str, Any] = {"cwd": cwd or folder, "env": {**os.environ, **ROOT_ON_PATH, **(env or {})}}
+        for command, output, error in zip(commands, self.outputs, self.errors, strict=True):
+            with output.open("w") as out, error.open("w") as err:
+                self.started.append(subprocess.Popen(command, text=True, stdout=out, stderr=err, **place))
 
     def __enter__(self) -> "Launch":
         return self
