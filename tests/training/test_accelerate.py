@@ -23,12 +23,13 @@ from torch.distributed.run import get_args_parser
 import run_segmentation
 from tests.support.launches import FSDP_ON_CPU, Launch, accelerate_commands, doubled_lines
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.models import STEADY
+from tests.support.models import NO_DROPOUT, save_model
 from tests.support.processes import CONFIGS, ROOT
 from tests.support.training import arguments, train_steadily
 
-# The two sums over the slices of a step are added up in another order. Losses are in 32 bits, with a rounding of 6e-8.
-TOLERANCE = 1e-5
+# Sums over the slices of a step are added up in another order, and rounded to 32 bits: by up to 6e-8 each time. We saw
+# differences of 2e-7.
+TOLERANCE = 2e-6
 README = (CONFIGS / "README.md").read_text()
 MODEL_ID = "tester/model"
 MINUTE = 60
@@ -55,8 +56,7 @@ class TestFiles:
         assert not {*config.fsdp_config, *config.deepspeed_config} - set(known)
         lines = [line for line in path.read_text().splitlines() if re.match(r" *\w+:", line)]
         assert len(lines) == len(yaml.safe_load(path.read_text())) + len(config.fsdp_config | config.deepspeed_config)
-        # The comment of a number of 1 would only repeat the key.
-        assert all(" # " in line or line.endswith(": 1") for line in lines)
+        assert all(" # " in line for line in lines)
 
     def test_the_readme_says_when_to_take_which(self) -> None:
         for path in CONFIGS.iterdir():
@@ -132,10 +132,17 @@ def test_a_run_goes_on_with_another_number_of_processes_and_machines(
 def test_one_process_with_8_slices_and_two_with_4_follow_the_same_losses(
     dataset_dir: Path, tmp_path: Path, hf_home: dict[str, str]
 ) -> None:
+    # A model that predicts some pixels of each organ, so that the scores are not 0, and without random numbers in the
+    # forward pass. Batch normalisation is frozen, because each process would normalise its own slices.
+    model = save_model(tmp_path / "model", "segformer", seed=0)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **NO_DROPOUT}))
+
     def words(folder: str, batch_size: int) -> list[str]:
-        flags = {"max_steps": 8, "eval_steps": 8, "save_steps": 8, "gradient_accumulation_steps": 2, "optim": "sgd"}
-        flags |= {"config_overrides": json.dumps(STEADY), "learning_rate": 0.5, "max_eval_samples": 23}
-        return arguments(dataset_dir, tmp_path / folder, per_device_train_batch_size=batch_size, **flags)
+        flags = {"model_type": None, "config_overrides": None, "model_name_or_path": model, "max_eval_samples": 23}
+        flags |= {"max_steps": 8, "eval_steps": 8, "save_steps": 8, "gradient_accumulation_steps": 2}
+        flags |= {"optim": "sgd", "learning_rate": 1e-3, "per_device_train_batch_size": batch_size}
+        return arguments(dataset_dir, tmp_path / folder, **flags)
 
     trainer, losses, scores = train_steadily(words("one", 8))
     result = tmp_path / "two.safetensors"
@@ -144,12 +151,14 @@ def test_one_process_with_8_slices_and_two_with_4_follow_the_same_losses(
     with Launch(tmp_path / "log", commands, hf_home) as launch:
         assert launch.wait() == [0], launch.said()[-3000:]
     losses_of_two, scores_of_two = json.loads(result.with_suffix(".json").read_text())
-    assert losses[0] - losses[-1] > 0.1
+    assert losses[0] - losses[-1] > 0.01
     assert losses_of_two == pytest.approx(losses, rel=TOLERANCE)
     weights = load_file(result)
     for name, tensor in trainer.model.state_dict().items():
-        torch.testing.assert_close(weights[name], tensor, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(weights[name], tensor, atol=1e-6, rtol=1e-5)
+    # The validation loss is the mean over the batches of each process, so it is not the same.
     del scores["eval_loss"], scores_of_two["eval_loss"]
+    assert scores["eval_dice"] > 0 and scores["eval_competition_score"] > 0
     assert scores_of_two == pytest.approx(scores, rel=0, abs=0, nan_ok=True)
 
 
