@@ -20,11 +20,12 @@ LOST = re.compile(r"(closed|reset) by peer|Broken pipe|remote process", re.I)
 def leave_printing_to_the_main_process() -> None:
     """Keep warnings, log lines and progress bars of the other processes off the screen. Their errors are still shown.
 
-    Call it before PyTorch is imported, because PyTorch reads the level of its own log then.
+    Call it before the libraries are imported, because they read these variables then.
     """
     if int(os.environ.get("RANK", "0")) == 0:
         return
-    os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    os.environ |= dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 

@@ -2,7 +2,7 @@
 
 python -m tests.support.launch_table
 
-It takes about 30 minutes on two cores. The network namespaces need root and the program `ip`.
+It takes about 15 minutes on two cores. The network namespaces need root and the program `ip`.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.support.launches import FSDP_ON_CPU, RUN, Launch, Machines, accelerate_commands, two_namespaces
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.models import change_config, save_model
 from tests.support.processes import ROOT
 from tests.support.training import arguments
 
@@ -55,16 +56,14 @@ class Case:
 
 
 CASES = [
-    Case(Start("cpu", 1), Start("multi_cpu", 2), "segformer", EMA),
+    Case(Start("cpu", 1), Start("multi_cpu", 2), "beit", EMA),
     Case(Start("multi_cpu", 2), Start("multi_cpu", 3), "upernet", EMA),
-    Case(Start("multi_cpu", 3), Start("cpu", 1), "beit", EMA),
     Case(Start("single_gpu", 1), Start("multi_gpu", 2), "segformer", EMA),
-    Case(Start("multi_gpu", 2), Start("single_gpu", 1), "dpt", EMA),
     Case(Start("multi_node", 2, "two"), Start("multi_cpu", 3), "segformer", EMA),
-    Case(Start("multi_cpu", 3), Start("multi_node", 2, "two"), "upernet", EMA),
     Case(Start("multi_node", 2, "namespaces"), Start("multi_node", 4, "namespaces"), "segformer", EMA),
-    *(Case(Start("fsdp2", 2), Start("fsdp2", 3), name, NO_EMA) for name in ("segformer", "upernet", "dpt", "beit")),
+    Case(Start("fsdp2", 2), Start("fsdp2", 3), "segformer", NO_EMA),
     Case(Start("fsdp2", 3), Start("fsdp2", 2), "upernet", NO_EMA),
+    Case(Start("fsdp2", 2), Start("fsdp2", 1), "dpt", NO_EMA),
 ]
 
 
@@ -77,8 +76,12 @@ def launch(start: Start, folder: Path, words: list[str], machines: Machines, hub
 
 
 def scores_of(run: Path) -> dict[str, float]:
-    """Return the scores of a finished run. They come with all digits."""
-    return dict(json.loads((run / "run.json").read_text())["scores"])
+    """Return the scores of a finished run, with all digits, and without the validation loss.
+
+    The loss is a mean over batches, so it depends on how the slices are divided into batches.
+    """
+    scores = json.loads((run / "run.json").read_text())["scores"]
+    return {name: value for name, value in scores.items() if name != "eval_loss"}
 
 
 def kill_and_resume(case: Case, words: list[str], run: Path, folder: Path, hub: LoopbackHub) -> tuple[float, bool]:
@@ -110,7 +113,12 @@ def try_case(case: Case, dataset_dir: Path, folder: Path, hub: LoopbackHub) -> l
     Raises:
         AssertionError: If something does not go as it should. The message has the output.
     """
-    run, flags = folder / "run", {"head_lr_multiplier": 10, "save_total_limit": 9, **case.flags}
+    # A model that predicts some pixels of each organ, so that the scores are not 0.
+    run, model = folder / "run", save_model(folder / "model", case.family, seed=0)
+    if case.family == "upernet":
+        change_config(model, use_auxiliary_head=True)
+    flags = {"model_type": None, "config_overrides": None, "model_name_or_path": model, "learning_rate": 1e-4}
+    flags |= {"head_lr_multiplier": 10, "save_total_limit": 9, **case.flags}
     words = arguments(dataset_dir, run, case.family, max_steps=STEPS, **flags)
     seconds, published = kill_and_resume(case, words, run, folder, hub)
     scores, same = scores_of(run), True
@@ -124,10 +132,12 @@ def try_case(case: Case, dataset_dir: Path, folder: Path, hub: LoopbackHub) -> l
         same = same and scores_of(run) == scores
     return [
         str(case.first),
-        case.family + (", averaged" if case.flags == EMA else ""),
+        case.family
+        + (", auxiliary head" if case.family == "upernet" else "")
+        + (", averaged weights" if case.flags == EMA else ""),
         f"{seconds:.1f} s",
         str(case.then),
-        "identical" if same else "**differ**",
+        f"{'identical' if same else '**differ**'} (Dice {scores['eval_dice']:.4f})",
         "yes" if published else "no Hub there",
     ]
 

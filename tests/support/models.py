@@ -66,6 +66,13 @@ def save_model(folder: Path, family: str, seed: int, label_mode: str = "multicla
     return folder
 
 
+def change_config(model: Path, **values: Any) -> Path:
+    """Change the configuration of a saved model, and return its folder."""
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return model
+
+
 def write_base(folder: Path, family: str, num_labels: int = 150) -> Path:
     """Save a checkpoint like those on the Hub, with other labels, an auxiliary head and its own mean and deviation."""
     size = {} if family in ("segformer", "upernet") else {"image_size": SIZE}

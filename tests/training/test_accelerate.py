@@ -23,7 +23,7 @@ from torch.distributed.run import get_args_parser
 import run_segmentation
 from tests.support.launches import FSDP_ON_CPU, Launch, accelerate_commands, doubled_lines
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.models import NO_DROPOUT, save_model
+from tests.support.models import NO_DROPOUT, change_config, save_model
 from tests.support.processes import CONFIGS, ROOT
 from tests.support.training import arguments, train_steadily
 
@@ -41,8 +41,18 @@ def hf_home(tmp_path: Path) -> dict[str, str]:
     return {"HF_HOME": str(tmp_path / "hf_home")}
 
 
+def of_a_checkpoint(model: Path) -> dict[str, Any]:
+    """The flags that start from a checkpoint, and not from random weights."""
+    return {"model_type": None, "config_overrides": None, "model_name_or_path": model}
+
+
 def scores_of(run: Path) -> dict[str, float]:
-    return dict(json.loads((run / "run.json").read_text())["scores"])
+    # The validation loss is a mean over batches, so it depends on how the slices are divided into batches.
+    return {
+        name: value
+        for name, value in json.loads((run / "run.json").read_text())["scores"].items()
+        if name != "eval_loss"
+    }
 
 
 class TestFiles:
@@ -73,9 +83,12 @@ def test_a_run_goes_on_with_another_number_of_processes_and_machines(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, hf_home: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, env = tmp_path / "run", {**hub.environment(), **hf_home}
-    # Averaged weights, an auxiliary head and an own learning rate of the head must all survive.
-    flags: dict[str, Any] = {"ema_decay": 0.9, "head_lr_multiplier": 10, "gradient_accumulation_steps": 2}
-    words = arguments(dataset_dir, run, "upernet", max_steps=8, save_total_limit=9, **flags)
+    # Averaged weights, an auxiliary head and an own learning rate of the head must all survive. The model predicts some
+    # pixels of each organ, so that the scores are not 0.
+    model = change_config(save_model(tmp_path / "model", "upernet", seed=0), use_auxiliary_head=True)
+    flags = {**of_a_checkpoint(model), "ema_decay": 0.9, "head_lr_multiplier": 10, "learning_rate": 1e-4}
+    flags |= {"gradient_accumulation_steps": 2, "max_steps": 8, "save_total_limit": 9, "max_eval_samples": 23}
+    words = arguments(dataset_dir, run, "upernet", **flags)
     words += ["--push_to_hub", "--hub_model_id", MODEL_ID]
 
     # Two "machines" of a cluster, until Slurm announces the end of the time.
@@ -92,15 +105,6 @@ def test_a_run_goes_on_with_another_number_of_processes_and_machines(
     assert (tmp_path / "requeued").read_text() == f"{os.getpid()}\n"
     assert json.loads((run / "run.json").read_text())["num_processes"] == 2
 
-    # One machine with two processes, until one of them is killed.
-    with Launch(tmp_path / "killed", accelerate_commands("multi_cpu", words, 2), env) as launch:
-        launch.wait_for(run / "checkpoint-5")
-        launch.kill(rank=1)
-        assert launch.wait(MINUTE) == [1]
-        assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", launch.said(), re.S)
-        assert "[rank0]: Traceback" not in launch.said()
-    assert not (run / "model.safetensors").exists()
-
     # Three processes to the end.
     with Launch(tmp_path / "three", accelerate_commands("multi_cpu", words, 3), env) as launch:
         assert launch.wait() == [0], launch.said()[-3000:]
@@ -109,7 +113,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_machines(
         assert launch.printed().count("best checkpoint:") == launch.printed().count("published:") == 1
     facts, three = json.loads((run / "run.json").read_text()), scores_of(run)
     assert (facts["num_processes"], facts["steps"], facts["train_batch_size"]) == (3, 8, 24)
-    assert three["eval_dice"] >= 0
+    assert three["eval_dice"] > 0
     first, last = (load_file(run / f"checkpoint-{n}" / "training_weights.safetensors") for n in (1, 8))
     moved = [name for name in first if not torch.equal(first[name], last[name])]
     assert {"auxiliary_head.classifier.weight", "decode_head.classifier.weight"} <= set(moved)
@@ -134,12 +138,10 @@ def test_one_process_with_8_slices_and_two_with_4_follow_the_same_losses(
 ) -> None:
     # A model that predicts some pixels of each organ, so that the scores are not 0, and without random numbers in the
     # forward pass. Batch normalisation is frozen, because each process would normalise its own slices.
-    model = save_model(tmp_path / "model", "segformer", seed=0)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, **NO_DROPOUT}))
+    model = change_config(save_model(tmp_path / "model", "segformer", seed=0), **NO_DROPOUT)
 
     def words(folder: str, batch_size: int) -> list[str]:
-        flags = {"model_type": None, "config_overrides": None, "model_name_or_path": model, "max_eval_samples": 23}
+        flags = {**of_a_checkpoint(model), "max_eval_samples": 23}
         flags |= {"max_steps": 8, "eval_steps": 8, "save_steps": 8, "gradient_accumulation_steps": 2}
         flags |= {"optim": "sgd", "learning_rate": 1e-3, "per_device_train_batch_size": batch_size}
         return arguments(dataset_dir, tmp_path / folder, **flags)
@@ -166,23 +168,28 @@ def test_fsdp_trains_resumes_and_publishes_as_one_process_would_read_it(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, hf_home: dict[str, str]
 ) -> None:
     run, env = tmp_path / "run", {**hub.environment(), **hf_home}
-    words = arguments(dataset_dir, run, "upernet", head_lr_multiplier=10, max_steps=4, save_total_limit=9)
+    model = change_config(save_model(tmp_path / "model", "upernet", seed=0), use_auxiliary_head=True)
+    flags = {**of_a_checkpoint(model), "head_lr_multiplier": 10, "learning_rate": 1e-4, "max_steps": 4}
+    words = arguments(dataset_dir, run, "upernet", save_total_limit=9, **flags)
     words += ["--push_to_hub", "--hub_model_id", MODEL_ID]
     with Launch(tmp_path / "killed", accelerate_commands("fsdp2", words, 2, program=FSDP_ON_CPU), env) as launch:
         launch.wait_for(run / "checkpoint-2")
         launch.kill(rank=1)
         assert launch.wait(MINUTE) == [1]
-    with Launch(tmp_path / "three", accelerate_commands("fsdp2", words, 3, program=FSDP_ON_CPU), env) as launch:
+        assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", launch.said(), re.S)
+        assert "[rank0]: Traceback" not in launch.said()
+    assert not (run / "model.safetensors").exists()
+    with Launch(tmp_path / "alone", accelerate_commands("fsdp2", words, 1, program=FSDP_ON_CPU), env) as launch:
         assert launch.wait() == [0], launch.said()[-3000:]
         assert "Resuming from" in launch.said() and "published:" in launch.printed()
-    three = scores_of(run)
+    scores = scores_of(run)
     published = load_file(run / "model.safetensors")
     assert not any(name.startswith("auxiliary_head") for name in published)
     config = json.loads((run / "config.json").read_text())
     assert config["architectures"] == ["UperNetForSemanticSegmentation"] and not config["use_auxiliary_head"]
     # A process without FSDP scores the published weights.
     run_segmentation.main(words[:-3])
-    assert scores_of(run) == three
+    assert scores_of(run) == scores
 
 
 def test_an_error_that_all_processes_find_is_printed_once(tmp_path: Path) -> None:
