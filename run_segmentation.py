@@ -5,8 +5,8 @@ accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ..
 
 from pathlib import Path
 
-from gi_segmentation.arguments import parse_arguments
 from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.processes import leave_printing_to_the_main_process, noticing_lost_processes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,6 +20,9 @@ def main(argv: list[str] | None = None) -> None:
             then complete, and the message has the command that publishes it.
         StoppedError: If SIGTERM or Ctrl-C ended the training.
     """
+    leave_printing_to_the_main_process()
+    from gi_segmentation.arguments import parse_arguments
+
     model_args, data_args, run_args = parse_arguments(argv)
     # The stages are imported after the arguments are read. Their packages take seconds to load, and `--help` or a
     # mistake in a flag does not need them.
@@ -68,5 +71,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with exit_on_input_error(), noticing_lost_processes():
         main()

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 import torch
 import yaml
+from accelerate.utils import DistributedType
 from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError, one_line
@@ -23,6 +24,7 @@ from gi_segmentation.schema import ALL_FOLDS, LabelMode
 MAX_BRACKETS = 200
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 SliceSampling: TypeAlias = Literal["all", "balanced"]
+Sharding: TypeAlias = Literal["FSDP", "DeepSpeed"]
 
 # The original project's flags, for users who come from its command line.
 ALIASES = {
@@ -325,6 +327,9 @@ class RunArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check what `TrainingArguments` cannot know."""
+        for flag in ("fsdp", "deepspeed"):
+            if getattr(self, flag):
+                raise ValueError(f"--{flag}: leave it out; the folder accelerate_configs has a configuration for it")
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if several and not torch.cuda.is_available():
             self.use_cpu = True  # otherwise accelerate would not form a group of the processes
@@ -353,6 +358,38 @@ class RunArguments(TrainingArguments):
             raise ValueError(f"--lr_drop_at needs --lr_scheduler_type constant, but got {scheduler}")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
+        self.check_sharding()
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """What divides the model, or the state of its optimizer, among the processes; None: each has the whole."""
+        # `accelerate launch` sets one of these variables if its configuration says so.
+        kinds: tuple[Sharding, ...] = ("FSDP", "DeepSpeed")
+        used = [kind for kind in kinds if os.environ.get(f"ACCELERATE_USE_{kind.upper()}", "false") == "true"]
+        return used[0] if used else None
+
+    def check_sharding(self) -> None:
+        """Check that nothing goes wrong if the model, or the state of its optimizer, is divided among the processes.
+
+        Raises:
+            ValueError: If a flag, or a setting of `accelerate launch`, does not work with this division.
+        """
+        if self.sharding is None:
+            return
+        if self.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+            # `accelerate` would train with DistributedDataParallel instead, and say nothing.
+            raise ValueError(f"{self.sharding} needs a GPU; take accelerate_configs/multi_cpu.yaml")
+        if self.ema_decay:
+            raise ValueError(
+                f"--ema_decay does not work with {self.sharding}; add --ema_decay 0, or take "
+                f"accelerate_configs/multi_gpu.yaml"
+            )
+        # Another version, or another form of checkpoints, would write no weights that one could publish.
+        expected = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+        if self.sharding == "FSDP" and any(os.environ.get(name) != value for name, value in expected.items()):
+            raise ValueError("expected the settings of FSDP from accelerate_configs/fsdp2.yaml: version 2, full state")
+        if self.sharding == "DeepSpeed" and cast(Any, self.deepspeed_plugin).zero_stage > 2:
+            raise ValueError("ZeRO stage 3 is not supported; take accelerate_configs/deepspeed_zero2.yaml")
 
     def hold_nothing_back(self) -> None:
         """Change the arguments to those of a run without validation slices. Its last checkpoint is published.

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -12,6 +13,8 @@ from pathlib import Path
 
 # The disk is full, the user may not store more, or a file may not become larger.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Seconds in which the launcher ends all processes of a machine after one of them has failed. It takes about one.
+LAUNCHER_S = 5
 
 
 class InputError(ValueError):
@@ -73,11 +76,18 @@ def reading(path: Path, problem: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an `InputError`, a `StoppedError` and Ctrl-C into one line on stderr and an exit status."""
+    """Turn an `InputError`, a `StoppedError` and Ctrl-C into one line on stderr and an exit status.
+
+    If all processes of a run find the same error, only the first one of each machine prints it.
+    """
     # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
     try:
         yield
     except InputError as error:
+        # If the first process has failed too, the launcher ends this one while it sleeps.
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(LAUNCHER_S)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:

@@ -3,8 +3,10 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
@@ -224,6 +226,43 @@ def test_values_that_the_pipeline_cannot_use_are_refused(words: str, message: st
     with pytest.raises(InputError) as caught:
         parse_arguments(words.split())
     assert message in str(caught.value)
+
+
+class TestSharding:
+    def arguments_on_gpus(self, *words: str) -> RunArguments:
+        _, _, run_args = parse_arguments(list(words))
+        run_args.distributed_state = SimpleNamespace(distributed_type=DistributedType.MULTI_GPU)
+        return run_args
+
+    def test_fsdp_without_a_gpu_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(InputError, match=r"^FSDP needs a GPU; take accelerate_configs/multi_cpu.yaml$"):
+            parse_arguments([])
+
+    @pytest.mark.parametrize("words", ["--fsdp true", "--deepspeed zero.json"])
+    def test_the_flags_are_refused(self, words: str) -> None:
+        with pytest.raises(InputError, match=r"leave it out; the folder accelerate_configs"):
+            parse_arguments(words.split())
+
+    @pytest.mark.parametrize(
+        ("config", "words", "settings", "message"),
+        [
+            ("fsdp2", [], {}, "--ema_decay does not work with FSDP; add --ema_decay 0, or take"),
+            ("fsdp2", ["--ema_decay", "0"], {"FSDP_VERSION": "1"}, "from accelerate_configs/fsdp2.yaml"),
+            ("fsdp2", ["--ema_decay", "0"], {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "full state"),
+            ("deepspeed", [], {}, "--ema_decay does not work with DeepSpeed"),
+        ],
+    )
+    def test_what_would_go_wrong_is_refused_by_name(
+        self, config: str, words: list[str], settings: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run_args = self.arguments_on_gpus(*words)
+        shipped = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"} if config == "fsdp2" else {}
+        used = "ACCELERATE_USE_FSDP" if config == "fsdp2" else "ACCELERATE_USE_DEEPSPEED"
+        for name, value in {used: "true", **shipped, **settings}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run_args.check_sharding()
 
 
 def test_a_number_of_steps_may_replace_the_epochs() -> None:

@@ -27,7 +27,7 @@ README = ROOT / "README.md"
 MAX_README_LINES = 120
 PAGES = [README, *(ROOT / path for path in dict.fromkeys(re.findall(r"\]\((docs/\w+\.md)\)", README.read_text())))]
 
-FOLDERS_WITH_README = ("app", "benchmarks", "model_cards", "tests/support/loopback_hub")
+FOLDERS_WITH_README = ("accelerate_configs", "app", "benchmarks", "model_cards", "tests/support/loopback_hub")
 KAGGLE_ZIP = "uw-madison-gi-tract-image-segmentation"
 # What a training of a few seconds needs. The last value of a flag wins, so the documented flags are parsed too.
 TINY = (

@@ -341,6 +341,11 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[None
             if run_args.process_index == 0:
                 stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
             if not (output_dir / RUN_FILE).exists():
+                if run_args.process_index:
+                    raise InputError(
+                        f"--output_dir {output_dir}: process {run_args.process_index} does not see what the main process "
+                        f"wrote there; name a folder that all machines of this run share"
+                    )
                 write_facts(output_dir, facts)
             check_identity(output_dir, facts)
         yield

@@ -31,6 +31,7 @@ from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.files import flush_file, hash_file, write_json
 from gi_segmentation.models.heads import without_auxiliary_head
 from gi_segmentation.training.losses import MAX_LOSS
+from gi_segmentation.training.sharding import divide_like
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
     # Some families write their tensors under older names. Only `from_pretrained` translates these names, so the file
     # is not read directly. `load_state_dict` then keeps the model's own tensors, which the optimizer holds.
     loaded = type(model).from_pretrained(checkpoint, config=model.config)
-    model.load_state_dict(loaded.state_dict(), strict=True)
+    model.load_state_dict(divide_like(loaded.state_dict(), model), strict=True)
 
 
 def has_training_weights(model: PreTrainedModel, average: AveragedModel | None) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from accelerate.utils import load_fsdp_model
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -57,6 +58,7 @@ from gi_segmentation.training.checkpoints import (
 )
 from gi_segmentation.training.evaluation import ComputeMetrics
 from gi_segmentation.training.losses import MAX_LOSS, dice_cross_entropy_loss
+from gi_segmentation.training.sharding import UnusedWeightsCallback, check_optimizer
 from gi_segmentation.training.stopping import StopCallback, ignore_signals
 
 logger = logging.getLogger(__name__)
@@ -316,12 +318,29 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights to publish, and beside them the weights from which an interrupted training continues."""
-        # `should_save` is true on the main process only. All processes have the same weights.
-        if self.args.should_save:
+        # `should_save` is true on the main process only. All processes have the same weights. FSDP and DeepSpeed save
+        # the weights of the last step themselves, together with the state of the optimizer.
+        if self.args.should_save and self.args.sharding is None:
             save_training_weights(self.model, self.average, Path(output_dir or self.args.output_dir))
         # `Trainer` writes what the model holds at this moment: its averaged weights, without the auxiliary head.
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
-            super().save_model(output_dir, _internal_call)
+            if self.args.sharding == "FSDP":
+                self.save_whole_model(Path(output_dir or self.args.output_dir))
+            else:
+                super().save_model(output_dir, _internal_call)
+
+    def save_whole_model(self, output_dir: Path) -> None:
+        """Save a model that FSDP has divided as one that was never divided."""
+        # All processes give their parts. Only the main process gets the whole tensors.
+        tensors = self.accelerator.get_state_dict(self.model)
+        if self.args.should_save:
+            # FSDP has changed the class of the model. `transformers` writes a SegFormer of the new class with other
+            # names of tensors than its original class, and older releases do not know these names. A call of the new
+            # class makes a model of the original class.
+            model = type(self.model)(self.model.config)
+            model.load_state_dict(tensors)
+            model.save_pretrained(output_dir)
+            cast(SegformerImageProcessorPil, self.processing_class).save_pretrained(output_dir)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Do nothing. `Trainer` would create the repository here, and an error of the Hub would end the run."""
@@ -329,7 +348,11 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
 
     def load_training_weights(self, checkpoint: Path) -> None:
         """Load the weights from which training continues, and the averaged weights."""
-        load_training_weights(self.model, self.average, checkpoint)
+        # With DeepSpeed, `Trainer` does not call this method.
+        if self.args.sharding == "FSDP":
+            load_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, str(checkpoint))
+        else:
+            load_training_weights(self.model, self.average, checkpoint)
 
     def load_best_weights(self, checkpoint: Path) -> None:
         """Turn the model into the one that is published: the best checkpoint, without an auxiliary head."""
@@ -363,8 +386,9 @@ def build_trainer(
     """
     return_auxiliary_logits(model)
     # Convolutions are faster if the channels of a pixel are neighbours in memory: for an EfficientNet by a third on a
-    # CPU. The other families consist mostly of matrix products, and a SegFormer becomes slower.
-    if model.config.model_type == "upernet":
+    # CPU. The other families consist mostly of matrix products, and a SegFormer becomes slower. FSDP can divide only
+    # weights in the usual order.
+    if model.config.model_type == "upernet" and run_args.sharding != "FSDP":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     if run_args.fast_head:
         speed_up_segformer_head(model)
@@ -376,6 +400,10 @@ def build_trainer(
         EpochCallback(attached_transform(train_dataset)),
         CheckpointCallback(run_args.save_total_limit),
     ]
+    if run_args.sharding == "FSDP":
+        # `accelerate` asks for the embeddings of words, to divide them apart. A SegFormer answers with an error.
+        setattr(model, "get_input_embeddings", lambda: None)  # noqa: B010 - the type checker knows modules only
+        callbacks.append(UnusedWeightsCallback())
     if run_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
     # Every process gets the predictions of all slices, and scores its own share of the scans.
@@ -441,18 +469,25 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
         The scores of the best checkpoint, with those in millimetres. The trainer's model then holds its weights.
 
     Raises:
-        InputError: If no checkpoint was scored, or as `train_on`.
+        InputError: If no checkpoint was scored, if FSDP or DeepSpeed cannot go on from the last checkpoint, or as
+            `train_on`.
         StoppedError: As `train_on`.
     """
     checkpoint = find_checkpoint(Path(trainer.args.output_dir))
     state = read_state(checkpoint) if checkpoint else None
     if state and is_over(state, trainer.find_max_steps(), trainer.args.early_stopping_patience):
+        if trainer.args.sharding is not None:
+            raise InputError(
+                f"{checkpoint} is the end of this run, and {trainer.args.sharding} cannot score without training; run "
+                f"the same command with accelerate_configs/single_gpu.yaml"
+            )
         logger.warning("%s is the end of this run; scoring its best checkpoint", checkpoint)
         trainer.state = state
         if state.best_model_checkpoint is not None:
             trainer.load_best_weights(Path(state.best_model_checkpoint))
     else:
         if checkpoint is not None:
+            check_optimizer(checkpoint, trainer.args.sharding, trainer.args.world_size)
             logger.warning("Resuming from %s", checkpoint)
         train_on(trainer, checkpoint)
     if trainer.eval_dataset is None:

@@ -22,7 +22,7 @@ from tests.support.models import save_model
 from tests.support.processes import ROOT, RunPython, hold
 from tests.support.volumes import KAGGLE_AXES, prediction_words
 
-CONFIG = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
+CONFIG = str(ROOT / "accelerate_configs" / "multi_cpu.yaml")
 SPACING = (9.0, 9.0, 3.0)
 
 

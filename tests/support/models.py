@@ -42,7 +42,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 # A model without random numbers in the forward pass. The same slices give the same gradient, for any division into
 # batches.
-STEADY = {**FAMILIES["segformer"], "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
+NO_DROPOUT = {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
+STEADY = {**FAMILIES["segformer"], **NO_DROPOUT}
 
 
 def save_model(folder: Path, family: str, seed: int, label_mode: str = "multiclass", slice_context: int = 0) -> Path:
@@ -63,6 +64,13 @@ def save_model(folder: Path, family: str, seed: int, label_mode: str = "multicla
         model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def change_config(model: Path, **values: Any) -> Path:
+    """Change the configuration of a saved model, and return its folder."""
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return model
 
 
 def write_base(folder: Path, family: str, num_labels: int = 150) -> Path:

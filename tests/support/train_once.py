@@ -1,16 +1,16 @@
-"""Train a few steps and save the weights. `accelerate launch` runs this program in one process or in several."""
+"""Train a few steps, and save the weights, the losses and the scores. `accelerate launch` runs this program."""
 
+import json
 import sys
+from pathlib import Path
 
 from safetensors.torch import save_file
 
-from gi_segmentation.training.trainer import train
-from tests.support.training import freeze_batch_norm, make_trainer
+from tests.support.training import train_steadily
 
 if __name__ == "__main__":
-    trainer, _ = make_trainer(sys.argv[2:])
-    freeze_batch_norm(trainer.model)
-    train(trainer)
+    trainer, losses, scores = train_steadily(sys.argv[2:])
     if trainer.is_world_process_zero():
         save_file(trainer.model.state_dict(), sys.argv[1])
+        Path(sys.argv[1]).with_suffix(".json").write_text(json.dumps([losses, scores]))
     trainer.accelerator.end_training()

@@ -1,6 +1,7 @@
 """Short trainings for tests: flags, a trainer, and the weights at the end."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,19 @@ def freeze_batch_norm(model: torch.nn.Module) -> None:
             torch.nn.Module.train(module, False)
 
 
+def train_steadily(argv: list[str]) -> tuple[SegmentationTrainer, list[float], dict[str, float]]:
+    """Train with frozen batch normalisation, and return the trainer, the loss of each step and the final scores."""
+    trainer, _ = make_trainer(argv)
+    freeze_batch_norm(trainer.model)
+    evaluation = train(trainer)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    times = re.compile("runtime|per_second|preparation_time|epoch")
+    return trainer, losses, {key: value for key, value in evaluation.scores.items() if not times.search(key)}
+
+
 def weights_after(dataset_dir: Path, output_dir: Path, batch_size: int, steps: int, **flags: Any) -> dict[str, Any]:
     """Train a few steps of four slices, divided into batches of a size, and return the weights."""
     settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 4 // batch_size, **flags}
     settings |= {"config_overrides": json.dumps(STEADY), "eval_steps": steps, "save_steps": steps}
-    trainer, _ = make_trainer(arguments(dataset_dir, output_dir, max_steps=steps, **settings))
-    freeze_batch_norm(trainer.model)
-    train(trainer)
+    trainer, _, _ = train_steadily(arguments(dataset_dir, output_dir, max_steps=steps, **settings))
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
