@@ -15,7 +15,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.errors import InputError, check_repo_id, one_line
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS, LabelMode
 
@@ -321,6 +321,7 @@ class RunArguments(TrainingArguments):
     label_smoothing_factor: float = field(default=0.0, metadata=FIXED)
     do_predict: bool = field(default=False, metadata=FIXED)
     resume_from_checkpoint: str | None = field(default=None, metadata=FIXED)  # resuming needs no flag
+    hub_token: str | None = field(default=None, metadata=FIXED)  # every checkpoint would have it
 
     def __post_init__(self) -> None:
         """Check what `TrainingArguments` cannot know."""
@@ -333,6 +334,12 @@ class RunArguments(TrainingArguments):
             raise ValueError(
                 "--resume_from_checkpoint: leave it out; the same command goes on from the last checkpoint in its "
                 "--output_dir"
+            )
+        # `Trainer` would save the token with all other arguments, in every checkpoint. The message must not have it.
+        if self.hub_token is not None:
+            raise ValueError(
+                "--hub_token: leave it out, because other users of this machine see the words of a command; set "
+                "HF_TOKEN, or run `hf auth login` once"
             )
         for item in fields(self):
             if item.metadata.get("group") == FIXED["group"] and getattr(self, item.name) != item.default:
@@ -352,6 +359,25 @@ class RunArguments(TrainingArguments):
             raise ValueError(f"--lr_drop_at needs --lr_scheduler_type constant, but got {scheduler}")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Check the names that stand on the model card, also inside its lines of Python.
+
+        Raises:
+            ValueError: If a name could end a string of Python, a table or a code span, or could start HTML.
+        """
+        if self.hub_model_id is not None:
+            check_repo_id("--hub_model_id", self.hub_model_id)
+        # Without a repository, the card names the output folder.
+        name = Path(self.output_dir).resolve().name
+        if not name.strip() or not name.isprintable() or set(name) & set('"\\`<>|'):
+            raise ValueError(
+                f"--output_dir: the card shows the name of this folder, so it must have no control characters and "
+                f'none of " \\ ` < > |, but got {name!r}'
+            )
+        if not re.fullmatch(r"[A-Za-z0-9.-]+", self.license):
+            raise ValueError(f"--license: expected an identifier of the Hub like apache-2.0, but got {self.license!r}")
 
     def hold_nothing_back(self) -> None:
         """Change the arguments to those of a run without validation slices. Its last checkpoint is published.

@@ -14,7 +14,7 @@ from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices
 from gi_segmentation.data.preprocessing import SliceTransform, attach_transform
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, find_voxel_size_mm
+from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, find_voxel_size_mm, scan_name, slice_name
 
 SPLITS = ("train", "validation")
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
@@ -81,6 +81,28 @@ def split_by_fold(slices: DatasetDict, name: str, fold: str) -> DatasetDict:
     )
 
 
+def check_names(dataset: Dataset, name: str) -> None:
+    """Check that slices and scans have the names that follow from their numbers.
+
+    Somebody else may have made the dataset, and the names of scans stand on cards, on pictures and in tables.
+
+    Args:
+        dataset: A split.
+        name: Name of the dataset, for the message.
+
+    Raises:
+        InputError: If a row has another name.
+    """
+    names = dataset.with_format(None).select_columns(["id", "scan", "case", "day", "slice"])[:]
+    for slice_id, scan, case, day, number in zip(*names.values(), strict=True):
+        expected = scan_name(case, day)
+        if None in (case, day, number) or scan != expected or slice_id != slice_name(expected, number):
+            raise InputError(
+                f"{name}: expected names like case1_day2_slice_0003, as the columns case, day and slice say, but a "
+                f"row has the id {slice_id!r} and the scan {scan!r}; build the dataset again"
+            )
+
+
 def load_slices(data_args: DataArguments) -> DatasetDict:
     """Load and check the splits `train` and `validation`.
 
@@ -92,8 +114,8 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
         empty.
 
     Raises:
-        InputError: If the dataset, a split, a column or the fold is missing, a patient is in both splits, or the
-            slices of a validation scan do not form a volume.
+        InputError: If the dataset, a split, a column or the fold is missing, a name is not that of a slice, a patient
+            is in both splits, or the slices of a validation scan do not form a volume.
     """
     loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision)
     missing = [split for split in SPLITS if split not in loaded]
@@ -108,6 +130,8 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"{data_args.dataset_name}: lacks the columns {', '.join(sorted(columns))}, because it was built by an "
             f"older version; build it again: `{BUILD_COMMAND}`"
         )
+    for split in SPLITS:
+        check_names(loaded[split], data_args.dataset_name)
     if data_args.cache_slices:
         # Before the fold is taken out, so that all folds share one cache.
         loaded = DatasetDict({split: cache_slices(loaded[split], data_args.image_size) for split in SPLITS})
