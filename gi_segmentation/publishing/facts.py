@@ -193,9 +193,9 @@ def changed_arguments(*arguments: Any) -> dict[str, Any]:
     Args:
         *arguments: The dataclasses of the command line.
     """
-    # `run.json` is published, so secrets and paths of this machine stay out. The names of dataset and model are facts
-    # of their own, without paths.
-    hidden = {"hub_token", "output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path", "backbone"}
+    # `run.json` is published, so paths of this machine stay out. The names of dataset and model are facts of their
+    # own, without paths.
+    hidden = {"output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path", "backbone"}
     changed = {}
     for group in arguments:
         for item in dataclasses.fields(group):
