@@ -184,6 +184,12 @@ class DataArguments:
                                  "trainings with the same --image_size use them again. The whole competition takes "
                                  "9.6 GB of disk at 288 pixels."},
     )  # fmt: skip
+    streaming: bool = field(
+        default=False,
+        metadata=DATA | {"help": "Read the slices from the Parquet files of the dataset while the model trains, and "
+                                 "keep no copy of them. This is for a dataset that is larger than the disk, or on a "
+                                 "Hub. It needs --slice_sampling all, and there is no --cache_slices."},
+    )  # fmt: skip
     max_train_samples: int | None = field(
         default=None,
         metadata=DATA | {"help": "Train on this number of slices, drawn at random; None: on all. For quick tests."},
@@ -199,6 +205,11 @@ class DataArguments:
         check_at_least(self, minima)
         if self.strong_augmentation and not self.augmentation:
             raise ValueError("--strong_augmentation needs --augmentation, which is turned off")
+        if self.streaming and self.slice_sampling != "all":
+            raise ValueError(
+                f"--streaming needs --slice_sampling all, but got {self.slice_sampling}, which would read a whole "
+                f"group of slices from the files for each slice that it draws"
+            )
         if self.fold is not None and self.fold != ALL_FOLDS and not self.fold.isdecimal():
             raise ValueError(f"--fold must be the number of a fold or {ALL_FOLDS}, but got {self.fold!r}")
 

@@ -209,6 +209,7 @@ def test_a_fixed_flag_accepts_only_its_value(name: str, value: str, refused: str
         ("--scheduler_name MultiStepLR --lr_scheduler_type cosine", "constant, but got cosine"),
         ("--push_to_hub", "--push_to_hub needs --hub_model_id"),
         ("--hub_model_id ../secrets", "--hub_model_id: expected NAMESPACE/NAME, but got '../secrets'"),
+        ("--streaming", "--streaming needs --slice_sampling all, but got balanced"),
         ("--license <b>mit</b>", "--license: expected an identifier of the Hub"),
         ("--output_dir runs/a`b", "--output_dir: the card shows the name of this folder"),
         ("--image_size 0", "--image_size must be at least 32, but got 0"),
