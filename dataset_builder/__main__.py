@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dataset_builder.difficulty import DIFFICULTIES
-from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 
 # Each run_* function imports what it needs. pandas, datasets and OpenCV load slowly, and `--help` or a mistake in a
 # flag needs none of them.
@@ -54,6 +54,8 @@ def run_build(arguments: argparse.Namespace) -> int:
     from dataset_builder.build import build, push_dataset
     from dataset_builder.gi_tract import GiTractConfig
 
+    if arguments.push_to_hub:
+        check_repo_id("--push_to_hub", arguments.push_to_hub)
     # What was imported stays until the end. Python would look through it for garbage again and again, and once more
     # when it ends, which takes as long as building 500 slices.
     gc.freeze()

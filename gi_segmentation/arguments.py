@@ -16,7 +16,7 @@ import yaml
 from accelerate.utils import DistributedType
 from transformers import HfArgumentParser, TrainingArguments
 
-from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.errors import InputError, check_repo_id, one_line
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS, LabelMode
 
@@ -186,6 +186,12 @@ class DataArguments:
                                  "trainings with the same --image_size use them again. The whole competition takes "
                                  "9.6 GB of disk at 288 pixels."},
     )  # fmt: skip
+    streaming: bool = field(
+        default=False,
+        metadata=DATA | {"help": "Read the slices from the Parquet files of the dataset while the model trains, and "
+                                 "keep no copy of them. This is for a dataset that is larger than the disk, or on a "
+                                 "Hub. It needs --slice_sampling all, and there is no --cache_slices."},
+    )  # fmt: skip
     max_train_samples: int | None = field(
         default=None,
         metadata=DATA | {"help": "Train on this number of slices, drawn at random; None: on all. For quick tests."},
@@ -201,6 +207,11 @@ class DataArguments:
         check_at_least(self, minima)
         if self.strong_augmentation and not self.augmentation:
             raise ValueError("--strong_augmentation needs --augmentation, which is turned off")
+        if self.streaming and self.slice_sampling != "all":
+            raise ValueError(
+                f"--streaming needs --slice_sampling all, but got {self.slice_sampling}, which would read a whole "
+                f"group of slices from the files for each slice that it draws"
+            )
         if self.fold is not None and self.fold != ALL_FOLDS and not self.fold.isdecimal():
             raise ValueError(f"--fold must be the number of a fold or {ALL_FOLDS}, but got {self.fold!r}")
 
@@ -324,6 +335,7 @@ class RunArguments(TrainingArguments):
     do_predict: bool = field(default=False, metadata=FIXED)
     enable_jit_checkpoint: bool = field(default=False, metadata=FIXED)  # `training.stopping` does it, for Ctrl-C too
     resume_from_checkpoint: str | None = field(default=None, metadata=FIXED)  # resuming needs no flag
+    hub_token: str | None = field(default=None, metadata=FIXED)  # every checkpoint would have it
 
     def __post_init__(self) -> None:
         """Check what `TrainingArguments` cannot know."""
@@ -339,6 +351,12 @@ class RunArguments(TrainingArguments):
             raise ValueError(
                 "--resume_from_checkpoint: leave it out; the same command goes on from the last checkpoint in its "
                 "--output_dir"
+            )
+        # `Trainer` would save the token with all other arguments, in every checkpoint. The message must not have it.
+        if self.hub_token is not None:
+            raise ValueError(
+                "--hub_token: leave it out, because other users of this machine see the words of a command; set "
+                "HF_TOKEN, or run `hf auth login` once"
             )
         for item in fields(self):
             if item.metadata.get("group") == FIXED["group"] and getattr(self, item.name) != item.default:
@@ -359,6 +377,7 @@ class RunArguments(TrainingArguments):
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
         self.check_sharding()
+        self.check_names()
 
     @property
     def sharding(self) -> Sharding | None:
@@ -390,6 +409,24 @@ class RunArguments(TrainingArguments):
             raise ValueError("expected the settings of FSDP from accelerate_configs/fsdp2.yaml: version 2, full state")
         if self.sharding == "DeepSpeed" and cast(Any, self.deepspeed_plugin).zero_stage > 2:
             raise ValueError("ZeRO stage 3 is not supported; take accelerate_configs/deepspeed_zero2.yaml")
+
+    def check_names(self) -> None:
+        """Check the names that stand on the model card, also inside its lines of Python.
+
+        Raises:
+            ValueError: If a name could end a string of Python, a table or a code span, or could start HTML.
+        """
+        if self.hub_model_id is not None:
+            check_repo_id("--hub_model_id", self.hub_model_id)
+        # Without a repository, the card names the output folder.
+        name = Path(self.output_dir).resolve().name
+        if not name.strip() or not name.isprintable() or set(name) & set('"\\`<>|'):
+            raise ValueError(
+                f"--output_dir: the card shows the name of this folder, so it must have no control characters and "
+                f'none of " \\ ` < > |, but got {name!r}'
+            )
+        if not re.fullmatch(r"[A-Za-z0-9.-]+", self.license):
+            raise ValueError(f"--license: expected an identifier of the Hub like apache-2.0, but got {self.license!r}")
 
     def hold_nothing_back(self) -> None:
         """Change the arguments to those of a run without validation slices. Its last checkpoint is published.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # The disk is full, the user may not store more, or a file may not become larger.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -74,6 +75,37 @@ def reading(path: Path, problem: str, remedy: str) -> Iterator[None]:
         raise InputError(f"{path}: {problem} ({one_line(error)}); {remedy}") from error
 
 
+def check_hub_variables() -> None:
+    """Check the variables with secrets of a Hub, before a client can repeat them in a message.
+
+    The client of the Hub puts a whole token into its error if the token cannot be sent. We put the address of the Hub
+    into messages, and into the scores that are published.
+
+    Raises:
+        InputError: If a token has a character that no header of HTTP can have, or if the address has a password.
+    """
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        # The client removes spaces and line breaks at both ends.
+        token = os.environ.get(name, "").strip()
+        wrong = [place for place, letter in enumerate(token, 1) if not "!" <= letter <= "~"]
+        if wrong:
+            raise InputError(
+                f"{name}: expected letters, digits and underscores, but character {wrong[0]} of {len(token)} is "
+                f"another one; copy the token again"
+            )
+    if "@" in urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc:
+        raise InputError("HF_ENDPOINT: expected an address without a user and a password; put a token into HF_TOKEN")
+
+
+def hide_token(text: str) -> str:
+    """Return a message without the token of this user, which a Hub may have repeated in its answer."""
+    # Imported here, because every command line imports this module, and `--help` must not wait for this package.
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return text.replace(token, "<token>") if token else text
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn an `InputError`, a `StoppedError` and Ctrl-C into one line on stderr and an exit status.
@@ -82,13 +114,14 @@ def exit_on_input_error() -> Iterator[None]:
     """
     # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
     try:
+        check_hub_variables()
         yield
     except InputError as error:
         # If the first process has failed too, the launcher ends this one while it sleeps.
         if os.environ.get("LOCAL_RANK", "0") != "0":
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(LAUNCHER_S)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {hide_token(str(error))}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_FULL:
@@ -135,7 +168,7 @@ def describe_cause(cause: BaseException) -> str:
         '500 Server Error'
     """
     # Some broken connections have no message.
-    return re.sub(r" ?For more information check: \S+", "", one_line(cause)) or type(cause).__name__
+    return hide_token(re.sub(r" ?For more information check: \S+", "", one_line(cause))) or type(cause).__name__
 
 
 @contextmanager
@@ -176,6 +209,32 @@ def hub_errors(action: str, repo_id: str) -> Iterator[None]:
         raise HubError(
             f"{action} {repo_id} at {constants.ENDPOINT} failed: {describe_cause(cause)}; {advice}"
         ) from error
+
+
+def check_repo_id(flag: str, repo_id: str) -> None:
+    """Check the name of a repository before there is any work for it.
+
+    Args:
+        flag: The flag that has the name, for the message.
+        repo_id: Name of the repository.
+
+    Raises:
+        InputError: If no repository can have this name.
+
+    Example:
+        >>> check_repo_id("--push_to_hub", "../secrets")
+        Traceback (most recent call last):
+        ...
+        gi_segmentation.errors.InputError: --push_to_hub: expected NAMESPACE/NAME, but got '../secrets'
+    """
+    # Imported here for the reason given in `hub_errors`.
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"{flag}: expected NAMESPACE/NAME, but got {repo_id!r}") from error
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.errors import check_repo_id, exit_on_input_error
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -24,9 +24,12 @@ def main(argv: list[str] | None = None) -> None:
     """Publish the files of a run, as the training itself would have done at its end.
 
     Raises:
-        InputError: If the folder is not that of a finished training, or if the Hub fails.
+        InputError: If the folder is not that of a finished training, if no repository can have the name, or if the Hub
+            fails.
     """
     arguments = parse_arguments(argv)
+    # Before the card gets the new name.
+    check_repo_id("--hub_model_id", arguments.hub_model_id)
     # This import stands here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.publishing.results import publish_run
 

@@ -210,6 +210,10 @@ def test_a_fixed_flag_accepts_only_its_value(name: str, value: str, refused: str
         ("--lr_drop_at 0.5", "needs --lr_scheduler_type constant, but got linear"),
         ("--scheduler_name MultiStepLR --lr_scheduler_type cosine", "constant, but got cosine"),
         ("--push_to_hub", "--push_to_hub needs --hub_model_id"),
+        ("--hub_model_id ../secrets", "--hub_model_id: expected NAMESPACE/NAME, but got '../secrets'"),
+        ("--streaming", "--streaming needs --slice_sampling all, but got balanced"),
+        ("--license <b>mit</b>", "--license: expected an identifier of the Hub"),
+        ("--output_dir runs/a`b", "--output_dir: the card shows the name of this folder"),
         ("--image_size 0", "--image_size must be at least 32, but got 0"),
         ("--max_train_samples 0", "--max_train_samples must be at least 1"),
         ("--max_eval_samples -3", "--max_eval_samples must be at least 1"),
@@ -307,7 +311,7 @@ class TestHelp:
         assert set(theirs) < {item.name for item in fields(TrainingArguments)}
 
     def test_every_flag_but_the_fixed_ones_shows_its_default(self, page: str) -> None:
-        hidden = {name for name, *_ in FIXED} | {"resume_from_checkpoint"}
+        hidden = {name for name, *_ in FIXED} | {"resume_from_checkpoint", "hub_token"}
         # Each flag starts a line; its text follows on that line and on those below, which are indented further.
         entries = re.findall(r"^  --(\w+)(.*?)(?=^ {0,2}\S|\Z)", page, re.MULTILINE | re.DOTALL)
         assert [name for name, text in entries if "(default:" not in text] == []

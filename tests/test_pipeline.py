@@ -200,11 +200,14 @@ def test_a_mistake_of_the_user_ends_in_one_error_without_a_traceback(
 def test_a_training_outlives_a_hub_that_fails_and_is_published_by_the_command_that_it_names(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
-    words = arguments(dataset_dir, tmp_path / "run", max_steps=1)
+    words = arguments(dataset_dir, tmp_path / "run", max_steps=1, report_to="tensorboard")
     push = ["--push_to_hub", "--hub_model_id", MODEL_ID, "--hub_private_repo", "true"]
+    token = "hf_madeUpForThisTest"
+    # The caches of the libraries are here too, so that they can be searched for the token.
+    environment = {**hub.environment(token), "HF_HOME": str(tmp_path / "hf_home")}
     # Before the training the Hub is broken, and at its end it refuses the token.
     hub.faults.set([Fault("POST", "/repos/create", status=500), Fault("POST", "/commit/", status=403)])
-    done = run_python([RUN, *words, *push], cwd=tmp_path, env=hub.environment())
+    done = run_python([RUN, *words, *push], cwd=tmp_path, env=environment)
     assert done.returncode == 1
     assert "The training starts nevertheless" in done.stderr
     assert "best checkpoint: step 1 of 1" in done.stdout
@@ -216,9 +219,14 @@ def test_a_training_outlives_a_hub_that_fails_and_is_published_by_the_command_th
 
     written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     command = last.split("To publish it: python ")[1].split()
-    again = run_python(command, cwd=ROOT, env=hub.environment())
+    again = run_python(command, cwd=ROOT, env=environment)
     assert again.returncode == 0, again.stderr[-3000:]
     assert f"published: {hub.endpoint}/{MODEL_ID} (tag dice-" in again.stdout
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = ("training_args.bin", "events.out.tfevents", "run.json", "README.md", "hf_home/datasets", "hub/")
+    assert all(any(kind in str(path) for path in left) for kind in kinds)
+    assert not [path for path in left if token.encode() in path.read_bytes()], "the token is in a file"
+    assert token not in done.stdout + done.stderr + again.stdout + again.stderr
     assert all(path.read_bytes() == data for path, data in written.items())
     assert api.model_info(MODEL_ID).private
     copy = api.hf_hub_download(MODEL_ID, "model.safetensors", local_dir=tmp_path / "copy")

@@ -389,6 +389,15 @@ def is_whole_slice(data: bytes, width: int, height: int) -> bool:
     return names[0] == b"IHDR" and set(names[1:-1]) == {b"IDAT"} and data.endswith(PNG_END)
 
 
+def from_end_chunk(data: bytes) -> bytes:
+    """Return the bytes of a PNG from its first chunk `IEND` on; nothing if there is none."""
+    # Each chunk has its length in 4 bytes, its name in 4 bytes, its content, and a checksum of 4 bytes.
+    place = 8
+    while place < len(data) and data[place + 4 : place + 8] != b"IEND":
+        place += 12 + int.from_bytes(data[place : place + 4])
+    return data[place:]
+
+
 def check_image(data: bytes, name: object, width: int, height: int) -> None:
     """Check that bytes are a whole slice image of a size.
 
@@ -410,8 +419,8 @@ def check_image(data: bytes, name: object, width: int, height: int) -> None:
                 raise OSError(f"its header claims {image.width}x{image.height} pixels, more than a slice has")
             # `open` reads the header only. `load` decodes the pixels, and so finds a file that was cut off.
             image.load()
-        if not data.endswith(PNG_END):
-            raise OSError("its end is missing")
+        if from_end_chunk(data) != PNG_END:
+            raise OSError("its end is missing, or something follows it")
         # `load` does not look at the checksums of the pixels. `verify` does, and it needs an image of its own.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as unread:
             unread.verify()

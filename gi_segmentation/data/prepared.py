@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from gi_segmentation.arguments import count_cores
 from gi_segmentation.data import kaggle, preprocessing
 from gi_segmentation.data.kaggle import decode_image
 from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
+from gi_segmentation.data.streaming import StreamedRows, is_index
 from gi_segmentation.errors import InputError
 from gi_segmentation.rle import RleError
 
@@ -35,8 +36,10 @@ BYTES_PER_PIXEL = 3
 SLICES_PER_PROCESS = 500
 
 
-def select_sources(dataset: Dataset) -> Dataset:
+def select_sources(dataset: Dataset) -> Dataset | StreamedRows:
     """Return the columns `SOURCE_COLUMNS`, with images as bytes that nobody has decoded."""
+    if is_index(dataset):
+        return StreamedRows(dataset, SOURCE_COLUMNS)
     return dataset.with_format(None).select_columns(SOURCE_COLUMNS).cast_column("image", Image(decode=False))
 
 
@@ -97,7 +100,7 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
     # `datasets` finds an earlier result by a fingerprint of the rows, the function's name and these arguments. It does
     # not look into functions of an installed package, so a changed rule would not be noticed without the source code.
     code = "".join(inspect.getsource(module) for module in (preprocessing, rle, kaggle))
-    source = select_sources(dataset)
+    source = cast(Dataset, select_sources(dataset))
     num_proc = min(count_cores(), len(source) // SLICES_PER_PROCESS)
     try:
         prepared = source.map(

@@ -9,6 +9,10 @@ from torch.utils.data import Sampler
 
 from gi_segmentation.schema import ORGANS
 
+# Row groups whose slices are mixed with each other. With more of them, a batch has slices of more scans, and a process
+# needs more memory: a row group has about 4 MB.
+WINDOW_GROUPS = 16
+
 
 class BalancedSampler(Sampler[int]):
     """Draws as many slices per epoch as there are, from four groups equally often.
@@ -39,6 +43,46 @@ class BalancedSampler(Sampler[int]):
         seed = np.random.SeedSequence([self.seed, int(self.epoch)]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
         yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
+
+
+class StreamingSampler(Sampler[int]):
+    """Draws every slice once per epoch, in an order that reads each row group only once.
+
+    The processes that load slices take the batches of an epoch in turn. So the order has a lane for each of them. The
+    row groups are shuffled and dealt to the lanes. Each lane is cut into windows of `WINDOW_GROUPS` groups, and the
+    slices of a window are shuffled. Then the lanes give a batch each, in turn. At the end of an epoch, a lane may have
+    slices left when others have none.
+
+    Args:
+        groups: The row group of each slice, numbered from 0: int, shape `(slices,)`.
+        lanes: How many processes load batches: worker processes times training processes.
+        batch_size: Number of slices in a batch of one process.
+        seed: Seed of the draws.
+        epoch: The number of the epoch, one int64, as `SliceTransform` has it.
+    """
+
+    def __init__(self, groups: np.ndarray, lanes: int, batch_size: int, seed: int, epoch: torch.Tensor) -> None:
+        self.groups = groups
+        self.lanes = lanes
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[int]:
+        # As in `BalancedSampler`, seed and epoch alone fix the order.
+        generator = np.random.default_rng([self.seed, int(self.epoch)])
+        # The place of each slice's group in the shuffled list of groups. Neighbours in this list go to other lanes.
+        turn = generator.permutation(self.groups.max(initial=-1) + 1)[self.groups]
+        lane, window = turn % self.lanes, turn // self.lanes // WINDOW_GROUPS
+        # `lexsort` sorts by its last key first: by lane, then by window, then at random.
+        order = np.lexsort((generator.random(len(turn)), window, lane))
+        # The number of each slice in its lane, and so of its batch.
+        sizes = np.bincount(lane, minlength=self.lanes)
+        number = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        yield from order[np.lexsort((lane[order], number // self.batch_size))].tolist()
 
 
 def shown_organs(dataset: Dataset) -> np.ndarray:

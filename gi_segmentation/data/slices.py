@@ -13,19 +13,21 @@ from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices
 from gi_segmentation.data.preprocessing import SliceTransform, attach_transform
+from gi_segmentation.data.streaming import PICTURES, load_index
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, find_voxel_size_mm
+from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, find_voxel_size_mm, scan_name, slice_name
 
 SPLITS = ("train", "validation")
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
 
 
-def find_dataset(name: str, revision: str | None) -> DatasetDict:
+def find_dataset(name: str, revision: str | None, streaming: bool = False) -> DatasetDict:
     """Load the dataset from a folder or from the Hub.
 
     Args:
         name: A folder, or a Hub id of the form `NAMESPACE/NAME`.
         revision: Branch, tag or commit on the Hub; None: its main branch.
+        streaming: Whether to leave the pictures where they are, see `load_index`.
 
     Raises:
         InputError: If it cannot be loaded. The message has the command that builds a dataset.
@@ -38,7 +40,8 @@ def find_dataset(name: str, revision: str | None) -> DatasetDict:
         raise InputError(f"--dataset_name {name}: a Kaggle folder, not a dataset yet; `{BUILD_COMMAND}` makes one")
     try:
         # The absolute path, because `gi_tract` alone may also name the builder that `dataset_builder` registers.
-        loaded = load_dataset(str(folder.resolve()) if folder.is_dir() else name, revision=revision)
+        path = str(folder.resolve()) if folder.is_dir() else name
+        loaded = load_index(path, revision) if streaming else load_dataset(path, revision=revision)
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise InputError(f"--dataset_name {name}: {error}; `{BUILD_COMMAND}` makes one") from error
     if not isinstance(loaded, DatasetDict):
@@ -81,6 +84,28 @@ def split_by_fold(slices: DatasetDict, name: str, fold: str) -> DatasetDict:
     )
 
 
+def check_names(dataset: Dataset, name: str) -> None:
+    """Check that slices and scans have the names that follow from their numbers.
+
+    Somebody else may have made the dataset, and the names of scans stand on cards, on pictures and in tables.
+
+    Args:
+        dataset: A split.
+        name: Name of the dataset, for the message.
+
+    Raises:
+        InputError: If a row has another name.
+    """
+    names = dataset.with_format(None).select_columns(["id", "scan", "case", "day", "slice"])[:]
+    for slice_id, scan, case, day, number in zip(*names.values(), strict=True):
+        expected = scan_name(case, day)
+        if None in (case, day, number) or scan != expected or slice_id != slice_name(expected, number):
+            raise InputError(
+                f"{name}: expected names like case1_day2_slice_0003, as the columns case, day and slice say, but a "
+                f"row has the id {slice_id!r} and the scan {scan!r}; build the dataset again"
+            )
+
+
 def load_slices(data_args: DataArguments) -> DatasetDict:
     """Load and check the splits `train` and `validation`.
 
@@ -92,23 +117,27 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
         empty.
 
     Raises:
-        InputError: If the dataset, a split, a column or the fold is missing, a patient is in both splits, or the
-            slices of a validation scan do not form a volume.
+        InputError: If the dataset, a split, a column or the fold is missing, a name is not that of a slice, a patient
+            is in both splits, or the slices of a validation scan do not form a volume.
     """
-    loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision)
+    loaded = find_dataset(data_args.dataset_name, data_args.dataset_revision, data_args.streaming)
     missing = [split for split in SPLITS if split not in loaded]
     if missing:
         raise InputError(
             f"{data_args.dataset_name}: expected the splits train and validation, got {', '.join(loaded)}; "
             f"`{BUILD_COMMAND}` makes them"
         )
-    columns = set(dataset_features()) - set(loaded["train"].column_names)
+    # The index of a streamed dataset has no pictures. Their absence would be found when the first one is read.
+    wanted = set(dataset_features()) - set(PICTURES if data_args.streaming else ())
+    columns = wanted - set(loaded["train"].column_names)
     if columns:
         raise InputError(
             f"{data_args.dataset_name}: lacks the columns {', '.join(sorted(columns))}, because it was built by an "
             f"older version; build it again: `{BUILD_COMMAND}`"
         )
-    if data_args.cache_slices:
+    for split in SPLITS:
+        check_names(loaded[split], data_args.dataset_name)
+    if data_args.cache_slices and not data_args.streaming:
         # Before the fold is taken out, so that all folds share one cache.
         loaded = DatasetDict({split: cache_slices(loaded[split], data_args.image_size) for split in SPLITS})
     if data_args.fold is not None:

@@ -196,9 +196,9 @@ def changed_arguments(*arguments: Any) -> dict[str, Any]:
     Args:
         *arguments: The dataclasses of the command line.
     """
-    # `run.json` is published, so secrets and paths of this machine stay out. The names of dataset and model are facts
-    # of their own, without paths.
-    hidden = {"hub_token", "output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path", "backbone"}
+    # `run.json` is published, so paths of this machine stay out. The names of dataset and model are facts of their
+    # own, without paths.
+    hidden = {"output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path", "backbone"}
     changed = {}
     for group in arguments:
         for item in dataclasses.fields(group):
@@ -343,8 +343,8 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[None
             if not (output_dir / RUN_FILE).exists():
                 if run_args.process_index:
                     raise InputError(
-                        f"--output_dir {output_dir}: process {run_args.process_index} does not see what the main process "
-                        f"wrote there; name a folder that all machines of this run share"
+                        f"--output_dir {output_dir}: process {run_args.process_index} does not see the folder of the "
+                        f"main process; name a folder that all machines of this run share"
                     )
                 write_facts(output_dir, facts)
             check_identity(output_dir, facts)

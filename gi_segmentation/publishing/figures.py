@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from transformers import PreTrainedModel
 
+from gi_segmentation.data.prepared import read_image
 from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity
 from gi_segmentation.inference.masks import predict_masks
 from gi_segmentation.inference.overlays import ORGAN_COLOURS, Panel, draw_outlines
@@ -91,11 +92,13 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
     Returns:
         Both slices. The title of the second one has the mean Dice of its organs.
     """
-    # `with_format(None)` gives the stored row, and not the tensors of the transform.
+    # `with_format(None)` gives the stored row, and not the tensors of the transform. A streamed row has no image.
     row, transform = dataset.with_format(None)[index], attached_transform(dataset)
+    slices = transform.slices
+    row["image"] = read_image(slices.images[slices.rows[row["scan"]][row["slice"]]])
     truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
     with torch.no_grad():
-        ((pixels, _),) = transform.slices.read([(row["scan"], row["slice"])])
+        ((pixels, _),) = slices.read([(row["scan"], row["slice"])])
         # PyTorch takes only arrays that can be written to.
         images = torch.from_numpy(pixels.copy())[None].to(model.device)
         logits = [model(pixel_values=normalize(images, transform.processor)).logits]

@@ -37,7 +37,8 @@ def measure_outlined_scan(dataset: Dataset, plan: ScanPlan) -> ScanMeasures:
     numbers = sorted(plan.rows)
     rows = [plan.rows[number] for number in numbers]
     outlines = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"]).select(rows)
-    images = select_sources(dataset).select([rows[place] for place in pick_intensity_slices(len(rows))])
+    sources = select_sources(dataset)
+    images = [sources[rows[place]] for place in pick_intensity_slices(len(rows))]
     masks = np.stack([organ_masks(row["segmentation"], *plan.size) for row in outlines], axis=1)
     scaled = np.stack([scale_intensity(read_image(row)) for row in images])
     height_mm, width_mm = outlines[0]["pixel_spacing"]

@@ -29,7 +29,8 @@ from transformers import (
 
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.data.preprocessing import SliceTransform, attached_transform
-from gi_segmentation.data.sampling import BalancedSampler, shown_organs
+from gi_segmentation.data.sampling import BalancedSampler, StreamingSampler, shown_organs
+from gi_segmentation.data.streaming import is_index, number_groups
 from gi_segmentation.errors import InputError, StoppedError
 from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
 from gi_segmentation.internals import CheckpointLoading, find_train_batch_size, speed_up_segformer_head
@@ -122,6 +123,10 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
     def train_sampler(self) -> Sampler:
         """Return the sampler that decides which slices an epoch draws, and in which order."""
         dataset = cast(Dataset, self.train_dataset)
+        if is_index(dataset):
+            loaders = max(self.args.dataloader_num_workers, 1) * self.args.world_size
+            settings = loaders, find_train_batch_size(self), self.args.seed, self.transform.epoch
+            return StreamingSampler(number_groups(dataset), *settings)
         if self.balanced:
             return BalancedSampler(shown_organs(dataset), self.args.seed, self.transform.epoch)
         return RandomSampler(dataset)

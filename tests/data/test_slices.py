@@ -205,6 +205,18 @@ class TestLoading:
         )
         assert "lacks the columns segmentation" in self.message(folder)
 
+    @pytest.mark.parametrize("column", ["id", "scan"])
+    def test_a_name_that_is_not_that_of_a_slice_is_refused(
+        self, column: str, dataset_dir: Path, tmp_path: Path
+    ) -> None:
+        def rename(slices: DatasetDict) -> dict[str, Dataset]:
+            names = [*slices["validation"][column][:-1], "../../<b>case1_day2</b>"]
+            changed = slices["validation"].remove_columns(column).add_column(column, names)
+            return {"train": slices["train"], "validation": changed}
+
+        message = self.message(self.rewrite(dataset_dir, tmp_path / "d", rename))
+        assert "expected names like case1_day2_slice_0003" in message and "../../<b>case1_day2</b>" in message
+
     def test_validation_slices_that_do_not_form_a_volume_are_refused(self, dataset_dir: Path, tmp_path: Path) -> None:
         def widen(slices: DatasetDict) -> dict[str, Dataset]:
             wider = slices["validation"].map(lambda row, n: {"pixel_spacing": [1.5, 1.5 + n % 2]}, with_indices=True)

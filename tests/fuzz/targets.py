@@ -4,6 +4,7 @@ A check returns "clear error" or "right result". Anything else is a failure: ano
 lines, or a result that differs from that of the slow decoder.
 """
 
+import ast
 import json
 import re
 import struct
@@ -112,11 +113,7 @@ def use_folder(folder: Path) -> None:
     """Write a phantom into a folder, from which the cases are made, and put the files of the cases beside it."""
     global scratch
     # Slow packages are imported here, so that their time does not count as a case's.
-    import gi_segmentation.data.prepared
-    import gi_segmentation.inference.predictor
-    import gi_segmentation.models.random
-    import gi_segmentation.scoring.submissions
-    import gi_segmentation.training.checkpoints  # noqa: F401
+    import markdown_it  # noqa: F401
 
     write_phantom(folder / "kaggle", num_cases=2, days_per_case=1, slices_per_scan=3, num_proc=1)
     scratch = cache(lambda: folder)  # type: ignore[assignment]
@@ -126,12 +123,25 @@ def use_folder(folder: Path) -> None:
 
 HEIGHT, WIDTH = 9, 7
 NUMBERS = st.one_of(st.integers(-2, HEIGHT * WIDTH + 3), st.integers(0, 10**20)).map(str)
+
+
+def join_runs(pairs: list[tuple[int, int]]) -> str:
+    """Write ascending runs, from the gap before each run and its length. With many pairs, they leave the image."""
+    words, end = [], 0
+    for gap, length in pairs:
+        words += [end + gap, length]
+        end += gap + length
+    return " ".join(map(str, words))
+
+
+# Most of these encodings are valid. If one more number, space or sign goes in, most are not.
+RUNS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=7).map(join_runs)
 ENCODINGS = st.one_of(
     st.text(alphabet="0123456789 \t\n-+_.e٣\x00", max_size=20),
     st.lists(NUMBERS, max_size=8).map(" ".join),
-    # Ascending runs with gaps, most of which are valid.
-    st.lists(st.integers(0, 6), max_size=12).map(
-        lambda steps: " ".join(str(sum(steps[:i]) if i % 2 == 0 else steps[i]) for i in range(len(steps)))
+    RUNS,
+    st.tuples(RUNS, edits(b"0123456789 -")).map(
+        lambda case: apply_edits(case[0].encode(), case[1]).decode(errors="replace")
     ),
 )
 
@@ -377,6 +387,27 @@ NAME_PARTS = st.sampled_from(
      "slice_0001_12_10_1.5_nan.png", "slice_1_2_3_4_5.png", "\x00", "case" + "9" * 30, "_day", "slice_", "1.50", ".png",
      "slice_9999999999_1_1_1.0_1.0.png", "\n", "%2e%2e", "C:", "<b>", "slice_0001_0_0_0.00_0.00.png"]
 )  # fmt: skip
+SMALL_NUMBERS = st.integers(0, 400)
+# A path as the competition has it. In some of them, one part is another one.
+PATHS = st.tuples(
+    st.builds("case{}_day{}".format, st.integers(0, 10**9), SMALL_NUMBERS),
+    st.just("scans"),
+    st.builds(
+        "slice_{:04d}_{}_{}_{:.2f}_{:.2f}.png".format,
+        SMALL_NUMBERS,
+        SMALL_NUMBERS,
+        SMALL_NUMBERS,
+        st.floats(0, 9),
+        st.floats(0, 9),
+    ),
+).map(list)
+PATHS = st.one_of(
+    st.lists(NAME_PARTS, max_size=5),
+    PATHS,
+    st.tuples(PATHS, st.integers(0, 2), NAME_PARTS).map(
+        lambda case: [*case[0][: case[1]], case[2], *case[0][case[1] + 1 :]]
+    ),
+)
 
 
 def check_name(parts: list[str]) -> Outcome:
@@ -510,6 +541,86 @@ def check_overrides(text: str) -> Outcome:
         return "clear error"
     for key, value in values.items():
         assert json.loads(json.dumps(getattr(model.config, key))) == json.loads(json.dumps(value)), key
+    return "right result"
+
+
+# -- Cards ------------------------------------------------------------------------------------------------------------
+
+MARKUP = st.sampled_from(
+    ["<script>alert(1)</script>", "](http://a.example)", "![x](y)", "`", "```", "\n---\n", "\n", "{{ 7 * 7 }}", "{% raw %}",
+     " | a |", "**", "# ", "\\", "&lt;", "'", '"', '"); import os; os.remove("', "!!python/object:os.system", ": ", "<!--",
+     "UW-Madison", "Süd", "\x1b[31m", "\x00", "../..", "$x$", "~~", "_x_", "me/model", "2026", "no", "- ", "\u2028", "*"]
+)  # fmt: skip
+TEXTS = st.lists(MARKUP, min_size=1, max_size=4).map("".join)
+# Title of the dataset, name of the GPU, name of the encoder, output folder, licence, repository; None: the usual one.
+CARDS = st.tuples(*[st.one_of(st.none(), TEXTS)] * 3, *[st.one_of(st.none(), st.none(), st.none(), TEXTS)] * 3)
+
+
+def parse_card(text: str) -> tuple[dict[str, Any], list[str], str]:
+    """Read a card as a Hub does: its front matter, the structure of its page, and what one sees there."""
+    from huggingface_hub import ModelCard
+    from markdown_it import MarkdownIt
+
+    card = ModelCard(text, ignore_metadata_errors=True)
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(card.text)
+    structure, shown = [], []
+    for token in tokens:
+        for part in token.children or [token]:
+            structure.append(f"{part.type} {sorted(part.attrs)}")
+            shown.append(part.content)
+    return card.data.to_dict(), structure, " ".join(" ".join(shown).split())
+
+
+@cache
+def usual_card() -> tuple[dict[str, Any], list[str], str]:
+    """The card of a run with the usual names."""
+    return parse_card(make_card_of({}, "run", "other"))
+
+
+def make_card_of(changes: dict[str, Any], repo_id: str, license_name: str) -> str:
+    """Write the card of a run with some other facts."""
+    from dataclasses import replace
+
+    from gi_segmentation.publishing.eval_results import SEED_SCORE
+    from gi_segmentation.publishing.model_card import SCORE_NAMES, make_card
+    from tests.support.runs import FACTS
+
+    scores = dict.fromkeys([*SCORE_NAMES, SEED_SCORE], 0.5)
+    scored = replace(FACTS, base_model="me/encoder", scores=scores, intervals=dict.fromkeys(scores))
+    return make_card(replace(scored, **changes), repo_id, license_name)
+
+
+def check_card(case: tuple[str | None, ...]) -> Outcome:
+    """Names are refused, or the card has the same structure as with usual names, and shows them as they are."""
+    from gi_segmentation.arguments import parse_arguments
+
+    title, device, encoder, folder, license_name, repo_id = case
+    given = {"dataset_title": title, "license": license_name, "hub_model_id": repo_id}
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    try:
+        with clear_errors():
+            _, data_args, run_args = parse_arguments([*words, "--output_dir", f"{scratch()}/{folder or 'run'}"])
+    except Refused:
+        assert folder or license_name or repo_id, "usual names were refused"
+        return "clear error"
+    changes = {"dataset_title": data_args.dataset_title if title else None, "device": device, "base_model": encoder}
+    name = run_args.hub_model_id or Path(run_args.output_dir).resolve().name
+    text = make_card_of({key: value for key, value in changes.items() if value}, name, run_args.license)
+    front, structure, shown = parse_card(text)
+    usual = usual_card()
+    if license_name is None:
+        assert structure == usual[1], "a name changed the page"
+    assert front["model-index"][0]["name"] == name.split("/")[-1] and front["license"] == run_args.license
+    dataset = front["model-index"][0]["results"][0]["dataset"]
+    assert dataset["name"].startswith(data_args.dataset_title if title else "Phantom")
+    assert all(" ".join(value.split()).replace("\0", "\ufffd") in shown for value in (title, device) if value), (
+        "a name is not shown as it is"
+    )
+    # The lines of Python on the card load the model by this very name, whatever is in it.
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    named = [ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func).endswith(".from_pretrained")]
+    assert named == [name, name]
     return "right result"
 
 
@@ -655,13 +766,14 @@ def check_state(change: Any) -> Outcome:
 
 
 TARGETS = {
-    "encodings": Target(ENCODINGS, check_rle, 0.3),
+    "encodings": Target(ENCODINGS, check_rle, 0.28),
     "train.csv": Target(CSV_EDITS, check_csv, 0.15),
     "submissions": Target(st.tuples(st.booleans(), CSV_EDITS), check_submission, 0.15),
     "slice PNGs": Target(PNG_CASES, check_png, 0.15),
-    "paths of slices": Target(st.lists(NAME_PARTS, max_size=5), check_name, 0.1),
+    "paths of slices": Target(PATHS, check_name, 0.1),
     "recipes": Target(YAMLS, check_recipe, 0.08),
     "config_overrides": Target(OVERRIDES, check_overrides, 0.04),
+    "names on cards": Target(CARDS, check_card, 0.02),
     "checkpoints' JSON": Target(CHECKPOINTS, check_checkpoint, 0.01),
     "trainer_state.json": Target(STATES, check_state, 0.05),
 }

@@ -140,6 +140,13 @@ def test_a_card_that_a_user_changed_is_not_replaced(run_dir: Path, hub: Loopback
     assert Path(copy).read_text().endswith("A word of mine.\n")
 
 
+def test_an_impossible_name_is_refused_before_the_card_gets_it(run_dir: Path) -> None:
+    before = contents(run_dir)
+    with pytest.raises(InputError, match="--hub_model_id: expected NAMESPACE/NAME"):
+        publish.main(["--output_dir", str(run_dir), "--hub_model_id", 'me/"); print("'])
+    assert contents(run_dir) == before
+
+
 @pytest.mark.parametrize("spoil", ["no folder", "no weights", "not finished", "cross-validation"])
 def test_a_folder_that_is_no_finished_run_ends_in_one_error(spoil: str, run_dir: Path, hub: LoopbackHub) -> None:
     facts = json.loads((run_dir / "run.json").read_text())

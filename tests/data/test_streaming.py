@@ -1,0 +1,127 @@
+"""Streamed slices are those of the dataset, each comes once an epoch, and each row group is read by one process."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict, load_dataset
+from huggingface_hub import HfApi
+
+from gi_segmentation.arguments import DataArguments
+from gi_segmentation.data import sampling, streaming
+from gi_segmentation.data.prepared import SOURCE_COLUMNS, PreparedSlices
+from gi_segmentation.data.sampling import StreamingSampler
+from gi_segmentation.data.slices import load_slices
+from gi_segmentation.errors import InputError
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.processes import ROOT_ON_PATH, RunPython
+
+# Reads the training slices of a dataset on a Hub with two worker processes, as a training does.
+READ_FROM_HUB = """
+import sys
+import numpy
+from torch.utils.data import DataLoader
+from gi_segmentation.arguments import DataArguments, ModelArguments
+from gi_segmentation.data.slices import load_slices, transform_splits
+from gi_segmentation.models.loading import new_processor
+data_args = DataArguments(dataset_name=sys.argv[1], streaming=True, slice_sampling="all", augmentation=False)
+slices = load_slices(data_args)
+train, _ = transform_splits(slices, slices, new_processor(64), ModelArguments(), data_args, seed=0)
+batches = list(DataLoader(train, batch_size=5, num_workers=2))
+for name in ("images", "organs"):
+    numpy.save(f"{name}.npy", numpy.concatenate([batch[name].numpy() for batch in batches]))
+"""
+
+
+def load_index(dataset_dir: Path) -> DatasetDict:
+    return load_slices(DataArguments(dataset_name=str(dataset_dir), streaming=True, slice_sampling="all"))
+
+
+def test_streamed_rows_are_those_of_the_dataset(dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only one group is kept, so groups are read again and again.
+    monkeypatch.setattr(streaming, "KEPT_GROUPS", 1)
+    index, loaded = load_index(dataset_dir), load_dataset(str(dataset_dir))
+    for split in ("train", "validation"):
+        assert index[split]["id"][:] == loaded[split]["id"][:]
+        rows = streaming.StreamedRows(index[split], SOURCE_COLUMNS)
+        for number in (0, 23, 12, 1):
+            row, stored = rows[number], loaded[split].with_format(None)[number]
+            assert row.keys() == set(SOURCE_COLUMNS) and row["segmentation"] == stored["segmentation"]
+            pixels = load_png(row["image"]["bytes"])
+            np.testing.assert_array_equal(pixels, np.array(stored["image"]))
+
+
+def load_png(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.array(Image.open(io.BytesIO(data)))
+
+
+def test_a_fold_of_a_streamed_dataset_has_its_slices_and_their_neighbours(dataset_dir: Path) -> None:
+    flags = {"dataset_name": str(dataset_dir), "fold": "1"}
+    streamed = load_slices(DataArguments(**flags, streaming=True, slice_sampling="all"))
+    stored = load_slices(DataArguments(**flags, cache_slices=False))
+    for split in ("train", "validation"):
+        names = list(zip(stored[split]["scan"], stored[split]["slice"], strict=True))[::7]
+        pairs = (PreparedSlices(one[split], 64, slice_context=2).read(names) for one in (streamed, stored))
+        for (pixels, organs), (expected, bits) in zip(*pairs, strict=True):
+            assert pixels.shape == (64, 64, 3)
+            np.testing.assert_array_equal(pixels, expected)
+            np.testing.assert_array_equal(organs, bits)
+
+
+def order_of(groups: np.ndarray, lanes: int, epoch: int, seed: int = 0) -> list[int]:
+    return list(StreamingSampler(groups, lanes, 4, seed, torch.tensor([epoch])))
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 6])
+def test_an_epoch_has_each_slice_once_and_each_group_in_one_lane(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "WINDOW_GROUPS", 3)
+    # 36 groups of 8 slices, whose rows are not sorted by group.
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(36), 8))
+    order = order_of(groups, lanes, epoch=0)
+    assert sorted(order) == list(range(len(groups)))
+    batches = groups[order].reshape(-1, 4)
+    readers = [set(batches[lane::lanes].ravel().tolist()) for lane in range(lanes)]
+    assert sum(map(len, readers)) == 36, "two processes read the same group"
+    # A window of three groups has 24 slices, or 6 batches, and most of its batches have slices of several groups.
+    windows = [
+        set(batches[lane::lanes][start : start + 6].ravel())
+        for lane in range(lanes)
+        for start in range(0, 36 * 2 // lanes, 6)
+    ]
+    assert all(len(window) == 3 for window in windows)
+    assert np.mean([len(set(batch)) for batch in batches]) > 1.8
+    assert order_of(groups, lanes, epoch=0) == order != order_of(groups, lanes, epoch=1)
+    assert order != order_of(groups, lanes, epoch=0, seed=1)
+
+
+def test_groups_of_many_sizes_and_fewer_groups_than_lanes_lose_no_slice() -> None:
+    for groups, lanes in ((np.repeat(np.arange(9), np.arange(1, 10)), 4), (np.zeros(5, dtype=int), 3)):
+        assert sorted(order_of(groups, lanes, epoch=0)) == list(range(len(groups)))
+
+
+def test_a_dataset_on_a_hub_is_streamed_and_no_picture_is_kept(
+    dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+) -> None:
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    api.create_repo("tester/gi_tract", repo_type="dataset", private=True)
+    api.upload_folder(repo_id="tester/gi_tract", folder_path=dataset_dir, repo_type="dataset")
+    environment = {**hub.environment(), **ROOT_ON_PATH, "HF_HOME": str(tmp_path / "hf_home")}
+    done = run_python(["-c", READ_FROM_HUB, "tester/gi_tract"], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    slices = load_slices(DataArguments(dataset_name=str(dataset_dir), cache_slices=False))["train"]
+    names = list(zip(slices["scan"], slices["slice"], strict=True))
+    pixels, organs = zip(*PreparedSlices(slices, 64).read(names), strict=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), np.stack(pixels))
+    np.testing.assert_array_equal(np.load(tmp_path / "organs.npy"), np.stack(organs))
+    kept = sum(path.stat().st_size for path in (tmp_path / "hf_home").rglob("*") if path.is_file())
+    assert kept < 100_000, "the cache has more than the card"
+
+
+def test_files_that_cannot_be_streamed_are_refused(dataset_dir: Path, tmp_path: Path) -> None:
+    load_dataset(str(dataset_dir), split="train").remove_columns("image").to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"train.parquet: expected a column `image`.*dataset_builder build"):
+        load_index(tmp_path)
