@@ -125,11 +125,23 @@ def contents(folder: Path, pattern: str = "**/*") -> dict[str, str]:
     }
 
 
-def kill_after(process: subprocess.Popen, seconds: float, aim: Callable[[], bool] | None = None) -> bool:
-    """Kill a process after some seconds, or at once when `aim` is true; return False if it ended by itself before.
+def kill_after(
+    process: subprocess.Popen, lock_file: Path | None, seconds: float, aim: Callable[[], bool] | None = None
+) -> bool:
+    """Kill a process; return False if it ended by itself before.
 
     Only this process is killed, as by a system without memory. Those that it started stay.
+
+    Args:
+        process: The process.
+        lock_file: The file with which the command locks its folder, and so begins to write; None: from its start on.
+        seconds: When to kill it, after it has begun.
+        aim: Kill it soon after this is true, if that comes first.
     """
+    while lock_file and process.poll() is None and not (
+        lock_file.exists() and f" {process.pid} " in lock_file.read_text(errors="replace")
+    ):  # fmt: skip
+        time.sleep(0.002)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if aim is not None and aim():
@@ -187,31 +199,33 @@ def row(*cells: Any) -> None:
     print(f"| {' | '.join(words[cell] if isinstance(cell, bool) else str(cell) for cell in cells)} |", flush=True)
 
 
-def kill_trainings(shop: Workshop, whole: Path, begun_s: float, seconds: float, kills: int) -> None:
-    """Kill trainings until there were enough kills, and print the row."""
-    expected, states, ended, done = end_of(whole), dict[str, int](), 0, 0
-    resumed = 0
+def kill_trainings(shop: Workshop, whole: Path, seconds: float, kills: int) -> None:
+    """Kill trainings, and go on with them until they end, and print the row; `seconds` is how long one writes."""
+    expected, states, done, ended, resumed = end_of(whole), dict[str, int](), 0, 0, 0
     while done < kills:
         folder = shop.folder / f"killed-{ended}"
 
         def unsealed(folder: Path = folder) -> bool:
             return any(not (path / CHECKSUMS).exists() for path in folder.glob("checkpoint-*"))
 
-        while done < kills:
-            # The first start writes the cache of slices, too. Later starts have fewer steps to go.
-            moment = random.uniform(begun_s, seconds)
+        killed = True
+        while done < kills and killed:
+            last = find_checkpoint(folder)
+            left = 1 - int(last.name.split("-")[1]) / STEPS if last else 1.0
+            # At least a tenth of the time goes by before the first step and after the last one.
+            moment = random.uniform(0, max(left, 0.2) * seconds)
             # Every fifth kill waits for a checkpoint that is being written.
-            process = shop.start(shop.train(folder))
-            killed = kill_after(process, seconds if done % 5 == 4 else moment, unsealed if done % 5 == 4 else None)
+            aim = unsealed if done % 5 == 4 else None
+            killed = kill_after(shop.start(shop.train(folder)), folder / ".lock", 9 * moment if aim else moment, aim)
             printed = shop.log.read_text(errors="replace")
             if "Traceback" in printed:
                 raise RuntimeError(printed[-4000:])
             resumed += "Resuming from" in printed
-            if not killed:
-                break
-            done += 1
-            states[describe_state(folder)] = states.get(describe_state(folder), 0) + 1
-            print(f"  kill {done} after {moment:.1f} s, {describe_state(folder)}", file=sys.stderr, flush=True)
+            if killed:
+                done += 1
+                state = describe_state(folder)
+                states[state] = states.get(state, 0) + 1
+                print(f"  kill {done}: {moment:.1f} s, {state}", file=sys.stderr, flush=True)
         shop.run(shop.train(folder))
         ended += 1
         check_end(expected, folder)
@@ -233,7 +247,11 @@ def kill_builds(shop: Workshop, kills: int) -> None:
             shutil.copytree(earlier, target)
         state = ""
         while done < kills and state != "the new one":
-            killed = kill_after(shop.start(shop.build(target, num_folds=2)), random.uniform(0.2 * seconds, seconds))
+            killed = kill_after(
+                shop.start(shop.build(target, num_folds=2)),
+                target.with_name(".gi_tract.lock"),
+                random.uniform(0, 0.8 * seconds),
+            )
             # Any other content would be a half.
             state = names[str(contents(target))]
             if killed:
@@ -255,7 +273,9 @@ def kill_predictions(shop: Workshop, model: Path, kills: int) -> None:
     while done < kills:
         folder = shop.folder / f"predicted-{ended}"
         while done < kills:
-            killed = kill_after(shop.start(shop.predict(model, folder)), random.uniform(0.3 * seconds, seconds))
+            killed = kill_after(
+                shop.start(shop.predict(model, folder)), folder / ".lock", random.uniform(0, 0.5 * seconds)
+            )
             found = contents(folder)
             if not found.items() <= expected.items():
                 raise RuntimeError(f"{folder}: {found.keys()} are not as an undisturbed prediction writes them")
@@ -324,7 +344,9 @@ def kill_publications(shop: Workshop, run: Path, hub: dict[str, str], kills: int
         copy_run(run, folder)
         state = ""
         while done < kills and state != "whole, tagged":
-            killed = kill_after(shop.start(publish(folder, repo_id), **hub), random.uniform(0.5 * seconds, seconds))
+            killed = kill_after(
+                shop.start(publish(folder, repo_id), **hub), None, random.uniform(0.5 * seconds, seconds)
+            )
             state = read_repository(hub, repo_id, folder)
             if "half" in state or state == "empty, tagged":
                 raise RuntimeError(f"{repo_id}: {state}")
@@ -585,7 +607,7 @@ def main() -> None:
                 row("killed", "kills", "when, or what was there", "halves taken for whole", "the next starts")
                 row(*["---"] * 5)
                 if "training" in wanted:
-                    kill_trainings(shop, whole, begun_s, seconds, options.kills)
+                    kill_trainings(shop, whole, seconds - begun_s, options.kills)
                 if "publication" in wanted:
                     kill_publications(shop, whole, hub, options.kills)
                 if "prediction" in wanted:
