@@ -126,7 +126,7 @@ def contents(folder: Path, pattern: str = "**/*") -> dict[str, str]:
 
 
 def kill_after(
-    process: subprocess.Popen, lock_file: Path | None, seconds: float, aim: Callable[[], bool] | None = None
+    process: subprocess.Popen, begun: Callable[[], bool], seconds: float, aim: Callable[[], bool] | None = None
 ) -> bool:
     """Kill a process; return False if it ended by itself before.
 
@@ -134,13 +134,11 @@ def kill_after(
 
     Args:
         process: The process.
-        lock_file: The file with which the command locks its folder, and so begins to write; None: from its start on.
+        begun: Whether it has begun to write.
         seconds: When to kill it, after it has begun.
         aim: Kill it soon after this is true, if that comes first.
     """
-    while lock_file and process.poll() is None and not (
-        lock_file.exists() and f" {process.pid} " in lock_file.read_text(errors="replace")
-    ):  # fmt: skip
+    while process.poll() is None and not begun():
         time.sleep(0.002)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -150,6 +148,11 @@ def kill_after(
         time.sleep(0.001)
     process.kill()
     return process.wait() == -signal.SIGKILL
+
+
+def holds(process: subprocess.Popen, lock_file: Path) -> Callable[[], bool]:
+    """Return a function that says whether a process holds the lock of a folder, and so has begun to write."""
+    return lambda: lock_file.exists() and f" {process.pid} " in lock_file.read_text(errors="replace")
 
 
 def describe_state(folder: Path) -> str:
@@ -216,7 +219,8 @@ def kill_trainings(shop: Workshop, whole: Path, seconds: float, kills: int) -> N
             moment = random.uniform(0, max(left, 0.2) * seconds)
             # Every fifth kill waits for a checkpoint that is being written.
             aim = unsealed if done % 5 == 4 else None
-            killed = kill_after(shop.start(shop.train(folder)), folder / ".lock", 9 * moment if aim else moment, aim)
+            process = shop.start(shop.train(folder))
+            killed = kill_after(process, holds(process, folder / ".lock"), 9 * moment if aim else moment, aim)
             printed = shop.log.read_text(errors="replace")
             if "Traceback" in printed:
                 raise RuntimeError(printed[-4000:])
@@ -247,11 +251,9 @@ def kill_builds(shop: Workshop, kills: int) -> None:
             shutil.copytree(earlier, target)
         state = ""
         while done < kills and state != "the new one":
-            killed = kill_after(
-                shop.start(shop.build(target, num_folds=2)),
-                target.with_name(".gi_tract.lock"),
-                random.uniform(0, 0.8 * seconds),
-            )
+            process = shop.start(shop.build(target, num_folds=2))
+            begun = holds(process, target.with_name(".gi_tract.lock"))
+            killed = kill_after(process, begun, random.uniform(0, 0.8 * seconds))
             # Any other content would be a half.
             state = names[str(contents(target))]
             if killed:
@@ -273,9 +275,8 @@ def kill_predictions(shop: Workshop, model: Path, kills: int) -> None:
     while done < kills:
         folder = shop.folder / f"predicted-{ended}"
         while done < kills:
-            killed = kill_after(
-                shop.start(shop.predict(model, folder)), folder / ".lock", random.uniform(0, 0.5 * seconds)
-            )
+            process = shop.start(shop.predict(model, folder))
+            killed = kill_after(process, holds(process, folder / ".lock"), random.uniform(0, 0.5 * seconds))
             found = contents(folder)
             if not found.items() <= expected.items():
                 raise RuntimeError(f"{folder}: {found.keys()} are not as an undisturbed prediction writes them")
@@ -334,31 +335,35 @@ def read_repository(hub: dict[str, str], repo_id: str, folder: Path) -> str:
 
 
 def kill_publications(shop: Workshop, run: Path, hub: dict[str, str], kills: int) -> None:
-    """Kill publications, and print the row."""
+    """Kill publications, complete one for each state in which a repository was left, and print the row."""
     folder = copy_run(run, shop.folder / "published")
-    seconds, _ = shop.run(publish(folder, "tester/first"), **hub)
-    states, done, ended = dict[str, int](), 0, 0
+
+    def exists(repo_id: str) -> Callable[[], bool]:
+        return (shop.folder / "hub" / "models" / repo_id / "repo.json").exists
+
+    process = shop.start(publish(folder, "tester/first"), **hub)
+    wait_for(exists("tester/first"), process)
+    started = time.monotonic()
+    process.wait()
+    seconds, states, done = time.monotonic() - started, dict[str, list[str]](), 0
     while done < kills:
-        repo_id = f"{REPO_ID}-{ended}"
-        shutil.rmtree(folder)
-        copy_run(run, folder)
-        state = ""
-        while done < kills and state != "whole, tagged":
-            killed = kill_after(
-                shop.start(publish(folder, repo_id), **hub), None, random.uniform(0.5 * seconds, seconds)
-            )
-            state = read_repository(hub, repo_id, folder)
-            if "half" in state or state == "empty, tagged":
-                raise RuntimeError(f"{repo_id}: {state}")
-            if killed:
-                done += 1
-                states[state] = states.get(state, 0) + 1
-        shop.run(publish(folder, repo_id), **hub)
-        ended += 1
-        if read_repository(hub, repo_id, folder) != "whole, tagged":
-            raise RuntimeError(f"{repo_id}: the next publication did not complete it")
-    where = "afterwards " + "; ".join(f"{state}: {number}" for state, number in sorted(states.items()))
-    row("publication", done, where, 0, f"{ended} of {ended} repositories are whole and tagged")
+        repo_id = f"{REPO_ID}-{done}"
+        process = shop.start(publish(folder, repo_id), **hub)
+        if not kill_after(process, exists(repo_id), random.uniform(0, seconds)):
+            seconds *= 0.8
+        done += 1
+        state = read_repository(hub, repo_id, folder)
+        states.setdefault(state, []).append(repo_id)
+        if "half" in state or state == "empty, tagged":
+            raise RuntimeError(f"{repo_id}: {state}")
+    for names in states.values():
+        shop.run(publish(folder, names[-1]), **hub)
+        if read_repository(hub, names[-1], folder) != "whole, tagged":
+            raise RuntimeError(f"{names[-1]}: the next publication did not complete it")
+    where = "afterwards " + "; ".join(f"{state}: {len(names)}" for state, names in sorted(states.items()))
+    row(
+        "publication", done, where, 0, f"one of each kind was published again: {len(states)} of {len(states)} complete"
+    )
 
 
 def damage_checkpoints(shop: Workshop, whole: Path) -> None:
