@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,22 +81,24 @@ class Workshop:
         words = ["-m", "gi_segmentation.predict", "--model", model, "--input", self.folder / "kaggle" / "train"]
         return [*words, "--format", "kaggle", "nifti", "--num_workers", 1, "--output_dir", target]
 
-    def start(self, words: Sequence[Any], **environment: str) -> subprocess.Popen:
+    def start(self, words: Sequence[Any], environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start Python with some words, in a session of its own. What it prints goes to a new log."""
         with self.log.open("w") as log:
             return subprocess.Popen(
-                [PYTHON, *map(str, words)], cwd=self.folder, env={**self.environment, **environment},
+                [PYTHON, *map(str, words)], cwd=self.folder, env={**self.environment, **(environment or {})},
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def run(self, words: Sequence[Any], expected: int = 0, **environment: str) -> tuple[float, str]:
+    def run(
+        self, words: Sequence[Any], environment: dict[str, str] | None = None, expected: int = 0
+    ) -> tuple[float, str]:
         """Run Python to its end, and return the seconds and what it printed.
 
         Raises:
             RuntimeError: If it ends with another status, or with a traceback.
         """
         started = time.monotonic()
-        status = self.start(words, **environment).wait()
+        status = self.start(words, environment).wait()
         printed = self.log.read_text(errors="replace")
         if status != expected or "Traceback" in printed:
             raise RuntimeError(f"{words}: ended with {status}, expected {expected}\n{printed[-4000:]}")
@@ -125,11 +128,21 @@ def contents(folder: Path, pattern: str = "**/*") -> dict[str, str]:
     }
 
 
-def kill_after(process: subprocess.Popen, seconds: float, aim: Callable[[], bool] | None = None) -> bool:
-    """Kill a process after some seconds, or at once when `aim` is true; return False if it ended by itself before.
+def kill_after(
+    process: subprocess.Popen[bytes], begun: Callable[[], bool], seconds: float, aim: Callable[[], bool] | None = None
+) -> bool:
+    """Kill a process; return False if it ended by itself before.
 
     Only this process is killed, as by a system without memory. Those that it started stay.
+
+    Args:
+        process: The process.
+        begun: Whether it has begun to write.
+        seconds: When to kill it, after it has begun.
+        aim: Kill it soon after this is true, if that comes first.
     """
+    while process.poll() is None and not begun():
+        time.sleep(0.002)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if aim is not None and aim():
@@ -138,6 +151,11 @@ def kill_after(process: subprocess.Popen, seconds: float, aim: Callable[[], bool
         time.sleep(0.001)
     process.kill()
     return process.wait() == -signal.SIGKILL
+
+
+def holds(process: subprocess.Popen[bytes], lock_file: Path) -> Callable[[], bool]:
+    """Return a function that says whether a process holds the lock of a folder, and so has begun to write."""
+    return lambda: lock_file.exists() and f" {process.pid} " in lock_file.read_text(errors="replace")
 
 
 def describe_state(folder: Path) -> str:
@@ -187,31 +205,34 @@ def row(*cells: Any) -> None:
     print(f"| {' | '.join(words[cell] if isinstance(cell, bool) else str(cell) for cell in cells)} |", flush=True)
 
 
-def kill_trainings(shop: Workshop, whole: Path, begun_s: float, seconds: float, kills: int) -> None:
-    """Kill trainings until there were enough kills, and print the row."""
-    expected, states, ended, done = end_of(whole), dict[str, int](), 0, 0
-    resumed = 0
+def kill_trainings(shop: Workshop, whole: Path, seconds: float, kills: int) -> None:
+    """Kill trainings, and go on with them until they end, and print the row; `seconds` is how long one writes."""
+    expected, states, done, ended, resumed = end_of(whole), dict[str, int](), 0, 0, 0
     while done < kills:
         folder = shop.folder / f"killed-{ended}"
 
         def unsealed(folder: Path = folder) -> bool:
             return any(not (path / CHECKSUMS).exists() for path in folder.glob("checkpoint-*"))
 
-        while done < kills:
-            # The first start writes the cache of slices, too. Later starts have fewer steps to go.
-            moment = random.uniform(begun_s, seconds)
+        killed = True
+        while done < kills and killed:
+            last = find_checkpoint(folder)
+            left = 1 - int(last.name.split("-")[1]) / STEPS if last else 1.0
+            # At least a tenth of the time goes by before the first step and after the last one.
+            moment = random.uniform(0, max(left, 0.2) * seconds)
             # Every fifth kill waits for a checkpoint that is being written.
+            aim = unsealed if done % 5 == 4 else None
             process = shop.start(shop.train(folder))
-            killed = kill_after(process, seconds if done % 5 == 4 else moment, unsealed if done % 5 == 4 else None)
+            killed = kill_after(process, holds(process, folder / ".lock"), 9 * moment if aim else moment, aim)
             printed = shop.log.read_text(errors="replace")
             if "Traceback" in printed:
                 raise RuntimeError(printed[-4000:])
             resumed += "Resuming from" in printed
-            if not killed:
-                break
-            done += 1
-            states[describe_state(folder)] = states.get(describe_state(folder), 0) + 1
-            print(f"  kill {done} after {moment:.1f} s, {describe_state(folder)}", file=sys.stderr, flush=True)
+            if killed:
+                done += 1
+                state = describe_state(folder)
+                states[state] = states.get(state, 0) + 1
+                print(f"  kill {done}: {moment:.1f} s, {state}", file=sys.stderr, flush=True)
         shop.run(shop.train(folder))
         ended += 1
         check_end(expected, folder)
@@ -233,7 +254,9 @@ def kill_builds(shop: Workshop, kills: int) -> None:
             shutil.copytree(earlier, target)
         state = ""
         while done < kills and state != "the new one":
-            killed = kill_after(shop.start(shop.build(target, num_folds=2)), random.uniform(0.2 * seconds, seconds))
+            process = shop.start(shop.build(target, num_folds=2))
+            begun = holds(process, target.with_name(".gi_tract.lock"))
+            killed = kill_after(process, begun, random.uniform(0, 0.8 * seconds))
             # Any other content would be a half.
             state = names[str(contents(target))]
             if killed:
@@ -255,7 +278,8 @@ def kill_predictions(shop: Workshop, model: Path, kills: int) -> None:
     while done < kills:
         folder = shop.folder / f"predicted-{ended}"
         while done < kills:
-            killed = kill_after(shop.start(shop.predict(model, folder)), random.uniform(0.3 * seconds, seconds))
+            process = shop.start(shop.predict(model, folder))
+            killed = kill_after(process, holds(process, folder / ".lock"), random.uniform(0, 0.5 * seconds))
             found = contents(folder)
             if not found.items() <= expected.items():
                 raise RuntimeError(f"{folder}: {found.keys()} are not as an undisturbed prediction writes them")
@@ -263,10 +287,11 @@ def kill_predictions(shop: Workshop, model: Path, kills: int) -> None:
             if not killed or "submission.csv" in found:
                 break
             scans += len(found)
-        if "submission.csv" not in contents(folder) or (folder / ".predictions").exists():
+        # A prediction that is complete would not be overwritten.
+        if "submission.csv" not in contents(folder) or any(folder.glob(".predictions/*.csv")):
             shop.run(shop.predict(model, folder))
         ended += 1
-        if contents(folder) != expected or (folder / ".predictions").exists():
+        if contents(folder) != expected or any(folder.glob(".predictions/*.csv")):
             raise RuntimeError(f"{folder}: is not what an undisturbed prediction writes")
     row("`predict`", done, f"{scans} files of whole scans were there", 0, f"{ended} of {ended} predictions end equal")
 
@@ -314,29 +339,35 @@ def read_repository(hub: dict[str, str], repo_id: str, folder: Path) -> str:
 
 
 def kill_publications(shop: Workshop, run: Path, hub: dict[str, str], kills: int) -> None:
-    """Kill publications, and print the row."""
+    """Kill publications, complete one for each state in which a repository was left, and print the row."""
     folder = copy_run(run, shop.folder / "published")
-    seconds, _ = shop.run(publish(folder, "tester/first"), **hub)
-    states, done, ended = dict[str, int](), 0, 0
+
+    def exists(repo_id: str) -> Callable[[], bool]:
+        return (shop.folder / "hub" / "models" / repo_id / "repo.json").exists
+
+    process = shop.start(publish(folder, "tester/first"), hub)
+    wait_for(exists("tester/first"), process)
+    started = time.monotonic()
+    process.wait()
+    seconds, states, done = time.monotonic() - started, dict[str, list[str]](), 0
     while done < kills:
-        repo_id = f"{REPO_ID}-{ended}"
-        shutil.rmtree(folder)
-        copy_run(run, folder)
-        state = ""
-        while done < kills and state != "whole, tagged":
-            killed = kill_after(shop.start(publish(folder, repo_id), **hub), random.uniform(0.5 * seconds, seconds))
-            state = read_repository(hub, repo_id, folder)
-            if "half" in state or state == "empty, tagged":
-                raise RuntimeError(f"{repo_id}: {state}")
-            if killed:
-                done += 1
-                states[state] = states.get(state, 0) + 1
-        shop.run(publish(folder, repo_id), **hub)
-        ended += 1
-        if read_repository(hub, repo_id, folder) != "whole, tagged":
-            raise RuntimeError(f"{repo_id}: the next publication did not complete it")
-    where = "afterwards " + "; ".join(f"{state}: {number}" for state, number in sorted(states.items()))
-    row("publication", done, where, 0, f"{ended} of {ended} repositories are whole and tagged")
+        repo_id = f"{REPO_ID}-{done}"
+        process = shop.start(publish(folder, repo_id), hub)
+        if not kill_after(process, exists(repo_id), random.uniform(0, seconds)):
+            seconds *= 0.8
+        done += 1
+        state = read_repository(hub, repo_id, folder)
+        states.setdefault(state, []).append(repo_id)
+        if "half" in state or state == "empty, tagged":
+            raise RuntimeError(f"{repo_id}: {state}")
+    for names in states.values():
+        shop.run(publish(folder, names[-1]), hub)
+        if read_repository(hub, names[-1], folder) != "whole, tagged":
+            raise RuntimeError(f"{names[-1]}: the next publication did not complete it")
+    where = "afterwards " + "; ".join(f"{state}: {len(names)}" for state, names in sorted(states.items()))
+    row(
+        "publication", done, where, 0, f"one of each kind was published again: {len(states)} of {len(states)} complete"
+    )
 
 
 def damage_checkpoints(shop: Workshop, whole: Path) -> None:
@@ -373,67 +404,67 @@ def damage_checkpoints(shop: Workshop, whole: Path) -> None:
 def last_line(printed: str) -> str:
     """Return the last line of an output that says something, without paths of this machine."""
     line = [line for line in printed.splitlines() if re.match(r"error:|stopped|interrupted", line)][-1]
-    return re.sub(r"/\S+/(?=[^/\s]+)", "", line)
+    return re.sub(r"/\S+/(?=[^/\s]+)", "", line).replace(socket.gethostname(), "HOST")
 
 
-def send_signals(shop: Workshop, whole: Path, begun_s: float) -> None:
+def stop_training(shop: Workshop, folder: Path, number: int, launch: Sequence[Any] = ()) -> tuple[int, str]:
+    """Send a signal to a training after its first checkpoint, and start it again.
+
+    Returns:
+        The exit status, and what was printed before the signal took effect.
+    """
+    words = [*launch, *shop.train(folder)]
+    process = shop.start(words)
+    wait_for(lambda: any(folder.glob(f"checkpoint-*/{CHECKSUMS}")), process)
+    time.sleep(random.uniform(0, 0.5))
+    if launch:
+        # As from `kill`. The launcher passes it on.
+        process.send_signal(number)
+    else:
+        # Slurm sends it to all processes, and so does a terminal.
+        os.killpg(process.pid, number)
+    status = process.wait()
+    printed = shop.log.read_text(errors="replace")
+    shop.run(words)
+    return status, printed
+
+
+def send_signals(shop: Workshop, whole: Path) -> None:
     """Send signals to trainings in one process and in two, and to a build and a prediction, and print the rows."""
     for number in (signal.SIGTERM, signal.SIGINT):
         folder = shop.folder / f"stopped-{number}"
-        process = shop.start(shop.train(folder))
-        wait_for(lambda folder=folder: any(folder.glob(f"checkpoint-*/{CHECKSUMS}")), process)
-        time.sleep(random.uniform(0, 0.5))
-        # Slurm sends it to all processes, a terminal too.
-        os.killpg(process.pid, number)
-        status = process.wait()
-        printed = shop.log.read_text(errors="replace")
-        line, traceback = last_line(printed), "Traceback" in printed
-        shop.run(shop.train(folder))
-        end = check_end(end_of(whole), folder)
-        row(f"training, {signal.Signals(number).name}", status, f"`{line}`", traceback, end)
-    config = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
-    launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", config]
-    two = shop.folder / "two-whole"
-    shop.run([*launch, *shop.train(two)])
-    folder = shop.folder / "two"
-    process = shop.start([*launch, *shop.train(folder)])
-    wait_for(lambda: any(folder.glob(f"checkpoint-*/{CHECKSUMS}")), process)
-    process.send_signal(signal.SIGTERM)
-    status = process.wait()
-    printed = shop.log.read_text(errors="replace")
-    last = find_checkpoint(folder)
-    shop.run([*launch, *shop.train(folder)])
-    left, right = (
-        {path.name: path.read_bytes() for path in (one / f"checkpoint-{STEPS}").glob("*.safetensors")}
-        for one in (two, folder)
-    )
-    row(
-        "training in two processes, SIGTERM to `accelerate launch`", status,
-        f"`{last_line(printed)}`", "that of the launcher itself" if "SignalException" in printed else False,
-        f"both stopped at {last.name if last else 'no checkpoint'}; "
-        + ("the same weights at the end" if left == right else "other weights at the end"),
-    )  # fmt: skip
-    for name, words in (
-        ("build", shop.build(shop.folder / "interrupted" / "gi_tract")),
-        ("predict", shop.predict(whole, shop.folder / "interrupted-predictions")),
+        status, printed = stop_training(shop, folder, number)
+        name, end = signal.Signals(number).name, check_end(end_of(whole), folder)
+        row(f"training, {name}", status, f"`{last_line(printed)}`", "Traceback" in printed, end)
+    launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file"]
+    launch += [str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")]
+    undisturbed, folder = shop.folder / "two-whole", shop.folder / "two"
+    shop.run([*launch, *shop.train(undisturbed)])
+    status, printed = stop_training(shop, folder, signal.SIGTERM, launch)
+    left, right = (contents(one / f"checkpoint-{STEPS}", "*.safetensors") for one in (undisturbed, folder))
+    of_launcher = "that of the launcher" if "SignalException" in printed else "Traceback" in printed
+    weights = "the same weights at the end" if left == right else "other weights at the end"
+    row("training in two processes, SIGTERM", status, f"`{last_line(printed)}`", of_launcher, weights)
+    built, predicted = shop.folder / "interrupted" / "gi_tract", shop.folder / "interrupted-predictions"
+    for name, words, lock_file in (
+        ("build", shop.build(built), built.with_name(".gi_tract.lock")),
+        ("predict", shop.predict(whole, predicted), predicted / ".lock"),
     ):
         process = shop.start(words)
-        time.sleep(0.5 if name == "build" else begun_s)
-        target = shop.folder / ("interrupted" if name == "build" else "interrupted-predictions")
-        wait_for(lambda target=target: target.exists(), process)
-        time.sleep(0.1)
+        wait_for(holds(process, lock_file), process)
+        time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
         status = process.wait()
         printed = shop.log.read_text(errors="replace")
         shop.run(words)
-        row(f"`{name}`, SIGINT", status, f"`{last_line(printed)}`", "Traceback" in printed, "the next run completes")
+        row(f"`{name}`, SIGINT", status, f"`{last_line(printed)}`", "Traceback" in printed, "completes")
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     """Wait until something is true."""
     while not condition():
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args}: ended with {process.returncode} too early")
+            raise RuntimeError(f"a command ended with {process.returncode} too early")
         time.sleep(0.005)
 
 
@@ -458,13 +489,14 @@ def fill_disks(shop: Workshop, whole: Path, hub: dict[str, str]) -> None:
     size = sum(path.stat().st_size for path in (whole / f"checkpoint-{STEPS}").iterdir())
     disk = shop.folder / "disk"
 
-    def rows(name: str, words: list[Any], size: int, check: Callable[[], str], **environment: str) -> None:
+    def fill(name: str, words: list[Any], size: int, check: Callable[[], str], environment: dict[str, str]) -> None:
         with small_disk(disk, str(size)):
-            copy_run(whole, disk / "run") if name == "publication" else None
-            _, printed = shop.run(words, expected=1, **environment)
+            if name == "publication":
+                copy_run(whole, disk / "run")
+            _, printed = shop.run(words, environment, expected=1)
             left = check()
             subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
-            shop.run(words, **environment)
+            shop.run(words, environment)
             row(name, f"`{last_line(printed)}`", left, check())
         disk.rmdir()
 
@@ -475,12 +507,10 @@ def fill_disks(shop: Workshop, whole: Path, hub: dict[str, str]) -> None:
         good = sorted((name for name in faults if faults[name] is None), key=lambda name: int(name.split("-")[1]))
         return f"{good[-1]} is whole"
 
-    rows("training", shop.train(disk / "run", save_total_limit=50), int(4.5 * size), training)
-    built = contents(shop.folder / "gi_tract")
-    rows("`build`", shop.build(disk / "gi_tract"), sum(path.stat().st_size for path in
-         (shop.folder / "gi_tract").rglob("*") if path.is_file()) // 2,
-         lambda: "whole" if contents(disk / "gi_tract") == built else f"{len(contents(disk))} files")  # fmt: skip
-    predicted = contents(shop.folder / "predicted")
+    built, predicted = contents(shop.folder / "gi_tract"), contents(shop.folder / "predicted")
+
+    def build() -> str:
+        return "whole" if contents(disk / "gi_tract") == built else f"{len(contents(disk))} files"
 
     def prediction() -> str:
         found = contents(disk / "out")
@@ -488,16 +518,21 @@ def fill_disks(shop: Workshop, whole: Path, hub: dict[str, str]) -> None:
             return "whole"
         return f"{len(found)} files of whole scans" if found.items() <= predicted.items() else "half files"
 
-    rows("`predict`", shop.predict(whole, disk / "out"), 16 * 4096, prediction)
+    def publication() -> str:
+        return read_repository(hub, f"{REPO_ID}-disk", disk / "run")
+
+    files = [path.stat().st_size for path in (shop.folder / "gi_tract").rglob("*") if path.is_file()]
+    run = [path.stat().st_size + 4096 for path in whole.glob("*") if path.is_file()]
+    fill("training", shop.train(disk / "run", save_total_limit=50), int(4.5 * size), training, {})
+    fill("`build`", shop.build(disk / "gi_tract"), sum(files) // 2, build, {})
+    fill("`predict`", shop.predict(whole, disk / "out"), 16 * 4096, prediction, {})
+    # What is published is first copied to the folder for temporary files.
+    words = publish(disk / "run", f"{REPO_ID}-disk")
     weights = (whole / "model.safetensors").stat().st_size
-    rows(
-        "publication", publish(disk / "run", f"{REPO_ID}-disk"),
-        sum(path.stat().st_size + 4096 for path in whole.glob("*") if path.is_file()) + weights // 2,
-        lambda: read_repository(hub, f"{REPO_ID}-disk", disk / "run"), TMPDIR=str(disk), **hub,
-    )  # fmt: skip
+    fill("publication", words, sum(run) + weights // 2, publication, {**hub, "TMPDIR": str(disk)})
 
 
-def run_two(shop: Workshop, words: list[list[Any]], **environment: str) -> tuple[list[int], str]:
+def run_two(shop: Workshop, words: list[list[Any]], environment: dict[str, str]) -> tuple[list[int], str]:
     """Start two commands at once, and return both statuses and the message of the one that failed.
 
     Raises:
@@ -507,7 +542,7 @@ def run_two(shop: Workshop, words: list[list[Any]], **environment: str) -> tuple
     processes = []
     for one, log in zip(words, logs, strict=True):
         shop.log = log
-        processes.append(shop.start(one, **environment))
+        processes.append(shop.start(one, environment))
     shop.log = shop.folder / "log"
     statuses = [process.wait() for process in processes]
     printed = [log.read_text(errors="replace") for log in logs]
@@ -549,7 +584,7 @@ def run_twice(shop: Workshop, whole: Path, hub: dict[str, str], times: int) -> N
     for name, (words, check) in cases.items():
         won, message, whole_ones = 0, "", 0
         for index in range(times):
-            statuses, said = run_two(shop, words(index), **hub)
+            statuses, said = run_two(shop, words(index), hub)
             won += statuses == [0, 1]
             message = said or message
             whole_ones += check(index)
@@ -585,7 +620,7 @@ def main() -> None:
                 row("killed", "kills", "when, or what was there", "halves taken for whole", "the next starts")
                 row(*["---"] * 5)
                 if "training" in wanted:
-                    kill_trainings(shop, whole, begun_s, seconds, options.kills)
+                    kill_trainings(shop, whole, seconds - begun_s, options.kills)
                 if "publication" in wanted:
                     kill_publications(shop, whole, hub, options.kills)
                 if "prediction" in wanted:
@@ -604,7 +639,7 @@ def main() -> None:
             if "signals" in wanted:
                 row("signal", "exit status", "last line", "traceback", "the same command again")
                 row(*["---"] * 5)
-                send_signals(shop, whole, begun_s)
+                send_signals(shop, whole)
                 print()
             if not (shop.folder / "predicted").exists():
                 shop.run(shop.predict(whole, shop.folder / "predicted"))

@@ -73,14 +73,15 @@ def writing_to(folder: Path, lock_file: Path) -> Iterator[None]:
     try:
         lock = take_lock(folder, lock_file)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({one_line(error)}); name another folder") from error
+        raise InputError(f"--output_dir {folder}: cannot be written ({one_line(error)}); name another one") from error
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         raise InputError(
-            f"{folder}: cannot be written ({one_line(error)}); free some space, and run the same command again"
+            f"--output_dir {folder}: cannot be written ({one_line(error)}); free some space, and run the same command "
+            f"again"
         ) from error
     finally:
         # While the lock is held. A process that has opened this file already will find that it has no name any more.
@@ -106,7 +107,8 @@ def take_lock(folder: Path, lock_file: Path) -> "FileLock":
     except Timeout as error:
         holder = lock_file.read_text(encoding="utf-8", errors="replace").strip() if lock_file.exists() else ""
         raise InputError(
-            f"{folder}: {holder or 'another process'} writes to this folder; wait for its end, or name another one"
+            f"--output_dir {folder}: {holder or 'another process'} writes to this folder; wait for its end, or name "
+            f"another one"
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
