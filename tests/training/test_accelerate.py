@@ -83,8 +83,8 @@ def test_a_run_goes_on_with_another_number_of_processes_and_machines(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, hf_home: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, env = tmp_path / "run", {**hub.environment(), **hf_home}
-    # Averaged weights, an auxiliary head and an own learning rate of the head must all survive. The model predicts some
-    # pixels of each organ, so that the scores are not 0.
+    # Averaged weights, an auxiliary head and a learning rate of the head must all survive. The model predicts pixels
+    # of each organ, so that the scores are not 0.
     model = change_config(save_model(tmp_path / "model", "upernet", seed=0), use_auxiliary_head=True)
     flags = {**of_a_checkpoint(model), "ema_decay": 0.9, "head_lr_multiplier": 10, "learning_rate": 1e-4}
     flags |= {"gradient_accumulation_steps": 2, "max_steps": 8, "save_total_limit": 9, "max_eval_samples": 23}
