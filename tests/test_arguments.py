@@ -187,6 +187,7 @@ FIXED = [
     ("dataloader_drop_last", "False", "true"),
     ("label_smoothing_factor", "0.0", "0.1"),
     ("do_predict", "False", "true"),
+    ("enable_jit_checkpoint", "False", "true"),
 ]
 
 
