@@ -340,13 +340,13 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[None
             check_output_dir(output_dir)
             if run_args.process_index == 0:
                 stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
-            if not (output_dir / RUN_FILE).exists():
-                if run_args.process_index:
-                    raise InputError(
-                        f"--output_dir {output_dir}: process {run_args.process_index} does not see the folder of the "
-                        f"main process; name a folder that all machines of this run share"
-                    )
-                write_facts(output_dir, facts)
+                if not (output_dir / RUN_FILE).exists():
+                    write_facts(output_dir, facts)
+            elif not (output_dir / RUN_FILE).exists():
+                raise InputError(
+                    f"--output_dir {output_dir}: process {run_args.process_index} does not see the folder of the main "
+                    f"process; name a folder that all machines of this run share"
+                )
             check_identity(output_dir, facts)
         yield
 

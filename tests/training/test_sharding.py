@@ -53,6 +53,9 @@ def test_a_machine_that_does_not_share_the_folder_says_so_before_the_training(tm
             return contextlib.nullcontext()
 
     run_args = Arguments(output_dir=str(tmp_path / "run"), process_index=8)
-    with pytest.raises(InputError, match=r"process 8 does not see the folder .* all machines of this run share"):
-        prepare_output_dir(run_args, facts=None)  # type: ignore[arg-type]
+    with (
+        pytest.raises(InputError, match=r"process 8 does not see the folder .* all machines of this run share"),
+        prepare_output_dir(run_args, facts=None),  # type: ignore[arg-type]
+    ):
+        pytest.fail("the training began")
     assert not (tmp_path / "run").exists()
