@@ -273,13 +273,19 @@ def kill_builds(shop: Workshop, kills: int) -> None:
 def kill_predictions(shop: Workshop, model: Path, kills: int) -> None:
     """Kill predictions, and go on with them until they end, and print the row."""
     whole = shop.folder / "predicted"
-    seconds, _ = shop.run(shop.predict(model, whole))
+    # A prediction writes from the lock of its folder to `submission.csv`.
+    process = shop.start(shop.predict(model, whole))
+    wait_for(holds(process, whole / ".lock"), process)
+    started = time.monotonic()
+    wait_for((whole / "submission.csv").exists, process)
+    seconds = time.monotonic() - started
+    process.wait()
     expected, done, ended, scans = contents(whole), 0, 0, 0
     while done < kills:
         folder = shop.folder / f"predicted-{ended}"
         while done < kills:
             process = shop.start(shop.predict(model, folder))
-            killed = kill_after(process, holds(process, folder / ".lock"), random.uniform(0, 0.5 * seconds))
+            killed = kill_after(process, holds(process, folder / ".lock"), random.uniform(0, seconds))
             found = contents(folder)
             if not found.items() <= expected.items():
                 raise RuntimeError(f"{folder}: {found.keys()} are not as an undisturbed prediction writes them")
