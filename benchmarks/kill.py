@@ -273,13 +273,19 @@ def kill_builds(shop: Workshop, kills: int) -> None:
 def kill_predictions(shop: Workshop, model: Path, kills: int) -> None:
     """Kill predictions, and go on with them until they end, and print the row."""
     whole = shop.folder / "predicted"
-    seconds, _ = shop.run(shop.predict(model, whole))
+    # A prediction writes from the lock of its folder to `submission.csv`.
+    process = shop.start(shop.predict(model, whole))
+    wait_for(holds(process, whole / ".lock"), process)
+    started = time.monotonic()
+    wait_for((whole / "submission.csv").exists, process)
+    seconds = time.monotonic() - started
+    process.wait()
     expected, done, ended, scans = contents(whole), 0, 0, 0
     while done < kills:
         folder = shop.folder / f"predicted-{ended}"
         while done < kills:
             process = shop.start(shop.predict(model, folder))
-            killed = kill_after(process, holds(process, folder / ".lock"), random.uniform(0, 0.5 * seconds))
+            killed = kill_after(process, holds(process, folder / ".lock"), random.uniform(0, seconds))
             found = contents(folder)
             if not found.items() <= expected.items():
                 raise RuntimeError(f"{folder}: {found.keys()} are not as an undisturbed prediction writes them")
@@ -342,19 +348,22 @@ def kill_publications(shop: Workshop, run: Path, hub: dict[str, str], kills: int
     """Kill publications, complete one for each state in which a repository was left, and print the row."""
     folder = copy_run(run, shop.folder / "published")
 
-    def exists(repo_id: str) -> Callable[[], bool]:
-        return (shop.folder / "hub" / "models" / repo_id / "repo.json").exists
+    def has(repo_id: str, content: str) -> Callable[[], bool]:
+        path = shop.folder / "hub" / "models" / repo_id / "repo.json"
+        return lambda: path.exists() and content in path.read_text()
 
+    # A publication writes from the creation of the repository to the tag.
     process = shop.start(publish(folder, "tester/first"), hub)
-    wait_for(exists("tester/first"), process)
+    wait_for(has("tester/first", ""), process)
     started = time.monotonic()
-    process.wait()
+    wait_for(has("tester/first", '"dice-'), process)
     seconds, states, done = time.monotonic() - started, dict[str, list[str]](), 0
+    process.wait()
     while done < kills:
         repo_id = f"{REPO_ID}-{done}"
         process = shop.start(publish(folder, repo_id), hub)
-        if not kill_after(process, exists(repo_id), random.uniform(0, seconds)):
-            seconds *= 0.8
+        if not kill_after(process, has(repo_id, ""), random.uniform(0, seconds)):
+            raise RuntimeError(f"{repo_id}: the publication ended before it was killed")
         done += 1
         state = read_repository(hub, repo_id, folder)
         states.setdefault(state, []).append(repo_id)
