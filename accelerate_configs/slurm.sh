@@ -22,7 +22,9 @@
 set -euo pipefail
 
 export CONFIG_FILE=${CONFIG_FILE:-accelerate_configs/multi_node.yaml}
-MAIN_PROCESS_IP=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# One name per line. A pipe to `head` could end `scontrol` before it has printed all names, which would count as an error.
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MAIN_PROCESS_IP=${machines%%$'\n'*}
 # Jobs that share a machine have different numbers, and so different ports.
 export MAIN_PROCESS_IP MAIN_PROCESS_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export NUM_PROCESSES=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_ON_NODE))

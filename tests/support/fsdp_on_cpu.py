@@ -12,11 +12,13 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.processes import noticing_lost_processes
 from run_segmentation import main
 
 if __name__ == "__main__":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     torch.distributed.init_process_group("gloo")
     group = ("gloo", DistributedType.MULTI_GPU)
-    with patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: group), exit_on_input_error():
+    patched = patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: group)
+    with patched, exit_on_input_error(), noticing_lost_processes():
         main()

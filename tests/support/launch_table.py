@@ -128,7 +128,8 @@ def try_case(case: Case, dataset_dir: Path, folder: Path, hub: LoopbackHub) -> l
     with launch(again, folder / "again", words, Machines(), hub) as started:
         assert not any(started.wait()), started.said()[-3000:]
         assert "scoring its best checkpoint" in started.said()
-    same = scores_of(run) == scores
+    greatest = max(abs((value or 0) - (scores[name] or 0)) for name, value in scores_of(run).items())
+    outcome = f"differ by {greatest:.0e}" if greatest else "identical"
     return [
         str(case.first),
         case.family
@@ -136,7 +137,7 @@ def try_case(case: Case, dataset_dir: Path, folder: Path, hub: LoopbackHub) -> l
         + (", averaged weights" if case.flags == EMA else ""),
         f"{seconds:.1f} s",
         str(case.then),
-        f"`{again.config}`: {'identical' if same else '**differ**'} (Dice {scores['eval_dice']:.4f})",
+        f"`{again.config}`: {outcome} (Dice {scores['eval_dice']:.4f})",
         "yes" if published else "no Hub there",
     ]
 

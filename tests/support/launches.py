@@ -145,8 +145,10 @@ class Launch:
 
     def kill(self, rank: int) -> None:
         """Kill the process with a rank, as a machine without memory would."""
+        launchers = {launcher.pid for launcher in self.started}
         for process in self.processes():
-            if process.environ().get("RANK") == str(rank):
+            # A process that is alone has no number.
+            if process.pid not in launchers and process.environ().get("RANK", "0") == str(rank):
                 process.send_signal(signal.SIGKILL)
                 return
         raise AssertionError(f"no process has the rank {rank}: {self.said()}")

@@ -11,7 +11,6 @@ from typing import Protocol
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "accelerate_configs"
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--config_file"]
-TWO_PROCESSES = [*LAUNCH, str(CONFIGS / "multi_cpu.yaml")]
 # The packages `tests` and `benchmarks` are not installed, so a new process finds them only with this.
 ROOT_ON_PATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 

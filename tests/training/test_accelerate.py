@@ -129,7 +129,9 @@ def test_a_run_goes_on_with_another_number_of_processes_and_machines(
     with Launch(tmp_path / "two", accelerate_commands("multi_cpu", words, 2), env) as launch:
         assert launch.wait() == [0], launch.said()[-3000:]
         assert launch.said().count("is the end of this run") == launch.printed().count("best checkpoint:") == 1
-        assert not doubled_lines(launch.printed() + launch.said())
+        # The main process loads the model that it began with, and then the best checkpoint.
+        assert launch.said().count("Loading weights: 100%") == 2
+        assert doubled_lines(launch.printed() + launch.said()) == ["Loading weights"]
     assert scores_of(run) == three
 
 
