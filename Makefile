@@ -37,7 +37,7 @@ quality: $(VENV)/installed  ## Style, types, and known vulnerabilities of the pa
 lock: $(VENV)/installed  ## requirements.lock, anew: the newest versions that setup.cfg allows, with hashes.
 	@# PyTorch is left out, and networkx is something that only PyTorch needs.
 	echo 'torch; python_version < "3"' > $(VENV)/without_torch.txt
-	echo networkx | $(BIN)/uv pip compile setup.cfg - --extra test --universal --python-version 3.11 --upgrade --generate-hashes \
+	echo networkx | $(BIN)/uv pip compile --quiet setup.cfg - --extra test --universal --python-version 3.11 --upgrade --generate-hashes \
 		--override $(VENV)/without_torch.txt --custom-compile-command "make lock" --output-file requirements.lock
 
 benchmark: $(VENV)/installed  ## The tables of benchmarks/README.md, anew; NAMES="gpu learning" chooses some, the long ones too.

@@ -46,12 +46,11 @@ class BalancedSampler(Sampler[int]):
 
 
 class StreamingSampler(Sampler[int]):
-    """Draws every slice once per epoch, in an order that reads each row group only once.
+    """Draws every slice once per epoch, in an order in which hardly any row group is read twice.
 
-    The processes that load slices take the batches of an epoch in turn. So the order has a lane for each of them. The
-    row groups are shuffled and dealt to the lanes. Each lane is cut into windows of `WINDOW_GROUPS` groups, and the
-    slices of a window are shuffled. Then the lanes give a batch each, in turn. At the end of an epoch, a lane may have
-    slices left when others have none.
+    The row groups are shuffled, and their slices are listed group by group. The processes that load slices take the
+    batches of an epoch in turn. So the list is cut into equal lanes, one for each of these processes. In each lane,
+    the slices of `WINDOW_GROUPS` groups at a time are shuffled. Then the lanes give a batch each, in turn.
 
     Args:
         groups: The row group of each slice, numbered from 0: int, shape `(slices,)`.
@@ -74,15 +73,23 @@ class StreamingSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         # As in `BalancedSampler`, seed and epoch alone fix the order.
         generator = np.random.default_rng([self.seed, int(self.epoch)])
-        # The place of each slice's group in the shuffled list of groups. Neighbours in this list go to other lanes.
+        # The place of each slice's group in the shuffled list of groups.
         turn = generator.permutation(self.groups.max(initial=-1) + 1)[self.groups]
-        lane, window = turn % self.lanes, turn // self.lanes // WINDOW_GROUPS
+        order = np.argsort(turn, kind="stable")
+        # An incomplete batch comes last. Within a lane, it would move all later batches to other processes.
+        number = len(order) // self.batch_size
+        order, rest = np.split(order, [number * self.batch_size])
+        lanes = np.arange(self.lanes)
+        sizes = number // self.lanes + (lanes < number % self.lanes)
+        lane = np.repeat(lanes, sizes)
         # `lexsort` sorts by its last key first: by lane, then by window, then at random.
-        order = np.lexsort((generator.random(len(turn)), window, lane))
-        # The number of each slice in its lane, and so of its batch.
-        sizes = np.bincount(lane, minlength=self.lanes)
-        number = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        yield from order[np.lexsort((lane[order], number // self.batch_size))].tolist()
+        window = turn[order] // WINDOW_GROUPS
+        order = order[np.lexsort((generator.random(len(order)), window, np.repeat(lane, self.batch_size)))]
+        # The first batch of each lane, then the second one of each, and so on.
+        place = np.arange(number) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        batches = order.reshape(number, self.batch_size)[np.lexsort((lane, place))]
+        yield from batches.ravel().tolist()
+        yield from rest.tolist()
 
 
 def shown_organs(dataset: Dataset) -> np.ndarray:

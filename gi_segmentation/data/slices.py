@@ -127,7 +127,7 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"{data_args.dataset_name}: expected the splits train and validation, got {', '.join(loaded)}; "
             f"`{BUILD_COMMAND}` makes them"
         )
-    # The index of a streamed dataset has no pictures. Their absence would be found when the first one is read.
+    # The index of a streamed dataset has no pictures. `load_index` has looked for them in the files.
     wanted = set(dataset_features()) - set(PICTURES if data_args.streaming else ())
     columns = wanted - set(loaded["train"].column_names)
     if columns:

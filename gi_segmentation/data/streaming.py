@@ -3,7 +3,7 @@
 A Parquet file stores its rows in groups, and a reader gets a whole group. In the files of `dataset_builder`, a group
 has up to 32 slices of one scan, about 4 MB. A training first reads all columns but the pictures. This index says for
 each slice in which file, in which group and at which place its row is. `sampling.StreamingSampler` then draws the
-slices so that a process reads each group once in an epoch.
+slices so that hardly any group is read twice in an epoch.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ from gi_segmentation.schema import dataset_features
 PICTURES = ("image", "annotation")
 # Where the row of a slice is, as columns of the index. `file` has the names of all files of the dataset.
 PLACE_COLUMNS = ("file", "row_group", "place")
-# Row groups that a process keeps in memory. A window of the sampler has fewer.
+# Row groups that a process keeps in memory, up to 200 MB. A window of the sampler has a third as many.
 KEPT_GROUPS = 48
 
 
@@ -36,7 +36,7 @@ def load_index(path: str, revision: str | None) -> DatasetDict:
         The splits, with the columns `PLACE_COLUMNS` in place of `PICTURES`.
 
     Raises:
-        ValueError: If a file is not Parquet, or has other columns.
+        ValueError: If a file is not Parquet, or has no images.
     """
     files = load_dataset_builder(path, revision=revision).config.data_files or {}
     names = [name for split in files.values() for name in split]
@@ -112,8 +112,6 @@ class StreamedRows:
         self.names = index.features["file"].names
         self.columns = columns
         self.groups: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
-        # How many groups were read, for measurements.
-        self.reads = 0
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         file, group, place = map(int, self.places[row])
@@ -126,7 +124,6 @@ class StreamedRows:
 
     def read_group(self, file: int, group: int) -> list[dict[str, Any]]:
         """Read a row group."""
-        self.reads += 1
         # A process that loads slices must not share an open file with its parent, because both would move its
         # position. So a file is opened for each group.
         with open_file(self.names[file]) as opened:

@@ -6,6 +6,7 @@ from datasets import Dataset
 from gi_segmentation.data.prepared import read_image, select_sources
 from gi_segmentation.data.preprocessing import scale_intensity
 from gi_segmentation.data.slices import ScanPlan, plan_scans
+from gi_segmentation.data.streaming import StreamedRows
 from gi_segmentation.inference.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.inference.triage import TrainingRanges, find_ranges
 from gi_segmentation.rle import organ_masks
@@ -29,15 +30,16 @@ def find_training_ranges(dataset: Dataset) -> TrainingRanges:
     """
     plans = list(plan_scans(dataset).values())
     positions = np.unique(np.linspace(0, len(plans) - 1, min(len(plans), MAX_SCANS)).round().astype(int))
-    return find_ranges([measure_outlined_scan(dataset, plans[position]) for position in positions])
+    # For a streamed dataset, this looks up where all rows are. So it is done once.
+    sources = select_sources(dataset)
+    return find_ranges([measure_outlined_scan(dataset, sources, plans[position]) for position in positions])
 
 
-def measure_outlined_scan(dataset: Dataset, plan: ScanPlan) -> ScanMeasures:
-    """Measure a scan of the dataset with the outlines that were drawn by hand."""
+def measure_outlined_scan(dataset: Dataset, sources: Dataset | StreamedRows, plan: ScanPlan) -> ScanMeasures:
+    """Measure a scan of the dataset with the outlines that were drawn by hand; `sources` has its images."""
     numbers = sorted(plan.rows)
     rows = [plan.rows[number] for number in numbers]
     outlines = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"]).select(rows)
-    sources = select_sources(dataset)
     images = [sources[rows[place]] for place in pick_intensity_slices(len(rows))]
     masks = np.stack([organ_masks(row["segmentation"], *plan.size) for row in outlines], axis=1)
     scaled = np.stack([scale_intensity(read_image(row)) for row in images])

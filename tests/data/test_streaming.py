@@ -1,6 +1,7 @@
 """Streamed slices are those of the dataset, each comes once an epoch, and each row group is read by one process."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from gi_segmentation.data.prepared import SOURCE_COLUMNS, PreparedSlices
 from gi_segmentation.data.sampling import StreamingSampler
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
-from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.processes import ROOT_ON_PATH, RunPython
 
 # Reads the training slices of a dataset on a Hub with two worker processes, as a training does.
@@ -98,6 +99,15 @@ def test_an_epoch_has_each_slice_once_and_each_group_in_one_lane(lanes: int, mon
     assert order != order_of(groups, lanes, epoch=0, seed=1)
 
 
+def test_few_groups_are_read_twice_whatever_their_sizes() -> None:
+    # Scans of 144 slices have four groups of 32 and one of 16. The last batch is not whole.
+    groups = np.repeat(np.arange(500), np.tile([32, 32, 32, 32, 16], 100))[:-3]
+    batches = np.array_split(groups[order_of(groups, 8, epoch=0)], range(4, len(groups), 4))
+    reads = sum(len(set(np.concatenate(batches[lane::8]))) for lane in range(8))
+    # At each of the seven borders between lanes, a group may be cut. The last batch may be another process's.
+    assert 500 <= reads <= 500 + 7 + 1
+
+
 def test_groups_of_many_sizes_and_fewer_groups_than_lanes_lose_no_slice() -> None:
     for groups, lanes in ((np.repeat(np.arange(9), np.arange(1, 10)), 4), (np.zeros(5, dtype=int), 3)):
         assert sorted(order_of(groups, lanes, epoch=0)) == list(range(len(groups)))
@@ -109,9 +119,14 @@ def test_a_dataset_on_a_hub_is_streamed_and_no_picture_is_kept(
     api = HfApi(endpoint=hub.endpoint, token="any")
     api.create_repo("tester/gi_tract", repo_type="dataset", private=True)
     api.upload_folder(repo_id="tester/gi_tract", folder_path=dataset_dir, repo_type="dataset")
+    # This fault does nothing. The server counts the requests that have it.
+    hub.faults.set([Fault("GET", r"\.parquet", times=math.inf)])
     environment = {**hub.environment(), **ROOT_ON_PATH, "HF_HOME": str(tmp_path / "hf_home")}
     done = run_python(["-c", READ_FROM_HUB, "tester/gi_tract"], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    # Two files are indexed, and each of the two workers reads both row groups of the training split, with three
+    # requests for a group.
+    assert 12 < hub.faults.count < 20
     slices = load_slices(DataArguments(dataset_name=str(dataset_dir), cache_slices=False))["train"]
     names = list(zip(slices["scan"], slices["slice"], strict=True))
     pixels, organs = zip(*PreparedSlices(slices, 64).read(names), strict=True)

@@ -343,7 +343,7 @@ def test_a_wrong_checksum_of_the_pixels_says_so(kaggle_copy: Path) -> None:
     assert problem.startswith(f"{path}: not a whole PNG (broken PNG file") and "IDAT" in problem
 
 
-@pytest.mark.parametrize("kind", ["text", "two images", "bytes behind the end"])
+@pytest.mark.parametrize("kind", ["text", "two images", "one and a half", "bytes behind the end"])
 def test_images_with_more_than_pixels_are_decoded(kind: str, kaggle_copy: Path) -> None:
     slice_file = parse_slice_path(image_of(kaggle_copy, 0))
     data = slice_file.path.read_bytes()
@@ -355,7 +355,8 @@ def test_images_with_more_than_pixels_are_decoded(kind: str, kaggle_copy: Path) 
         assert read_slice(slice_file) == whole
         slice_file.path.write_bytes(whole.replace(b"a scanner", b"a scammer"))
     else:
-        slice_file.path.write_bytes(data + (data[:-1] if kind == "two images" else b"\0"))
+        more = {"two images": data, "one and a half": data[:-1], "bytes behind the end": b"\0"}
+        slice_file.path.write_bytes(data + more[kind])
     with pytest.raises(KaggleDataError, match="not a whole PNG"):
         read_slice(slice_file)
 

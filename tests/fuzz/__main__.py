@@ -1,4 +1,4 @@
-"""Run many cases of each target, with a line of progress per target and a table at the end: `python -m tests.fuzz`."""
+"""Run many cases of each target, and print a table with a row for each: `python -m tests.fuzz`."""
 
 import argparse
 import contextlib
@@ -104,7 +104,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     chosen = {name: targets.TARGETS[name] for name in arguments.targets or targets.TARGETS}
-    lines, failures = [], []
+    failures = []
+    print(
+        "| target | cases | clear errors | right results | failures | seconds | peak memory, GB |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory(prefix="gi-segmentation-fuzz-") as folder:
         targets.use_folder(Path(folder))
         for name, target in chosen.items():
@@ -115,13 +118,11 @@ def main(argv: list[str] | None = None) -> int:
                 failure = failure or f"the process had {memory:.1f} GB"
                 counts["failures"] += 1
             seconds = time.monotonic() - started
-            print(f"{name}: {counts['cases']} cases in {seconds:.0f} s, {memory:.2f} GB", flush=True)
             numbers = [counts[key] for key in ("cases", "clear error", "right result", "failures")]
-            lines.append(f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} | {seconds:.0f} |")
+            cells = [name, *(f"{number:,}" for number in numbers), f"{seconds:.0f}", f"{memory:.2f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
             failures += [f"{name}:\n{failure}"] if failure else []
     print("\n".join(failures), file=sys.stderr)
-    print("| target | cases | clear errors | right results | failures | seconds |\n|---|---|---|---|---|---|")
-    print("\n".join(lines))
     return 1 if failures else 0
 
 
