@@ -446,7 +446,7 @@ def send_signals(shop: Workshop, whole: Path) -> None:
         name, end = signal.Signals(number).name, check_end(end_of(whole), folder)
         row(f"training, {name}", status, f"`{last_line(printed)}`", "Traceback" in printed, end)
     launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file"]
-    launch += [str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")]
+    launch += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml")]
     undisturbed, folder = shop.folder / "two-whole", shop.folder / "two"
     shop.run([*launch, *shop.train(undisturbed)])
     status, printed = stop_training(shop, folder, signal.SIGTERM, launch)

@@ -24,7 +24,7 @@ PATIENTS, SCANS, SLICES, BATCH, EPOCHS = 6, 2, 40, 8, 2
 def train(folder: Path, processes: int, words: list[str], last_step: int = 0) -> int:
     """Run a training that writes its records into a folder. Return the exit status."""
     folder.mkdir(exist_ok=True)
-    config = CONFIGS / ("cpu_2_processes.yaml" if processes == 2 else "cpu.yaml")
+    config = CONFIGS / ("multi_cpu.yaml" if processes == 2 else "cpu.yaml")
     command = [sys.executable, *LAUNCH, str(config), "-m", "tests.support.stream_once", str(folder), str(last_step)]
     environment = {**os.environ, **ROOT_ON_PATH, "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("a") as log:
