@@ -42,6 +42,7 @@ from gi_segmentation.models.heads import (
     return_auxiliary_logits,
     without_auxiliary_head,
 )
+from gi_segmentation.processes import noticing_lost_processes
 from gi_segmentation.schema import LabelMode
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.training.averaging import AverageCallback, exchanged_weights, make_average
@@ -449,7 +450,8 @@ def train_on(trainer: SegmentationTrainer, checkpoint: Path | None) -> None:
     trainer.add_callback(stop)
     # `Trainer` restores the optimizer, the scheduler, the random numbers and the place in the epoch. Our methods
     # `load_training_weights` and, at the end, `load_best_weights` restore the weights.
-    with stop.listening(), explaining_failed_saves(trainer):
+    # If another process ends while a checkpoint is written, the disk is not to blame.
+    with stop.listening(), explaining_failed_saves(trainer), noticing_lost_processes():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The signal may have come after the last step.
     if stop.agree(stop.ask_all(trainer.args)):
