@@ -31,7 +31,7 @@ for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE")
 
 
 # Fixtures of tests that start programs.
-SLOW = {"run_python", "trained", "execution"}
+SLOW = {"run_python", "trained", "execution", "hub"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -117,9 +117,8 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[WarmPython]:
     """A Python that runs programs in new processes without importing the large libraries each time."""
-    running = WarmPython({**os.environ, **ENVIRONMENT})
-    yield running
-    running.close()
+    with WarmPython(os.environ) as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 The commands run in the order in which the README links the pages, in one folder, as a reader would run them.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
 from tests.support.volumes import write_scan_series
+from tests.support.warm_python import WarmPython
 
 README = ROOT / "README.md"
 MAX_README_LINES = 120
@@ -77,6 +79,14 @@ NOT_RUN = {
 }
 
 RENT = "hf jobs run "
+# All commands use one Hub, so these libraries are imported only once.
+HUGGING_FACE = (
+    "transformers.trainer",
+    "transformers.image_processing_backends",
+    "datasets",
+    "evaluate",
+    "albumentations",
+)
 
 
 class Documented(NamedTuple):
@@ -150,21 +160,21 @@ def tracked_entries() -> list[str]:
     return sorted({name.split("/")[0] for name in done.stdout.split("\0") if name})
 
 
-def test_every_documented_command_runs(
-    tmp_path: Path, hub: LoopbackHub, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_documented_command_runs(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     clone = prepare_folder(tmp_path, hub)
     # One documented command starts another one, which it finds on the PATH.
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
-    for page, language, text in documented():
-        # The command that rents a machine has a test of its own, below.
-        if text in NOT_RUN or text.startswith(RENT):
-            continue
-        arguments = ["-c", text] if language == "python" else to_python_arguments(page, text)
-        done = run_python(arguments, cwd=clone, env=hub.environment(), timeout=200)
-        assert done.returncode == 0, f"{page.name}: {text}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-        for printed in re.findall(r"^print\(.*\)  # (.+)$", text, re.M):
-            assert printed.removesuffix("...") in done.stdout, f"{page.name}: {text}"
+    environment = {**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "hf_home")}
+    with WarmPython(environment, HUGGING_FACE) as warm_python:
+        for page, language, text in documented():
+            # The command that rents a machine has a test of its own, below.
+            if text in NOT_RUN or text.startswith(RENT):
+                continue
+            arguments = ["-c", text] if language == "python" else to_python_arguments(page, text)
+            done = warm_python.run(arguments, clone, environment, timeout=200)
+            assert done.returncode == 0, f"{page.name}: {text}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+            for printed in re.findall(r"^print\(.*\)  # (.+)$", text, re.M):
+                assert printed.removesuffix("...") in done.stdout, f"{page.name}: {text}"
 
 
 def test_the_client_accepts_the_command_that_rents_a_machine(hub: LoopbackHub, run_python: RunPython) -> None:

@@ -1,12 +1,7 @@
 """The pipeline as a user runs it: real commands, a real Hub, new processes."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +10,12 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from safetensors.torch import load_file
 
 import run_segmentation
+from gi_segmentation import predict
 from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import CONFIGS, LAUNCH, ROOT, RunPython
 from tests.support.training import arguments
+from tests.support.volumes import prediction_words
 
 RUN = str(ROOT / "run_segmentation.py")
 MODEL_ID, DATASET_ID = "tester/gi-segformer", "tester/gi_tract"
@@ -68,8 +65,8 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
         copy = api.hf_hub_download(MODEL_ID, name, local_dir=tmp_path / "copy", revision=tag.name)
         assert Path(copy).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
-    predict = ["-m", "gi_segmentation.predict", "--model", MODEL_ID, "--input", str(sample), "--output_dir", "out"]
-    run_command(run_python, predict, tmp_path, hub)
+    words = ["-m", "gi_segmentation.predict", "--model", MODEL_ID, "--input", str(sample), "--output_dir", "out"]
+    run_command(run_python, words, tmp_path, hub)
     score = ["-m", "gi_segmentation.score", "--truth", str(sample / "train.csv"), "--submission", "out/submission.csv"]
     printed = run_command(run_python, score, tmp_path, hub)
     assert re.search(r"^ +0\.\d{4}  competition_score \[0\.\d{4}, 0\.\d{4}\]$", printed, re.M)
@@ -118,9 +115,9 @@ def test_a_recipe_trains_resumes_publishes_and_predicts_with_a_tiny_model_of_its
     api = HfApi(endpoint=hub.endpoint, token="any")
     pushed = load_file(api.hf_hub_download(MODEL_ID, "model.safetensors", local_dir=tmp_path / "pushed"))
     assert pushed.keys() == best.keys() and all(torch.equal(pushed[name], best[name]) for name in best)
-    # `predict` loads the model by its name on the Hub. It would refuse a checkpoint that lacks a tensor.
-    predict = ["-m", "gi_segmentation.predict", "--model", MODEL_ID, "--input", str(kaggle_dir), "--output_dir", "out"]
-    run_command(run_python, [*predict, "--test_time_flips"], tmp_path, hub)
+    # `predict` would refuse a checkpoint that lacks a tensor.
+    pushed_dir = api.snapshot_download(MODEL_ID, local_dir=tmp_path / "pushed")
+    predict.main(prediction_words(Path(pushed_dir), kaggle_dir, tmp_path / "out", "--test_time_flips"))
     assert len((tmp_path / "out" / "submission.csv").read_text().splitlines()) == 1 + 48 * 3
 
 
@@ -159,23 +156,6 @@ def test_the_card_passes_the_checks_of_the_loopback_hub(
     assert card.data.license == "other"
     for folder in (tmp_path, dataset_dir, Path.home()):
         assert str(folder) not in card.content + json.dumps(facts), "a path of this machine is no fact of the run"
-
-
-def test_a_killed_run_continues_when_the_same_command_is_run_again(dataset_dir: Path, tmp_path: Path) -> None:
-    words = arguments(dataset_dir, tmp_path / "run", max_steps=6, save_total_limit=10)
-    log = (tmp_path / "log").open("w")
-    running = subprocess.Popen([sys.executable, RUN, *words], stdout=log, stderr=log, env=os.environ)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint-2").exists():
-        assert running.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
-        time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-    again = subprocess.run([sys.executable, RUN, *words], capture_output=True, text=True, timeout=200, check=False)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "Resuming from" in again.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 6
 
 
 @pytest.mark.parametrize(

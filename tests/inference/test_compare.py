@@ -108,22 +108,21 @@ def test_a_split_without_outlines_is_refused(
         compare(list(runs), tmp_path / "bare")
 
 
-@pytest.mark.parametrize(("more", "patients"), [([], "2"), (["--folds"], "4 in 2 folds")], ids=["split", "folds"])
-def test_the_results_table_has_the_scores_of_the_run(
-    dataset_dir: Path, tmp_path: Path, run_python: RunPython, more: list[str], patients: str
-) -> None:
+def test_the_results_table_has_the_scores_of_the_run(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
     words = arguments(dataset_dir, tmp_path / "unused", **FLAGS)
     flags = [*words[: words.index("--dataset_name")], *words[words.index("--output_dir") + 2 :]]
-    command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "dpt-large"]
+    command = ["-m", "benchmarks.table", "--dataset_name", str(dataset_dir), "--recipes", "dpt-large", "--folds"]
     output = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--output_dir", str(tmp_path / "table")]
     done = run_python(
-        [*command, *more, *output, "--", *flags, "--gradient_accumulation_steps", "1"], tmp_path, env=ROOT_ON_PATH
+        [*command, *output, "--", *flags, "--gradient_accumulation_steps", "1"], tmp_path, env=ROOT_ON_PATH
     )
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "table" / "dpt-large" / "run.json").read_text())
     row = (tmp_path / "table" / "table.md").read_text().splitlines()[2]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells[:3] == ["dpt-large", f"{facts['num_parameters'] / 1e6:.1f}M", patients] and cells[10] == "0.9420"
+    assert (
+        cells[:3] == ["dpt-large", f"{facts['num_parameters'] / 1e6:.1f}M", "4 in 2 folds"] and cells[10] == "0.9420"
+    )
     dice, *interval = re.findall(r"\d\.\d+", cells[3])
     assert float(dice) == pytest.approx(facts["scores"]["eval_dice"], abs=2e-4)
     assert [float(end) for end in interval] == pytest.approx(facts["intervals"]["eval_dice"] or [], abs=2e-3)

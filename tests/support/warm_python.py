@@ -5,7 +5,7 @@ a hundred programs. `WarmPython` starts this file once. For each program, the pr
 The new process takes over the arguments, the folder and the environment, and runs the program as `python` would.
 
 The libraries of Hugging Face read their environment variables when they are imported. So the new process imports them
-itself.
+itself, unless the first process starts in the right environment.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,19 +30,24 @@ LIBRARIES = (
 
 
 class WarmPython:
-    """Runs programs in processes that have imported `LIBRARIES`.
+    """Runs programs in processes that have imported `LIBRARIES`, until the end of a `with` block.
 
     Args:
         env: Environment of the first process. The libraries read it when they are imported.
+        more: Modules that are imported besides `LIBRARIES`.
     """
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(env)
-        )
+    def __init__(self, env: Mapping[str, str], more: Sequence[str] = ()) -> None:
+        self.env, self.more = env, more
 
-    def close(self) -> None:
-        """End the first process."""
+    def __enter__(self) -> "WarmPython":
+        command = [sys.executable, __file__, *self.more]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(self.env)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.communicate()
 
     def run(
@@ -113,6 +118,6 @@ def path_variable() -> list[str]:
 
 
 if __name__ == "__main__":
-    for name in LIBRARIES:
+    for name in [*LIBRARIES, *sys.argv[1:]]:
         importlib.import_module(name)
     become(wait_for_program())
