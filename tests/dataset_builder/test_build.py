@@ -609,9 +609,3 @@ def test_other_datasets_load_as_before(tmp_path: Path) -> None:
     for arguments in ({"path": str(tmp_path)}, {"path": "csv", "data_files": str(tmp_path / "table.csv")}):
         assert datasets.load_dataset(**arguments)["train"].to_list() == [{"a": 1, "b": 2}]
     assert datasets.load_dataset("csv", data_dir=str(tmp_path))["train"].to_list() == [{"a": 1, "b": 2}]
-
-
-def test_the_builder_imports_no_torch(run_python: RunPython, tmp_path: Path) -> None:
-    script = "import sys, dataset_builder.__main__\nprint({'torch', 'transformers'} & set(sys.modules))"
-    result = run_python(["-c", script], tmp_path)
-    assert result.stdout == "set()\n", result.stderr
