@@ -23,7 +23,7 @@ from gi_segmentation.errors import InputError, StoppedError
 from gi_segmentation.training import checkpoints
 from gi_segmentation.training.checkpoints import CHECKSUMS, find_checkpoint, find_fault
 from gi_segmentation.training.trainer import train
-from tests.support.processes import ROOT, TWO_PROCESSES, hold
+from tests.support.processes import CONFIGS, LAUNCH, ROOT, hold
 from tests.support.training import arguments, make_trainer
 
 # With all that has a state of its own: averaged weights, balanced sampling, patience.
@@ -163,7 +163,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(dataset_dir: Path,
 def test_two_processes_stop_at_the_same_step(dataset_dir: Path, tmp_path: Path) -> None:
     flags = FLAGS | {"max_steps": 5000, "eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 5000}
     words = arguments(dataset_dir, tmp_path / "run", **flags | {"per_device_train_batch_size": 2, "logging_steps": 1})
-    command = [sys.executable, *TWO_PROCESSES, str(ROOT / "run_segmentation.py"), *words]
+    command = [sys.executable, *LAUNCH, str(CONFIGS / "multi_cpu.yaml"), str(ROOT / "run_segmentation.py"), *words]
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
         deadline = time.monotonic() + 120
