@@ -206,7 +206,7 @@ def row(*cells: Any) -> None:
 
 
 def kill_trainings(shop: Workshop, whole: Path, seconds: float, kills: int) -> None:
-    """Kill trainings, and go on with them until they end, and print the row; `seconds` is how long one writes."""
+    """Kill trainings, and go on with them until they end, and print the row; `seconds` is how long its steps take."""
     expected, states, done, ended, resumed = end_of(whole), dict[str, int](), 0, 0, 0
     while done < kills:
         folder = shop.folder / f"killed-{ended}"
@@ -218,7 +218,7 @@ def kill_trainings(shop: Workshop, whole: Path, seconds: float, kills: int) -> N
         while done < kills and killed:
             last = find_checkpoint(folder)
             left = 1 - int(last.name.split("-")[1]) / STEPS if last else 1.0
-            # At least a tenth of the time goes by before the first step and after the last one.
+            # A kill may also come after the last step, while the results are scored.
             moment = random.uniform(0, max(left, 0.2) * seconds)
             # Every fifth kill waits for a checkpoint that is being written.
             aim = unsealed if done % 5 == 4 else None
@@ -624,18 +624,19 @@ def main() -> None:
         whole = shop.folder / "whole"
         # The first run fills the cache of slices; the second one is measured.
         shop.run(shop.train(shop.folder / "first", max_steps=1, eval_steps=1, save_steps=1))
-        process, started = shop.start(shop.train(whole, save_total_limit=50)), time.monotonic()
+        process = shop.start(shop.train(whole, save_total_limit=50))
         wait_for((whole / "run.json").exists, process)
-        begun_s = time.monotonic() - started
-        process.wait()
+        started = time.monotonic()
+        wait_for((whole / f"checkpoint-{STEPS}" / CHECKSUMS).exists, process)
         seconds = time.monotonic() - started
+        process.wait()
         shop.run(shop.predict(whole, shop.folder / "predicted-first"))
         with serving(shop) as hub:
             if not set(wanted).isdisjoint(KILLED):
                 row("killed", "kills", "when, or what was there", "halves taken for whole", "the next starts")
                 row(*["---"] * 5)
                 if "training" in wanted:
-                    kill_trainings(shop, whole, seconds - begun_s, options.kills)
+                    kill_trainings(shop, whole, seconds, options.kills)
                 if "publication" in wanted:
                     kill_publications(shop, whole, hub, options.kills)
                 if "prediction" in wanted:
