@@ -30,6 +30,17 @@ def ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def hold_signals(held: bool) -> None:
+    """Let `SIGNALS` wait, or deliver those that have waited.
+
+    A new process that loads slices starts with the signals of its parent, and PyTorch gives it handlers by which a
+    SIGTERM ends it, until it calls `ignore_signals`. A process that is started while signals wait never gets them.
+    """
+    # Windows has no such function. There, a signal reaches one process only.
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, SIGNALS)
+
+
 class StopCallback(TrainerCallback):
     """Saves a checkpoint and ends the training after the step in which a signal arrived.
 
@@ -67,6 +78,7 @@ class StopCallback(TrainerCallback):
         try:
             yield
         finally:
+            hold_signals(False)
             for number, handler in earlier.items():
                 signal.signal(number, handler)
 
@@ -82,6 +94,24 @@ class StopCallback(TrainerCallback):
         self.number = int(answer) or self.number
         self.agreed = self.agreed or int(answer) > 0
         return self.agreed
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let signals wait while the processes that load the slices of an epoch start."""
+        hold_signals(True)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the signals that have waited. The first batch is here."""
+        hold_signals(False)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the signals that have waited. The first batch of an evaluation is here."""
+        hold_signals(False)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,6 +130,8 @@ class StopCallback(TrainerCallback):
         ends_epoch = float(state.epoch or 0).is_integer()
         if self.agreed and not ends_epoch and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.ended_amid_epoch = True
+        # The evaluation comes next, and starts processes too.
+        hold_signals(control.should_evaluate)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the step that was saved."""
@@ -116,3 +148,4 @@ class StopCallback(TrainerCallback):
         elif self.agreed:
             control.should_training_stop = True
             control.should_save = self.saved_step != state.global_step
+        hold_signals(control.should_evaluate)
