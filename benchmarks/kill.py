@@ -467,7 +467,6 @@ def send_signals(shop: Workshop, whole: Path) -> None:
     ):
         process = shop.start(words)
         wait_for(holds(process, lock_file), process)
-        time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
         status = process.wait()
         printed = shop.log.read_text(errors="replace")
