@@ -8,7 +8,7 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 # there, because its builds for CPU and GPU differ.
 LOCKED ?=
 
-.PHONY: demo app test test-transformers fuzz quality lock benchmark table clean
+.PHONY: demo app test test-long test-transformers fuzz quality lock benchmark table clean
 
 demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub on this machine (about 5 minutes).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
@@ -21,6 +21,9 @@ demo/run:
 
 test: quality  ## Style, types, doctests and tests.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-long: $(VENV)/installed  ## The tests that are too long for `make test`: reference runs, tables, trainings with FSDP.
+	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-transformers: $(VENV)/installed  ## What depends on transformers, at the lowest and the highest release that setup.cfg allows.
 	bash tests/support/test_transformers.sh $(BIN)/python

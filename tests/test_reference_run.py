@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from huggingface_hub import HfApi
 
 from tests.support.loopback_hub import LoopbackHub
@@ -20,6 +21,7 @@ TINY = (
 )
 
 
+@pytest.mark.long
 def test_from_the_zip_to_a_branch_per_fold(kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub) -> None:
     api = HfApi(endpoint=hub.endpoint, token="any")
     api.create_repo(BASE)

@@ -82,6 +82,7 @@ def train_here(dataset: Path, output_dir: Path, parts: tuple[list[int], ...], *w
     return run(flags, [*WORDS, *words], list(parts))
 
 
+@pytest.mark.long
 def test_the_same_slices_get_the_same_score_in_each_part(several_days: Path, slices: Dataset, tmp_path: Path) -> None:
     train, validation, held_out = divide(slices, "patient", SHARE, 0)
     words = ("--slice_context", "1")
@@ -93,6 +94,7 @@ def test_the_same_slices_get_the_same_score_in_each_part(several_days: Path, sli
     assert len({differs.claimed, differs.training, differs.honest}) == 3
 
 
+@pytest.mark.long
 def test_a_report_trains_each_split_with_each_seed(
     several_days: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_every_marker_names_a_benchmark() -> None:
         assert importlib.util.find_spec(f"benchmarks.{command.split()[0]}"), command
 
 
+@pytest.mark.long
 def test_the_models_are_measured_in_all_ways(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

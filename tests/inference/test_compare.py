@@ -108,6 +108,7 @@ def test_a_split_without_outlines_is_refused(
         compare(list(runs), tmp_path / "bare")
 
 
+@pytest.mark.long
 def test_the_results_table_has_the_scores_of_the_run(dataset_dir: Path, tmp_path: Path, run_python: RunPython) -> None:
     words = arguments(dataset_dir, tmp_path / "unused", **FLAGS)
     flags = [*words[: words.index("--dataset_name")], *words[words.index("--output_dir") + 2 :]]
@@ -136,6 +137,7 @@ def test_the_results_table_has_the_scores_of_the_run(dataset_dir: Path, tmp_path
     )
 
 
+@pytest.mark.long
 def test_a_recipe_that_fails_has_its_error_in_the_results_table(
     dataset_dir: Path, tmp_path: Path, run_python: RunPython
 ) -> None:

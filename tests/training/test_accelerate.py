@@ -166,6 +166,7 @@ def test_one_process_with_8_slices_and_two_with_4_follow_the_same_losses(
     assert scores_of_two == pytest.approx(scores, rel=0, abs=0, nan_ok=True)
 
 
+@pytest.mark.long
 def test_fsdp_trains_resumes_and_publishes_as_one_process_would_read_it(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, hf_home: dict[str, str]
 ) -> None:
