@@ -5,7 +5,6 @@ command begins to write and its end. Every fifth kill of a training waits for a 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.training import flag_words
+from gi_segmentation.files import hash_file
 from gi_segmentation.training.checkpoints import CHECKSUMS, find_checkpoint, find_fault
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def contents(folder: Path, pattern: str = "**/*") -> dict[str, str]:
     """Return the checksums of the files of a folder that are not hidden, by name."""
     files = [path for path in sorted(folder.glob(pattern)) if path.is_file() and not path.name.startswith(".")]
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hash_file(path)
         for path in files
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
@@ -176,8 +176,8 @@ def end_of(folder: Path) -> dict[str, Any]:
     state = json.loads((last / "trainer_state.json").read_text())
     torch.set_printoptions(profile="full", precision=20, sci_mode=True)
     return {
-        "weights": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in last.glob("*.safetensors")},
-        "published": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "weights": {path.name: hash_file(path) for path in last.glob("*.safetensors")},
+        "published": hash_file(folder / "model.safetensors"),
         **{name: str(torch.load(last / f"{name}.pt")) for name in ("optimizer", "scheduler")},
         "random numbers": str(torch.load(last / "rng_state.pth", weights_only=False)),
         "early stopping": state["stateful_callbacks"],

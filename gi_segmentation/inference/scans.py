@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from gi_segmentation import __version__
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.files import write_json
+from gi_segmentation.files import hash_file, write_json
 from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.outputs import (
     PROBABILITIES,
@@ -172,11 +172,8 @@ def is_done(scan: Scan, files: Sequence[Path], output_dir: Path) -> bool:
 
 def hash_files(paths: Sequence[Path]) -> str:
     """Return a fingerprint of the contents of files. Neither their names nor their order matter."""
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").digest())
-    return "sha256 " + hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+    digests = sorted(bytes.fromhex(hash_file(path)) for path in paths)
+    return "sha256 " + hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def write_result(
