@@ -38,6 +38,7 @@ from benchmarks.training import (
 )
 from gi_segmentation.arguments import parse_arguments
 from gi_segmentation.data.slices import load_slices
+from gi_segmentation.processes import count_cores
 from gi_segmentation.schema import LABELS, ORGANS
 from gi_segmentation.training.losses import cross_entropy_loss, resize_logits
 from gi_segmentation.training.trainer import SegmentationTrainer, train
@@ -169,7 +170,7 @@ def make_task(dataset: Path | None, real: bool, folder: Path) -> Task:
     kaggle_dir = find_real_slices()
     if kaggle_dir is None:
         raise FileNotFoundError("no real slices: set GI_SEGMENTATION_TEST_DATA to the folder with uwmgi_sample")
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, count_cores())
     # The single slices have no neighbours, so there is no slice context.
     flags = {"image_size": 288, "per_device_train_batch_size": 32, "dataloader_num_workers": workers}
     return Task(dataset or write_real_dataset(folder, kaggle_dir), 1, {**flags, "slice_context": 0})

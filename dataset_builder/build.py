@@ -28,6 +28,7 @@ from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.errors import saying_how_to_go_on
 from gi_segmentation.files import hash_file, writing_to
+from gi_segmentation.processes import count_cores
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, publish_folder
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
@@ -261,7 +262,7 @@ def build(
     output_dir = output_dir.resolve()
     # The folder itself is replaced at the end, so the lock is beside it.
     with writing_to(output_dir, output_dir.with_name(f".{output_dir.name}.lock")):
-        return build_alone(kaggle_dir, output_dir, config or GiTractConfig(), num_proc or os.cpu_count() or 1)
+        return build_alone(kaggle_dir, output_dir, config or GiTractConfig(), num_proc or count_cores())
 
 
 def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_proc: int) -> BuildReport:

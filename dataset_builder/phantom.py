@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from dataset_builder.difficulty import DIFFICULTIES, Difficulty
 from gi_segmentation.data.kaggle import FAULTY_SCANS
+from gi_segmentation.processes import count_cores
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, scan_name, slice_name
 
@@ -224,7 +225,7 @@ def write_phantom(
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
     scans = _plan_scans(num_cases, days_per_case, slices_per_scan, seed)
     with _unfinished_folder(Path(output_dir)) as folder:
-        results = _write_scans(scans, folder / "train", seed, num_proc or os.cpu_count() or 1, difficulty)
+        results = _write_scans(scans, folder / "train", seed, num_proc or count_cores(), difficulty)
         rows = [row for scan_rows, _ in results for row in scan_rows]
         (folder / "train.csv").write_text("\n".join(["id,class,segmentation", *rows]) + "\n", newline="\n")
     counts = np.sum([scan_counts for _, scan_counts in results], axis=0).tolist()

@@ -1,6 +1,5 @@
 """Read every file of a Kaggle folder once, collect all problems, and count scans, slices and organs."""
 
-import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from gi_segmentation.data.kaggle import (
     read_slice,
     split_names,
 )
+from gi_segmentation.processes import count_cores
 from gi_segmentation.rle import Runs, count_overlap
 from gi_segmentation.schema import ORGANS
 
@@ -140,7 +140,7 @@ def inspect_scans(scans: list[Scan], csv_path: Path, num_proc: int | None, descr
         The problems in the order of the scans, and the sum of all counts.
     """
     total = Inspection()
-    workers = min(num_proc or os.cpu_count() or 1, len(scans))
+    workers = min(num_proc or count_cores(), len(scans))
     slices = sum(len(scan.slices) for scan in scans)
     inspect = partial(inspect_scan, csv_path=csv_path)
     with tqdm(total=slices, desc=description, unit="slice") as bar, ProcessPoolExecutor(max(workers, 1)) as pool:

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError, check_repo_id, one_line
+from gi_segmentation.processes import count_cores
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS, LabelMode
 
@@ -78,12 +79,6 @@ def check_at_least(arguments: Any, minima: Mapping[str, float]) -> None:
         # `not >=` and not `<`, because every comparison with NaN is false.
         if value is not None and not value >= minimum:
             raise ValueError(f"--{name} must be at least {minimum}, but got {value}")
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    # Linux can limit a process to some cores, and a cluster does. Other systems only know the cores of the machine.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_workers() -> int:

@@ -1,4 +1,4 @@
-"""Several processes of one run: who prints, and what the others do when one of them ends.
+"""Several processes of one run: how many, who prints, and what the others do when one of them ends.
 
 `accelerate launch` and `torchrun` start the processes and give each of them its number: `RANK` among all, and
 `LOCAL_RANK` on its machine.
@@ -15,6 +15,12 @@ from gi_segmentation.errors import InputError
 
 # What the libraries say about a process that does not answer any more: gloo on CPUs, and NCCL on GPUs.
 LOST = re.compile(r"(closed|reset) by peer|Broken pipe|remote process", re.I)
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    # Linux can limit a process to some cores, and a cluster does. Other systems only know the cores of the machine.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def leave_printing_to_the_main_process() -> None:

@@ -18,12 +18,12 @@ import pyarrow as pa
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from gi_segmentation import rle
-from gi_segmentation.arguments import count_cores
 from gi_segmentation.data import kaggle, preprocessing
 from gi_segmentation.data.kaggle import decode_image
 from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
 from gi_segmentation.data.streaming import StreamedRows, is_index
 from gi_segmentation.errors import InputError
+from gi_segmentation.processes import count_cores
 from gi_segmentation.rle import RleError
 
 # The columns of the dataset from which a slice is prepared.

@@ -5,7 +5,6 @@ problems are not scored. The error has the first problem and the number of all.
 """
 
 import math
-import os
 import re
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from gi_segmentation.data.kaggle import (
     read_table,
 )
 from gi_segmentation.errors import InputError
+from gi_segmentation.processes import count_cores
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, find_voxel_size_mm, scan_name
@@ -284,7 +284,7 @@ def measure_submission(
     pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical))
     # A scan goes to a process as encodings of some kilobytes. Its masks, tens of megabytes, are made and dropped
     # there.
-    workers = max(1, min(num_proc or os.cpu_count() or 1, len(pairs)))
+    workers = max(1, min(num_proc or count_cores(), len(pairs)))
     with ProcessPoolExecutor(workers) as pool:
         results = pool.map(partial(measure_pair, truth=truth, submission=submission, rules=rules), pairs)
         measured = list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
