@@ -1,5 +1,10 @@
-"""The web page in a real browser: Debian's Chromium, driven by Playwright. It is started as a Space starts it."""
+"""The web page in a real browser: Debian's Chromium, driven by Playwright.
 
+The page is published to a loopback Hub as a Space, by the commands of its README, and started from there. So is its
+checkpoint.
+"""
+
+import json
 import os
 import re
 import shutil
@@ -14,9 +19,11 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from huggingface_hub import HfApi
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.predict import main as predict
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import save_model
 from tests.support.processes import ROOT
 
@@ -26,6 +33,7 @@ CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 SAMPLES = ROOT / "app" / "samples"
+SPACE_ID, MODEL_ID, OTHER_ID = "loopback/gi-tract", "loopback/tiny", "loopback/other"
 MAX_UPLOAD_MB = 1
 WAIT_MS = 60_000
 
@@ -42,13 +50,41 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(model: Path, uploads: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a page that runs from the files of a Space: those of `app`, and the package beside them."""
-    space = tmp_path_factory.mktemp("space")
-    shutil.copytree(ROOT / "app", space, dirs_exist_ok=True)
-    shutil.copytree(ROOT / "gi_segmentation", space / "gi_segmentation")
-    words = [sys.executable, "app.py", "--model", str(model), "--max_upload_mb", str(MAX_UPLOAD_MB)]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(uploads), "PYTHONUNBUFFERED": "1"}
+def published(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """A Hub with two checkpoints, and with the page as a Space."""
+    (block,) = re.findall(r"```bash\n(hf repos create .*?)```", (ROOT / "app" / "README.md").read_text(), re.S)
+    other = save_model(tmp_path_factory.mktemp("models") / "other", "segformer", seed=1)
+    with LoopbackHub(tmp_path_factory.mktemp("hub")) as hub:
+        api = HfApi(hub.endpoint, token="any")
+        for repo_id, folder in ((MODEL_ID, model), (OTHER_ID, other)):
+            api.create_repo(repo_id)
+            api.upload_folder(folder_path=folder, repo_id=repo_id)
+        script = block.replace("NAMESPACE/NAME", MODEL_ID).replace("NAMESPACE", "loopback")
+        environment = {
+            **os.environ,
+            **hub.environment(),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        subprocess.run(["bash", "-e", "-c", script], cwd=ROOT, env=environment, check=True)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def address(published: LoopbackHub, uploads: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a page that runs as a Space does: from its files, with its variables."""
+    api = HfApi(published.endpoint, token="any")
+    space = api.snapshot_download(SPACE_ID, repo_type="space", local_dir=tmp_path_factory.mktemp("space"))
+    variables = {name: variable.value for name, variable in api.get_space_variables(SPACE_ID).items()}
+    # A Space has no other flags. Small uploads are a limit that a test can reach.
+    words = [sys.executable, "app.py", "--max_upload_mb", str(MAX_UPLOAD_MB)]
+    environment = {
+        **os.environ,
+        **published.environment(),
+        **variables,
+        "HF_HOME": str(tmp_path_factory.mktemp("cache")),
+        "GRADIO_TEMP_DIR": str(uploads),
+        "PYTHONUNBUFFERED": "1",
+    }
     with subprocess.Popen(
         words, cwd=space, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:
@@ -207,6 +243,21 @@ def test_a_series_gives_dicom_files_and_is_deleted(
 
 
 @needs_chromium
+def test_a_visitor_names_another_checkpoint(page: "playwright.Page", published: LoopbackHub, tmp_path: Path) -> None:
+    name, start = page.get_by_label("Model"), page.get_by_role("button", name="Sample: phantom NIfTI")
+    assert name.input_value() == MODEL_ID
+    name.fill("loopback/absent")
+    start.click()
+    assert "loopback/absent" in page.get_by_test_id("toast-body").inner_text()
+    name.fill(OTHER_ID)
+    start.click()
+    page.wait_for_selector(".gi-viewer:not(.is-empty) .gi-number")
+    report = json.loads(download(page, "Report (JSON)", tmp_path).read_text())
+    commit = HfApi(published.endpoint, token="any").model_info(OTHER_ID).sha
+    assert report["checkpoints"] == {OTHER_ID: commit}
+
+
+@needs_chromium
 def test_garbage_gets_a_message_without_a_path(page: "playwright.Page", uploads: Path, tmp_path: Path) -> None:
     garbage = tmp_path / "my garbage.nii.gz"
     garbage.write_bytes(b"no scan")
@@ -270,6 +321,13 @@ def test_a_header_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> No
     nibabel.save(image, tmp_path / "tiny.nii.gz")
     with pytest.raises(InputError, match="at most 64 million voxels"):
         check_size([open_volume(tmp_path / "tiny.nii.gz")])
+
+
+def test_the_space_holds_only_sources(published: LoopbackHub) -> None:
+    names = HfApi(published.endpoint, token="any").list_repo_files(SPACE_ID, repo_type="space")
+    assert {"app.py", "README.md", "requirements.txt", "viewer.js", "gi_segmentation/predict.py"} <= set(names)
+    kinds = {"", ".py", ".md", ".txt", ".js", ".css", ".html", ".j2", ".gz", ".zip"}
+    assert {Path(name).suffix for name in names} == kinds
 
 
 def test_the_space_installs_what_the_package_needs() -> None:

@@ -1,7 +1,7 @@
 """Checks of a card: the YAML at the top of README.md, which search and the dataset viewer of a Hub read.
 
-The rules follow the documentation of the real Hub: https://huggingface.co/docs/hub/model-cards and
-https://huggingface.co/docs/hub/datasets-cards. They cover the fields that this project writes, and are not complete.
+The rules follow the documentation of the real Hub: https://huggingface.co/docs/hub/model-cards, and datasets-cards and
+spaces-config-reference in the same place. They cover the fields that this project writes, and are not complete.
 """
 
 import re
@@ -14,6 +14,7 @@ import yaml
 FRONT_MATTER = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 STRING_FIELDS = ("pipeline_tag", "library_name", "license_name", "pretty_name")
 LIST_FIELDS = ("language", "license", "base_model", "datasets", "metrics", "task_categories", "size_categories")
+SPACE_SDKS = ("gradio", "docker", "static")
 # Source: https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = """
 afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
@@ -32,7 +33,7 @@ def check_card(content: str, kind: str) -> tuple[list[str], list[str]]:
 
     Args:
         content: The whole text.
-        kind: `model` or `dataset`.
+        kind: `model`, `dataset` or `space`.
 
     Returns:
         Messages. The Hub refuses a card with errors, and accepts one with warnings.
@@ -54,6 +55,8 @@ def check_card(content: str, kind: str) -> tuple[list[str], list[str]]:
     # In the card of a model these fields have no meaning.
     if kind == "dataset":
         errors += check_configs(card)
+    if kind == "space":
+        errors += check_space(card)
     warnings = []
     # A license that the list does not have is called `other`, and its name stands in another field.
     if card.get("license") == "other" and not card.get("license_name"):
@@ -149,8 +152,18 @@ def check_configs(card: Mapping[str, Any]) -> Iterator[str]:
                 yield from check_keys(item, f"configs[{i}].data_files[{j}]", split=str, path=(str, list))
 
 
+def check_space(card: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the errors in the fields from which a Space is built and started."""
+    if card.get("sdk") not in SPACE_SDKS:
+        yield f'"sdk" must be one of {", ".join(SPACE_SDKS)}, got {card.get("sdk")!r}'
+    # YAML reads a bare 3.10 as the number 3.1.
+    for key in ("title", "sdk_version", "python_version", "app_file", "short_description"):
+        if not isinstance(card.get(key), str | None):
+            yield f'"{key}" must be a string, got {card[key]!r} (quote a version)'
+
+
 def card_tags(card: Mapping[str, Any], kind: str) -> list[str]:
-    """Return the tags that the Hub derives from the fields of a card; `kind` is `models` or `datasets`.
+    """Return the tags that the Hub derives from the fields of a card; `kind` is `models`, `datasets` or `spaces`.
 
     Example:
         >>> card_tags({"license": "mit", "tags": ["medical"], "language": "en"}, "models")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from tests.support.loopback_hub.cards import card_tags, check_card, parse_front_matter
+from tests.support.loopback_hub.cards import SPACE_SDKS, card_tags, check_card, parse_front_matter
 from tests.support.loopback_hub.storage import (
     LARGE_FILE_PATTERNS,
     MAX_REGULAR_BYTES,
@@ -115,8 +115,10 @@ def create_repo(call: Call) -> Answer:
     kind = wanted.get("type") or "model"
     # A name without a namespace belongs to the user.
     repo_id = f"{wanted.get('organization') or USER}/{wanted['name']}"
-    if kind not in ("model", "dataset"):
-        raise HubError(400, f"expected repository type 'model' or 'dataset', got {kind!r}: this server has no others")
+    if kind not in ("model", "dataset", "space"):
+        raise HubError(400, f"expected a repository type of model, dataset or space, got {kind!r}")
+    if kind == "space" and wanted.get("sdk") not in SPACE_SDKS:
+        raise HubError(400, f"expected a Space's sdk to be one of {', '.join(SPACE_SDKS)}, got {wanted.get('sdk')!r}")
     try:
         repo = call.storage.repo(f"{kind}s", repo_id)
     except HubError:
@@ -125,8 +127,13 @@ def create_repo(call: Call) -> Answer:
     with call.storage.lock:
         if repo.exists:
             raise HubError(409, f"You already created this {kind} repo: {repo_id}", body=place)
-        repo.create(private=wanted.get("visibility") == "private")
+        repo.create(private=wanted.get("visibility") == "private", variables=wanted.get("variables") or [])
     return Answer(place)
+
+
+def list_variables(call: Call) -> Answer:
+    """List the environment variables of a Space."""
+    return Answer({entry["key"]: entry for entry in call.repo.read_state()["variables"]})
 
 
 def validate_card(call: Call) -> Answer:
@@ -374,8 +381,8 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-API = r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
-GIT = r"/(?:(?P<kind>datasets)/)?(?P<repo>(?!api/)[^/]+/[^/]+?)"
+API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
+GIT = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>(?!api/)[^/]+/[^/]+?)"
 REVISION = r"/(?P<revision>[^/]+)"
 # Method, pattern, access and handler. The pattern is matched while the path is percent-encoded: the branch `a/b` is
 # `a%2Fb` there, which is one segment. A writer needs a token, and a reader needs one for a private repository.
@@ -386,6 +393,7 @@ ROUTES: list[tuple[str, str, str, Callable[[Call], Answer]]] = [
     ("GET", f"{API}(?:/revision{REVISION})?", "reader", show_repo),
     ("GET", f"{API}/tree{REVISION}(?:/(?P<path>.+))?", "reader", list_tree),
     ("GET", f"{API}/refs", "reader", list_refs),
+    ("GET", f"{API}/variables", "writer", list_variables),
     ("POST", f"{API}/tag{REVISION}", "writer", create_tag),
     ("POST", f"{API}/branch{REVISION}", "writer", create_branch),
     ("POST", f"{API}/preupload{REVISION}", "writer", plan_upload),

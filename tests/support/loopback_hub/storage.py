@@ -128,14 +128,14 @@ def read_json(source: Path) -> dict[str, Any]:
 
 
 class Repo:
-    """A repository, which need not exist yet: its folder, its kind (`models` or `datasets`) and `NAMESPACE/NAME`."""
+    """A repository, which need not exist yet: its folder, its kind (`models`, `datasets` or `spaces`) and its name."""
 
     def __init__(self, folder: Path, kind: str, repo_id: str) -> None:
         self.folder, self.kind, self.repo_id = folder, kind, repo_id
 
     @property
     def url_path(self) -> str:
-        """Path of the repository's page. Only datasets have a prefix."""
+        """Path of the repository's page. Models have no prefix."""
         return self.repo_id if self.kind == "models" else f"{self.kind}/{self.repo_id}"
 
     @property
@@ -149,16 +149,17 @@ class Repo:
         return HubError(status, message, "RepoNotFound")
 
     def read_state(self) -> dict[str, Any]:
-        """Return `private`, and the commits of `branches` and `tags` by name."""
+        """Return `private`, a Space's `variables`, and the commits of `branches` and `tags` by name."""
         return read_json(self.folder / "repo.json")
 
-    def create(self, private: bool) -> None:
+    def create(self, private: bool, variables: list[dict[str, str]]) -> None:
         """Create the repository with a first commit, which has `.gitattributes` as on the real Hub."""
         lines = [f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE_FILE_PATTERNS.split()]
         tree = {".gitattributes": self.add_file("".join(lines).encode())}
         commit_id = self.add_commit(tree, parent=None, title="initial commit")
         # This file comes last, because a repository exists as soon as it has it.
-        write_json(self.folder / "repo.json", {"private": private, "branches": {"main": commit_id}, "tags": {}})
+        state = {"private": private, "variables": variables, "branches": {"main": commit_id}, "tags": {}}
+        write_json(self.folder / "repo.json", state)
 
     def resolve(self, revision: str) -> str:
         """Return the commit that a branch, a tag, or 7 digits or more of a commit stand for. Refuse others."""

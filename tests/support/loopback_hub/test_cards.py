@@ -34,6 +34,8 @@ model-index:
         ("dataset", "configs: {a: b}", "configs"),
         ("dataset", "configs: [{config_name: a}]", "configs[0].data_files"),
         ("dataset", "configs: [{config_name: a, data_files: [{split: x}]}]", "data_files[0].path"),
+        ("space", "sdk: streamlit", "sdk"),
+        ("space", "{sdk: gradio, python_version: 3.11}", "python_version"),
     ],
 )
 def test_each_card_fault_is_named(kind: str, front: str, wanted: str) -> None:

@@ -191,7 +191,6 @@ def test_what_is_missing_raises_the_clients_own_exceptions(api: HfApi, tmp_path:
         (EntryNotFoundError, lambda: get("ns/r", "absent.txt")),
         (EntryNotFoundError, lambda: api.delete_file("absent.txt", "ns/r")),
         (BadRequestError, lambda: put(repo_id="ns/r", create_pr=True)),
-        (BadRequestError, lambda: api.create_repo("ns/s", repo_type="space", space_sdk="static")),
     ]
     for number, (kind, act) in enumerate(cases):
         with pytest.raises(kind):
