@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.processes import RunPython
+from tests.support.processes import TEST_DATA, RunPython
 from tests.support.warm_python import WarmPython
 
 # The tests never use the user's cache, because an old entry there could hide a bug.
@@ -45,12 +45,10 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real data, which has a README. Tests that need it are skipped if it is missing."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("GI_SEGMENTATION_TEST_DATA", beside))
-    if not (folder / "uwmgi_rle" / "train.csv").is_file():
-        pytest.skip(f"no test data in {folder}: set GI_SEGMENTATION_TEST_DATA, or put it at ../shared/data")
-    return folder
+    """The folder of real data. Tests that need it are skipped if it is missing."""
+    if not (TEST_DATA / "uwmgi_rle" / "train.csv").is_file():
+        pytest.skip(f"no test data in {TEST_DATA}: set GI_SEGMENTATION_TEST_DATA, or put it at ../shared/data")
+    return TEST_DATA
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from gi_segmentation.inference.predictor import Settings, load_members
 from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
-from tests.support.dicom import item, read_series, write_enhanced, write_series
+from tests.support.dicom import item, read_series, write_enhanced, write_series, write_with_uids
 from tests.support.masks import check_dicom
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import (
@@ -297,16 +297,9 @@ def test_a_real_series_without_uids_becomes_a_nifti_file_only(format_: str, test
 
 @pytest.fixture
 def real_series(test_data: Path, tmp_path: Path) -> Path:
-    """The real series. The identifiers of the public files were removed, and here they get new ones."""
-    folder = tmp_path / "series"
-    folder.mkdir()
-    for path in (test_data / "totalsegmentator" / "example_ct_dicom").iterdir():
-        dataset = pydicom.dcmread(path)
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.4", "1.2.5"
-        dataset.save_as(folder / path.name)
-    return folder
+    """The real series. The public files have no identifiers."""
+    write_with_uids(test_data / "totalsegmentator" / "example_ct_dicom", tmp_path / "series")
+    return tmp_path / "series"
 
 
 def test_a_real_series_becomes_files_of_a_planning_system(real_series: Path, tmp_path: Path) -> None:

@@ -1,12 +1,8 @@
 """A DICOM segmentation has the masks to the voxel, names its series and its model, and follows the standard."""
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import highdicom
-import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -16,7 +12,7 @@ from gi_segmentation.inference.dicom_seg import write_dicom_seg
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
-from tests.support.dicom import TO_LPS, leave_gaps, read_series, write_enhanced, write_series
+from tests.support.dicom import TO_LPS, read_series, write_enhanced, write_series
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import (
@@ -30,8 +26,6 @@ from tests.support.volumes import (
 )
 
 SHAPE = (15, 14, 5)
-# The command of dcmqi that reads a segmentation. pip puts it beside Python.
-DCMQI = shutil.which("segimage2itkimage", path=Path(sys.executable).parent)
 ALGORITHM = Algorithm({"name/model": "c0ffee" * 6 + "beef", "name/other": "f" * 40})
 
 
@@ -111,29 +105,6 @@ class TestFile:
             assert (
                 "name/model" in identification.AlgorithmParameters and "f" * 40 in identification.AlgorithmParameters
             )
-
-
-@pytest.mark.skipif(DCMQI is None, reason="dcmqi is not installed: pip install dcmqi")
-@pytest.mark.parametrize(
-    ("number", "depth", "enhanced"),
-    [(0, 5, False), (7, 5, True), (13, 5, False), (22, 5, True), (31, 5, False), (47, 5, True), (0, 1, False)],
-)
-def test_dcmqi_reads_the_same_voxels(number: int, depth: int, enhanced: bool, tmp_path: Path) -> None:
-    # Axial, sagittal and coronal series in both directions, all of them tilted, and a series of one slice.
-    volume = make_volume(tmp_path / "in", number, enhanced, (15, 14, depth))
-    if number == 13:
-        volume = leave_gaps(volume)
-    masks = shapes(volume.shape)
-    write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
-    words = ["--inputDICOM", tmp_path / "out.dcm", "--outputDirectory", tmp_path, "--prefix", "read", "-t", "nii"]
-    done = subprocess.run([str(DCMQI), *map(str, words)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = {}
-    for path in tmp_path.glob("read*.nii.gz"):
-        image = nibabel.load(path)
-        for label in set(np.unique(image.dataobj)) - {0}:
-            found[label] = places(np.asarray(image.dataobj) == label, image.affine)
-    assert found == {organ + 1: places(masks[organ], volume.affine) for organ in range(3) if masks[organ].any()}
 
 
 def test_predict_writes_a_segmentation_per_series(small_kaggle_dir: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The contours of a structure set enclose the predicted voxels and no other, with holes, islands and single pixels."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import nibabel
@@ -14,7 +12,7 @@ from gi_segmentation.inference.rtstruct import trace_contours, write_rtstruct
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
-from tests.support.dicom import TO_LPS, leave_gaps, read_series, write_enhanced, write_series
+from tests.support.dicom import TO_LPS, read_series, write_enhanced, write_series
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import save_model
 from tests.support.volumes import ORIENTATIONS, prediction_words, rotation, store, write_scan_series
@@ -157,33 +155,6 @@ class TestFile:
         dataset.save_as(path)
         write_rtstruct(volume, shapes(volume.shape), tmp_path / "out.dcm", ALGORITHM)
         assert pydicom.dcmread(tmp_path / "out.dcm").PatientName == "Müller^Žofie"
-
-
-@pytest.mark.skipif(
-    shutil.which("plastimatch") is None, reason="plastimatch is not installed: apt-get install plastimatch"
-)
-@pytest.mark.parametrize(("number", "degrees", "enhanced"), [(0, 0, False), (5, 12, True), (20, 0, False)])
-def test_plastimatch_fills_the_contours(number: int, degrees: float, enhanced: bool, tmp_path: Path) -> None:
-    volume = make_volume(tmp_path / "in", number, degrees, enhanced)
-    if number == 20:
-        volume = leave_gaps(volume)
-    masks = shapes(volume.shape)
-    write_rtstruct(volume, masks, tmp_path / "out.dcm", ALGORITHM)
-
-    def fill(affine: np.ndarray, name: str) -> list[float]:
-        nibabel.save(nibabel.Nifti1Image(np.zeros(volume.shape, dtype=np.int16), affine), tmp_path / "grid.nii.gz")
-        words = ["--input", tmp_path / "out.dcm", "--fixed", tmp_path / "grid.nii.gz", "--prefix-format", "nii.gz"]
-        command = ["plastimatch", "convert", *map(str, words), "--output-prefix", str(tmp_path / name)]
-        subprocess.run(command, check=True, capture_output=True)
-        filled = [np.asarray(nibabel.load(tmp_path / name / f"{organ}.nii.gz").dataobj) > 0 for organ in ORGANS]
-        pairs = zip(filled, masks, strict=True)
-        return [2 * (one & mask).sum() / (one.sum() + mask.sum()) for one, mask in pairs]
-
-    assert min(fill(volume.affine, "same")) >= 0.99
-    # The test sees a shift by one pixel.
-    shifted = volume.affine.copy()
-    shifted[:3, 3] += volume.affine[:3, 0]
-    assert max(fill(shifted, "shifted")) < 0.95
 
 
 def test_predict_writes_both_files_of_a_planning_system(small_kaggle_dir: Path, tmp_path: Path) -> None:

@@ -117,6 +117,20 @@ def write_series(
     return paths
 
 
+def write_with_uids(source: Path, folder: Path) -> list[Path]:
+    """Copy a series whose identifiers were removed, and give it new ones."""
+    folder.mkdir()
+    paths = []
+    for path in sorted(source.iterdir()):
+        dataset = dcmread(path)
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.4", "1.2.5"
+        paths.append(folder / path.name)
+        dataset.save_as(paths[-1])
+    return paths
+
+
 def item(**values: object) -> Dataset:
     """A dataset with some attributes."""
     dataset = Dataset()

@@ -20,10 +20,16 @@ def shapes(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return masks
 
 
-def check_dicom(path: Path) -> None:
-    """Check a file against the standard with `dciodvfy` of dicom3tools."""
-    if shutil.which("dciodvfy") is None:
-        pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
+def find_dicom_errors(path: Path) -> list[str]:
+    """Check a file against the standard with `dciodvfy` of dicom3tools, and return its error lines."""
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).splitlines()
-    assert lines and not [line for line in lines if line.startswith("Error")], "\n".join(lines)
+    assert lines, "dciodvfy names what it has checked"
+    return [line for line in lines if line.startswith("Error")]
+
+
+def check_dicom(path: Path) -> None:
+    """Check that a file follows the standard; skip the test where the program is missing."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
+    assert find_dicom_errors(path) == []

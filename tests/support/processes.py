@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
+# Real data, which has a README. It is not a part of the project.
+TEST_DATA = Path(os.environ.get("GI_SEGMENTATION_TEST_DATA", ROOT.parent / "shared" / "data"))
 CONFIGS = ROOT / "accelerate_configs"
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--config_file"]
 # The packages `tests` and `benchmarks` are not installed, so a new process finds them only with this.
