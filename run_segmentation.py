@@ -6,6 +6,7 @@ accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ..
 from pathlib import Path
 
 from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.processes import leave_printing_to_the_main_process, noticing_lost_processes
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         StoppedError: If SIGTERM or Ctrl-C ended the training.
     """
     leave_printing_to_the_main_process()
+    keep_freed_memory()
     from gi_segmentation.arguments import parse_arguments
 
     model_args, data_args, run_args = parse_arguments(argv)

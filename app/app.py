@@ -25,6 +25,7 @@ import gradio as gr
 import numpy as np
 
 from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.schema import COLOURS, ORGANS
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     """Serve a web page that predicts scans. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT set its address."""
     arguments = parse_arguments(argv)
     max_bytes = arguments.max_upload_mb * 10**6
+    keep_freed_memory()
     if arguments.model:
         # So a wrong name is an error at once, and the first visitor need not wait.
         load_members(arguments.model)

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--large", type=int, default=12_000, help="slices of the large build; 38496, as on Kaggle, needs 5 GB of disk"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each side; the medians are compared")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side; the medians are compared")
     parser.add_argument("--num_proc", type=int, default=1, help="processes of the builds of two sizes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

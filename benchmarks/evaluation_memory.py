@@ -1,22 +1,45 @@
-"""Evaluate 200 and 20,000 slices, and compare the memory: it must not grow with the number of slices.
+"""Evaluate 100 scans, and look at the memory meanwhile: it must not grow with the number of slices.
 
-Logits of 20,000 slices would need many gigabytes. The evaluation keeps only one scan at a time, so the difference
-between both runs should be small. Each run is a process of its own, because the peak memory of a process
-counts from its start.
+Logits of 14,400 slices would need many gigabytes. The evaluation keeps only the scans that it works on.
 """
 
 import argparse
 import resource
-import subprocess
+import statistics
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-NUMBERS = (200, 20_000)
-# Slices of a scan.
+from transformers import TrainerCallback
+
+from gi_segmentation.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Slices of a scan, and the scans of an evaluation.
 SCAN = 144
-# The large run may need at most this much more than the small one.
-LIMIT_GB = 0.05
+NUM_SCANS = 100
+# Parts of the evaluation, each with a row of the table.
+PARTS = 5
+# The last part may need at most this much more than the one before it. Memory varies by a few megabytes.
+LIMIT_GB = 0.02
+
+
+class MemoryCallback(TrainerCallback):
+    """Notes the resident memory in GB after each batch of an evaluation."""
+
+    def __init__(self) -> None:
+        self.resident: list[float] = []
+        self.peaks: list[float] = []
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Read what Linux says about this process: pages in memory, and the most KiB since its start."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.resident.append(pages * resource.getpagesize() / 1e9)
+        self.peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
 
 def write_dataset(folder: Path) -> Path:
@@ -30,12 +53,19 @@ def write_dataset(folder: Path) -> Path:
     return folder / "gi_tract"
 
 
-def evaluate_slices(dataset_dir: str, output_dir: str, number: int) -> None:
-    """Score a tiny random model on `number` slices, and print the peak memory in GB.
+def copy_slices(slices: "Dataset", case: int) -> "Dataset":
+    """Return slices under the names of another patient. Their other columns are not copied."""
+    from gi_segmentation.schema import scan_name, slice_name
 
-    The slices are copies of one scan. Each copy has another patient's number, so it counts as another scan.
-    """
-    # Imports stand here, because the process that only starts the others needs none of them.
+    scans = [scan_name(case, day) for day in slices["day"]]
+    ids = [slice_name(scan, number) for scan, number in zip(scans, slices["slice"], strict=True)]
+    for column, values in {"case": [case] * len(slices), "scan": scans, "id": ids}.items():
+        slices = slices.remove_columns(column).add_column(column, values)
+    return slices
+
+
+def evaluate_scans(dataset_dir: Path, output_dir: Path, num_scans: int) -> MemoryCallback:
+    """Score a tiny random model on `num_scans` copies of a scan, each of another patient, and return the memory."""
     from datasets import DatasetDict, concatenate_datasets
 
     from gi_segmentation.arguments import parse_arguments
@@ -46,52 +76,37 @@ def evaluate_slices(dataset_dir: str, output_dir: str, number: int) -> None:
     overrides = "depths=[1,1,1,1],hidden_sizes=[8,8,16,16],decoder_hidden_size=16"
     flags = ["--model_type", "segformer", "--config_overrides", overrides, "--image_size", "64"]
     flags += ["--report_to", "none", "--disable_tqdm", "True", "--dataloader_num_workers", "0"]
-    flags += ["--dataset_name", dataset_dir]
-    model_args, data_args, run_args = parse_arguments([*flags, "--output_dir", output_dir])
+    flags += ["--dataset_name", str(dataset_dir), "--output_dir", str(output_dir)]
+    model_args, data_args, run_args = parse_arguments(flags)
     slices = load_slices(data_args)
-    scan = slices["validation"].remove_columns("case")
-    patients = [scan.add_column("case", [case] * SCAN) for case in range(1, 2 + number // SCAN)]
     # All copies share the pages of one small file. The pages of a large file would count as memory of this process,
     # although the system can take them back at any time.
-    samples = DatasetDict(train=slices["train"], validation=concatenate_datasets(patients).take(number))
+    copies = [copy_slices(slices["validation"], case) for case in range(1, num_scans + 1)]
+    samples = DatasetDict(train=slices["train"], validation=concatenate_datasets(copies))
     model, processor = load_model(model_args, data_args.image_size)
     splits = transform_splits(samples, samples, processor, model_args, data_args, run_args.seed)
     trainer = build_trainer(model, processor, *splits, data_args, run_args)
+    memory = MemoryCallback()
+    trainer.add_callback(memory)
     trainer.evaluate()
-    # `ru_maxrss` is the peak of the resident memory since the start. Linux counts it in kilobytes.
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    return memory
 
 
 def main() -> None:
-    """Measure and print a table; a difference above the limit is an error."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.job:
-        dataset_dir, output_dir, number = arguments.job
-        evaluate_slices(dataset_dir, output_dir, int(number))
-        return
+    """Measure and print a table; growth above the limit is an error."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
-        dataset_dir = write_dataset(Path(scratch))
-        peaks = {}
-        print("| slices | peak memory, GB | more than the first, MB |\n|---|---|---|")
-        for number in NUMBERS:
-            job = [
-                sys.executable,
-                "-m",
-                "benchmarks.evaluation_memory",
-                "--job",
-                str(dataset_dir),
-                str(Path(scratch) / "run"),
-                str(number),
-            ]
-            done = subprocess.run(job, stdout=subprocess.PIPE, text=True, check=True)
-            # The last line of the output is the number that `evaluate_slices` prints.
-            peaks[number] = float(done.stdout.splitlines()[-1])
-            more = 1000 * (peaks[number] - peaks[NUMBERS[0]])
-            print(f"| {number} | {peaks[number]:.3f} | {more:.0f} |", flush=True)
-    if peaks[NUMBERS[-1]] - peaks[NUMBERS[0]] > LIMIT_GB:
-        sys.exit(f"expected at most {1000 * LIMIT_GB:.0f} MB more for {NUMBERS[-1]} slices than for {NUMBERS[0]}")
+        memory = evaluate_scans(write_dataset(Path(scratch)), Path(scratch) / "run", NUM_SCANS)
+    steps = len(memory.resident)
+    ends = [steps * part // PARTS for part in range(PARTS + 1)]
+    medians = [statistics.median(memory.resident[start:end]) for start, end in pairwise(ends)]
+    print("| scans | resident memory, GB | peak until then, GB |\n|---|---|---|")
+    for part, median in enumerate(medians, start=1):
+        scans = f"{NUM_SCANS * (part - 1) // PARTS + 1} to {NUM_SCANS * part // PARTS}"
+        print(f"| {scans} | {median:.3f} | {memory.peaks[ends[part] - 1]:.3f} |")
+    if medians[-1] - medians[-2] > LIMIT_GB:
+        sys.exit(f"expected at most {1000 * LIMIT_GB:.0f} MB more in the last scans than in those before")
 
 
 if __name__ == "__main__":

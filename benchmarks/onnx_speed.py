@@ -25,7 +25,7 @@ from gi_segmentation.publishing.onnx_model import compare_onnx, write_onnx
 LITE0 = "upernet-efficientnet-lite0"
 LITE0_ENCODER = {"backbone": "tf_efficientnet_lite0", "out_indices": [1, 2, 3, 4]}
 # One model of each family.
-RECIPES = ["segformer-b0", LITE0, "upernet-convnext-small", "beit-base", "dpt-large"]
+RECIPES = ["segformer-b0", "upernet-convnext-small", "beit-base", "dpt-large"]
 
 
 def make_model(recipe: str, image_size: int) -> PreTrainedModel:

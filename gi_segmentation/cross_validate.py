@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
+from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.schema import ALL_FOLDS
 
 # These flags are set for each fold, or belong to the cross-validation as a whole.
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     if arguments.push_to_hub:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
+    keep_freed_memory()
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.arguments import parse_arguments as parse_training_arguments
     from gi_segmentation.cross_validation.pooling import choose_published, pool_folds

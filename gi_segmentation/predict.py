@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.inference.arguments import FORMATS, Computation, add_prediction_flags, check_prediction_flags
+from gi_segmentation.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -90,6 +91,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     # Each process would unpack its own copy.
     if arguments.input.suffix.lower() == ".zip" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"--input {arguments.input}: unpack it first, because several processes read it")
+    keep_freed_memory()
     with unpacked(arguments.input) as path:
         return predict(arguments, path)
 

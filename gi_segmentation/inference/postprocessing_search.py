@@ -46,7 +46,6 @@ from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, measure_scan, score_scans
-from gi_segmentation.scoring.streaming import release_memory
 from gi_segmentation.scoring.tables import format_interval
 
 # A stomach has about 200 ml, and a voxel 0.007 ml. Equal scores take the first limits, so the lowest come first.
@@ -117,8 +116,6 @@ class HeldBackScan:
             # The bytes are those of a bool array, so they become one again.
             preds = [select_components(one, np.frombuffer(k, bool)) for one, k in zip(labels, kept, strict=True)]
             self.scores[kept] = measure_scan(self.patient, self.name, np.stack(preds), target, rules)
-        # Otherwise the process would grow, because scans have volumes of many sizes.
-        release_memory()
 
     def score(self, settings: Postprocessing) -> ScanScore:
         """Return the score for limits that `measure` has measured."""

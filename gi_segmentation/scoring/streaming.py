@@ -5,9 +5,7 @@ three organs alone would take 8 GB, with one byte per pixel. Here a scan is scor
 masks are dropped. Only a few numbers of each scan remain.
 """
 
-import ctypes
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,17 +22,6 @@ from gi_segmentation.scoring.scans import ScanScore, measure_scan
 
 # At most this many complete scans wait to be measured. So memory stays bounded if the model is faster than the scores.
 MAX_WAITING = 2
-
-
-def release_memory() -> None:
-    """Give free memory back to the system. This works on Linux with glibc; elsewhere nothing happens."""
-    # glibc keeps freed memory for later use. Volumes of many sizes break it into pieces that fit no other volume, and
-    # the process would grow with every scan.
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            # The argument is the number of free bytes to keep.
-            trim(0)
 
 
 class StreamingScorer:
@@ -109,8 +96,6 @@ class StreamingScorer:
         if len(self.preds[scan]) == len(self.plans[scan].rows):
             slices = self.preds.pop(scan)
             self.scans[scan] = self.thread.submit(self.measure, scan, slices, self.label_counts.pop(scan))
-            # The callback runs when the volumes of the scan are gone.
-            self.scans[scan].add_done_callback(lambda _: release_memory())
             waiting = [measured for measured in self.scans.values() if not measured.done()]
             if len(waiting) > MAX_WAITING:
                 waiting[0].result()
