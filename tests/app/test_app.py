@@ -36,6 +36,8 @@ SAMPLES = ROOT / "app" / "samples"
 SPACE_ID, MODEL_ID, OTHER_ID = "loopback/gi-tract", "loopback/tiny", "loopback/other"
 MAX_UPLOAD_MB = 1
 WAIT_MS = 60_000
+# Voxels that may differ, where the probabilities of two labels are equal.
+MAX_TIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,7 @@ def test_a_sample_is_scrolled_and_downloaded(sample: "playwright.Page", model: P
     expected = predicted_by_command(model, SAMPLES / "phantom_NIfTI.nii.gz", tmp_path / "command", "nifti")
     labels, theirs = nibabel.load(file), nibabel.load(expected)
     # Another number of threads may round differently, which decides between labels of equal probability.
-    assert labels.shape == theirs.shape and np.count_nonzero(labels.get_fdata() != theirs.get_fdata()) <= 3
+    assert labels.shape == theirs.shape and np.count_nonzero(labels.get_fdata() != theirs.get_fdata()) <= MAX_TIES
     np.testing.assert_array_equal(labels.affine, theirs.affine)
     volumes = sample.locator(".gi-organs tbody td:last-child").all_inner_texts()
     voxel_ml = np.prod(labels.header.get_zooms()) / 1000
@@ -237,7 +239,9 @@ def test_a_series_gives_dicom_files_and_is_deleted(
     assert left_files(uploads) == []
     segmentation = pydicom.dcmread(download(page, "DICOM SEG", tmp_path))
     expected = predicted_by_command(model, SAMPLES / "phantom_DICOM.zip", tmp_path / "command", "dicom-seg")
-    assert segmentation.PixelData == pydicom.dcmread(expected).PixelData
+    # Packed masks. Another size of the batches may round differently.
+    ours, theirs = (np.frombuffer(one.PixelData, np.uint8) for one in (segmentation, pydicom.dcmread(expected)))
+    assert np.unpackbits(ours ^ theirs).sum() <= MAX_TIES
     contours = pydicom.dcmread(download(page, "RTSTRUCT", tmp_path))
     assert len(contours.StructureSetROISequence) == 3
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from dataset_builder.phantom import BODY_LENGTH_MM, write_phantom
+from dataset_builder.phantom import write_phantom
+from gi_segmentation.schema import SLICE_THICKNESS_MM
 from tests.support.dicom import write_series
 from tests.support.volumes import KAGGLE_AXES, read_scan
 
 NUM_SLICES = 16
 # Another seed than that of the demo, so no model of the demo has seen these patients.
 SEED = 7
-# Fewer grey levels, and air without noise, make smaller files. The noise of the phantom is larger than this step.
-AIR, STEP = 120, 40
+# Fewer grey levels make smaller files. The noise of the phantom is larger than this step.
+STEP = 20
 
 
 def write_samples(folder: Path) -> None:
@@ -29,9 +30,9 @@ def write_samples(folder: Path) -> None:
         for scan, name in zip(scans, ("nifti", "dicom"), strict=False):
             voxels, spacing = read_scan(scan)
             affine = np.eye(4)
-            # All slices of the phantom cover the whole body, however many there are.
-            affine[:3, :3] = KAGGLE_AXES * [*spacing[:2], BODY_LENGTH_MM / NUM_SLICES]
-            coarse = (np.maximum(voxels.astype(int) - AIR, 0) // STEP).astype(np.uint16)
+            # The distance of the slices that the demo is trained on, as all scans of Kaggle.
+            affine[:3, :3] = KAGGLE_AXES * [*spacing[:2], SLICE_THICKNESS_MM]
+            coarse = voxels // STEP
             if name == "nifti":
                 nibabel.save(nibabel.Nifti1Image(coarse, affine), folder / "phantom_NIfTI.nii.gz")
             else:
