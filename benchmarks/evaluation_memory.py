@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from gi_segmentation.memory import keep_freed_memory
-
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -95,7 +93,6 @@ def evaluate_scans(dataset_dir: Path, output_dir: Path, num_scans: int) -> Memor
 def main() -> None:
     """Measure and print a table; growth above the limit is an error."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         memory = evaluate_scans(write_dataset(Path(scratch)), Path(scratch) / "run", NUM_SCANS)
     steps = len(memory.resident)

@@ -39,7 +39,6 @@ from gi_segmentation.inference.inputs import find_scans
 from gi_segmentation.inference.outputs import write_submission
 from gi_segmentation.inference.predictor import Member, Settings, load_members
 from gi_segmentation.inference.scans import predict_files
-from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer
 
@@ -314,8 +313,6 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     disable_progress_bars()
-    # As our commands do. It serves all ways in this process, also the bare loops and the usual way.
-    keep_freed_memory()
     print("| what | precision | slices/s | speed / bare loop | speed / usual way |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -91,7 +91,7 @@ class Limits:
         cut_share: Without training ranges, the share of the largest area that an end slice may have.
     """
 
-    deviations: tuple[float, float] = (0.5, 2.0)
+    deviations: tuple[float, float] = (0.75, 3.0)
     confidences: tuple[float, float] = (0.9, 0.7)
     agreements: tuple[float, float] = (0.8, 0.5)
     largest_share: float = 0.8
