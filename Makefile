@@ -20,7 +20,7 @@ demo/run:
 	@$(MAKE) demo
 
 test: quality  ## Style, types, doctests and tests.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 20
 
 test-long: $(VENV)/installed  ## The tests that are too long for `make test`: reference runs, tables, trainings with FSDP.
 	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal

@@ -41,6 +41,7 @@ from gi_segmentation.inference.postprocessing import (
     select_components,
 )
 from gi_segmentation.inference.predictor import Member, load_members
+from gi_segmentation.memory import release_memory
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
@@ -116,6 +117,8 @@ class HeldBackScan:
             # The bytes are those of a bool array, so they become one again.
             preds = [select_components(one, np.frombuffer(k, bool)) for one, k in zip(labels, kept, strict=True)]
             self.scores[kept] = measure_scan(self.patient, self.name, np.stack(preds), target, rules)
+        # Otherwise the process would grow, because scans have volumes of many sizes.
+        release_memory()
 
     def score(self, settings: Postprocessing) -> ScanScore:
         """Return the score for limits that `measure` has measured."""

@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from gi_segmentation.data.slices import plan_scans
+from gi_segmentation.memory import release_memory
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, scan_name
@@ -96,6 +97,8 @@ class StreamingScorer:
         if len(self.preds[scan]) == len(self.plans[scan].rows):
             slices = self.preds.pop(scan)
             self.scans[scan] = self.thread.submit(self.measure, scan, slices, self.label_counts.pop(scan))
+            # The callback runs when the volumes of the scan are gone.
+            self.scans[scan].add_done_callback(lambda _: release_memory())
             waiting = [measured for measured in self.scans.values() if not measured.done()]
             if len(waiting) > MAX_WAITING:
                 waiting[0].result()
