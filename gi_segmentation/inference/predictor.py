@@ -36,6 +36,7 @@ from gi_segmentation.inference.postprocessing import Postprocessing, remove_comp
 from gi_segmentation.inference.triage import TrainingRanges, join_ranges
 from gi_segmentation.inference.volumes import Slice, VolumeSlice
 from gi_segmentation.internals import speed_up_segformer_head
+from gi_segmentation.memory import release_memory
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.rle import organ_masks
@@ -457,6 +458,9 @@ def predict_scans(
             masks = clean_scan(scan, masks, means, settings.postprocessing)
         agreement = find_agreement(np.sum(overlaps, axis=0)) if overlaps else None
         yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
+        # The scan was written, and its report has needed volumes of several kinds.
+        del organs, masks, means, overlaps
+        release_memory()
 
 
 def find_agreement(overlaps: np.ndarray) -> dict[str, float]:
