@@ -15,8 +15,9 @@ from huggingface_hub import HfApi
 from gi_segmentation import publish
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.model_card import CARD
-from tests.support.hub_faults import END, FAULTS, PAGE, REPO_ID, START, call_publish, client_of, contents, try_fault
+from tests.support.hub_faults import FAULTS, PAGE, REPO_ID, START, call_publish, client_of, contents, try_fault
 from tests.support.loopback_hub import Fault, LoopbackHub
+from tests.support.pages import split_page
 from tests.support.processes import ROOT
 from tests.support.runs import write_run
 
@@ -107,7 +108,7 @@ def test_of_two_publications_at_once_one_wins_and_the_other_says_so(
 
 
 def test_the_page_has_every_fault() -> None:
-    table = PAGE.read_text().split(START)[1].split(END)[0]
+    _, table, _ = split_page(PAGE, START)
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {name}" for name in FAULTS]
 
 

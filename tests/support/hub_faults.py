@@ -21,11 +21,12 @@ from gi_segmentation import publish
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing import hub as publishing
 from tests.support.loopback_hub import Fault, LoopbackHub
+from tests.support.pages import replace_table
 from tests.support.processes import ROOT
 from tests.support.runs import write_run
 
 REPO_ID = "tester/model"
-PAGE, START, END = ROOT / "docs" / "publishing.md", "<!-- faults -->\n", "<!-- end -->\n"
+PAGE, START = ROOT / "docs" / "publishing.md", "<!-- faults -->\n"
 COMMIT, TAG, LARGE, FILE, CREATE = "/commit/", "/tag/", "/lfs/[0-9a-f]{64}", "/resolve/", "/repos/create"
 ALWAYS = math.inf
 # What goes wrong, in the words of the table. The faults are made anew for each use, because they count.
@@ -177,9 +178,7 @@ def make_table() -> str:
 
 def main() -> None:
     """Write the table into the page."""
-    head, rest = PAGE.read_text(encoding="utf-8").split(START)
-    tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{START}{make_table()}{END}{tail}", encoding="utf-8")
+    replace_table(PAGE, START, make_table())
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from typing import Any
 from tests.support.launches import FSDP_ON_CPU, RUN, Launch, Machines, accelerate_commands, two_namespaces
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import change_config, save_model
+from tests.support.pages import replace_table
 from tests.support.processes import ROOT
 from tests.support.training import arguments
 
-PAGE, START, END = ROOT / "accelerate_configs" / "README.md", "<!-- launches -->\n", "<!-- end -->\n"
+PAGE, START = ROOT / "accelerate_configs" / "README.md", "<!-- launches -->\n"
 STEPS, REPO_ID = 6, "tester/model"
 EMA, NO_EMA = {"ema_decay": 0.9}, {"ema_decay": 0}
 IN_32_BITS = ("cpu", "multi_cpu", "fsdp2")
@@ -172,9 +173,7 @@ def main() -> None:
         write_phantom(scratch / "kaggle", num_cases=4, days_per_case=1, slices_per_scan=12, num_proc=1)
         build(scratch / "kaggle", scratch / "gi_tract", GiTractConfig(num_folds=2), num_proc=1)
         table = make_table(scratch / "gi_tract", scratch)
-    head, rest = PAGE.read_text(encoding="utf-8").split(START)
-    tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{START}{table}{END}{tail}", encoding="utf-8")
+    replace_table(PAGE, START, table)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.schema import ORGANS
 from tests.support.dicom import TO_LPS, leave_gaps, read_series, write_enhanced, write_series, write_with_uids
 from tests.support.masks import find_dicom_errors, shapes
+from tests.support.pages import replace_table
 from tests.support.processes import ROOT, TEST_DATA
 from tests.support.volumes import rotation, store
 
-PAGE, START, END = ROOT / "docs" / "clinic.md", "<!-- round trips -->\n", "<!-- end -->\n"
+PAGE, START = ROOT / "docs" / "clinic.md", "<!-- round trips -->\n"
 ALGORITHM = Algorithm({"name/model": "c0ffee" * 6 + "beef"})
 # The command of dcmqi that reads a segmentation. pip puts it beside Python.
 DCMQI = shutil.which("segimage2itkimage", path=Path(sys.executable).parent)
@@ -135,9 +136,9 @@ def fill_with_plastimatch(path: Path, volume: Volume, folder: Path) -> np.ndarra
     return np.stack([np.asarray(nibabel.load(folder / "filled" / f"{organ}.nii.gz").dataobj) > 0 for organ in ORGANS])
 
 
-def lowest_dice(found: np.ndarray, masks: np.ndarray) -> float:
-    """Return the Dice of the organ that agrees least."""
-    return min(2 * (one & mask).sum() / (one.sum() + mask.sum()) for one, mask in zip(found, masks, strict=True))
+def organ_dice(found: np.ndarray, masks: np.ndarray) -> list[float]:
+    """Return the Dice of each organ."""
+    return [2 * (one & mask).sum() / (one.sum() + mask.sum()) for one, mask in zip(found, masks, strict=True)]
 
 
 def make_rows() -> Iterator[str]:
@@ -154,16 +155,14 @@ def make_rows() -> Iterator[str]:
             errors = [len(find_dicom_errors(path)) for path in (segmentation, structures)]
             read = read_with_highdicom(segmentation, volume), read_with_dcmqi(segmentation, volume, folder)
             differing = [int((one != masks).sum()) for one in read]
-            dice = lowest_dice(fill_with_plastimatch(structures, volume, folder), masks)
+            dice = min(organ_dice(fill_with_plastimatch(structures, volume, folder), masks))
             cells = [name, " x ".join(map(str, volume.shape)), *errors, *differing, f"{dice:.4f}"]
             yield f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
     """Write the table into the page."""
-    head, rest = PAGE.read_text(encoding="utf-8").split(START)
-    tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{START}{chr(10).join(make_rows())}\n{END}{tail}", encoding="utf-8")
+    replace_table(PAGE, START, "".join(f"{row}\n" for row in make_rows()))
 
 
 if __name__ == "__main__":
