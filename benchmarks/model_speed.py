@@ -37,7 +37,7 @@ from gi_segmentation.data.slices import find_dataset, load_slices
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.inputs import find_scans
 from gi_segmentation.inference.outputs import write_submission
-from gi_segmentation.inference.predictor import Member, Settings, load_members
+from gi_segmentation.inference.predictor import Member, Settings, load_members, processor_has
 from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer
@@ -131,8 +131,7 @@ def now() -> float:
 
 def computes_bf16() -> bool:
     """Return whether the GPU or the processor has units for bfloat16. Without them it takes several times as long."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.cuda.is_available() or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.cuda.is_available() or processor_has("avx512_bf16") or processor_has("amx_bf16")
 
 
 def autocast(setting: Setting) -> AbstractContextManager:

@@ -190,9 +190,15 @@ def has_bf16_units(device: torch.device) -> bool:
     """Return whether a device has units that multiply matrices of 16-bit numbers (bfloat16)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # On a CPU these units are called AMX. Older releases of PyTorch cannot tell whether there are any.
+    # On a CPU these units are called AMX.
+    return device.type == "cpu" and processor_has("amx_bf16")
+
+
+def processor_has(capability: str) -> bool:
+    """Return whether the processor has a set of instructions, by PyTorch's name for it."""
+    # Older releases of PyTorch cannot tell.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
+    return bool(capabilities.get(capability))
 
 
 def describe_computation(members: Sequence[Member]) -> str:
