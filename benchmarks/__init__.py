@@ -2,5 +2,5 @@
 
 from gi_segmentation.memory import keep_freed_memory
 
-# As our commands do, before other libraries start their threads. It serves whatever is compared in the process.
+# As training does, before other libraries start their threads. It serves whatever is compared in the process.
 keep_freed_memory()

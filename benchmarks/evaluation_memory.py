@@ -4,18 +4,24 @@ Logits of 14,400 slices would need many gigabytes. The evaluation keeps only the
 """
 
 import argparse
-import resource
 import statistics
 import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import TrainerCallback
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from dataset_builder.build import build
+from dataset_builder.gi_tract import GiTractConfig
+from dataset_builder.phantom import write_phantom
+from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.data.slices import load_slices, transform_splits
+from gi_segmentation.models.loading import load_model
+from gi_segmentation.schema import scan_name, slice_name
+from gi_segmentation.training.trainer import build_trainer
 
 # Slices of a scan, and the scans of an evaluation.
 SCAN = 144
@@ -34,27 +40,21 @@ class MemoryCallback(TrainerCallback):
         self.peaks: list[float] = []
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """Read what Linux says about this process: pages in memory, and the most KiB since its start."""
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self.resident.append(pages * resource.getpagesize() / 1e9)
-        self.peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+        """Read what Linux says about this process: its memory now (VmRSS) and at most (VmHWM), in KiB."""
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        for name, values in (("VmRSS", self.resident), ("VmHWM", self.peaks)):
+            values.append(int(status[name].split()[0]) * 1024 / 1e9)
 
 
 def write_dataset(folder: Path) -> Path:
     """Write a dataset of two patients, one for each split, with a scan of 144 slices each."""
-    from dataset_builder.build import build
-    from dataset_builder.gi_tract import GiTractConfig
-    from dataset_builder.phantom import write_phantom
-
     write_phantom(folder / "kaggle", num_cases=2, days_per_case=1, slices_per_scan=SCAN)
     build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=2))
     return folder / "gi_tract"
 
 
-def copy_slices(slices: "Dataset", case: int) -> "Dataset":
+def copy_slices(slices: Dataset, case: int) -> Dataset:
     """Return slices under the names of another patient. Their other columns are not copied."""
-    from gi_segmentation.schema import scan_name, slice_name
-
     scans = [scan_name(case, day) for day in slices["day"]]
     ids = [slice_name(scan, number) for scan, number in zip(scans, slices["slice"], strict=True)]
     for column, values in {"case": [case] * len(slices), "scan": scans, "id": ids}.items():
@@ -64,13 +64,6 @@ def copy_slices(slices: "Dataset", case: int) -> "Dataset":
 
 def evaluate_scans(dataset_dir: Path, output_dir: Path, num_scans: int) -> MemoryCallback:
     """Score a tiny random model on `num_scans` copies of a scan, each of another patient, and return the memory."""
-    from datasets import DatasetDict, concatenate_datasets
-
-    from gi_segmentation.arguments import parse_arguments
-    from gi_segmentation.data.slices import load_slices, transform_splits
-    from gi_segmentation.models.loading import load_model
-    from gi_segmentation.training.trainer import build_trainer
-
     overrides = "depths=[1,1,1,1],hidden_sizes=[8,8,16,16],decoder_hidden_size=16"
     flags = ["--model_type", "segformer", "--config_overrides", overrides, "--image_size", "64"]
     flags += ["--report_to", "none", "--disable_tqdm", "True", "--dataloader_num_workers", "0"]
