@@ -53,12 +53,13 @@ table: $(VENV)/installed  ## Train the recipes on DATASET and write the results 
 $(VENV)/installed: setup.cfg pyproject.toml $(if $(LOCKED),requirements.lock)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) uv
-	@# uv is several times as fast as pip, and leaves PyTorch as it is.
+	@# uv is several times as fast as pip, and leaves PyTorch as it is. Unlike pip, it compiles the packages only if it is
+	@# told to. Otherwise the first import would, or every one if PYTHONDONTWRITEBYTECODE is set.
 ifdef LOCKED
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirement requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --editable .
 else
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable .[test]
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable .[test]
 endif
 	touch $@
 
