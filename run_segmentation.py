@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             results = write_results(trainer, eval_dataset, facts, evaluation)
             print(summarize(run_args, results), flush=True)
         trainer.accelerator.wait_for_everyone()
-        # This disconnects the processes. Without it, they sometimes abort when the program ends.
-        trainer.accelerator.end_training()
+        trainer.disconnect()
         # The Hub comes last. If it fails, all files are written, and no other process waits.
         if publishes:
             print(publish_run(Path(run_args.output_dir), repo_id, private).describe())

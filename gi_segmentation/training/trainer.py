@@ -368,6 +368,15 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         drop_auxiliary_head(self.model)
         load_weights(self.model, checkpoint)
 
+    def disconnect(self) -> None:
+        """Disconnect the processes of the run. Without this, they sometimes abort or hang when the program ends."""
+        # DistributedDataParallel has a hold on the connection, so it goes first. If it went last, it would end the
+        # connection while it holds the lock of Python's interpreter. It would then wait forever for a thread of the
+        # connection, which may wait for this lock.
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
 
 def build_trainer(
     model: PreTrainedModel,
@@ -455,7 +464,7 @@ def train_on(trainer: SegmentationTrainer, checkpoint: Path | None) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The signal may have come after the last step.
     if stop.agree(stop.ask_all(trainer.args)):
-        trainer.accelerator.end_training()
+        trainer.disconnect()
         raise StoppedError(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved it in "
             f"{trainer.args.output_dir}; the same command goes on from there",
