@@ -38,9 +38,10 @@ from benchmarks.training import (
 )
 from gi_segmentation.arguments import parse_arguments
 from gi_segmentation.data.slices import load_slices
+from gi_segmentation.inference.masks import resize_logits
 from gi_segmentation.processes import count_cores
 from gi_segmentation.schema import LABELS, ORGANS
-from gi_segmentation.training.losses import cross_entropy_loss, resize_logits
+from gi_segmentation.training.losses import cross_entropy_loss
 from gi_segmentation.training.trainer import SegmentationTrainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +92,7 @@ class OriginalTrainer(SegmentationTrainer):
 
     def batch_loss(self, outputs: Any, labels: torch.Tensor, training: bool) -> torch.Tensor:
         """Compute the loss of a batch at input resolution. It has no part for an auxiliary head."""
-        logits = resize_logits(outputs.logits, labels).float()
+        (logits,) = resize_logits([outputs.logits], *labels.shape[-2:])
         probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)
         # The sums run over all slices of the batch. The background is one of the four labels. It is easy to find and
         # fills most pixels, so it hides part of the organs' errors. Our own loss leaves it out.

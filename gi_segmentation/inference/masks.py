@@ -91,8 +91,15 @@ def predict_organs(
 
 
 def resize_logits(logits: Sequence[torch.Tensor], height: int, width: int) -> list[torch.Tensor]:
-    """Resize the logits of each model to a grid: float32, shape `(B, channels, height, width)`."""
-    return [F.interpolate(one.float(), size=(height, width), mode="bilinear", align_corners=False) for one in logits]
+    """Resize the logits of each model to a grid, bilinearly: float32, shape `(B, channels, height, width)`."""
+    size = height, width
+    return [
+        # Logits of this size would stay the same, but the interpolation would take its time.
+        one.float()
+        if one.shape[-2:] == size
+        else F.interpolate(one.float(), size=size, mode="bilinear", align_corners=False)
+        for one in logits
+    ]
 
 
 def average_probabilities(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torch.Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from gi_segmentation.inference.masks import organ_ids
+from gi_segmentation.inference.masks import organ_ids, resize_logits
 from gi_segmentation.schema import LABELS, LabelMode
 
 # Ten times the loss of a model that knows nothing. Its Dice loss is at most 1. Its cross-entropy is ln 4, because it
@@ -129,11 +129,6 @@ def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, label_mode: L
     return F.cross_entropy(logits.float(), labels)
 
 
-def resize_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Interpolate logits to the resolution of the labels, bilinearly."""
-    return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-
-
 def dice_cross_entropy_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -155,7 +150,7 @@ def dice_cross_entropy_loss(
         Scalar, at least 0.
     """
     # The logits are enlarged to the size of the labels. Smaller labels would lose the thin parts of an organ.
-    logits = resize_logits(logits, labels)
+    (logits,) = resize_logits([logits], *labels.shape[-2:])
     sums = dice_sums(logits, labels, label_mode)
     if reduce is None or num_processes == 1:
         dice = soft_dice_loss(sums)

@@ -32,7 +32,7 @@ from gi_segmentation.data.preprocessing import SliceTransform, attached_transfor
 from gi_segmentation.data.sampling import BalancedSampler, StreamingSampler, shown_organs
 from gi_segmentation.data.streaming import is_index, number_groups
 from gi_segmentation.errors import InputError, StoppedError
-from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch
+from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch, resize_logits
 from gi_segmentation.internals import CheckpointLoading, find_train_batch_size, speed_up_segformer_head
 from gi_segmentation.models.heads import (
     all_logits,
@@ -315,12 +315,17 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         pixel_values, labels = self.transform.to_model(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(pixel_values=pixel_values)
+            logits = outputs.logits
+            # The loss and the counts share the logits at the size of the labels.
+            (enlarged,) = resize_logits([logits], *labels.shape[-2:])
+            outputs.logits = enlarged
             loss = self.batch_loss(outputs, labels, training=False)
-            logits = flip_logits(model, pixel_values).mean(dim=0) if self.with_flips else outputs.logits
+            if self.with_flips:
+                logits = enlarged = flip_logits(model, pixel_values).mean(dim=0)
         if prediction_loss_only:
             return loss.detach(), None, None
         masks = pack_masks(predict_batch([logits], self.label_mode, inputs["native_size"]))
-        return loss.detach(), (masks, count_labels([logits], self.label_mode, labels)), inputs["slice_id"]
+        return loss.detach(), (masks, count_labels([enlarged], self.label_mode, labels)), inputs["slice_id"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights to publish, and beside them the weights from which an interrupted training continues."""
