@@ -25,7 +25,7 @@ import gradio as gr
 import numpy as np
 
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.memory import keep_freed_memory
+from gi_segmentation.memory import keep_freed_memory, release_memory
 from gi_segmentation.schema import COLOURS, ORGANS
 
 if TYPE_CHECKING:
@@ -295,6 +295,7 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
                 shown.append(describe_scan(predicted, files))
             except InputError as error:
                 problems.append(error)
+    release_memory()
     if not shown:
         raise problems[0]
     for problem in problems:

@@ -8,26 +8,24 @@ import sys
 from collections.abc import Callable
 
 # Parameters of `mallopt`, the function of glibc that sets how memory is managed. See its manual page.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-def keep_freed_memory(share_heap: bool = False) -> None:
-    """Keep freed memory for the next batch. Call it once, before PyTorch is imported.
+def keep_freed_memory() -> None:
+    """Keep memory that the main thread frees for the next batch. Call it once, before PyTorch is imported.
 
     As a rule, glibc returns a large block to the system as soon as it is freed. The next batch asks for memory again,
     and the system clears it page by page. On a CPU, this took a third of the time of a SegFormer-B0.
 
-    Args:
-        share_heap: Whether all threads share one heap. A thread with a heap of its own, which is too small for large
-            blocks, does not profit. But in one heap, the volumes of one thread break up the memory of another one.
+    Every other thread has a heap of its own, which is too small for large blocks, so it does not profit. All threads
+    could share one heap. But then, the volumes of one thread would break up the memory of another one, and it would
+    grow.
     """
     mallopt = find_function("mallopt")
     if mallopt is not None:
         # Large blocks come from the same heap as small ones, and the heap never shrinks.
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-        if share_heap:
-            mallopt(M_ARENA_MAX, 1)
 
 
 def release_memory() -> None:

@@ -91,8 +91,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     # Each process would unpack its own copy.
     if arguments.input.suffix.lower() == ".zip" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"--input {arguments.input}: unpack it first, because several processes read it")
-    # The model computes in a thread, see `run_ahead`.
-    keep_freed_memory(share_heap=True)
+    keep_freed_memory()
     with unpacked(arguments.input) as path:
         return predict(arguments, path)
 

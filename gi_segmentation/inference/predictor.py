@@ -2,9 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -36,7 +34,6 @@ from gi_segmentation.inference.postprocessing import Postprocessing, remove_comp
 from gi_segmentation.inference.triage import TrainingRanges, join_ranges
 from gi_segmentation.inference.volumes import Slice, VolumeSlice
 from gi_segmentation.internals import speed_up_segformer_head
-from gi_segmentation.memory import release_memory
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.rle import organ_masks
@@ -359,24 +356,6 @@ def count_overlaps(votes: list[torch.Tensor], label_mode: LabelMode) -> np.ndarr
     return torch.stack(counts, dim=1).cpu().numpy()
 
 
-def run_ahead(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items of an iterable that runs in a thread, one item ahead.
-
-    So the next batch is predicted while the slices of this one are written.
-    """
-    iterator, end = iter(items), object()
-    # A program that shows the progress bar elsewhere, as a web page does, finds it in the context of its own thread.
-    context = copy_context()
-    # The first item starts the processes that read files, and these must come from the thread of the caller. A process
-    # that is forked in a thread of a pool waits for this thread at its end, and so for itself, which is an error.
-    item = next(iterator, end)
-    with ThreadPoolExecutor(1) as thread:
-        while item is not end:
-            coming = thread.submit(context.run, lambda: next(iterator, end))
-            yield cast(T, item)
-            item = coming.result()
-
-
 def predict_batches(
     members: list[Member], slices: Sequence[Slice], settings: Settings, probabilities: bool, agreement: bool
 ) -> Iterator[list[SliceOrgans | InputError]]:
@@ -425,7 +404,7 @@ def predict_scans(
 ) -> Iterator[tuple[Scan, PredictedScan | InputError]]:
     """Predict scans one after the other, with a progress bar. The slices of the next scans are read meanwhile.
 
-    Only the masks of one scan are in memory, and the slices of two batches.
+    Only the masks of one scan are kept in memory.
 
     Args:
         members: One checkpoint, or several for an ensemble.
@@ -444,7 +423,7 @@ def predict_scans(
     # Post-processing needs the mean probability of each component.
     needed = probabilities or settings.postprocessing is not None
     batches = predict_batches(members, [one for scan in scans for one in scan.slices], settings, needed, probabilities)
-    slices = (one for batch in run_ahead(batches) for one in batch)
+    slices = (one for batch in batches for one in batch)
     for scan in scans:
         organs: list[SliceOrgans] = []
         error = None
@@ -464,9 +443,8 @@ def predict_scans(
             masks = clean_scan(scan, masks, means, settings.postprocessing)
         agreement = find_agreement(np.sum(overlaps, axis=0)) if overlaps else None
         yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
-        # The scan was written, and its report has needed volumes of several kinds.
+        # The next scan needs the memory of this one.
         del organs, masks, means, overlaps
-        release_memory()
 
 
 def find_agreement(overlaps: np.ndarray) -> dict[str, float]:

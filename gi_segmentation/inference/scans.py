@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from gi_segmentation.inference.outputs import (
 )
 from gi_segmentation.inference.predictor import Member, Settings, predict_scans
 from gi_segmentation.inference.volumes import check_volumes
+from gi_segmentation.memory import release_memory
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ScanResult:
         name: Name of the scan.
         slices: Number of its slices; 0 if they are not known.
         status: `done`; `skipped`, because an earlier run has written the same files; or `failed`.
-        seconds: Time from the end of the scan before.
+        seconds: Time from the start of its prediction until its files are written.
         files: The files in the output folder.
         message: Why it failed.
     """
@@ -63,7 +65,8 @@ def predict_files(
         settings: How the scans are predicted.
 
     Yields:
-        One result per scan: first those that are not predicted, then each as soon as its files are written.
+        One result per scan: first those that are not predicted, then each when its files are written and the next one
+        is predicted.
 
     Raises:
         InputError: If the folder has files of other models or settings, or if nothing can be written to it.
@@ -77,13 +80,23 @@ def predict_files(
             left.append(scan)
         else:
             yield result
-    started = time.monotonic()
     # These formats need more than masks.
     probabilities = not {"report", *PROBABILITIES}.isdisjoint(formats)
-    for scan, predicted in predict_scans(members, left, settings, probabilities):
-        result = write_result(scan, predicted, formats, output_dir, made_by, started)
-        yield result
-        started = time.monotonic()
+    started = time.monotonic()
+    # The files of a scan are written in another thread, while this one predicts the next scan. The model stays in this
+    # thread, because only the main thread keeps memory for the next batch, see `memory`.
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[ScanResult] | None = None
+        for scan, predicted in predict_scans(members, left, settings, probabilities):
+            if writing is not None:
+                yield writing.result()
+            writing = writer.submit(write_result, scan, predicted, formats, output_dir, made_by, started)
+            # The callback runs when the volumes of the scan and of its report are gone.
+            writing.add_done_callback(lambda _: release_memory())
+            del predicted
+            started = time.monotonic()
+        if writing is not None:
+            yield writing.result()
 
 
 def describe_prediction(members: Sequence[Member], settings: Settings) -> dict[str, Any]:

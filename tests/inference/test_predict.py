@@ -5,10 +5,8 @@ A file is complete, or it is not written at all.
 
 import csv
 import json
-import multiprocessing
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from transformers import AutoConfig, AutoModelForImageClassification, SegformerI
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.data.kaggle import find_slices
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference.predictor import run_ahead
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode, encode
@@ -366,14 +363,3 @@ def test_an_ensemble_of_two_label_modes_is_refused(scan_dir: Path, tmp_path: Pat
     with pytest.raises(InputError, match=r"expected checkpoints of one label mode, got .*one: background, .*other: l"):
         main(["--model", str(one), str(other), "--input", str(scan_dir), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
-
-
-def test_a_process_that_is_started_by_the_first_item_ends_without_an_error() -> None:
-    def items() -> Iterator[int | None]:
-        process = multiprocessing.get_context("fork").Process(target=int)
-        process.start()
-        process.join()
-        yield process.exitcode
-        yield 5
-
-    assert list(run_ahead(items())) == [0, 5]
