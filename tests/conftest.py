@@ -30,14 +30,13 @@ for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE")
     os.environ.pop(variable, None)
 
 
-# Files with tests of a minute and more, and fixtures of tests that start programs.
-SLOWEST = {"test_accelerate.py", "test_cross_validate.py", "test_docs.py"}
+# Fixtures of tests that start programs.
 SLOW = {"run_python", "trained", "execution", "hub"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slowest tests first. So the processes that share the tests end at about the same time."""
-    items.sort(key=lambda item: (item.path.name not in SLOWEST, SLOW.isdisjoint(getattr(item, "fixturenames", ()))))
+    items.sort(key=lambda item: SLOW.isdisjoint(getattr(item, "fixturenames", ())))
 
 
 def pytest_unconfigure() -> None:
