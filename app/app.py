@@ -295,7 +295,8 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
                 shown.append(describe_scan(predicted, files))
             except InputError as error:
                 problems.append(error)
-    release_memory()
+            # The report of the scan has needed volumes of several kinds.
+            release_memory()
     if not shown:
         raise problems[0]
     for problem in problems:

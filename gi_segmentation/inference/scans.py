@@ -91,7 +91,7 @@ def predict_files(
             if writing is not None:
                 yield writing.result()
             writing = writer.submit(write_result, scan, predicted, formats, output_dir, made_by, started)
-            # The callback runs when the volumes of the scan and of its report are gone.
+            # The callback runs when the volumes that the report has needed are gone.
             writing.add_done_callback(lambda _: release_memory())
             del predicted
             started = time.monotonic()

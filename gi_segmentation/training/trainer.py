@@ -317,15 +317,15 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             outputs = model(pixel_values=pixel_values)
             logits = outputs.logits
             # The loss and the counts share the logits at the size of the labels.
-            (enlarged,) = resize_logits([logits], *labels.shape[-2:])
-            outputs.logits = enlarged
+            (counted,) = resize_logits([logits], *labels.shape[-2:])
+            outputs.logits = counted
             loss = self.batch_loss(outputs, labels, training=False)
             if self.with_flips:
-                logits = enlarged = flip_logits(model, pixel_values).mean(dim=0)
+                logits = counted = flip_logits(model, pixel_values).mean(dim=0)
         if prediction_loss_only:
             return loss.detach(), None, None
         masks = pack_masks(predict_batch([logits], self.label_mode, inputs["native_size"]))
-        return loss.detach(), (masks, count_labels([enlarged], self.label_mode, labels)), inputs["slice_id"]
+        return loss.detach(), (masks, count_labels([counted], self.label_mode, labels)), inputs["slice_id"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights to publish, and beside them the weights from which an interrupted training continues."""
