@@ -1,14 +1,25 @@
 """Write masks as a DICOM segmentation (SEG)."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gi_segmentation import __version__
 from gi_segmentation.inference.algorithm import NAME, TITLE, Algorithm
-from gi_segmentation.inference.dicom import ORGAN_CODES, DicomSeries, read_dataset
+from gi_segmentation.inference.dicom import ORGAN_CODES, DicomSeries, Frame
+from gi_segmentation.inference.dicom_header import SeriesHeader, new_item, plain_text, quiet, read_header
 from gi_segmentation.inference.volumes import Volume
-from gi_segmentation.schema import COLOURS, ORGANS
+from gi_segmentation.schema import COLOURS, ORGANS, SLICE_THICKNESS_MM
+
+# What highdicom wants to know of each slice, besides its place. The patient and the study are copied afterwards.
+NOT_NEEDED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime",
+)  # fmt: skip
+# The class of a file with one slice. Highdicom gets each frame as such a file.
+SINGLE_FRAME = "1.2.840.10008.5.1.4.1.1.4"
 
 
 def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm) -> None:
@@ -20,15 +31,29 @@ def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Al
         path: File to write.
         algorithm: What made the masks.
     """
+    segmentation = build_dicom_seg(volume.origin, masks, algorithm, read_header(volume.origin))
+    with quiet():
+        segmentation.save_as(path)
+
+
+def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm, header: SeriesHeader) -> Any:
+    """Return a segmentation for a series.
+
+    Args:
+        series: The series.
+        masks: As in `write_dicom_seg`; for a trial, they may have fewer rows and columns than the series.
+        algorithm: What made the masks.
+        header: From `read_header`.
+    """
     import highdicom
     from pydicom.sr.codedict import codes
     from pydicom.uid import generate_uid
 
-    series: DicomSeries = volume.origin
-    # Highdicom expects the frames of an enhanced file in the order of the file.
-    order = np.argsort([frame.number for frame in series.frames], kind="stable")
     identification = highdicom.AlgorithmIdentificationSequence(
-        NAME, codes.DCM.ArtificialIntelligence, algorithm.version, parameters=algorithm.commits
+        NAME,
+        codes.DCM.ArtificialIntelligence,
+        algorithm.version,
+        parameters={plain_text(name, 200): plain_text(commit, 200) for name, commit in algorithm.commits.items()},
     )
     segments = [
         highdicom.seg.SegmentDescription(
@@ -42,9 +67,10 @@ def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Al
         )
         for number, organ in enumerate(ORGANS, start=1)
     ]
+    columns, rows = masks.shape[1:3]
     segmentation = highdicom.seg.Segmentation(
-        [read_dataset(file, stop_before_pixels=True) for file in series.paths],
-        masks.transpose(3, 2, 1, 0)[order].astype(np.uint8),
+        describe_sources(series, (rows, columns), header),
+        masks.transpose(3, 2, 1, 0).astype(np.uint8),
         highdicom.seg.SegmentationTypeValues.BINARY,
         segments,
         series_instance_uid=generate_uid(),
@@ -60,4 +86,70 @@ def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Al
         content_description=TITLE,
         series_description=TITLE,
     )
-    segmentation.save_as(path)
+    refer_to_frames(segmentation, series.frames)
+    segmentation.update(header.subject)
+    return segmentation
+
+
+def describe_sources(series: DicomSeries, size: tuple[int, int], header: SeriesHeader) -> list[Any]:
+    """Describe each slice of a series as a file of its own, with nothing but its place.
+
+    Highdicom copies what it finds in the header of a file, and stops at what it does not expect. It also takes only
+    one file with several frames, and all of its frames.
+
+    Args:
+        series: The series.
+        size: Rows and columns of the masks.
+        header: From `read_header`.
+
+    Returns:
+        A header for each slice. Its SOPInstanceUID is the index of the slice.
+    """
+    from pydicom.valuerep import format_number_as_ds as decimal
+
+    first: Frame = series.frames[0]
+    distance_mm = float(np.linalg.norm(np.subtract(series.frames[-1].position, first.position)))
+    distance_mm = distance_mm / (len(series.frames) - 1) if len(series.frames) > 1 else SLICE_THICKNESS_MM
+    shared = new_item(
+        **dict.fromkeys(NOT_NEEDED, ""),
+        SOPClassUID=SINGLE_FRAME,
+        StudyInstanceUID=first.study_uid,
+        SeriesInstanceUID=first.series_uid,
+        FrameOfReferenceUID=first.frame_of_reference_uid,
+        PositionReferenceIndicator="",
+        Rows=size[0],
+        Columns=size[1],
+        ImageOrientationPatient=[decimal(value) for value in first.orientation],
+        PixelSpacing=[decimal(value) for value in first.pixel_spacing],
+        SliceThickness=decimal(header.thickness_mm or distance_mm),
+    )
+    shared.update(header.compression)
+    sources = []
+    for index, frame in enumerate(series.frames):
+        place = new_item(SOPInstanceUID=str(index), ImagePositionPatient=[decimal(value) for value in frame.position])
+        place.update(shared)
+        sources.append(place)
+    return sources
+
+
+def refer_to_frames(segmentation: Any, frames: Sequence[Frame]) -> None:
+    """Replace the references to the slices of `describe_sources` by those to their files and frames."""
+    # The segments share the references to a slice, so each is replaced once.
+    sources = {
+        id(source): source
+        for group in segmentation.PerFrameFunctionalGroupsSequence
+        for derivation in group.DerivationImageSequence
+        for source in derivation.SourceImageSequence
+    }
+    for source in sources.values():
+        frame = frames[int(source.ReferencedSOPInstanceUID)]
+        source.ReferencedSOPClassUID = frame.class_uid
+        source.ReferencedSOPInstanceUID = frame.instance_uid
+        if frame.number:
+            source.ReferencedFrameNumber = frame.number
+    # As a whole, the segmentation names each file once.
+    files = dict.fromkeys((frame.class_uid, frame.instance_uid) for frame in frames)
+    images = [new_item(ReferencedSOPClassUID=kind, ReferencedSOPInstanceUID=uid) for kind, uid in files]
+    segmentation.SourceImageSequence = images
+    (series,) = segmentation.ReferencedSeriesSequence
+    series.ReferencedInstanceSequence = images

@@ -10,19 +10,15 @@ import numpy as np
 
 from gi_segmentation import __version__
 from gi_segmentation.inference.algorithm import NAME, TITLE, Algorithm
-from gi_segmentation.inference.dicom import ORGAN_CODES, DicomSeries, Frame, read_dataset
+from gi_segmentation.inference.dicom import ORGAN_CODES, DicomSeries, Frame
+from gi_segmentation.inference.dicom_header import SeriesHeader, fill, new_item, plain_text, quiet, read_header
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.schema import COLOURS, ORGANS
 
-# What the structure set has in common with its series: the character set, the patient and the study.
-SHARED = (
-    "SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID",
-    "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
-# These must be there, even if they are empty.
-NOT_OPTIONAL = frozenset(SHARED) - {"SpecificCharacterSet", "StudyDescription"}
 # A reference to the study as a whole. DICOM has retired the class, but structure sets still name it.
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
+# Letters that a description may have (short text in the standard).
+DESCRIPTION_LENGTH = 1024
 
 
 def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm) -> None:
@@ -34,16 +30,28 @@ def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Alg
         path: File to write.
         algorithm: What made the masks.
     """
+    structure_set = build_structure_set(volume.origin, masks, algorithm, read_header(volume.origin))
+    with quiet():
+        structure_set.save_as(path, enforce_file_format=True)
+
+
+def build_structure_set(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm, header: SeriesHeader) -> Any:
+    """Return a structure set for a series.
+
+    Args:
+        series: The series.
+        masks: As in `write_rtstruct`; for a trial, they may have fewer rows and columns than the series.
+        algorithm: What made the masks.
+        header: From `read_header`.
+    """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-    series: DicomSeries = volume.origin
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    source = read_dataset(series.frames[0].path, stop_before_pixels=True)
-    fill(dataset, **{name: source.get(name, "") for name in SHARED if name in source or name in NOT_OPTIONAL})
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.update(header.subject)
     now = datetime.datetime.now()
     fill(
         dataset,
@@ -58,12 +66,12 @@ def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Alg
         ManufacturerModelName=NAME,
         SoftwareVersions=__version__,
         StructureSetLabel=NAME,
-        StructureSetDescription=algorithm.describe(),
+        StructureSetDescription=plain_text(algorithm.describe(), DESCRIPTION_LENGTH),
         StructureSetDate=now.strftime("%Y%m%d"),
         StructureSetTime=now.strftime("%H%M%S"),
         FrameOfReferenceUID=series.frames[0].frame_of_reference_uid,
         PositionReferenceIndicator="",
-        ReferencedFrameOfReferenceSequence=[reference_series(dataset.StudyInstanceUID, series)],
+        ReferencedFrameOfReferenceSequence=[reference_series(series)],
         StructureSetROISequence=[],
         ROIContourSequence=[],
         RTROIObservationsSequence=[],
@@ -74,31 +82,19 @@ def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Alg
         dataset.StructureSetROISequence.append(roi)
         dataset.ROIContourSequence.append(contours)
         dataset.RTROIObservationsSequence.append(observation)
-    dataset.save_as(path, enforce_file_format=True)
-
-
-def fill(dataset: Any, **values: Any) -> Any:
-    """Set attributes of a dataset, and return it."""
-    for name, value in values.items():
-        setattr(dataset, name, value)
     return dataset
 
 
-def new_item(**values: Any) -> Any:
-    """Return a dataset with some attributes."""
-    from pydicom.dataset import Dataset
-
-    return fill(Dataset(), **values)
-
-
-def reference_series(study_uid: str, series: DicomSeries) -> Any:
+def reference_series(series: DicomSeries) -> Any:
     """Return the item that names the frame of reference, the study, the series and all its files."""
     first = series.frames[0]
     files = dict.fromkeys((frame.class_uid, frame.instance_uid) for frame in series.frames)
     images = [new_item(ReferencedSOPClassUID=kind, ReferencedSOPInstanceUID=uid) for kind, uid in files]
     its_series = new_item(SeriesInstanceUID=first.series_uid, ContourImageSequence=images)
     study = new_item(
-        ReferencedSOPClassUID=STUDY_CLASS, ReferencedSOPInstanceUID=study_uid, RTReferencedSeriesSequence=[its_series]
+        ReferencedSOPClassUID=STUDY_CLASS,
+        ReferencedSOPInstanceUID=first.study_uid,
+        RTReferencedSeriesSequence=[its_series],
     )
     return new_item(FrameOfReferenceUID=first.frame_of_reference_uid, RTReferencedStudySequence=[study])
 

@@ -1,13 +1,17 @@
 """Synthetic MR series as DICOM files, in any orientation."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from pydicom import dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.valuerep import PersonName
 
 from gi_segmentation.inference.dicom import find_series
 from gi_segmentation.inference.volumes import Volume
@@ -168,3 +172,27 @@ def write_enhanced(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: fl
     dataset.PixelData = np.ascontiguousarray(voxels[:, :, order].transpose(2, 1, 0)).astype("<u2").tobytes()
     dataset.save_as(path)
     return path
+
+
+def set_bytes(path: Path, **values: bytes | None) -> None:
+    """Write attributes with the very bytes of clinics, which pydicom would refuse or change; None removes one."""
+    dataset = dcmread(path)
+    marks = {}
+    for number, (name, value) in enumerate(values.items()):
+        if name in dataset:
+            del dataset[name]
+        if value is not None:
+            # A mark of the same length, which a text of any kind may be.
+            mark = chr(ord("a") + number) * (len(value) + len(value) % 2)
+            vr = dictionary_VR(name)
+            text = PersonName(mark) if vr == "PN" else mark
+            dataset.add(DataElement(name, vr, text, already_converted=True))
+            if value:
+                marks[mark.encode()] = value.ljust(len(mark))
+    with warnings.catch_warnings(action="ignore"):
+        dataset.save_as(path)
+    content = path.read_bytes()
+    for mark, value in marks.items():
+        assert content.count(mark) == 1
+        content = content.replace(mark, value)
+    path.write_bytes(content)

@@ -22,7 +22,7 @@ def shapes(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 def find_dicom_errors(path: Path) -> list[str]:
     """Check a file against the standard with `dciodvfy` of dicom3tools, and return its error lines."""
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", check=False)
     lines = (done.stdout + done.stderr).splitlines()
     assert lines, "dciodvfy names what it has checked"
     return [line for line in lines if line.startswith("Error")]
