@@ -1,6 +1,7 @@
 """The error for every mistake that a user can make, and the way it ends a command."""
 
 import errno
+import io
 import os
 import re
 import signal
@@ -106,12 +107,24 @@ def hide_token(text: str) -> str:
     return text.replace(token, "<token>") if token else text
 
 
+def print_any_text() -> None:
+    """Let a letter that the terminal does not have be printed as its number, instead of ending the program.
+
+    A console of Windows has 256 letters, and a name in a DICOM file may be Japanese. A file name may be no text at all.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A notebook has streams of another kind, which print everything.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn an `InputError`, a `StoppedError` and Ctrl-C into one line on stderr and an exit status.
 
     If all processes of a run find the same error, only the first one of each machine prints it.
     """
+    print_any_text()
     # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
     try:
         check_hub_variables()
