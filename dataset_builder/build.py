@@ -8,9 +8,7 @@ import hashlib
 import math
 import multiprocessing
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -27,7 +25,7 @@ from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_
 from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.errors import saying_how_to_go_on
-from gi_segmentation.files import hash_file, writing_to
+from gi_segmentation.files import clear_leftovers, hash_file, writing_folder, writing_to
 from gi_segmentation.processes import count_cores
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, publish_folder
@@ -101,18 +99,6 @@ def check_output_dir(output_dir: Path) -> None:
             return
         what = f"the dataset there would be replaced, but {foreign[0].relative_to(output_dir)} is no part of it"
     raise KaggleDataError([f"{output_dir}: {what}; name another --output_dir or remove it"])
-
-
-def clear_leftovers(output_dir: Path) -> None:
-    """Remove what a killed build left beside the folder.
-
-    A build moves an earlier dataset into its hidden folder before the new one gets the name. If it was killed between
-    these two steps, the earlier dataset is moved back.
-    """
-    for leftover in output_dir.parent.glob(f".{output_dir.name}.building-*"):
-        if (leftover / "replaced").is_dir() and not output_dir.exists():
-            (leftover / "replaced").rename(output_dir)
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def start_worker(counter: Synchronized) -> None:
@@ -268,15 +254,12 @@ def build(
 def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_proc: int) -> BuildReport:
     """Build the dataset folder while no other build does; arguments, result and errors as `build`."""
     # Leftovers come first: they may contain the earlier dataset, which the check must then see.
-    clear_leftovers(output_dir)
+    clear_leftovers(output_dir, alone=True)
     check_output_dir(output_dir)
     # Names and CSV are checked first, which is quick. Then every image is read.
     scans, excluded = read_training_scans(kaggle_dir, config)
     splits = divide_scans(scans, kaggle_dir, config)
-    # The temporary folder is beside the final one, on the same disk. So the renaming at the end copies nothing, and it
-    # cannot stop half-way.
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.building-") as scratch:
-        dataset_dir = Path(scratch) / "dataset"
+    with writing_folder(output_dir, alone=True) as dataset_dir:
         found = write_splits(splits, kaggle_dir, dataset_dir / "data", num_proc)
         report = BuildReport(
             output_dir=output_dir,
@@ -291,11 +274,6 @@ def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_p
         card = dataset_card(report, hash_content(dataset_dir / "data"))
         (dataset_dir / "README.md").write_text(card, encoding="utf-8")
         (dataset_dir / BENCHMARK).write_text(benchmark_file(config, report.split_hash), encoding="utf-8")
-        # A folder that is not empty cannot be replaced by renaming. So the earlier dataset is moved away first, into
-        # the temporary folder, which removes it at the end.
-        if output_dir.exists():
-            shutil.move(output_dir, Path(scratch) / "replaced")
-        dataset_dir.rename(output_dir)
     return report
 
 

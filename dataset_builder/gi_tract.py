@@ -8,6 +8,7 @@ cache.
 import hashlib
 import inspect
 import io
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,16 +25,18 @@ from PIL import Image
 from dataset_builder import splits, verify
 from dataset_builder.splits import assign_folds
 from dataset_builder.verify import CheckedSlice, check_slice
-from gi_segmentation import rle, schema
+from gi_segmentation import files, rle, schema
 from gi_segmentation.data import kaggle
 from gi_segmentation.data.kaggle import (
     FAULTY_SCANS,
     Annotation,
     KaggleDataError,
     Scan,
+    list_pngs,
     read_scans,
     split_names,
 )
+from gi_segmentation.files import find_files
 from gi_segmentation.internals import register_dataset
 from gi_segmentation.rle import Runs, fill_runs
 from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
@@ -226,16 +229,17 @@ def fingerprint(kaggle_dir: Path) -> str:
         each slice.
     """
     digest = hashlib.sha256()
-    for module in (kaggle, splits, verify, rle, schema, sys.modules[__name__]):
+    for module in (kaggle, files, splits, verify, rle, schema, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
     csv_path = kaggle_dir / "train.csv"
     if csv_path.is_file():
         digest.update(csv_path.read_bytes())
     # Reading all 38,496 slices of the competition at each call would be slow. An edit changes the size or the time of
     # a file, and both are known without reading it.
-    for path in sorted(kaggle_dir.rglob("*.png")):
-        status = path.stat()
-        digest.update(f"{path}\n{status.st_size} {status.st_mtime_ns}\n".encode())
+    for path in list_pngs(find_files(kaggle_dir)) if kaggle_dir.is_dir() else ():
+        # A broken link is a problem that the builder reports.
+        status = path.stat() if path.exists() else path.lstat()
+        digest.update(os.fsencode(path) + f"\n{status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -11,11 +11,8 @@ Lengths are in millimetres, in the order (z, y, x), from the middle of the body.
 numbers do, y grows towards the back, and x grows towards the patient's left, which is at the right of the image.
 """
 
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -29,6 +26,7 @@ from tqdm.auto import tqdm
 
 from dataset_builder.difficulty import DIFFICULTIES, Difficulty
 from gi_segmentation.data.kaggle import FAULTY_SCANS
+from gi_segmentation.files import writing_folder
 from gi_segmentation.processes import count_cores
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, scan_name, slice_name
@@ -224,33 +222,21 @@ def write_phantom(
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
     scans = _plan_scans(num_cases, days_per_case, slices_per_scan, seed)
-    with _unfinished_folder(Path(output_dir)) as folder:
+    _check_output_dir(Path(output_dir))
+    with writing_folder(Path(output_dir)) as folder:
         results = _write_scans(scans, folder / "train", seed, num_proc or count_cores(), difficulty)
         rows = [row for scan_rows, _ in results for row in scan_rows]
-        (folder / "train.csv").write_text("\n".join(["id,class,segmentation", *rows]) + "\n", newline="\n")
+        (folder / "train.csv").write_text("\n".join(["id,class,segmentation", *rows]) + "\n", encoding="utf-8")
     counts = np.sum([scan_counts for _, scan_counts in results], axis=0).tolist()
     return PhantomSummary(num_cases, len(scans), sum(scan.num_slices for scan in scans), *counts)
 
 
-@contextmanager
-def _unfinished_folder(output_dir: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `output_dir`. It is renamed at the end, or removed if anything fails."""
-    output_dir = output_dir.resolve()
+def _check_output_dir(output_dir: Path) -> None:
+    """Check that a folder does not exist or is empty."""
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise FileExistsError(
             f"{output_dir} exists and is not an empty folder: remove it or choose another output_dir"
         )
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # The folder lies on the same file system, so renaming it is one step that cannot stop half-way.
-    folder = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
-    folder.mkdir()
-    try:
-        yield folder
-        folder.replace(output_dir)
-    # Ctrl-C is not an `Exception`, and it must not leave the folder behind either.
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None, seed: int) -> list[_Scan]:

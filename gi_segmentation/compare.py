@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.files import write_output
 from gi_segmentation.inference.arguments import Computation, add_prediction_flags, check_prediction_flags
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS
 from gi_segmentation.schema import SCAN_SLICES
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     )
     if arguments.output is not None:
         found = {"preset": arguments.preset, **described, "seconds_per_scan": seconds}
-        arguments.output.write_text(json.dumps(found, indent=2) + "\n")
+        write_output(arguments.output, json.dumps(found, indent=2) + "\n")
     return described["scores"]
 
 

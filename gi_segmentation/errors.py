@@ -110,7 +110,7 @@ def hide_token(text: str) -> str:
 def print_any_text() -> None:
     """Let a letter that the terminal does not have be printed as its number, instead of ending the program.
 
-    A console of Windows has 256 letters, and a name in a DICOM file may be Japanese. A file name may be no text at all.
+    A console of Windows has 256 letters, and a name in a DICOM file may be Japanese. A file name may be no UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
         # A notebook has streams of another kind, which print everything.

@@ -211,6 +211,24 @@ def writing_file(path: Path, flush: bool = True) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write the file that the flag `--output` names, as `write_text`.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({one_line(error)}); name another file") from error
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file in one step, as `write_text`."""
+    with writing_file(target) as scratch:
+        shutil.copyfile(source, scratch)
+
+
 @contextmanager
 def writing_folder(folder: Path, alone: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside another one. It takes its place when the block ends, and after an error nothing.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.files import write_output
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, CompetitionRules
 
 
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if arguments.clinical:
         print(format_clinical(describe_clinical(scans)))
     if arguments.output is not None:
-        tabulate_scans(scans).to_csv(arguments.output, index=False)
+        write_output(arguments.output, tabulate_scans(scans).to_csv(index=False))
     return score_scans(scans, rules)
 
 

@@ -1,7 +1,6 @@
 """What a cross-validation prints, writes and publishes."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,9 +9,10 @@ from datasets import Dataset
 
 from gi_segmentation.arguments import DataArguments, RunArguments
 from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
-from gi_segmentation.cross_validation.runs import FoldRun, fold_folder
+from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_config
 from gi_segmentation.data.slices import attach_scoring_transform, load_slices
 from gi_segmentation.errors import InputError, saying_how_to_go_on
+from gi_segmentation.files import copy_file, write_text
 from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, write_facts
@@ -62,13 +62,13 @@ def learn_limits(
 
 def write_limits(folder: Path, limits: dict[str, dict[str, float]] | None) -> None:
     """Write limits for components into the configuration of a model, or remove those of an earlier call."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("postprocessing", None)
+    earlier = read_config(folder)
+    config = {key: value for key, value in earlier.items() if key != "postprocessing"}
     if limits is not None:
         config["postprocessing"] = limits
-    # The form in which `transformers` writes the file.
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if config != earlier:
+        # The form in which `transformers` writes the file.
+        write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def draw_held_back(run: FoldRun, dataset: Dataset, scans: Sequence[str]) -> dict[str, tuple[Panel, Panel]]:
@@ -99,10 +99,10 @@ def write_pooled(
         license_name: Licence identifier of the Hub.
     """
     for name in (*WEIGHTS, CURVE):
-        shutil.copyfile(published.folder / name, output_dir / name)
+        copy_file(published.folder / name, output_dir / name)
     for folder in (output_dir, *(run.folder for run in runs)):
         write_limits(folder, learnt.to_config() if learnt else None)
-    tabulate_folds(runs).to_csv(output_dir / OOF_SCORES, index=False)
+    write_text(output_dir / OOF_SCORES, tabulate_folds(runs).to_csv(index=False))
     panels: dict[str, tuple[Panel, Panel]] = {}
     names = {case["scan"] for case in pooled.cases.values()}
     for run, dataset in zip(runs, held_back, strict=True):

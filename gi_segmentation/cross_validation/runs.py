@@ -1,6 +1,7 @@
 """The trainings of a cross-validation, one per fold, each in a folder of its own."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,17 +11,19 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gi_segmentation.arguments import DataArguments
 from gi_segmentation.data.slices import BUILD_COMMAND, load_slices
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.results import SCANS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.records import read_scans
 from gi_segmentation.scoring.scans import ScanScore
 
+# The configuration of a model, in the folder of its weights.
+CONFIG = "config.json"
 # A training that is stopped has this long to save its checkpoint. Most systems give it less.
 STOPPING_S = 300.0
 
@@ -196,7 +199,32 @@ def read_fold(output_dir: Path, fold: str) -> FoldRun:
             f"{folder / RUN_FILE}: expected the training that held back fold {fold}, but it is one with --fold "
             f"{facts.fold}; give each fold its own folder"
         )
+    read_config(folder, facts.best_step)
     return FoldRun(fold, folder, facts, {} if fold == ALL_FOLDS else read_scans(folder / SCANS))
+
+
+def read_config(folder: Path, best_step: int | None = None) -> dict[str, Any]:
+    """Read the configuration of a trained model.
+
+    Args:
+        folder: The output folder of the training.
+        best_step: The step of its best checkpoint, if it is known, for the message.
+
+    Raises:
+        InputError: If the file is not whole.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"got {str(config)[:40]!r}")
+    except (OSError, ValueError) as error:
+        copy = folder / f"checkpoint-{best_step}" / CONFIG
+        raise InputError(
+            f"{path}: expected the configuration of a model in JSON, but it is not whole ({one_line(error)}); "
+            + (f"copy {copy} there" if copy.is_file() else f"remove {folder / RUN_FILE}, and train this fold again")
+        ) from error
+    return config
 
 
 def read_everyone(output_dir: Path) -> FoldRun | None:

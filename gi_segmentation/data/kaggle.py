@@ -12,6 +12,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.files import FoundFiles, find_files, is_hidden
 from gi_segmentation.rle import RleError, Runs, parse_runs
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, scan_name, slice_name
 
@@ -28,6 +30,8 @@ from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, scan_name, slice_
 ID_PATTERN = re.compile(r"case(0|[1-9]\d{,8})_day(0|[1-9]\d{,8})_slice_(\d{4}|[1-9]\d{4,8})", re.ASCII)
 FILE_PATTERN = re.compile(r"slice_(\d{4,9})_(\d+)_(\d+)_(\d+\.\d+)_(\d+\.\d+)\.png", re.ASCII)
 SCAN_PATTERN = re.compile(r"case(\d{1,9})_day(\d{1,9})", re.ASCII)
+# The folders between a Kaggle folder and its slices.
+FOLDER_PATTERN = re.compile(rf"train|test|scans|case\d{{1,9}}|{SCAN_PATTERN.pattern}", re.ASCII)
 # A slice of an MR scanner has at most 1024 x 1024 pixels. A file of a few kilobytes can claim thousands of times as
 # many, which would fill the memory.
 MAX_PIXELS = 2048 * 2048
@@ -180,10 +184,37 @@ def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
         folder: Any folder above the slices: `train` of a Kaggle folder, or the folder of one scan.
 
     Returns:
-        The slices, sorted by case, day and number. Then the problems, see `parse_slices`.
+        The slices, sorted by case, day and number. Then the problems, see `parse_slices`, and links to folders that
+        are missing.
+
+    Raises:
+        KaggleDataError: If a folder cannot be read.
     """
-    slices, problems = parse_slices(folder.rglob("*.png"))
-    return slices, list(problems.values())
+    if not folder.exists() and not folder.is_symlink():
+        return [], []
+    try:
+        found = find_files(folder) if folder.exists() else FoundFiles([], [folder], [])
+    except InputError as error:
+        raise KaggleDataError([str(error)]) from error
+    slices, problems = parse_slices(list_pngs(found))
+    lost = [path for path in found.broken if FOLDER_PATTERN.fullmatch(path.name)]
+    return slices, [
+        *problems.values(),
+        *(f"{path}: a link to {path.readlink()}, which is missing; correct the link or remove it" for path in lost),
+    ]
+
+
+def list_pngs(found: FoundFiles) -> list[Path]:
+    """Return the PNGs of a folder, sorted.
+
+    A link with the name of a scan is a scan, even if its folder is also there under another name. A broken link to a
+    PNG is one of them, because it stands for a slice: who reads it gets an error.
+    """
+    files = found.files + found.broken
+    for folder in found.repeated:
+        if SCAN_PATTERN.fullmatch(scan_folder(folder / "slice.png")):
+            files += [path for path in (*folder.glob("*"), *folder.glob("scans/*")) if not is_hidden(path)]
+    return sorted(path for path in files if path.suffix == ".png")
 
 
 def parse_slices(paths: Iterable[Path]) -> tuple[list[SliceFile], dict[Path, str]]:
@@ -194,17 +225,24 @@ def parse_slices(paths: Iterable[Path]) -> tuple[list[SliceFile], dict[Path, str
         slice, and each PNG with the id of another one.
     """
     slices: dict[str, SliceFile] = {}
-    problems: dict[Path, str] = {}
+    misnamed: dict[Path, str] = {}
+    copies: dict[Path, str] = {}
+    # By links to its folder, one file can have several paths. It is one slice, under a path that is right.
+    resolve = cache(Path.resolve)
     for path in sorted(paths):
         try:
             parsed = parse_slice_path(path)
         except KaggleDataError as error:
-            problems[path] = str(error)
+            misnamed[path] = str(error)
             continue
         # Two files can have one id, because the id has neither size nor spacing.
-        if parsed.id in slices:
-            problems[path] = f"{path}: the same slice as {slices[parsed.id].path}; remove one of them"
-        slices[parsed.id] = parsed
+        first = slices.setdefault(parsed.id, parsed).path
+        if path != first and (path.name, resolve(path.parent)) != (first.name, resolve(first.parent)):
+            copies[path] = f"{path}: the same slice as {first}; remove one of them"
+    if misnamed:
+        right = {(one.path.name, resolve(one.path.parent)) for one in slices.values()}
+        misnamed = {path: text for path, text in misnamed.items() if (path.name, resolve(path.parent)) not in right}
+    problems = dict(sorted((misnamed | copies).items()))
     # Sorted by numbers: as text, case10 would come before case2.
     return sorted(slices.values(), key=lambda item: (item.case, item.day, item.number)), problems
 
@@ -490,9 +528,8 @@ def read_slice(slice_file: SliceFile) -> bytes:
 
 
 def split_names(kaggle_dir: Path) -> list[str]:
-    """Return the splits of a Kaggle folder: always `train`, and `test` if that folder has slices."""
-    # `next` stops at the first PNG; a list would look at all files.
-    return ["train", "test"] if next((kaggle_dir / "test").rglob("*.png"), None) else ["train"]
+    """Return the splits of a Kaggle folder: always `train`, and `test` if that folder has slices or problems."""
+    return ["train", "test"] if any(find_slices(kaggle_dir / "test")) else ["train"]
 
 
 def group_scans(slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]] | None) -> list[Scan]:
@@ -559,7 +596,8 @@ def compare_slices(
             missing[slice_id.split("_slice_")[0]].append(slice_id)
     # Again one message for one mistake: `find_slices` has reported every image with a wrong name, so its slice is not
     # reported as missing too. Names with a number come first, because they leave fewer slices to choose from.
-    misnamed = [path for path in folder.rglob("*.png") if not FILE_PATTERN.fullmatch(path.name)] if missing else []
+    pngs = list_pngs(find_files(folder)) if missing and folder.is_dir() else []
+    misnamed = [path for path in pngs if not FILE_PATTERN.fullmatch(path.name)]
     for path in sorted(misnamed, key=lambda path: (re.search(r"\d", path.name) is None, path)):
         candidates = missing.get(scan_folder(path), [])
         meant = guess_slice(path, candidates)

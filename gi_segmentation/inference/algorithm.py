@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gi_segmentation import __version__
+from gi_segmentation.files import is_hidden
 
 NAME = "gi-segmentation"
 # The name of a series that was predicted.
@@ -44,7 +45,8 @@ class Algorithm:
 
 def hash_weights(folder: Path) -> str:
     """Return a fingerprint of the weights in a folder; `unknown` if there are none."""
-    digest, paths = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    paths = sorted(path for path in folder.glob("*.safetensors") if not is_hidden(path))
+    digest = hashlib.sha256()
     for path in paths:
         # The weights may have gigabytes, so they are not read at once. The lambda makes one digest of all files.
         with path.open("rb") as file:

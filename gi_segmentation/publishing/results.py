@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from gi_segmentation.arguments import RunArguments
 from gi_segmentation.errors import InputError, one_line, saying_how_to_go_on
+from gi_segmentation.files import copy_file, write_text
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, write_facts
 from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay
@@ -117,7 +118,7 @@ def write_results(
     best = Path(trainer.state.best_model_checkpoint or "")
     # Copies of the checkpoint's own files. So the published weights are, byte for byte, those that were scored.
     for name in WEIGHTS:
-        shutil.copyfile(best / name, output_dir / name)
+        copy_file(best / name, output_dir / name)
     trainer.save_state()
     results = RunResults(
         **asdict(facts),
@@ -131,7 +132,7 @@ def write_results(
         trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
         scans = evaluation.scans["eval"]
         write_scans(evaluation.scans, output_dir / SCANS)
-        tabulate_scans(scans).to_csv(output_dir / SCAN_SCORES, index=False)
+        write_text(output_dir / SCAN_SCORES, tabulate_scans(scans).to_csv(index=False))
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
         names = [case["scan"] for case in results.cases.values()]
         panels = {scan: compare_scan(trainer.model, validation, scan) for scan in names}

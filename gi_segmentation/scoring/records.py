@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.files import write_text
 from gi_segmentation.scoring.scans import ScanScore
 
 
@@ -36,7 +37,7 @@ def write_scans(scans: Mapping[str, Sequence[ScanScore]], path: Path) -> None:
     """
     ordered = {way: sorted(members, key=lambda scan: scan.key) for way, members in scans.items()}
     records = {way: [to_json(asdict(scan)) for scan in members] for way, members in ordered.items()}
-    path.write_text(json.dumps(records, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(records, allow_nan=False, indent=1) + "\n")
 
 
 def read_scan(fields: dict[str, Any]) -> ScanScore:
