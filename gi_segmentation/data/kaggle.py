@@ -325,6 +325,10 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> list[list[str]]:
         if not lines:
             raise csv.Error("it is empty")
         header, *rows = lines
+        if separator := next((sign for sign in ";\t|" if len(header) == 1 and sign in header[0]), None):
+            raise KaggleDataError(
+                [f"{csv_path}: expected values separated by commas, got {separator!r} between them; save it again so"]
+            )
         wrong = next((index for index, row in enumerate(rows) if row and len(row) != len(header)), None)
         if wrong is not None:
             raise csv.Error(f"expected {len(header)} values in line {wrong + 2}, got {len(rows[wrong])}")

@@ -5,6 +5,8 @@ problem must contain.
 """
 
 import csv
+import io
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -20,9 +22,18 @@ from dataset_builder.__main__ import main
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
 from dataset_builder.verify import verify
-from gi_segmentation.data.kaggle import KaggleDataError, find_slices, parse_slice_path, read_slice
+from gi_segmentation.data.kaggle import (
+    KaggleDataError,
+    find_slices,
+    parse_slice_path,
+    read_scans,
+    read_slice,
+    split_names,
+)
 from gi_segmentation.schema import ORGANS
 from tests.support.processes import RunPython
+
+EXPECTED_NAME = "expected caseN_dayN/scans/slice_NUMBER_WIDTH_HEIGHT_SPACING_SPACING.png; rename or remove it"
 
 # Damages the slice with this number in a folder, and returns the words that its problem must contain.
 Damage = Callable[[Path, int], list[str]]
@@ -178,6 +189,8 @@ FOLDER_DAMAGES: dict[str, Damage] = {
     "no bytes": write_csv(b"", "not readable (it is empty", "download it again"),
     "no rows": write_csv(b"id,class,segmentation\n", "no rows below the header; download it again"),
     "other columns": write_csv(b"id,organ,rle\na,b,c\n", "segmentation missing or given twice, got id, organ, rle"),
+    "semicolons": write_csv(b"id;class;segmentation\r\na;b;c\r\n", "separated by commas, got ';'"),
+    "tabs": write_csv(b"\xef\xbb\xbfid\tclass\tsegmentation\na\tb\tc\n", r"separated by commas, got '\t'"),
     "not UTF-8": write_csv("id,class,segmentation\né,b,c\n".encode("latin-1"), "in UTF-8", "download it again"),
     "UTF-16": write_csv("id,class,segmentation\na,b,c\n".encode("utf-16"), "in UTF-8", "download it again"),
     "a value too few": write_csv(
@@ -188,6 +201,104 @@ FOLDER_DAMAGES: dict[str, Damage] = {
     "a column too many": write_csv(b"id,class,segmentation\na,b,c\na,b,c,d\n", "line 3", "download it again"),
     "a PNG": write_csv(b"\x89PNG\r\n\x1a\n\0\0", "in UTF-8", "download it again"),
 }
+
+
+def link_each(pattern: str, store: str = "../store") -> Callable[[Path], None]:
+    def arrange(folder: Path) -> None:
+        # The folder is moved away, and a link to it takes its place.
+        for number, path in enumerate(sorted(folder.glob(pattern))):
+            target = folder / store / str(number)
+            target.parent.mkdir(exist_ok=True, parents=True)
+            path.rename(target)
+            path.symlink_to(target.resolve())
+
+    return arrange
+
+
+def link_to_itself(folder: Path) -> None:
+    scan = next(folder.glob("train/*/*"))
+    for link, target in ((folder / "train/again", "."), (scan / "up", ".."), (scan / "latest", "scans")):
+        link.symlink_to(target)
+    (folder / "train/latest").symlink_to(scan.relative_to(folder / "train"))
+
+
+def link_within(folder: Path) -> None:
+    # The slices are also found under a name that is no scan.
+    (folder / "train/store").mkdir()
+    link_each("train/case*/*", "train/store")(folder)
+
+
+def add_hidden(folder: Path) -> None:
+    slice_path = next(folder.glob("train/*/*/scans/*.png"))
+    names = (f"._{slice_path.name}", f".ipynb_checkpoints/{slice_path.name}", "__MACOSX/._a.png", ".git/annex/b.png")
+    for path in (slice_path.parent / name for name in names):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"\0\5\x16\7")
+    (folder / "test").mkdir()
+    (folder / "test" / "._slice_0001_1_1_1.00_1.00.png").touch()
+
+
+ARRANGEMENTS: dict[str, Callable[[Path], None]] = {
+    "the folder train is a link": link_each("train"),
+    "the folders of patients are links": link_each("train/case*"),
+    "the folders of scans are links": link_each("train/*/case*"),
+    "the folders scans are links": link_each("train/*/*/scans"),
+    "each slice is a link": link_each("train/*/*/scans/*.png"),
+    "each slice is a link as of git-annex": link_each("train/*/*/scans/*.png", ".git/annex/objects"),
+    "train.csv is a link": link_each("train.csv"),
+    "links within the folder": link_within,
+    "links in circles": link_to_itself,
+    "hidden files and folders": add_hidden,
+}
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_links_are_followed_and_hidden_files_passed_over(name: str, kaggle_copy: Path) -> None:
+    expected = [(scan.name, [one.id for one in scan.slices]) for scan in read_scans(kaggle_copy)[0]]
+    ARRANGEMENTS[name](kaggle_copy)
+    assert split_names(kaggle_copy) == ["train"]
+    scans, problems = read_scans(kaggle_copy)
+    assert problems == []
+    assert [(scan.name, [one.id for one in scan.slices]) for scan in scans] == expected
+    assert all(read_slice(one) for scan in scans for one in scan.slices)
+
+
+def test_a_link_with_the_name_of_another_scan_is_another_scan(kaggle_copy: Path) -> None:
+    (path,) = (kaggle_copy / "train").glob(f"*/{read_scans(kaggle_copy)[0][0].name}")
+    (kaggle_copy / "train/case900_day0").symlink_to(path)
+    (kaggle_copy / "train/case900_day1").mkdir()
+    (kaggle_copy / "train/case900_day1/scans").symlink_to(path / "scans")
+    slices, problems = find_slices(kaggle_copy / "train")
+    assert not problems and [one.id for one in slices[-6:]] == [
+        f"case900_day{day}_slice_{number:04d}" for day in (0, 1) for number in (1, 2, 3)
+    ]
+
+
+def test_a_broken_link_is_a_problem(kaggle_copy: Path) -> None:
+    slice_path = next(kaggle_copy.glob("train/*/*/scans/*.png"))
+    slice_path.unlink()
+    slice_path.symlink_to("nowhere")
+    (kaggle_copy / "train/case900").symlink_to("nowhere")
+    (kaggle_copy / "train/notes").symlink_to("nowhere")
+    (kaggle_copy / "test").symlink_to("nowhere")
+    missing, unreadable, test = verify(kaggle_copy, num_proc=1).problems
+    assert missing.endswith("train/case900: a link to nowhere, which is missing; correct the link or remove it")
+    assert f"{slice_path}: not readable" in unreadable
+    assert test.endswith("test: a link to nowhere, which is missing; correct the link or remove it")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_a_folder_name_in_another_encoding_is_named_in_one_line(
+    encoding: str, kaggle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kaggle_copy.rename(kaggle_copy.with_name(os.fsdecode(b"caf\xe9")))
+    (folder / "train" / os.fsdecode(b"\xe9tude \xe8\x85\xb9.png")).touch()
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding, write_through=True))
+    assert main(["verify", "--num_proc", "1", "--kaggle_dir", str(folder)]) == 1
+    (line,) = printed.getvalue().decode(encoding).splitlines()
+    letter = "\u8179" if encoding == "utf-8" else r"\u8179"
+    assert line.endswith(rf"caf\udce9/train/\udce9tude {letter}.png: {EXPECTED_NAME}")
 
 
 def contents(folder: Path) -> list[tuple[Path, int]]:
