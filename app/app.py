@@ -251,10 +251,11 @@ def take_upload(files: list[Path], folder: Path, max_bytes: int) -> Path:
     if len(files) > 1 and any(file.suffix.lower() == ".zip" for file in files):
         raise InputError("expected one zip, or files without a zip, got both or several zips; upload one zip alone")
     for index, file in enumerate(files):
-        # Files of two folders may have one name.
-        (folder / str(index)).mkdir()
-        shutil.move(file, folder / str(index) / file.name)
-    return folder if len(files) > 1 else folder / "0" / files[0].name
+        # Files of two folders may have one name. The folder of a scan belongs to its name.
+        place = folder if not (folder / file.name).exists() else folder / str(index)
+        place.mkdir(exist_ok=True)
+        shutil.move(file, place / file.name)
+    return folder if len(files) > 1 else folder / files[0].name
 
 
 def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[str, Any]]:
@@ -282,14 +283,14 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
         scans = find_scans(source)
         problems = [InputError(scan.problem) for scan in scans.scans if scan.problem]
         check_size(scan.volume for scan in scans.usable)
-        formats = [name for name in outputs.POSSIBLE_FORMATS[scans.kind] if name in LABELS]
         for scan, predicted in predictor.predict_scans(members, scans.usable, settings, probabilities=True):
             try:
                 if isinstance(predicted, InputError):
                     raise predicted
                 files: dict[str, Path] = {}
-                for name in formats:
+                for name in (name for name in outputs.POSSIBLE_FORMATS[scan.kind] if name in LABELS):
                     paths = [Path(folder) / path for path in outputs.output_paths(name, scan)]
+                    paths[0].parent.mkdir(parents=True, exist_ok=True)
                     outputs.write_scan(name, predicted, *paths)
                     files |= zip(LABELS[name], paths, strict=True)
                 shown.append(describe_scan(predicted, files))

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +17,7 @@ from gi_segmentation.memory import keep_freed_memory
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from gi_segmentation.inference.inputs import Scan
+    from gi_segmentation.inference.inputs import Kind, Scan
     from gi_segmentation.inference.predictor import Member, Settings
 
 
@@ -55,6 +55,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="Kaggle's slices (caseN_dayN/scans/slice_*.png), NIfTI files, or DICOM series; a file, a folder or a zip",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the prediction files")
+    parser.add_argument(
+        "--series",
+        nargs="+",
+        default=[],
+        metavar="TEXT|UID",
+        help="predict only these scans of the input: the UID of a series, or a part of a name or a description",
+    )
     parser.add_argument(
         "--format",
         nargs="+",
@@ -99,18 +106,19 @@ def main(argv: list[str] | None = None) -> list[Path]:
 def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
     from gi_segmentation.inference.inputs import describe_scan, find_scans
-    from gi_segmentation.inference.outputs import check_submission, choose_formats, list_outputs
+    from gi_segmentation.inference.outputs import check_submission, choose_formats, leave_out, list_outputs
 
     output_dir = arguments.output_dir
-    scans = find_scans(path, output_dir)
+    scans = find_scans(path, output_dir, arguments.series)
     formats = choose_formats(scans, arguments.format, arguments.probabilities)
+    scans = leave_out(scans, formats)
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
-    if "kaggle" in formats:
+    if "kaggle" in formats.get("kaggle", ()):
         check_submission(output_dir)
     paths = [output_dir / name for name in list_outputs(scans, formats)]
     if arguments.list:
-        lines = [describe_scan(scan, scans.kind) for scan in scans.scans]
-        print("\n".join([*lines, *(f"would write {path}" for path in paths)]))
+        lines = [describe_scan(scan, scan.kind) for scan in scans.scans]
+        print("\n".join([*lines, *scans.left_out, *(f"would write {path}" for path in paths)]))
         return paths
     import torch
     from accelerate import PartialState
@@ -126,6 +134,7 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     with ExitStack() as stack:
         if state.is_main_process:
             stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
+            print("".join(f"{line}\n" for line in scans.left_out), end="")
         # No process writes before the folder is locked.
         state.wait_for_everyone()
         write_predictions(members, settings, scans.scans, formats, output_dir, state)
@@ -136,7 +145,7 @@ def write_predictions(
     members: list["Member"],
     settings: "Settings",
     scans: Sequence["Scan"],
-    formats: Sequence[str],
+    formats: Mapping["Kind", Sequence[str]],
     output_dir: Path,
     state: "PartialState",
 ) -> None:
@@ -153,10 +162,12 @@ def write_predictions(
 
     share = scans[state.process_index :: state.num_processes]
     results = []
-    for result in predict_files(members, share, formats, output_dir, settings):
-        if result.message:
-            tqdm.write(f"{result.name} failed: {result.message}", file=sys.stderr)
-        results.append(result)
+    for kind, names in formats.items():
+        some = [scan for scan in share if scan.kind == kind]
+        for result in predict_files(members, some, names, output_dir, settings):
+            if result.message:
+                tqdm.write(f"{result.name} failed: {result.message}", file=sys.stderr)
+            results.append(result)
     results = gather_object(results)
     if not state.is_main_process:
         return
@@ -164,8 +175,8 @@ def write_predictions(
     results.sort(key=lambda result: order[result.name])
     print(describe_results(results, output_dir))
     if any(result.status == "failed" for result in results):
-        raise InputError(describe_failures(results, formats))
-    if "kaggle" in formats:
+        raise InputError(describe_failures(results, formats.get("kaggle", ())))
+    if "kaggle" in formats.get("kaggle", ()):
         write_submission(scans, output_dir)
         forget_rows(scans, output_dir)
 

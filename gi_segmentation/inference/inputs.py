@@ -1,20 +1,28 @@
 """Find out what an input is by looking at it: slices of Kaggle, NIfTI files, or DICOM series."""
 
+import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from gi_segmentation.data.kaggle import parse_slices, scan_folder
+from gi_segmentation.data.kaggle import FILE_PATTERN, parse_slices, scan_folder
 from gi_segmentation.errors import InputError
+from gi_segmentation.files import find_files
 from gi_segmentation.inference import dicom, nifti
+from gi_segmentation.inference.archives import is_archive
+from gi_segmentation.inference.beside import PICTURES, find_label_maps, list_some, name_format
 from gi_segmentation.inference.volumes import Slice, Volume, VolumeSlice, kaggle_volume, list_slices
 
 Kind: TypeAlias = Literal["kaggle", "nifti", "dicom"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# The names of prediction files are longer than those of scans, and a name has at most 255 bytes.
+MAX_NAME_BYTES = 200
 # What must be installed to read a kind of files, or to write a format.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "kaggle": (),
@@ -34,11 +42,13 @@ class Scan:
         name: Name of the scan, and of the files that are written for it.
         slices: Its slices, from head to feet; none if there is a problem.
         problem: Why it cannot be predicted: the whole message for the user. Empty if it can.
+        kind: What its files are.
     """
 
     name: str
     slices: Sequence[Slice] = ()
     problem: str = ""
+    kind: Kind = "kaggle"
 
     @cached_property
     def volume(self) -> Volume:
@@ -53,11 +63,14 @@ class Scan:
     @property
     def paths(self) -> list[Path]:
         """The files that it is read from."""
-        first = self.slices[0]
-        if not isinstance(first, VolumeSlice):
+        if self.kind == "kaggle":
             return [one.path for one in self.slices]
-        origin = first.volume.origin
-        return origin.paths if isinstance(origin, dicom.DicomSeries) else [first.path]
+        return list(self.volume.origin.paths)
+
+    @property
+    def series(self) -> dicom.DicomSeries | None:
+        """The DICOM series; None for a scan of another kind, and for one that cannot be predicted."""
+        return self.volume.origin if self.kind == "dicom" and self.slices else None
 
 
 @dataclass(frozen=True)
@@ -65,81 +78,179 @@ class Scans:
     """The scans of an input.
 
     Attributes:
-        kind: What the files are.
         scans: The scans, also those that cannot be predicted.
+        left_out: What else is there, or was not chosen: lines for the user.
     """
 
-    kind: Kind
     scans: list[Scan]
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> list[Scan]:
         """The scans without a problem."""
         return [scan for scan in self.scans if not scan.problem]
 
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kinds of the scans."""
+        return sorted({scan.kind for scan in self.scans})
 
-def find_scans(path: Path, output_dir: Path | None = None) -> Scans:
+
+def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str] = ()) -> Scans:
     """List the scans to predict.
 
     Args:
         path: A folder or a file of any kind that `Kind` names.
         output_dir: A folder to pass over if it lies in the input, because it has earlier predictions.
+        chosen: UIDs of series, or parts of names or descriptions. Other scans are left out; none: all are taken.
 
     Raises:
-        InputError: If there is nothing to predict, if there are files of several kinds, or if no scan can be used.
+        InputError: If there is nothing to predict, if slices of Kaggle's lie beside other scans, or if no scan can be
+            used.
     """
     if not path.exists():
         raise InputError(f"--input {path}: no such file or folder")
-    by_kind: dict[Kind, list[Path]] = defaultdict(list)
-    for one in list_files(path, output_dir):
-        if kind := find_kind(one):
-            by_kind[kind].append(one)
-    if len(by_kind) > 1:
-        (kind, first), (other_kind, second) = [(kind, min(files)) for kind, files in sorted(by_kind.items())][:2]
-        raise InputError(
-            f"--input {path}: has files of several kinds, {kind} ({first}) and {other_kind} ({second}); name one kind"
+    root = path if path.is_dir() else path.parent
+    files = sort_files(path, output_dir)
+    for kind in (one for one in KINDS if files[one]):
+        require(kind, files[kind][0])
+    files["label map"] = find_label_maps(files["nifti"], root)
+    files["nifti"] = sorted({*files["nifti"]} - {*files["label map"]})
+    if files["kaggle"]:
+        scans = find_kaggle_scans(files["kaggle"])
+    else:
+        scans = check_names(
+            [
+                *find_volumes("dicom", files["dicom"], root),
+                *find_volumes("nifti", files["nifti"], root),
+                *(Scan(one.relative_to(root).as_posix(), (), name_format(one), "nifti") for one in files["foreign"]),
+            ]
         )
-    if not by_kind:
-        raise InputError(
-            f"--input {path}: no slices; expected caseN_dayN/scans/slice_*.png below it, NIfTI files (.nii, .nii.gz), "
-            f"or DICOM files"
-        )
-    ((kind, files),) = by_kind.items()
-    files.sort()
-    require(kind, files[0])
-    scans = find_kaggle_scans(files) if kind == "kaggle" else find_volumes(kind, files)
+    left_out = describe_left_out(files, root)
     if not scans:
-        raise InputError(f"--input {path}: has DICOM files, but none is a slice of an MR series; export the images")
+        raise InputError("; ".join([describe_nothing(path, bool(files["dicom"])), *left_out]))
+    if chosen:
+        scans, others = choose_scans(scans, chosen)
+        left_out += others
     if all(scan.problem for scan in scans):
         more = f" (and {len(scans) - 1} more scans that cannot be used)" if scans[1:] else ""
         raise InputError(scans[0].problem + more)
-    return Scans(kind, scans)
+    return Scans(scans, left_out)
 
 
-def list_files(path: Path, output_dir: Path | None) -> Iterator[Path]:
-    """Yield the files to look at. A slice of Kaggle's stands for the whole folder that it lies in."""
+def sort_files(path: Path, output_dir: Path | None) -> defaultdict[str, list[Path]]:
+    """Sort the files of an input by what they are.
+
+    Returns:
+        For each kind of `KINDS`, and for `foreign` (formats that are not read), `picture`, `archive`, `other` and
+        `broken link` (among the others), the files, sorted.
+
+    Raises:
+        InputError: If there are slices of Kaggle's beside other scans.
+    """
+    files: dict[str, list[Path]] = defaultdict(list)
+    found, broken = list_files(path, output_dir)
+    for one in found + broken:
+        files[find_kind(one)].append(one)
+    files["broken link"] = [one for one in broken if one in files["other"]]
+    if others := files["nifti"] + files["dicom"] + files["foreign"]:
+        # A viewer or a report may have any pictures, but none with the name of a slice of Kaggle's.
+        slices = [one for one in files["kaggle"] if FILE_PATTERN.fullmatch(one.name)]
+        files["picture"] += [one for one in files["kaggle"] if one not in slices]
+        files["kaggle"] = slices
+        if slices and (files["nifti"] or files["dicom"]):
+            raise InputError(
+                f"--input {path}: has files of several kinds, kaggle ({slices[0]}) and others ({min(others)}); name "
+                f"the folder of one kind"
+            )
+    return defaultdict(list, {what: sorted(some) for what, some in files.items()})
+
+
+def list_files(path: Path, output_dir: Path | None) -> tuple[list[Path], list[Path]]:
+    """List the files to look at, and broken links. A slice of Kaggle's stands for the whole folder that it lies in."""
     if not path.is_dir():
-        yield from path.parent.glob("*.png") if path.suffix == ".png" else [path]
-        return
-    left_out = output_dir.resolve() if output_dir else None
-    inside = left_out is not None and path.resolve() in left_out.parents
-    for one in path.rglob("*"):
-        # Names with a dot are hidden. A zip made on a Mac has a hidden `._x.nii.gz` beside `x.nii.gz`.
-        if one.name.startswith(".") or (inside and left_out in one.resolve().parents):
-            continue
-        yield one
+        return sorted(path.parent.glob("*.png")) if path.suffix == ".png" else [path], []
+    found = find_files(path, output_dir)
+    return found.files, found.broken
 
 
-def find_kind(path: Path) -> Kind | None:
-    """Return the kind of a file; None for a file that holds no slice."""
+def find_kind(path: Path) -> str:
+    """Return what a file is, see `sort_files`."""
     if path.suffix == ".png":
         return "kaggle"
     if nifti.is_nifti(path):
         return "nifti"
-    # A DICOM file may have any name. Tables and zips need not be opened to know that they are none.
-    if path.suffix in (".csv", ".zip") or not path.is_file():
-        return None
-    return "dicom" if dicom.is_dicom(path) else None
+    if is_archive(path):
+        return "archive"
+    if path.suffix.lower() in PICTURES:
+        return "picture"
+    # Tables need not be opened to know that they are no scans. A DICOM file may have any name.
+    if path.suffix == ".csv" or not path.is_file():
+        return "other"
+    if name_format(path):
+        return "foreign"
+    return "dicom" if dicom.is_dicom(path) else "other"
+
+
+def describe_left_out(files: dict[str, list[Path]], root: Path) -> list[str]:
+    """Return lines for the user about files that are no scans, or that are not read."""
+    remedies = {
+        "label map": "",
+        "picture": "",
+        "archive": "unpack it, or name it as --input",
+        "broken link": "mend it if it is a scan",
+    }
+    lines = [list_some(what, files[what], root, remedy) for what, remedy in remedies.items() if files[what]]
+    if files["foreign"] and files["kaggle"]:
+        lines.append(list_some("file", files["foreign"], root, name_format(files["foreign"][0]).partition(": ")[2]))
+    return lines
+
+
+def describe_nothing(path: Path, has_dicom: bool) -> str:
+    """Return the message for an input without any scan."""
+    if has_dicom:
+        return f"--input {path}: has DICOM files, but none is a slice of an MR series; export the images"
+    return (
+        f"--input {path}: no slices; expected caseN_dayN/scans/slice_*.png below it, NIfTI files (.nii, .nii.gz), "
+        f"or DICOM files"
+    )
+
+
+def choose_scans(scans: list[Scan], chosen: Sequence[str]) -> tuple[list[Scan], list[str]]:
+    """Return the scans that the user wants, and a line about the others if there are any.
+
+    Args:
+        scans: All scans.
+        chosen: UIDs of series or studies, or parts of names or descriptions. Capital letters do not matter.
+
+    Raises:
+        InputError: If one fits no scan. The message lists all scans.
+    """
+    for text in chosen:
+        if not any(is_meant(scan, text) for scan in scans):
+            names = ", ".join(map(name_scan, scans[:20])) + f" and {len(scans) - 20} more" * (len(scans) > 20)
+            raise InputError(f"--series {text}: no scan has this UID, or this text in its name; there are {names}")
+    taken = [scan for scan in scans if any(is_meant(scan, text) for text in chosen)]
+    others = [scan for scan in scans if scan not in taken]
+    names = ", ".join(map(name_scan, others[:3])) + f" and {len(others) - 3} more" * (len(others) > 3)
+    return taken, [f"left out by --series: {len(others)} scan{'s' * (len(others) > 1)}: {names}"] * bool(others)
+
+
+def is_meant(scan: Scan, text: str) -> bool:
+    """Tell whether a user means a scan by a UID or a part of its name or description."""
+    series = scan.series
+    # A UID may be the beginning of another one.
+    if re.fullmatch(r"\d+(\.\d+)+", text, re.ASCII) and scan.kind == "dicom":
+        uids = {uid for frame in series.frames for uid in (frame.series_uid, frame.study_uid)} if series else set()
+        return text == scan.name or text in uids
+    description = series.frames[0].description if series else ""
+    return text.casefold() in f"{scan.name} {description}".casefold()
+
+
+def name_scan(scan: Scan) -> str:
+    """Return the name of a scan, with what helps to choose it."""
+    remark = "cannot be predicted" if scan.problem else scan.series.frames[0].description if scan.series else ""
+    return f"{scan.name} ({remark})" if remark else scan.name
 
 
 def require(kind: str, subject: Path | str) -> None:
@@ -168,22 +279,30 @@ def find_kaggle_scans(paths: Iterable[Path]) -> list[Scan]:
     return [Scan(name, problem=bad[name]) if name in bad else Scan(name, by_scan[name]) for name in names]
 
 
-def find_volumes(kind: Kind, paths: list[Path]) -> list[Scan]:
-    """List the scans of NIfTI or DICOM files."""
-    volumes, problems = dicom.find_series(paths) if kind == "dicom" else nifti.open_volumes(paths)
-    scans = [Scan(name, problem=problem) for name, problem in problems.items()]
-    by_name: dict[str, list[Volume]] = defaultdict(list)
-    for volume in volumes:
-        by_name[volume.name].append(volume)
-    for name, same in by_name.items():
-        if len(same) > 1:
-            which = f"{same[0].path} and {same[1].path}"
-            scans.append(
-                Scan(name, problem=f"{which}: two scans with the name {name}; rename one, or predict each alone")
-            )
+def find_volumes(kind: Kind, paths: list[Path], root: Path) -> list[Scan]:
+    """List the scans of NIfTI or DICOM files; `root` is the folder that the names of NIfTI files start from."""
+    volumes, problems = dicom.find_series(paths) if kind == "dicom" else nifti.open_volumes(paths, root)
+    scans = [Scan(name, problem=problem, kind=kind) for name, problem in problems.items()]
+    return scans + [Scan(volume.name, list_slices([volume]), kind=kind) for volume in volumes]
+
+
+def check_names(scans: list[Scan]) -> list[Scan]:
+    """Sort scans by their names. Those that share a name, or whose name is too long, become problems."""
+    by_name: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        by_name[scan.name].append(scan)
+    checked = []
+    for name, same in sorted(by_name.items()):
+        if len(same) > 1 and not any(scan.problem for scan in same):
+            which = " and ".join(str(scan.paths[0]) for scan in same[:2])
+            problem = f"{which}: two scans with the name {name}; rename one, or predict each alone"
+            checked.append(Scan(name, problem=problem, kind=same[0].kind))
+        elif len(os.fsencode(Path(name).name)) > MAX_NAME_BYTES and not same[0].problem:
+            problem = f"{same[0].paths[0]}: expected a name of at most {MAX_NAME_BYTES} bytes; rename it"
+            checked.append(Scan(name, problem=problem, kind=same[0].kind))
         else:
-            scans.append(Scan(name, list_slices(same)))
-    return sorted(scans, key=lambda scan: scan.name)
+            checked += same
+    return checked
 
 
 def describe_scan(scan: Scan, kind: Kind) -> str:
@@ -200,4 +319,6 @@ def describe_scan(scan: Scan, kind: Kind) -> str:
     if kind != "kaggle" and volume.window != ((0, 0), volume.training_shape[1:]):
         height, width = volume.window[1]
         remarks.append(f"padded or cropped to {height} x {width} pixels, the field of view of the training")
+    if isinstance(volume.origin, nifti.NiftiFile) and not volume.origin.has_unit:
+        remarks.append("no unit in the header, taken as mm")
     return f"{scan.name}: {', '.join(remarks)}"

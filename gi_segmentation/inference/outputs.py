@@ -12,10 +12,11 @@ import numpy as np
 
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.inference.algorithm import Algorithm
+from gi_segmentation.inference.arguments import FORMATS
 from gi_segmentation.inference.dicom import check_uids
 from gi_segmentation.inference.dicom_seg import write_dicom_seg
 from gi_segmentation.inference.inputs import Kind, Scan, Scans, require
-from gi_segmentation.inference.nifti import write_label_map, write_probabilities
+from gi_segmentation.inference.nifti import right_angles, write_label_map, write_probabilities
 from gi_segmentation.inference.rtstruct import write_rtstruct
 from gi_segmentation.inference.triage import TrainingRanges
 from gi_segmentation.inference.volumes import Volume, native_grid
@@ -89,8 +90,8 @@ class PredictedScan:
         return native_grid(self.volume, zip(self.scan.slices, self.slice_probabilities, strict=True))
 
 
-def choose_formats(scans: Scans, wanted: Sequence[str] | None, probabilities: bool = False) -> list[str]:
-    """Return the formats to write.
+def choose_formats(scans: Scans, wanted: Sequence[str] | None, probabilities: bool = False) -> dict[Kind, list[str]]:
+    """Return the formats to write for each kind of scans.
 
     Args:
         scans: The input.
@@ -100,27 +101,51 @@ def choose_formats(scans: Scans, wanted: Sequence[str] | None, probabilities: bo
     Raises:
         InputError: If a format cannot be written for this input, or needs a package that is not installed.
     """
-    formats = list(dict.fromkeys(wanted or DEFAULT_FORMATS[scans.kind]))
-    if impossible := [name for name in formats if name not in POSSIBLE_FORMATS[scans.kind]]:
+    kinds = scans.kinds
+    possible = {name for kind in kinds for name in POSSIBLE_FORMATS[kind]}
+    if impossible := [name for name in wanted or () if name not in possible]:
         raise InputError(
-            f"--format {impossible[0]}: cannot be written for {scans.kind} input; "
-            f"choose from {', '.join(POSSIBLE_FORMATS[scans.kind])}"
+            f"--format {impossible[0]}: cannot be written for {' and '.join(kinds)} input; "
+            f"choose from {', '.join(name for name in FORMATS if name in possible)}"
         )
-    for name in formats:
-        require(name, f"--format {name}")
-    if probabilities and "nifti" not in formats:
-        raise InputError(f"--probabilities: are NIfTI files; add nifti to --format, which is {' '.join(formats)} now")
-    return formats + list(PROBABILITIES) * probabilities
+    formats: dict[Kind, list[str]] = {}
+    for kind in kinds:
+        names = dict.fromkeys(wanted or DEFAULT_FORMATS[kind])
+        formats[kind] = [name for name in names if name in POSSIBLE_FORMATS[kind]]
+        for name in formats[kind]:
+            require(name, f"--format {name}")
+        if probabilities and "nifti" in formats[kind]:
+            formats[kind] += PROBABILITIES
+    if probabilities and not any("nifti" in names for names in formats.values()):
+        raise InputError(
+            f"--probabilities: are NIfTI files; add nifti to --format, which is "
+            f"{' '.join(dict.fromkeys(name for names in formats.values() for name in names))} now"
+        )
+    return formats
+
+
+def leave_out(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> Scans:
+    """Leave out scans of a kind for which none of the wanted formats can be written, and say so in a line."""
+    others = [scan for scan in scans.usable if not formats[scan.kind]]
+    if not others:
+        return scans
+    wanted = " or ".join(dict.fromkeys(name for names in formats.values() for name in names))
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    line = f"left out: no {wanted} can be written for {', '.join(scan.name for scan in others[:3])}{more}"
+    return Scans([scan for scan in scans.scans if scan not in others], [*scans.left_out, line])
 
 
 def check_formats(scan: Scan, formats: Sequence[str]) -> None:
     """Check that a scan can be written in these formats.
 
     Raises:
-        InputError: If its slices form no volume, or if it is a DICOM series without UIDs.
+        InputError: If its slices form no volume, if this volume cannot be written as NIfTI, or if it is a DICOM
+            series without UIDs.
     """
     if set(formats) != {"kaggle"}:
         volume = scan.volume
+        if "nifti" in formats:
+            right_angles(volume.path, volume.affine, volume.shape)
         if {"dicom-seg", "rtstruct"} & set(formats):
             check_uids(volume.origin)
 
@@ -132,11 +157,16 @@ def output_paths(name: str, scan: Scan) -> list[Path]:
     return [folder / (scan.name + suffix) for suffix in SUFFIXES[name]]
 
 
-def list_outputs(scans: Scans, formats: Sequence[str]) -> list[Path]:
+def list_outputs(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> list[Path]:
     """Return where the files lie in the output folder after all scans are done."""
-    names = [name for name in formats if name != "kaggle"]
-    per_scan = [path for scan in scans.usable for name in names for path in output_paths(name, scan)]
-    return [Path(SUBMISSION)] * ("kaggle" in formats) + per_scan
+    per_scan = [
+        path
+        for scan in scans.usable
+        for name in formats[scan.kind]
+        if name != "kaggle"
+        for path in output_paths(name, scan)
+    ]
+    return [Path(SUBMISSION)] * ("kaggle" in formats.get("kaggle", ())) + per_scan
 
 
 def write_scan(name: str, predicted: PredictedScan, path: Path, *more: Path) -> None:

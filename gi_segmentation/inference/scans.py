@@ -117,12 +117,12 @@ def check_records(output_dir: Path, made_by: dict[str, Any]) -> None:
     Raises:
         InputError: If not.
     """
-    for path in sorted((output_dir / RECORDS).glob("*.json")):
+    for path in sorted((output_dir / RECORDS).rglob("*.json")):
         earlier = read_record(path)["made_by"]
         if different := [key for key in made_by if earlier.get(key) != made_by[key]]:
-            key = different[0]
+            key, name = different[0], record_name(path, output_dir)
             raise InputError(
-                f"{output_dir}: has predictions of {path.stem} with other settings: {key} was {earlier.get(key)} and "
+                f"{output_dir}: has predictions of {name} with other settings: {key} was {earlier.get(key)} and "
                 f"is now {made_by[key]}; name another --output_dir, or remove this folder with its {RECORDS}"
             )
 
@@ -138,6 +138,11 @@ def read_record(path: Path) -> dict[str, Any]:
         return {"made_by": dict(record["made_by"]), "input": str(record["input"]), "files": list(record["files"])}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a record of a prediction; remove it and the files of this scan") from error
+
+
+def record_name(path: Path, output_dir: Path) -> str:
+    """Return the name of the scan that a record is of."""
+    return path.relative_to(output_dir / RECORDS).as_posix().removesuffix(".json")
 
 
 def record_path(scan: Scan, output_dir: Path) -> Path:
@@ -223,7 +228,7 @@ def write_files(
     paths = [path for one in files.values() for path in one]
     # In the same folder, because a file can be moved in one step only on its own disk. An earlier run that was killed
     # may have left it.
-    unfinished = record.parent / f"{scan.name}.partial"
+    unfinished = record.with_name(f"{record.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -236,6 +241,7 @@ def write_files(
         # First the record: a run that stops between two moves leaves files that the next run knows as ours.
         (unfinished / record.name).replace(record)
         for path in paths:
+            (output_dir / path).parent.mkdir(parents=True, exist_ok=True)
             (unfinished / path.name).replace(output_dir / path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

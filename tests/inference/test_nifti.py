@@ -201,12 +201,12 @@ class TestErrors:
     def test_names_and_kinds_must_be_clear(self, scan: Path, tmp_path: Path) -> None:
         voxels, spacing = read_scan(scan)
         out = tmp_path / "out"
-        for name in ("in/a/mr.nii", "in/b/mr.nii.gz"):
+        for name in ("in/a/mr.nii", "in/a/mr.nii.gz"):
             write_nifti(tmp_path / name, voxels, scan_affine(spacing))
-        assert "two scans with the name mr" in message(tmp_path / "in", out)
-        (tmp_path / "in" / "picture.png").write_bytes(b"")
+        assert "two scans with the name a/mr" in message(tmp_path / "in", out)
+        (tmp_path / "in" / "slice_0001_266_266_1.50_1.50.png").write_bytes(b"")
         assert "has files of several kinds, kaggle (" in message(tmp_path / "in", out)
-        text = message(tmp_path / "in" / "a", out, "--format", "kaggle")
+        text = message(tmp_path / "in" / "a" / "mr.nii", out, "--format", "kaggle")
         assert text == "--format kaggle: cannot be written for nifti input; choose from nifti, report"
         (tmp_path / "notes.txt").write_text("")
         assert "no slices; expected" in message(tmp_path / "notes.txt", out)
