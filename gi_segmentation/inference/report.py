@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from gi_segmentation import __version__
 from gi_segmentation.data.preprocessing import scale_intensity
+from gi_segmentation.files import write_text
 from gi_segmentation.inference.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.inference.outputs import PredictedScan
 from gi_segmentation.inference.overlays import Panel, draw_outlines
@@ -96,8 +97,8 @@ def write_report(predicted: PredictedScan, json_path: Path, html_path: Path) -> 
     triage = sort_scan(scan.measured, predicted.ranges, scan.agreement)
     report = describe_report(scan, triage, predicted.algorithm.commits, predicted.ranges)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    json_path.write_text(text + "\n", encoding="utf-8")
-    html_path.write_text(render_report(report, draw_slices(scan)), encoding="utf-8")
+    write_text(json_path, text + "\n")
+    write_text(html_path, render_report(report, draw_slices(scan)))
 
 
 def describe_report(

@@ -230,7 +230,9 @@ def test_two_cross_validations_are_compared_over_the_same_patients(
         for number in scan["dice_numbers"]
     ]
     folder = Path(shutil.copytree(trained, tmp_path / "cv"))
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("fold-*/config.json")}
     cross_validate.main(words(recipe, folder, "--collect", "--baseline", str(other)))
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what is finished is not written again"
     dice = read_facts(folder)["scores"]["eval_dice"]
     gain = missed / sum(numbers)
     printed = capsys.readouterr().out
@@ -257,6 +259,18 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 def change_facts(folder: Path, **facts: Any) -> None:
     (folder / "run.json").write_text(json.dumps({**read_facts(folder), **facts}))
+
+
+@pytest.mark.parametrize("text", ["", '{"model_type": "segf', "[]"])
+def test_a_damaged_configuration_is_named_with_the_copy_that_replaces_it(
+    text: str, recipe: Path, copied: Path
+) -> None:
+    path = copied / "fold-1" / "config.json"
+    copy = path.parent / f"checkpoint-{read_facts(path.parent)['best_step']}" / "config.json"
+    path.write_text(text)
+    assert re.search(rf"{path}: expected .*; copy {copy} there$", collect(recipe, copied))
+    shutil.rmtree(copy.parent)
+    assert collect(recipe, copied).endswith(f"; remove {path.parent / 'run.json'}, and train this fold again")
 
 
 def test_a_missing_fold_is_named(recipe: Path, copied: Path) -> None:
