@@ -25,7 +25,7 @@ from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_
 from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.errors import saying_how_to_go_on
-from gi_segmentation.files import clear_leftovers, hash_file, writing_folder, writing_to
+from gi_segmentation.files import check_utf8, clear_leftovers, hash_file, writing_folder, writing_to
 from gi_segmentation.processes import count_cores
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, publish_folder
@@ -246,6 +246,7 @@ def build(
         InputError: If another build writes to `output_dir`, or if the disk is full.
     """
     output_dir = output_dir.resolve()
+    check_utf8("--output_dir", output_dir)
     # The folder itself is replaced at the end, so the lock is beside it.
     with writing_to(output_dir, output_dir.with_name(f".{output_dir.name}.lock")):
         return build_alone(kaggle_dir, output_dir, config or GiTractConfig(), num_proc or count_cores())

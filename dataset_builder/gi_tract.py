@@ -36,7 +36,7 @@ from gi_segmentation.data.kaggle import (
     read_scans,
     split_names,
 )
-from gi_segmentation.files import find_files
+from gi_segmentation.files import check_utf8, find_files
 from gi_segmentation.internals import register_dataset
 from gi_segmentation.rle import Runs, fill_runs
 from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
@@ -264,6 +264,7 @@ def find_gi_tract(data_dir: str | None) -> datasets.load.DatasetModule | None:
              '`python -m dataset_builder build --kaggle_dir KAGGLE_DIR` first']
         )  # fmt: skip
     kaggle_dir = Path(data_dir).expanduser().resolve()
+    check_utf8("data_dir", kaggle_dir)
     # The absolute path is part of the cache's key. A relative one would mean another folder elsewhere.
     arguments = {"data_dir": str(kaggle_dir), "dataset_name": "gi_tract"}
     return datasets.load.DatasetModule(__name__, fingerprint(kaggle_dir), arguments)

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from transformers import HfArgumentParser, TrainingArguments
 
 from gi_segmentation.errors import InputError, check_repo_id, one_line
+from gi_segmentation.files import check_utf8
 from gi_segmentation.processes import count_cores
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS, LabelMode
@@ -414,7 +415,9 @@ class RunArguments(TrainingArguments):
         if self.hub_model_id is not None:
             check_repo_id("--hub_model_id", self.hub_model_id)
         # Without a repository, the card names the output folder.
-        name = Path(self.output_dir).resolve().name
+        output_dir = Path(self.output_dir).resolve()
+        check_utf8("--output_dir", output_dir)
+        name = output_dir.name
         if not name.strip() or not name.isprintable() or set(name) & set('"\\`<>|'):
             raise ValueError(
                 f"--output_dir: the card shows the name of this folder, so it must have no control characters and "

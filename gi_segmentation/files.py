@@ -78,6 +78,24 @@ def is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
+def check_utf8(flag: str, path: Path) -> None:
+    """Check that a path is text in UTF-8, for the libraries that read and write datasets and weights.
+
+    Raises:
+        InputError: If not.
+
+    Example:
+        >>> check_utf8("--output_dir", Path(os.fsdecode(b"/caf\\xe9/run")))
+        Traceback (most recent call last):
+        ...
+        gi_segmentation.errors.InputError: --output_dir: expected a path in UTF-8, but got '/caf\\udce9/run'; rename it
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{flag}: expected a path in UTF-8, but got {str(path)!r}; rename it") from error
+
+
 def find_files(folder: Path, left_out: Path | None = None) -> FoundFiles:
     """List all files below a folder. Links are followed, and hidden names are passed over.
 
