@@ -71,7 +71,11 @@ def unpacked(path: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES)
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path}: not a whole zip ({one_line(error)}); copy it again") from error
-        yield folder
+        try:
+            yield folder
+        except InputError as error:
+            # The user knows the zip, and not the folder.
+            raise InputError(str(error).replace(str(folder), str(path))) from error
 
 
 def check_archive(path: Path, archive: zipfile.ZipFile, folder: Path, max_files: int, max_bytes: int) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from gi_segmentation.errors import InputError, reading
-from gi_segmentation.inference.nifti import OUR_LABEL_MAPS, quiet, strip_ending
+from gi_segmentation.inference.nifti import OUR_LABEL_MAPS, find_header, quiet, strip_ending
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 WITH_SLICER = "convert it to NIfTI, for example with 3D Slicer or SimpleITK"
 WITH_FREESURFER = "convert it to NIfTI, for example with mri_convert of FreeSurfer"
 WITH_DCM2NIIX = "convert it to NIfTI, for example with dcm2niix"
 UNPACK = "unpack it"
+PACKED_DICOM = "a packed DICOM file"
 # Formats of scans that are not read, by their endings, and what to do.
 FORMATS = {
     ".nrrd": ("NRRD", WITH_SLICER),
@@ -55,17 +56,14 @@ def name_format(path: Path) -> str:
     # Other programs use this ending, too. The voxels are in another file.
     if ending == ".par" and not any(path.with_suffix(other).exists() for other in (".rec", ".REC", ".Rec")):
         return ""
-    if ending in (".img", ".img.gz"):
-        header = path.name[: -len(ending)]
-        others = (".hdr", ".hdr.gz", ".HDR")
-        if any(path.with_name(header + other).exists() for other in others):
-            return ""
+    if ending in (".img", ".img.gz") and find_header(path) != path:
+        return ""
     if ending == "2dseq" and name != ending:
         return ""
     if ending:
         what, remedy = FORMATS[ending]
     elif name.endswith(".gz") and is_packed_dicom(path):
-        what, remedy = "a packed DICOM file", "unpack it (gunzip)"
+        what, remedy = PACKED_DICOM, "unpack all of its folder (gunzip)"
     else:
         return ""
     return f"{path}: expected DICOM or NIfTI, got {what}; {remedy}"

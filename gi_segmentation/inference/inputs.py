@@ -16,7 +16,14 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.files import find_files
 from gi_segmentation.inference import dicom, nifti
 from gi_segmentation.inference.archives import is_archive
-from gi_segmentation.inference.beside import PICTURES, find_label_maps, list_some, name_format
+from gi_segmentation.inference.beside import (
+    LABEL_NAME,
+    PACKED_DICOM,
+    PICTURES,
+    find_label_maps,
+    list_some,
+    name_format,
+)
 from gi_segmentation.inference.volumes import Slice, Volume, VolumeSlice, kaggle_volume, list_slices
 
 Kind: TypeAlias = Literal["kaggle", "nifti", "dicom"]
@@ -123,7 +130,7 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
             [
                 *find_volumes("dicom", files["dicom"], root),
                 *find_volumes("nifti", files["nifti"], root),
-                *(Scan(one.relative_to(root).as_posix(), (), name_format(one), "nifti") for one in files["foreign"]),
+                *find_foreign(files["foreign"], root),
             ]
         )
     left_out = describe_left_out(files, root)
@@ -142,8 +149,8 @@ def sort_files(path: Path, output_dir: Path | None) -> defaultdict[str, list[Pat
     """Sort the files of an input by what they are.
 
     Returns:
-        For each kind of `KINDS`, and for `foreign` (formats that are not read), `picture`, `archive`, `other` and
-        `broken link` (among the others), the files, sorted.
+        For each kind of `KINDS`, and for `foreign` (formats that are not read), `named label map` (the same),
+        `picture`, `archive`, `other` and `broken link` (among the others), the files, sorted.
 
     Raises:
         InputError: If there are slices of Kaggle's beside other scans.
@@ -169,7 +176,9 @@ def sort_files(path: Path, output_dir: Path | None) -> defaultdict[str, list[Pat
 def list_files(path: Path, output_dir: Path | None) -> tuple[list[Path], list[Path]]:
     """List the files to look at, and broken links. A slice of Kaggle's stands for the whole folder that it lies in."""
     if not path.is_dir():
-        return sorted(path.parent.glob("*.png")) if path.suffix == ".png" else [path], []
+        if path.suffix == ".png":
+            return sorted(path.parent.glob("*.png")), []
+        return [nifti.find_header(path)], []
     found = find_files(path, output_dir)
     return found.files, found.broken
 
@@ -188,7 +197,8 @@ def find_kind(path: Path) -> str:
     if path.suffix == ".csv" or not path.is_file():
         return "other"
     if name_format(path):
-        return "foreign"
+        # Nobody reads such a file here, so its name decides.
+        return "named label map" if LABEL_NAME.search(path.name.lower()) else "foreign"
     return "dicom" if dicom.is_dicom(path) else "other"
 
 
@@ -197,8 +207,9 @@ def describe_left_out(files: dict[str, list[Path]], root: Path) -> list[str]:
     remedies = {
         "label map": "",
         "picture": "",
-        "archive": "unpack it, or name it as --input",
-        "broken link": "mend it if it is a scan",
+        "named label map": "",
+        "archive": "unpack or name as --input what has scans",
+        "broken link": "mend what is a scan",
     }
     lines = [list_some(what, files[what], root, remedy) for what, remedy in remedies.items() if files[what]]
     if files["foreign"] and files["kaggle"]:
@@ -284,6 +295,17 @@ def find_volumes(kind: Kind, paths: list[Path], root: Path) -> list[Scan]:
     volumes, problems = dicom.find_series(paths) if kind == "dicom" else nifti.open_volumes(paths, root)
     scans = [Scan(name, problem=problem, kind=kind) for name, problem in problems.items()]
     return scans + [Scan(volume.name, list_slices([volume]), kind=kind) for volume in volumes]
+
+
+def find_foreign(paths: list[Path], root: Path) -> list[Scan]:
+    """List scans in formats that are not read. Packed DICOM files of a folder count as one."""
+    scans = {}
+    for path in paths:
+        problem, name = name_format(path), path.relative_to(root).as_posix()
+        if PACKED_DICOM in problem:
+            name = path.parent.relative_to(root).as_posix() if path.parent != root else root.resolve().name
+        scans.setdefault(name, Scan(name, problem=problem, kind="nifti"))
+    return list(scans.values())
 
 
 def check_names(scans: list[Scan]) -> list[Scan]:

@@ -70,6 +70,15 @@ def has_header(path: Path) -> bool:
     return any(int.from_bytes(start, order) in HEADER_SIZES for order in ("little", "big"))
 
 
+def find_header(path: Path) -> Path:
+    """Return the header of a pair of files if the other file of the pair is named; any other path as it is."""
+    name, _, ending = path.name.rpartition(".img")
+    if not name or ending.lower() not in ("", ".gz"):
+        return path
+    headers = (path.with_name(f"{name}.hdr{end}") for end in ("", ".gz"))
+    return next((header for header in headers if header.exists()), path)
+
+
 def open_volumes(paths: Iterable[Path], root: Path) -> tuple[list[Volume], dict[str, str]]:
     """Read the headers of NIfTI files.
 
