@@ -1,6 +1,7 @@
 """NIfTI files of any orientation get the masks of the same slices in Kaggle's layout, on their own grid."""
 
 import gzip
+import struct
 import sys
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.inference.nifti import farthest_mm, open_volume, write_label_map, write_probabilities
+from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
 from tests.support.models import MAX_TIES, save_model
-from tests.support.volumes import KAGGLE_AXES, predict_kaggle, prediction_words, read_scan, store
+from tests.support.volumes import KAGGLE_AXES, predict_kaggle, prediction_words, read_scan, rotation, store
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +241,141 @@ def test_a_real_mr_is_predicted_on_its_own_grid(model: Path, test_data: Path, tm
     image, original = nibabel.load(written), nibabel.load(source)
     assert image.shape == original.shape and np.asarray(image.dataobj).any()
     np.testing.assert_array_equal(image.affine, original.affine)
+
+
+SHAPE = (20, 16, 9)
+
+
+def write_grid(path: Path, affine: np.ndarray, qform: int, sform: int) -> Path:
+    """Write a file with a grid in its qform, its sform or both; a code of 0 leaves one out."""
+    image = nibabel.Nifti1Image(np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE), affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_qform(affine, qform)
+    image.header.set_sform(affine, sform)
+    nibabel.save(nibabel.Nifti1Image(image.dataobj, None, image.header), path)
+    header = nibabel.load(path).header
+    assert (header["qform_code"], header["sform_code"]) == (qform, sform)
+    return path
+
+
+def make_affine(name: str) -> np.ndarray:
+    """An affine of a kind. The shear of the last two moves the outer slices by 0.05 and by 5 mm."""
+    affine = np.diag([-1.5, -1.5, 3.0, 1.0])
+    affine[:3, 3] = 120, -80, 900
+    if name == "flipped":
+        affine[0, 0] = 1.5
+    if name == "unequal":
+        affine[:3, :3] = np.diag([0.7, 2.1, -6.0])
+    if name in ("oblique", "rounded"):
+        affine[:3, :3] = rotation(np.random.default_rng(0), 25) * (1.5, 1.2, 3.0)
+    affine[:3, 2] += affine[:3, 1] * {"rounded": 0.004, "sheared": 0.5}.get(name, 0)
+    return affine
+
+
+class TestGrid:
+    @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 1), (1, 2), (4, 4)])
+    @pytest.mark.parametrize("name", ["axial", "flipped", "unequal", "oblique", "rounded"])
+    def test_qform_and_sform_of_a_label_map_are_one_place(
+        self, name: str, codes: tuple[int, int], tmp_path: Path
+    ) -> None:
+        source = write_grid(tmp_path / "mr.nii", make_affine(name), *codes)
+        original, volume = nibabel.load(source).affine, open_volume(source)
+        write_label_map(volume, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii.gz")
+        write_probabilities(volume, np.zeros(SHAPE), "stomach", tmp_path / "probability.nii.gz")
+        for path in (tmp_path / "labels.nii.gz", tmp_path / "probability.nii.gz"):
+            header = nibabel.load(path).header
+            assert header["qform_code"] == header["sform_code"] == (codes[1] or codes[0])
+            assert header.get_xyzt_units()[0] == "mm"
+            # What ITK takes for the sizes of voxels.
+            np.testing.assert_allclose(header["pixdim"][1:4], np.linalg.norm(original[:3, :3], axis=0), rtol=1e-4)
+            assert farthest_mm(header.get_qform(), header.get_sform(), SHAPE) < 0.01
+            moved = farthest_mm(header.get_sform(), original, SHAPE)
+            assert moved < (0.06 if name == "rounded" else 1e-4)
+        assert ("angles made right" in volume.note) == (name == "rounded" and codes[1] > 0)
+
+    def test_a_grid_without_right_angles_is_neither_read_nor_written(self, tmp_path: Path) -> None:
+        affine = make_affine("sheared")
+        for codes, text in (((0, 1), "its axes are not at right angles"), ((1, 1), "its qform and its sform")):
+            with pytest.raises(InputError, match=rf"mr\.nii: {text}"):
+                open_volume(write_grid(tmp_path / "mr.nii", affine, *codes))
+        series = Volume("tilted", tmp_path / "series", SHAPE, affine)
+        with pytest.raises(InputError, match=r"series: its axes .* --format dicom-seg rtstruct"):
+            write_label_map(series, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii.gz")
+        assert not (tmp_path / "labels.nii.gz").exists()
+
+    @pytest.mark.parametrize(
+        ("codes", "form", "place", "values", "text"),
+        [
+            ((1, 1), "f", 280, [-1.5], "place it up to 57 mm apart (axes RPS and LPS)"),
+            ((1, 2), "f", 292, [122.0], "its qform and its sform place it up to 2 mm apart"),
+            ((1, 1), "f", 256, [np.nan], "its qform is no rotation"),
+            ((1, 0), "f", 256, [1.0, 1.0, 1.0], "w2 should be positive"),
+            ((0, 1), "f", 80, [-1.5], "expected sizes of voxels above 0, got -1.5 x 1.5 x 3 mm"),
+            ((1, 0), "f", 84, [0.0], "expected sizes of voxels above 0, got 1.5 x 0 x 3 mm"),
+            ((0, 1), "f", 80, [3.0], "has voxels of 1.5 x 1.5 x 3 mm by its sform, and of 3 x 1.5 x 3 mm by its"),
+            ((1, 1), "h", 254, [9], "expected codes from 0 to 5 of qform and sform, got 1 and 9"),
+            ((1, 1), "h", 252, [0, 0], "does not say where left and right are"),
+            ((1, 1), "B", 123, [1], "expected millimetres, got meter"),
+            ((1, 1), "B", 123, [3], "expected millimetres, got micron"),
+            ((1, 1), "B", 123, [7], "not a whole NIfTI file"),
+            ((1, 1), "h", 70, [128], "expected one volume of real numbers"),
+            ((1, 1), "h", 70, [32], "expected one volume of real numbers"),
+        ],
+    )
+    def test_a_header_that_readers_take_differently_is_refused(
+        self, codes: tuple[int, int], form: str, place: int, values: list[float], text: str, tmp_path: Path
+    ) -> None:
+        path = write_grid(tmp_path / "mr.nii", make_affine("axial" if place != 280 else "flipped"), *codes)
+        data = bytearray(path.read_bytes())
+        struct.pack_into(f"<{len(values)}{form}", data, place, *values)
+        path.write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            open_volume(path)
+        assert text in str(caught.value) and str(path) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("form", "place", "value"), [("f", 76, 0), ("B", 123, 0), ("f", 112, np.nan), ("f", 112, 0), ("h", 252, 0)]
+    )
+    def test_a_header_that_all_readers_take_alike_is_read(
+        self, form: str, place: int, value: float, tmp_path: Path
+    ) -> None:
+        path = write_grid(tmp_path / "mr.nii", make_affine("axial"), 1, 1)
+        expected, data = nibabel.load(path).get_fdata(), bytearray(path.read_bytes())
+        struct.pack_into(f"<{form}", data, place, value)
+        path.write_bytes(data)
+        volume = open_volume(path)
+        assert volume.read is not None
+        np.testing.assert_allclose(volume.affine, make_affine("axial"))
+        np.testing.assert_array_equal(volume.read(), expected)
+
+    def test_versions_and_pairs_of_files_are_read_and_analyze_is_not(self, tmp_path: Path) -> None:
+        voxels, affine = np.arange(60, dtype=np.int16).reshape(5, 4, 3), make_affine("axial")
+        nibabel.save(nibabel.Nifti2Image(voxels, affine), tmp_path / "two.nii")
+        nibabel.save(nibabel.Nifti1Pair(voxels, affine), tmp_path / "pair.img")
+        nibabel.save(nibabel.Nifti1Pair(voxels, affine), tmp_path / "packed.img.gz")
+        for name, files in (("two.nii", 1), ("pair.hdr", 2), ("packed.hdr.gz", 2)):
+            volume = open_volume(tmp_path / name)
+            assert volume.read is not None and len(volume.origin.paths) == files
+            np.testing.assert_array_equal(volume.read(), voxels)
+        for kind in (nibabel.AnalyzeImage, nibabel.Spm99AnalyzeImage):
+            nibabel.save(kind(voxels, affine), tmp_path / "old.img")
+            with pytest.raises(InputError, match=r"old\.hdr: expected NIfTI, got Analyze, which does not say where"):
+                open_volume(tmp_path / "old.hdr")
+
+
+def test_nothing_of_a_header_but_the_grid_goes_into_a_label_map(tmp_path: Path) -> None:
+    secret = b"Erika^Mustermann"
+    image = nibabel.load(write_grid(tmp_path / "mr.nii", make_affine("axial"), 1, 1))
+    for field in ("db_name", "descrip", "aux_file", "intent_name"):
+        image.header[field] = secret
+    for code in (2, 4, 6, 44):
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, secret))
+    nibabel.save(image, tmp_path / "named.nii")
+    volume = open_volume(tmp_path / "named.nii")
+    write_label_map(volume, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii")
+    write_probabilities(volume, np.zeros(SHAPE), "stomach", tmp_path / "probability.nii")
+    assert secret in (tmp_path / "named.nii").read_bytes()
+    for name, start in (("labels", b"1 large_bowel"), ("probability", b"probability of stomach")):
+        data = (tmp_path / f"{name}.nii").read_bytes()
+        assert secret not in data and not nibabel.load(tmp_path / f"{name}.nii").header.extensions
+        assert data[148:].startswith(start) and not any(data[4:40])
