@@ -7,7 +7,12 @@ from pathlib import Path
 
 from gi_segmentation.errors import exit_on_input_error
 from gi_segmentation.memory import keep_freed_memory
-from gi_segmentation.processes import leave_printing_to_the_main_process, noticing_lost_processes
+from gi_segmentation.processes import (
+    leave_printing_to_the_main_process,
+    leaving_no_process_behind,
+    noticing_lost_processes,
+)
+from gi_segmentation.shortages import TRAINING
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,5 +77,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error(), noticing_lost_processes():
+    with leaving_no_process_behind(), exit_on_input_error(TRAINING), noticing_lost_processes():
         main()

@@ -26,7 +26,9 @@ import numpy as np
 
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.memory import keep_freed_memory, release_memory
+from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.schema import COLOURS, ORGANS
+from gi_segmentation.shortages import Advice, describe_shortage
 
 if TYPE_CHECKING:
     from gi_segmentation.inference.inputs import Scan
@@ -53,6 +55,9 @@ MAX_VOXELS = 64_000_000
 BRIGHTEST_PERCENTILE = 99.9
 # The percentile that the first window ends at.
 WINDOW_PERCENTILE = 99.0
+
+# What a visitor can do if the server has not enough memory.
+ADVICE = Advice(*["try again later, upload a smaller scan, or predict it on your own computer"] * 3)
 
 REPORT = "Report (JSON)"
 # The buttons for the files of each format that the page offers.
@@ -167,7 +172,7 @@ def shown_errors() -> Iterator[None]:
         raise gr.Error(public_message(error), duration=None, print_exception=False) from error
     except Exception as error:
         logger.exception("a prediction failed")
-        message = "Something went wrong on the server. Its log says what."
+        message = describe_shortage(error, ADVICE) or "Something went wrong on the server. Its log says what."
         raise gr.Error(message, duration=None, print_exception=False) from error
 
 
@@ -389,5 +394,5 @@ def pack(voxels: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with leaving_no_process_behind(), exit_on_input_error():
         main()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dataset_builder.difficulty import DIFFICULTIES
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
+from gi_segmentation.processes import leaving_no_process_behind
+from gi_segmentation.shortages import POOL
 
 # Each run_* function imports what it needs. pandas, datasets and OpenCV load slowly, and `--help` or a mistake in a
 # flag needs none of them.
@@ -131,9 +133,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run one of the commands and return the exit status."""
     arguments = parse_arguments(argv)
-    with exit_on_input_error():
+    with exit_on_input_error(POOL):
         return int(arguments.run(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with leaving_no_process_behind():
+        sys.exit(main())

@@ -7,11 +7,8 @@ beside the final one. If all slices are right, this folder is renamed at the end
 import hashlib
 import math
 import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -26,7 +23,7 @@ from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.errors import saying_how_to_go_on
 from gi_segmentation.files import check_utf8, clear_leftovers, hash_file, writing_folder, writing_to
-from gi_segmentation.processes import count_cores
+from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, publish_folder
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
@@ -101,26 +98,14 @@ def check_output_dir(output_dir: Path) -> None:
     raise KaggleDataError([f"{output_dir}: {what}; name another --output_dir or remove it"])
 
 
-def start_worker(counter: Synchronized) -> None:
-    """Prepare a worker process: let it count the slices that it has done, and end with the main process.
+def share_progress(counter: Synchronized) -> None:
+    """Let a worker process count the slices that it has done.
 
     Args:
         counter: The counter of all processes.
     """
     global progress
     progress = counter
-    # Ctrl-C reaches all processes. The main process ends the others, and only it has something to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # If the main process is killed, the others would wait for ever for their next task.
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Wait until the process that started this one has ended, and end this one too."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
@@ -172,18 +157,15 @@ def write_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, data: Path, nu
     counter = multiprocessing.Value("q", 0)
     with (
         tqdm(total=number, desc="Writing the dataset", unit="slice") as bar,
-        ProcessPoolExecutor(num_proc, initializer=start_worker, initargs=(counter,)) as pool,
+        process_pool(num_proc, share_progress, counter) as pool,
     ):
         csv_path = kaggle_dir / "train.csv"
         written = [pool.submit(write_file, scans, path, csv_path) for _, scans, path in files]
-        try:
-            while wait(written, timeout=0.2).not_done:
-                bar.update(counter.value - bar.n)
-        except KeyboardInterrupt:
-            # The pool would first do all that was submitted.
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
+        while (state := wait(written, timeout=0.2)).not_done:
+            # An error of one file ends the build before the others are written.
+            for inspection in state.done:
+                inspection.result()
+            bar.update(counter.value - bar.n)
         # In the order of the files, so that the list of problems is the same for any `num_proc`.
         for (split, _, _), inspection in zip(files, written, strict=True):
             found[split].add(inspection.result())

@@ -12,7 +12,6 @@ numbers do, y grows towards the back, and x grows towards the patient's left, wh
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 from dataset_builder.difficulty import DIFFICULTIES, Difficulty
 from gi_segmentation.data.kaggle import FAULTY_SCANS
 from gi_segmentation.files import writing_folder
-from gi_segmentation.processes import count_cores
+from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, scan_name, slice_name
 
@@ -263,9 +262,7 @@ def _write_scans(
         return list(progress(map(write, scans)))
     # The processes are spawned: a fork of a process that has used threads of OpenCV or PyTorch can hang. Each process
     # uses one thread of OpenCV, so that `num_proc` says how many cores are busy.
-    with ProcessPoolExecutor(
-        min(num_proc, len(scans)), get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with process_pool(min(num_proc, len(scans)), cv2.setNumThreads, 1, context=get_context("spawn")) as pool:
         return list(progress(pool.map(write, scans)))
 
 

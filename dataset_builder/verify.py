@@ -1,7 +1,6 @@
 """Read every file of a Kaggle folder once, collect all problems, and count scans, slices and organs."""
 
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from gi_segmentation.data.kaggle import (
     read_slice,
     split_names,
 )
-from gi_segmentation.processes import count_cores
+from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import Runs, count_overlap
 from gi_segmentation.schema import ORGANS
 
@@ -143,7 +142,7 @@ def inspect_scans(scans: list[Scan], csv_path: Path, num_proc: int | None, descr
     workers = min(num_proc or count_cores(), len(scans))
     slices = sum(len(scan.slices) for scan in scans)
     inspect = partial(inspect_scan, csv_path=csv_path)
-    with tqdm(total=slices, desc=description, unit="slice") as bar, ProcessPoolExecutor(max(workers, 1)) as pool:
+    with tqdm(total=slices, desc=description, unit="slice") as bar, process_pool(max(workers, 1)) as pool:
         # `map` gives the results in the order of the scans, so the list of problems is the same for any `num_proc`.
         for scan, found in zip(scans, pool.map(inspect, scans), strict=True):
             total.add(found)

@@ -7,8 +7,10 @@ from pathlib import Path
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.files import write_output
 from gi_segmentation.inference.arguments import Computation, add_prediction_flags, check_prediction_flags
+from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS
 from gi_segmentation.schema import SCAN_SLICES
+from gi_segmentation.shortages import PREDICTION
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -73,5 +75,5 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with leaving_no_process_behind(), exit_on_input_error(PREDICTION):
         main()

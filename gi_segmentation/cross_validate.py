@@ -9,7 +9,9 @@ from pathlib import Path
 
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 from gi_segmentation.memory import keep_freed_memory
+from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.schema import ALL_FOLDS
+from gi_segmentation.shortages import CROSS_VALIDATION
 
 # These flags are set for each fold, or belong to the cross-validation as a whole.
 RESERVED = ("--config", "--fold", "--output_dir", "--push_to_hub", "--hub_model_id")
@@ -127,5 +129,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with leaving_no_process_behind(), exit_on_input_error(CROSS_VALIDATION):
         main()

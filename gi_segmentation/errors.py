@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
+
+from gi_segmentation.shortages import Advice, describe_shortage, unwrap
 
 # The disk is full, the user may not store more, or a file may not become larger.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Seconds in which the launcher ends all processes of a machine after one of them has failed. It takes about one.
-LAUNCHER_S = 5
+LAUNCHER_S = 3
 
 
 class InputError(ValueError):
@@ -118,35 +121,44 @@ def print_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def fail(line: str) -> NoReturn:
+    """Print a line about an error and end this process."""
+    # If the first process has failed too, the launcher ends this one while it sleeps.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(LAUNCHER_S)
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
 @contextmanager
-def exit_on_input_error() -> Iterator[None]:
-    """Turn an `InputError`, a `StoppedError` and Ctrl-C into one line on stderr and an exit status.
+def exit_on_input_error(advice: Advice = Advice()) -> Iterator[None]:  # noqa: B008 - it never changes
+    """Turn an `InputError`, a `StoppedError`, Ctrl-C and a lack of memory into one line on stderr and an exit status.
 
     If all processes of a run find the same error, only the first one of each machine prints it.
+
+    Args:
+        advice: What a user of this command can do if there is not enough memory.
     """
     print_any_text()
-    # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
     try:
         check_hub_variables()
         yield
-    except InputError as error:
-        # If the first process has failed too, the launcher ends this one while it sleeps.
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(LAUNCHER_S)
-        print(f"error: {hide_token(str(error))}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        print(f"error: {one_line(error)}; free some space, and run the same command again", file=sys.stderr)
-        sys.exit(1)
+        return
     except StoppedError as stopped:
         message, status = str(stopped), stopped.status
     except KeyboardInterrupt:
         message, status = "interrupted; what is written is whole, and the same command goes on", 128 + signal.SIGINT
-    else:
-        return
+    except Exception as error:
+        line = describe_shortage(error, advice)
+        if line is None and isinstance(error, InputError):
+            line = hide_token(unwrap(str(error)))
+        elif line is None and isinstance(error, OSError) and error.errno in DISK_FULL:
+            line = f"{one_line(error)}; free some space, and run the same command again"
+        # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
+        if line is None:
+            raise
+        fail(line)
     # All processes of a training stop for the same reason, and one of them says it.
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.processes import leaving_no_process_behind
 
 # The packages of the extra `onnx`: the format, PyTorch's way to it, and the runtime that checks the result.
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -58,5 +59,5 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with leaving_no_process_behind(), exit_on_input_error():
         main()

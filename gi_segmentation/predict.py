@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.inference.arguments import FORMATS, Computation, add_prediction_flags, check_prediction_flags
 from gi_segmentation.memory import keep_freed_memory
+from gi_segmentation.processes import leaving_no_process_behind
+from gi_segmentation.shortages import PREDICTION
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -216,5 +218,5 @@ def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Membe
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with leaving_no_process_behind(), exit_on_input_error(PREDICTION):
         main()

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from gi_segmentation.errors import check_repo_id, exit_on_input_error
+from gi_segmentation.processes import leaving_no_process_behind
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -38,5 +39,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with leaving_no_process_behind(), exit_on_input_error():
         main()

@@ -7,7 +7,9 @@ from typing import get_args, get_type_hints
 
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.files import write_output
+from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS, CompetitionRules
+from gi_segmentation.shortages import POOL
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -73,5 +75,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with leaving_no_process_behind(), exit_on_input_error(POOL):
         main()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.processes import ROOT
 
-GROUND = {"schema", "rules", "rle", "errors", "files", "memory", "arguments", "processes", "internals"}
+GROUND = {"schema", "rules", "rle", "errors", "files", "memory", "arguments", "processes", "shortages", "internals"}
 # What each wing may import besides itself. A module that is not named here is a command line. It may import
 # everything.
 ALLOWED = {

@@ -36,9 +36,11 @@ from gi_segmentation.inference.volumes import Slice, VolumeSlice
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
+from gi_segmentation.processes import end_with_parent
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import LABELS_BY_MODE, ORGANS, SLICE_THICKNESS_MM, LabelMode
 from gi_segmentation.scoring.dice import count_pixels, dice_score
+from gi_segmentation.shortages import find_shortage
 
 T = TypeVar("T")
 
@@ -228,6 +230,8 @@ def move_model(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
         return model.to(device)  # type: ignore[arg-type]
     # PyTorch raises AssertionError if it was built without CUDA.
     except (RuntimeError, AssertionError) as error:
+        if find_shortage(error):
+            raise
         raise InputError(f"--device {device}: {error}") from error
 
 
@@ -361,7 +365,13 @@ def predict_batches(
 ) -> Iterator[list[SliceOrgans | InputError]]:
     """Yield, for the slices of each batch, what was predicted or why it was not, with a progress bar."""
     folder = SliceFolder(slices, members)
-    loader = DataLoader(folder, settings.batch_size, num_workers=settings.num_workers, collate_fn=stack_slices)
+    loader = DataLoader(
+        folder,
+        settings.batch_size,
+        num_workers=settings.num_workers,
+        collate_fn=stack_slices,
+        worker_init_fn=end_with_parent,
+    )
     # The loader keeps the order of the slices, so the next batch belongs to the next files.
     remaining = iter(slices)
     # With several processes, only the first one on a machine shows a bar.

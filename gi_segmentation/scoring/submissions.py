@@ -7,7 +7,6 @@ problems are not scored. The error has the first problem and the number of all.
 import math
 import re
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from gi_segmentation.data.kaggle import (
     read_table,
 )
 from gi_segmentation.errors import InputError
-from gi_segmentation.processes import count_cores
+from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, find_voxel_size_mm, scan_name
@@ -285,7 +284,7 @@ def measure_submission(
     # A scan goes to a process as encodings of some kilobytes. Its masks, tens of megabytes, are made and dropped
     # there.
     workers = max(1, min(num_proc or count_cores(), len(pairs)))
-    with ProcessPoolExecutor(workers) as pool:
+    with process_pool(workers) as pool:
         results = pool.map(partial(measure_pair, truth=truth, submission=submission, rules=rules), pairs)
         measured = list(tqdm(results, total=len(pairs), desc="Scoring", unit="scan"))
     raise_first([problem for result in measured if isinstance(result, list) for problem in result])

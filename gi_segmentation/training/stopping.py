@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gi_segmentation.processes import end_with_parent
+
 # SIGTERM is what Slurm, spot machines and containers send before they kill. SIGINT is Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # One wish to stop may arrive twice: from the system, and from the program that started the processes.
@@ -21,13 +24,27 @@ REPEATED_WITHIN_S = 1.0
 def ignore_signals(worker: int) -> None:
     """Let a process that loads slices ignore `SIGNALS`, which often reach all processes of a training.
 
-    Without its slices, the training could not end its step. These processes end with the training itself.
+    Without its slices, the training could not end its step. The process ends with the training itself, or if the
+    training sends it SIGTERM, as `multiprocessing` does when it ends, and then waits for the end of this process.
 
     Args:
         worker: Number of the process, from `DataLoader`.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # A handler of Python does not learn who has sent a signal. So the signal is left waiting for a thread.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey_parent, daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+
+
+def obey_parent() -> None:
+    """End this process if its parent sends SIGTERM. That of any other process is for the training."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def hold_signals(held: bool) -> None:

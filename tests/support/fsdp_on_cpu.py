@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from gi_segmentation.errors import exit_on_input_error
-from gi_segmentation.processes import noticing_lost_processes
+from gi_segmentation.processes import leaving_no_process_behind, noticing_lost_processes
 from run_segmentation import main
 
 if __name__ == "__main__":
@@ -20,5 +20,5 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     group = ("gloo", DistributedType.MULTI_GPU)
     patched = patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: group)
-    with patched, exit_on_input_error(), noticing_lost_processes():
+    with leaving_no_process_behind(), patched, exit_on_input_error(), noticing_lost_processes():
         main()
