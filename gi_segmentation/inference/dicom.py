@@ -1,37 +1,45 @@
-"""Read MR series from DICOM files: one file per slice, or one file with all frames (enhanced).
+"""Read DICOM files: tell what is one, and list its slices. A file has one slice, or many frames (enhanced).
 
-Places are turned from DICOM's axes (x to the left, y to the back) to those of `inference.volumes`.
+What a reader of the same package needs of a file is in a `Frame`. `inference.dicom_series` sorts frames into scans,
+`inference.dicom_geometry` makes volumes of them, and `inference.dicom_pixels` reads their pixels.
 """
 
+import math
+import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-
-from gi_segmentation.errors import InputError, reading
-from gi_segmentation.inference.volumes import Volume
-from gi_segmentation.schema import SLICE_THICKNESS_MM
+from gi_segmentation.errors import InputError, one_line, reading
+from gi_segmentation.inference.dicom_kinds import read_kind, read_text
 
 # The files that hold a scan: MR and CT, with one frame, with many (enhanced), or with many by a conversion (legacy).
 # All other files, such as structure sets, segmentations and reports, are passed over.
 SCAN_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "2.1", "2.2", "4", "4.1", "4.4"))
-# Positions are stored with a few decimals. Directions are numbers of at most 1.
-STEP_TOLERANCE_MM = 0.1
-DIRECTION_TOLERANCE = 1e-3
 # What each organ is called by SNOMED CT, as (code, scheme, meaning).
 ORGAN_CODES = {
     "large_bowel": ("14742008", "SCT", "Large intestine"),
     "small_bowel": ("30315005", "SCT", "Small intestine"),
     "stomach": ("69695003", "SCT", "Stomach"),
 }
-# From DICOM's axes to those of `inference.volumes`, and back.
-TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A file that was cut, or whose compression is unknown, may have any bytes. Its name tells that it may be a slice.
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".dic"})
+# The types of values that a file may name, and those whose length takes four bytes and not two.
+VALUE_TYPES = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
+)
+LONG_TYPES = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+UNDEFINED_LENGTH = 0xFFFFFFFF
+# The first attributes of a file are short: its class, its UIDs, dates.
+MAX_FIRST_LENGTH = 4096
+DEFLATED = "1.2.840.10008.1.2.1.99"
+# The marks of compressed pixels.
+FRAGMENT, END_OF_FRAGMENTS = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+# A coordinate of 1000 mm with this many last decimals is the nearest number that a computer has.
+ROUNDING_TOLERANCE = 1e-6
 
 
 class Frame(NamedTuple):
@@ -51,6 +59,9 @@ class Frame(NamedTuple):
         size: Number of rows and columns.
         thickness_mm: Distance of slices, or their thickness, as the file states it; None if it does not.
         description: Modality, number and description of the series.
+        patient: Number and name of the patient. Neither is for the screen.
+        kind: What tells it from other images of the same place, see `dicom_kinds.KINDS`.
+        rounding_mm: The last decimal of its position, for example 0.1; 0 if it has more than three.
     """
 
     path: Path
@@ -66,6 +77,9 @@ class Frame(NamedTuple):
     size: tuple[int, int]
     thickness_mm: float | None
     description: str
+    patient: tuple[str, str]
+    kind: Mapping[str, str]
+    rounding_mm: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,48 +95,142 @@ class DicomSeries:
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell by its first bytes whether a file is a DICOM file. The name does not matter."""
+    """Tell by its first bytes whether a file is a DICOM file. The name does not matter.
+
+    Some planning systems leave out the 128 bytes and the letters DICM at the start.
+    """
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            start = file.read(MAX_FIRST_LENGTH)
     except OSError:
         # It may be a slice. Whoever reads it gets the reason.
-        return True
+        return path.suffix.lower() in DICOM_SUFFIXES or not path.suffix[1:].isalpha()
+    return start[128:132] == b"DICM" or begins_with_attributes(start)
 
 
-def find_series(paths: Iterable[Path]) -> tuple[list[Volume], dict[str, str]]:
-    """List the series of DICOM files in any order. No pixel is read.
+def begins_with_attributes(data: bytes) -> bool:
+    """Tell whether a file begins with attributes of DICOM, and not with the 128 bytes before them.
 
-    Localizers and files of other kinds are passed over.
+    Args:
+        data: The first bytes of the file. The first three attributes must be sound.
+
+    Example:
+        >>> begins_with_attributes(bytes.fromhex("08000500 43530a00") + b"ISO_IR 100" + bytes.fromhex("08001600"))
+        True
+        >>> begins_with_attributes(b"A text of more than eight bytes")
+        False
+    """
+    order = ">" if data[:2] in (b"\x00\x02", b"\x00\x08") else "<"
+    place, last = 0, (0, 0)
+    for number in range(3):
+        if len(data) < place + 12:
+            return number > 0
+        tag = struct.unpack_from(f"{order}HH", data, place)
+        if tag <= last or (number == 0 and tag[0] not in (0x0002, 0x0008)):
+            return False
+        value_type, start = data[place + 4 : place + 6], 8
+        if value_type not in VALUE_TYPES:
+            (length,) = struct.unpack_from(f"{order}I", data, place + 4)
+        elif value_type in LONG_TYPES:
+            (length,), start = struct.unpack_from(f"{order}I", data, place + 8), 12
+        else:
+            (length,) = struct.unpack_from(f"{order}H", data, place + 6)
+        if length == UNDEFINED_LENGTH:
+            return True
+        if length % 2 or length > MAX_FIRST_LENGTH:
+            return False
+        place, last = place + start + length, tag
+    return True
+
+
+def find_damage(path: Path) -> str:
+    """Say what is wrong with a file that should be a slice, and is no DICOM file."""
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        return "a broken link" if path.is_symlink() and not path.exists() else f"cannot be read ({one_line(error)})"
+    return "an empty file" if empty else "not a DICOM file, or cut"
+
+
+def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
+    """Read a DICOM file. It may lack the 128 bytes and the file meta information at its start.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    with reading(path, "not a whole DICOM file", "copy or export it again"), path.open("rb") as file:
+        return parse(file, stop_before_pixels)
+
+
+def parse(file: BinaryIO, stop_before_pixels: bool) -> Any:
+    """Read an open DICOM file. If it does not say how its values are written, the file tells what was found."""
+    import pydicom
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def read_file_header(path: Path) -> tuple[Any, str]:
+    """Read a file without its pixels, and look whether they are all there.
 
     Returns:
-        The volumes, and the problems of the series that are no volume, by their names. A damaged file may belong to
-        any series, so it has a problem of its own, under its own name.
+        The header, and what is wrong with the pixels; empty if they are whole, or if it is not known.
+
+    Raises:
+        InputError: If it is damaged.
     """
-    by_series: dict[str, dict[tuple[str, int], Frame]] = defaultdict(dict)
-    problems: dict[str, str] = {}
-    for path in paths:
-        name = f"{path.parent.name}/{path.name}"
-        try:
-            # The library reads an attribute when it is asked for it, so each step can meet a damaged one.
-            with reading(path, "its header cannot be read", "export it again"):
-                header = read_dataset(path, stop_before_pixels=True)
-                if not is_scan(path, header):
-                    continue
-                name = series_name(path, header)
-                for frame in read_frames(path, header):
-                    # A copy of a file has the same UID, and counts once.
-                    by_series[name].setdefault((frame.instance_uid or str(path), frame.number), frame)
-        except InputError as error:
-            problems.setdefault(name, str(error))
-    volumes = []
-    # A series with a file that cannot be used lacks a slice.
-    for name in sorted(by_series.keys() - problems.keys()):
-        try:
-            volumes.append(build_volume(name, list(by_series[name].values())))
-        except InputError as error:
-            problems[name] = str(error)
-    return volumes, problems
+    with reading(path, "not a whole DICOM file", "copy or export it again"), path.open("rb") as file:
+        header = parse(file, stop_before_pixels=True)
+        if header.file_meta.TransferSyntaxUID == DEFLATED:
+            return header, ""
+        return header, find_missing_pixels(file, header)
+
+
+def find_missing_pixels(file: BinaryIO, header: Any) -> str:
+    """Say what is wrong with the pixels of a file, without a look at them; empty if nothing is.
+
+    Args:
+        file: The file, where its pixels begin.
+        header: What stands before them.
+    """
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    implicit, little = header.original_encoding
+    order = "<" if little else ">"
+    start = 8 if implicit else 12
+    if place + start > size:
+        return "it ends before its pixels"
+    file.seek(place + start - 4)
+    (length,) = struct.unpack(f"{order}I", file.read(4))
+    if length == UNDEFINED_LENGTH:
+        return "" if has_all_fragments(file) else "it ends within its pixels"
+    if place + start + length > size:
+        return f"it ends within its pixels: {size - place - start} of {length} bytes are there"
+    frames = int(header.get("NumberOfFrames") or 1)
+    bits = [int(header.get(name) or 0) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
+    needed = frames * math.prod(bits) // 8
+    encapsulated = getattr(header.file_meta.TransferSyntaxUID, "is_encapsulated", False)
+    if length < needed and not encapsulated:
+        return f"expected {needed} bytes of pixels, got {length}"
+    return ""
+
+
+def has_all_fragments(file: BinaryIO) -> bool:
+    """Tell whether compressed pixels come to their end. Each fragment has a mark and its length."""
+    while len(mark := file.read(8)) == 8:
+        group, element, length = struct.unpack("<HHI", mark)
+        if (group, element) == END_OF_FRAGMENTS:
+            return True
+        if (group, element) != FRAGMENT:
+            return False
+        file.seek(length, os.SEEK_CUR)
+    return False
 
 
 def is_scan(path: Path, header: Any) -> bool:
@@ -133,30 +241,17 @@ def is_scan(path: Path, header: Any) -> bool:
     """
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
     if not kind and "Modality" not in header:
-        raise InputError(f"{path}: not a whole DICOM file (no SOPClassUID and no Modality); export it again")
+        raise InputError(f"{path}: not a whole DICOM file (no SOPClassUID and no Modality); copy or export it again")
     # A program that removes the patient's data may have removed the kind of the file, too.
     known = str(kind) in SCAN_CLASSES if kind else header.get("Modality") in ("MR", "CT") and "Rows" in header
     return known and "LOCALIZER" not in (header.get("ImageType") or ())
-
-
-def series_name(path: Path, header: Any) -> str:
-    """Return the UID of the series of a file. Without a UID, a folder is a series, and has the name of the folder.
-
-    Raises:
-        InputError: If the UID is none.
-    """
-    uid = str(header.get("SeriesInstanceUID") or "")
-    # The output files are named by it, so a file that somebody made up must not lead to another folder.
-    if uid and not re.fullmatch(r"[0-9.]+", uid, re.ASCII):
-        raise InputError(f"{path}: expected digits and dots as SeriesInstanceUID, got {uid!r:.80}; export it again")
-    return uid or path.resolve().parent.name
 
 
 def check_uids(series: DicomSeries) -> None:
     """Check that a segmentation or a structure set can refer to a series.
 
     Raises:
-        InputError: If a file has no UID.
+        InputError: If a file has no UID, if different slices have one UID, or if there are several series.
     """
     for frame in series.frames:
         uids = {
@@ -171,6 +266,20 @@ def check_uids(series: DicomSeries) -> None:
                 f"{frame.path}: has no {missing[0]}, which contours have to name; export it with its UIDs, or choose "
                 f"--format nifti"
             )
+    files: dict[str, Path] = {}
+    for frame in series.frames:
+        other = files.setdefault(frame.instance_uid, frame.path)
+        if other != frame.path:
+            raise InputError(
+                f"{frame.path}: has the SOPInstanceUID of {other}, which is another slice, so contours cannot name "
+                f"one of them; export the series with its own UIDs, or choose --format nifti"
+            )
+    first = series.frames[0]
+    if other_series := [frame for frame in series.frames if frame.series_uid != first.series_uid]:
+        raise InputError(
+            f"{other_series[0].path}: has another SeriesInstanceUID than {first.path}, and contours have to name one "
+            f"series; export the series with its own UIDs, or choose --format nifti"
+        )
 
 
 def read_frames(path: Path, header: Any) -> list[Frame]:
@@ -182,13 +291,70 @@ def read_frames(path: Path, header: Any) -> list[Frame]:
     if (colours := header.get("PhotometricInterpretation")) != "MONOCHROME2":
         raise InputError(f"{path}: expected grey values with white as the highest (MONOCHROME2), got {colours}")
     check_codec(path, header)
+    check_bits(path, header)
+    if tiles := count_tiles(header):
+        raise InputError(
+            f"{path}: a mosaic: its image shows {tiles} slices side by side; unpack it with dcm2niix, and predict the "
+            f"NIfTI file"
+        )
+    count = int(header.get("NumberOfFrames") or 1)
     if "PerFrameFunctionalGroupsSequence" not in header:
+        if count > 1:
+            raise InputError(
+                f"{path}: has {count} frames, and does not say where each of them lies (no functional groups); export "
+                f"the series as enhanced MR, or as a file per slice"
+            )
         return [read_frame(path, 0, header, [header])]
-    shared = list(header.get("SharedFunctionalGroupsSequence", ()))
-    return [
-        read_frame(path, number, header, [own, *shared])
-        for number, own in enumerate(header.PerFrameFunctionalGroupsSequence, start=1)
-    ]
+    shared = list(header.get("SharedFunctionalGroupsSequence") or ())
+    groups = list(header.PerFrameFunctionalGroupsSequence)
+    if len(groups) != count:
+        raise InputError(
+            f"{path}: has {count} frames, and describes {len(groups)} of them (functional groups); export it again"
+        )
+    return [read_frame(path, number, header, [own, *shared]) for number, own in enumerate(groups, start=1)]
+
+
+def check_bits(path: Path, header: Any) -> None:
+    """Check that the bits of a pixel are where all readers look for them.
+
+    Raises:
+        InputError: If not.
+    """
+    stored, highest = header.get("BitsStored"), header.get("HighBit")
+    if stored is not None and highest is not None and highest != stored - 1:
+        raise InputError(
+            f"{path}: expected {stored} bits of a pixel up to bit {stored - 1}, got HighBit {highest}; export it again"
+        )
+
+
+def count_tiles(header: Any) -> int | str:
+    """Return the number of slices that a scanner of Siemens has put side by side into one image; 0 if it did not."""
+    if private := read_text(header, (0x0019, 0x100A)):
+        creator = read_text(header, (0x0019, 0x0010))
+        if creator == "SIEMENS MR HEADER" and private.isdigit() and int(private) > 1:
+            return int(private)
+    element = header.get((0x0029, 0x1010))
+    tiles = count_tiles_in_protocol(element.value) if element is not None and isinstance(element.value, bytes) else 0
+    if tiles > 1:
+        return tiles
+    return "several" if "MOSAIC" in (header.get("ImageType") or ()) else 0
+
+
+def count_tiles_in_protocol(protocol: bytes) -> int:
+    """Return `NumberOfImagesInMosaic` of the protocol that a scanner of Siemens adds; 0 if there is none.
+
+    An entry has its name in 64 bytes, four numbers of which the last one counts its values, a mark, and for each value
+    four numbers, the second of which is its length.
+    """
+    start = protocol.find(b"NumberOfImagesInMosaic\x00")
+    if start < 0 or len(protocol) < start + 84:
+        return 0
+    (values,) = struct.unpack_from("<i", protocol, start + 76)
+    if values < 1 or len(protocol) < start + 100:
+        return 0
+    (length,) = struct.unpack_from("<i", protocol, start + 88)
+    digits = re.match(rb"\s*(\d+)", protocol[start + 100 : start + 100 + max(length, 0)])
+    return int(digits[1]) if digits else 0
 
 
 def check_codec(path: Path, header: Any) -> None:
@@ -203,12 +369,25 @@ def check_codec(path: Path, header: Any) -> None:
     with reading(path, "its pixels are stored in an unknown way", "export it uncompressed"):
         decoder = get_decoder(syntax)
     if not decoder.is_available:
-        # Lines like `pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0`.
-        packages = " or ".join(line.partition("requires ")[2] for line in decoder.missing_dependencies)
+        packages = " or ".join(map(name_packages, decoder.missing_dependencies))
         raise InputError(
             f"{path}: its pixels are compressed ({syntax.name}), and no package here decodes them; "
             f"install with pip {packages}, or export it uncompressed"
         )
+
+
+def name_packages(dependency: str) -> str:
+    """Return the packages to install for a line of the library for DICOM.
+
+    Example:
+        >>> name_packages("gdcm - requires gdcm>=3.0.10")
+        'python-gdcm>=3.0.10'
+        >>> name_packages("pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-libjpeg>=2.1")
+        'pylibjpeg>=2.0 and pylibjpeg-libjpeg>=2.1'
+    """
+    needed = dependency.partition("requires ")[2]
+    # The package `gdcm` of PyPI is another program.
+    return re.sub(r"\bgdcm\b(?!-)", "python-gdcm", needed)
 
 
 def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> Frame:
@@ -252,154 +431,25 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
         size=(int(dataset.Rows), int(dataset.Columns)),
         thickness_mm=abs(float(thickness)) if thickness else None,
         description=describe_series(dataset),
+        # A name may end with the marks of parts that it does not have.
+        patient=(read_text(dataset, "PatientID"), read_text(dataset, "PatientName").rstrip("^= ")),
+        kind=read_kind(dataset, groups),
+        rounding_mm=min(map(find_rounding, map(float, position))),
     )
+
+
+def find_rounding(value: float) -> float:
+    """Return the last decimal of a coordinate, 0.1, 0.01 or 0.001; 0.1 for a whole number, and 0 for more decimals.
+
+    Example:
+        >>> [find_rounding(value) for value in (1.0, 1.2, 1.25, 1.0625)]
+        [0.1, 0.1, 0.01, 0]
+    """
+    steps = (10.0**-digits for digits in (1, 2, 3))
+    return next((step for step in steps if abs(value / step - round(value / step)) < ROUNDING_TOLERANCE), 0)
 
 
 def describe_series(header: Any) -> str:
     """Return modality, number and description of the series of a file, without control characters."""
-    words = (str(header.get(name) or "") for name in ("Modality", "SeriesNumber", "SeriesDescription"))
-    # They go to the terminal, and a sequence of control characters could do there what it wants.
-    return " ".join("".join(filter(str.isprintable, word)) for word in words if word)
-
-
-def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
-    """Read a DICOM file.
-
-    Raises:
-        InputError: If it is damaged.
-    """
-    import pydicom
-
-    with reading(path, "not a whole DICOM file", "export it again"):
-        return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-
-
-def build_volume(name: str, frames: list[Frame]) -> Volume:
-    """Sort the frames of a series along their normal, and make a volume of them.
-
-    Args:
-        name: Name of the volume.
-        frames: The frames, in any order.
-
-    Raises:
-        InputError: If they do not fill a grid.
-    """
-    frames = check_planes(frames)
-    first = frames[0]
-    positions = np.array([frame.position for frame in frames])
-    directions = np.reshape(first.orientation, (2, 3))
-    normal = np.cross(*directions)
-    height_mm, width_mm = first.pixel_spacing
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 3] = directions[0] * width_mm, directions[1] * height_mm, positions[0]
-    if len(frames) == 1:
-        affine[:3, 2] = normal * (first.thickness_mm or SLICE_THICKNESS_MM)
-    else:
-        affine[:3, 2] = (positions[-1] - positions[0]) / (len(frames) - 1)
-        check_steps(first, positions, normal)
-    series = DicomSeries(tuple(frames))
-    source = first.path if len(series.paths) == 1 else first.path.parent
-    note = first.description
-    if not note.startswith("MR"):
-        note += " (the models were trained on MR)"
-    shape = (first.size[1], first.size[0], len(frames))
-    return Volume(name, source, shape, TO_RAS @ affine, partial(read_voxels, series), series, note)
-
-
-def check_planes(frames: list[Frame]) -> list[Frame]:
-    """Return the frames of a series sorted along their normal, if they are parallel and have one grid.
-
-    Raises:
-        InputError: If not.
-    """
-    first = frames[0]
-    directions = np.reshape(first.orientation, (2, 3))
-    if np.abs(directions @ directions.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
-        raise InputError(f"{first.path}: its rows and columns are not at right angles; export it again")
-    for frame in frames:
-        if np.abs(np.subtract(frame.orientation, first.orientation)).max() > DIRECTION_TOLERANCE:
-            raise InputError(f"{frame.path}: not parallel to {first.path} of the same series; export one stack alone")
-        grid, expected = ((*one.size, *one.pixel_spacing) for one in (frame, first))
-        if not np.allclose(grid, expected, rtol=1e-3):
-            raise InputError(
-                f"{frame.path}: expected {expected[0]} x {expected[1]} pixels of {expected[2]:g} x {expected[3]:g} mm "
-                f"as in {first.path} of the same series, got {grid[0]} x {grid[1]} of {grid[2]:g} x {grid[3]:g} mm"
-            )
-        if frame.frame_of_reference_uid != first.frame_of_reference_uid:
-            raise InputError(f"{frame.path}: has another frame of reference than {first.path} of the same series")
-    normal = np.cross(*directions)
-    # Not by the number of the instance: some scanners number from the feet, some from the head, and some not at all.
-    return sorted(frames, key=lambda frame: float(np.dot(frame.position, normal)))
-
-
-def check_steps(first: Frame, positions: np.ndarray, normal: np.ndarray) -> None:
-    """Check that sorted slices have equal distances.
-
-    Args:
-        first: The first slice, for the message.
-        positions: Shape `(slices, 3)`.
-        normal: The direction in which they are sorted.
-
-    Raises:
-        InputError: If not.
-    """
-    where = f"{first.path.parent}: series {first.series_uid or 'without a UID'}"
-    steps = np.diff(positions, axis=0)
-    distances = steps @ normal
-    usual = float(np.median(distances))
-    if (same := np.flatnonzero(distances < DIRECTION_TOLERANCE)).size:
-        x, y, z = positions[same[0]]
-        raise InputError(
-            f"{where} has several slices at ({x:g}, {y:g}, {z:g}) mm, for example of several echoes or times; "
-            f"export one of them alone"
-        )
-    tolerance = min(STEP_TOLERANCE_MM, 0.05 * usual)
-    if (odd := np.flatnonzero(np.abs(distances - usual) > tolerance)).size:
-        x, y, z = positions[odd[0]]
-        missing = round(distances[odd[0]] / usual) - 1
-        what = f"{missing} slices are missing" if missing > 0 else "the distance changes"
-        raise InputError(
-            f"{where}: expected slices {usual:.2f} mm apart, but got {distances[odd[0]]:.2f} mm after "
-            f"({x:g}, {y:g}, {z:g}) mm: {what}; export the whole series"
-        )
-    if np.abs(steps - np.median(steps, axis=0)).max() > STEP_TOLERANCE_MM:
-        raise InputError(f"{where}: its slices do not lie in one line; export one stack alone")
-
-
-def read_voxels(series: DicomSeries) -> np.ndarray:
-    """Read the pixels of a series: float32, shape `(columns, rows, slices)`.
-
-    The values are those after the modality LUT or the rescale slope and intercept of each slice.
-
-    Raises:
-        InputError: If the pixels of a file cannot be decoded.
-    """
-    rows, columns = series.frames[0].size
-    voxels = np.empty((len(series.frames), rows, columns), dtype=np.float32)
-    placed = sorted(enumerate(series.frames), key=lambda place: (place[1].path, place[1].number))
-    for path, group in groupby(placed, key=lambda place: place[1].path):
-        with reading(path, "its pixels cannot be decoded", "export it uncompressed"):
-            dataset = read_dataset(path)
-            pixels = dataset.pixel_array.reshape(-1, rows, columns)
-            for index, frame in group:
-                voxels[index] = rescale(pixels[max(frame.number, 1) - 1], frame, dataset)
-    return voxels.transpose(2, 1, 0)
-
-
-def rescale(pixels: np.ndarray, frame: Frame, dataset: Any) -> np.ndarray:
-    """Return the values of a frame after its modality LUT, or its slope and intercept.
-
-    Args:
-        pixels: Its stored values.
-        frame: The frame.
-        dataset: The header of its file.
-    """
-    from pydicom.pixels import apply_modality_lut
-
-    if frame.number == 0:
-        return apply_modality_lut(pixels, dataset)
-    own = dataset.PerFrameFunctionalGroupsSequence[frame.number - 1]
-    for group in (own, *dataset.get("SharedFunctionalGroupsSequence", ())):
-        for transformation in group.get("PixelValueTransformationSequence", ()):
-            return apply_modality_lut(pixels, transformation)
-    return pixels
+    words = (read_text(header, name) for name in ("Modality", "SeriesNumber", "SeriesDescription"))
+    return " ".join(filter(None, words))

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, get_args
 from gi_segmentation.data.kaggle import FILE_PATTERN, parse_slices, scan_folder
 from gi_segmentation.errors import InputError
 from gi_segmentation.files import find_files
-from gi_segmentation.inference import dicom, nifti
+from gi_segmentation.inference import dicom, dicom_series, nifti
 from gi_segmentation.inference.archives import is_archive
 from gi_segmentation.inference.beside import (
     LABEL_NAME,
@@ -123,17 +123,19 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
         require(kind, files[kind][0])
     files["label map"] = find_label_maps(files["nifti"], root)
     files["nifti"] = sorted({*files["nifti"]} - {*files["label map"]})
+    left_out = describe_left_out(files, root)
     if files["kaggle"]:
         scans = find_kaggle_scans(files["kaggle"])
     else:
+        series = dicom_series.find_series(files["dicom"], files["other"])
+        left_out += [*series.remarks, *dicom_series.describe_alone(path, series.volumes)]
         scans = check_names(
             [
-                *find_volumes("dicom", files["dicom"], root),
-                *find_volumes("nifti", files["nifti"], root),
+                *list_scans("dicom", series.volumes, series.problems),
+                *list_scans("nifti", *nifti.open_volumes(files["nifti"], root)),
                 *find_foreign(files["foreign"], root),
             ]
         )
-    left_out = describe_left_out(files, root)
     if not scans:
         raise InputError("; ".join([describe_nothing(path, bool(files["dicom"])), *left_out]))
     if chosen:
@@ -290,9 +292,8 @@ def find_kaggle_scans(paths: Iterable[Path]) -> list[Scan]:
     return [Scan(name, problem=bad[name]) if name in bad else Scan(name, by_scan[name]) for name in names]
 
 
-def find_volumes(kind: Kind, paths: list[Path], root: Path) -> list[Scan]:
-    """List the scans of NIfTI or DICOM files; `root` is the folder that the names of NIfTI files start from."""
-    volumes, problems = dicom.find_series(paths) if kind == "dicom" else nifti.open_volumes(paths, root)
+def list_scans(kind: Kind, volumes: Iterable[Volume], problems: Mapping[str, str]) -> list[Scan]:
+    """List the scans of NIfTI or DICOM files, also those that cannot be predicted."""
     scans = [Scan(name, problem=problem, kind=kind) for name, problem in problems.items()]
     return scans + [Scan(volume.name, list_slices([volume]), kind=kind) for volume in volumes]
 

@@ -13,7 +13,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import PersonName
 
-from gi_segmentation.inference.dicom import find_series
+from gi_segmentation.inference.dicom_series import find_series
 from gi_segmentation.inference.volumes import Volume
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -21,8 +21,8 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 def read_series(paths: Iterable[Path]) -> Volume:
     """The only series of some files. No file has a problem."""
-    (volume,), problems = find_series(paths)
-    assert not problems
+    (volume,), problems, remarks = find_series(paths)
+    assert not problems and not remarks
     return volume
 
 

@@ -1,0 +1,400 @@
+"""Find the scans in DICOM files of any order: MR and CT series, with a file per slice or with all frames in one."""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gi_segmentation.errors import InputError, reading
+from gi_segmentation.inference.dicom import (
+    DICOM_SUFFIXES,
+    Frame,
+    find_damage,
+    is_dicom,
+    is_scan,
+    read_dataset,
+    read_file_header,
+    read_frames,
+)
+from gi_segmentation.inference.dicom_geometry import build_volume
+from gi_segmentation.inference.dicom_kinds import KINDS, read_text
+from gi_segmentation.inference.dicom_sorting import find_localizer, group_frames, is_stack, split_series
+from gi_segmentation.inference.volumes import Volume
+
+# Images of a screen, or of a program, with many frames.
+CAPTURED_FRAMES = frozenset(f"1.2.840.10008.5.1.4.1.1.7.{number}" for number in (2, 3))
+UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
+# What a file name may not have on one of the systems that a study is copied to.
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]')
+
+
+class FoundSeries(NamedTuple):
+    """What was found in DICOM files.
+
+    Attributes:
+        volumes: The scans.
+        problems: Why series are no scans, by their names.
+        remarks: What was passed over, and why.
+    """
+
+    volumes: list[Volume]
+    problems: dict[str, str]
+    remarks: list[str]
+
+
+class Headers(NamedTuple):
+    """What was read of DICOM files.
+
+    Attributes:
+        frames: The slices, by the UID of their series, or by their folder if the UIDs were removed.
+        problems: Why series cannot be used, by the same keys.
+        damaged: What is wrong with the files that may belong to any series.
+        remarks: What was passed over, and why.
+    """
+
+    frames: dict[str, list[Frame]]
+    problems: dict[str, str]
+    damaged: dict[Path, str]
+    remarks: list[str]
+
+
+def find_series(paths: Iterable[Path], others: Iterable[Path] = ()) -> FoundSeries:
+    """List the scans of DICOM files in any order. No pixel is read, except to tell copies.
+
+    Localizers and files of other kinds are passed over.
+
+    Args:
+        paths: The DICOM files.
+        others: All other files beside them, and broken links. One that looks like a slice may be the missing slice of
+            a series, so it is an error of the series in its folder.
+    """
+    headers = read_headers(sorted(paths))
+    problems = dict(headers.problems)
+    damaged = headers.damaged | find_lost_slices(headers.frames, others)
+    lonely = blame_damaged(damaged, headers.frames, problems)
+    singles = join_single_slices({key: own for key, own in headers.frames.items() if key not in problems})
+    names = name_series({*headers.frames, *problems, *singles.stacks, *singles.problems})
+    found = FoundSeries([], {names[key]: text for key, text in problems.items()} | lonely, headers.remarks)
+    for key in sorted(headers.frames.keys() - problems.keys() - singles.joined):
+        add_scans(names[key], headers.frames[key], [], found)
+    for folder, stacks in singles.stacks.items():
+        for number, own in enumerate(stacks, start=1):
+            remark = f"each of its {len(own)} slices has a SeriesInstanceUID of its own"
+            add_scans(names[folder] + f"_{number}" * (len(stacks) > 1), own, [remark], found)
+    for folder, problem in singles.problems.items():
+        found.problems.setdefault(names[folder], problem)
+    return found
+
+
+def read_headers(paths: Iterable[Path]) -> Headers:
+    """Read the headers of DICOM files."""
+    headers = Headers(defaultdict(list), {}, {}, [])
+    for path in paths:
+        key = ""
+        try:
+            # The library reads an attribute when it is asked for it, so each step can meet a damaged one.
+            with reading(path, "its header cannot be read", "copy or export it again"):
+                header, missing = read_file_header(path)
+                if not is_scan(path, header):
+                    headers.remarks.extend(describe_captured(path, header))
+                    continue
+                key = series_key(path, header)
+                if missing:
+                    raise InputError(f"{path}: its pixels cannot be decoded ({missing}); copy or export it again")
+                headers.frames[key].extend(read_frames(path, header))
+        except InputError as error:
+            if key:
+                headers.problems.setdefault(key, str(error))
+            # Without a UID, it may be a slice of any series in its folder.
+            if key in ("", folder_key(path)):
+                headers.damaged[path] = str(error)
+    return headers
+
+
+def describe_captured(path: Path, header: Any) -> Iterable[str]:
+    """Yield a remark for a file whose frames may be slices, but whose places nobody knows."""
+    if str(header.get("SOPClassUID")) in CAPTURED_FRAMES and header.get("Modality") in ("MR", "CT"):
+        count = read_text(header, "NumberOfFrames") or "1"
+        yield f"{path}: passed over: a secondary capture with {count} frames, which do not say where they lie"
+
+
+def folder_key(path: Path) -> str:
+    """Return the key of a series whose UIDs were removed: its folder."""
+    # The folder of a link, and not of its target: git-annex keeps each file in a folder of its own.
+    return str(path.parent.resolve())
+
+
+def series_key(path: Path, header: Any) -> str:
+    """Return the UID of the series of a file. Without a UID, a folder is a series.
+
+    Raises:
+        InputError: If the UID is none.
+    """
+    uid = str(header.get("SeriesInstanceUID") or "")
+    # The output files are named by it, so a file that somebody made up must not lead to another folder.
+    if uid and not UID.fullmatch(uid):
+        raise InputError(f"{path}: expected digits and dots as SeriesInstanceUID, got {uid!r:.80}; export it again")
+    return uid or folder_key(path)
+
+
+def safe_name(name: str) -> str:
+    """Return a name that is one of a file on all systems."""
+    return UNSAFE.sub("_", name).strip(". ") or "series"
+
+
+def name_series(keys: Iterable[str]) -> dict[str, str]:
+    """Name each series: by its UID, or by its folder. Folders of one name get the names of the folders around them.
+
+    Example:
+        >>> name_series(["1.2.3", "/in/A/T2", "/in/B/T2", "/in/B/T1"])
+        {'1.2.3': '1.2.3', '/in/A/T2': 'A_T2', '/in/B/T2': 'B_T2', '/in/B/T1': 'T1'}
+    """
+    names = {key: key for key in keys}
+    folders = [Path(key) for key in names if not UID.fullmatch(key)]
+    for folder in folders:
+        same = [one for one in folders if one.name == folder.name]
+        count = 1
+        while len({one.parts[-count:] for one in same}) < len(same):
+            count += 1
+        names[str(folder)] = safe_name("_".join(folder.parts[-count:]))
+    return names
+
+
+def find_lost_slices(frames: Mapping[str, Sequence[Frame]], others: Iterable[Path]) -> dict[Path, str]:
+    """Find the files that are no DICOM files, and should be, by their names."""
+    siblings: dict[Path, set[Path]] = defaultdict(set)
+    for own in frames.values():
+        for frame in own:
+            siblings[frame.path.parent].add(frame.path)
+    lost = {}
+    for path in others:
+        if may_be_slice(path, siblings.get(path.parent, set())):
+            lost[path] = (
+                f"{path}: {find_damage(path)}; it may be a slice of this series: copy it again, or move it away"
+            )
+    return lost
+
+
+def may_be_slice(path: Path, siblings: Iterable[Path]) -> bool:
+    """Tell by its name whether a file that is no DICOM file was meant to be a slice.
+
+    Args:
+        path: The file.
+        siblings: The slices in its folder.
+    """
+    suffixes = {suffix.lower() for suffix in path.suffixes}
+    if suffixes & DICOM_SUFFIXES:
+        # A download that broke off has an end such as `.part`. The whole file may be there, too.
+        return path.suffix.lower() in DICOM_SUFFIXES or path.with_suffix("") not in siblings
+    pattern = name_pattern(path)
+    numbered = "#" in pattern and any(name_pattern(one) == pattern for one in siblings)
+    return numbered or may_be_unnamed(path, siblings)
+
+
+def name_pattern(path: Path) -> str:
+    """Return a name without its numbers.
+
+    Example:
+        >>> name_pattern(Path("IM0016")), name_pattern(Path("1.2.840.113"))
+        ('IM#', '#')
+    """
+    return re.sub(r"\d+(\.\d+)*", "#", path.name)
+
+
+def may_be_unnamed(path: Path, siblings: Iterable[Path]) -> bool:
+    """Tell whether a file without an end in its name is a slice that is empty or damaged, among others without one."""
+    plain = not re.search(r"\.[A-Za-z]", path.name) and any(not one.suffix[1:].isalpha() for one in siblings)
+    # Programs leave files with a word as their name, such as LICENSE and VERSION.
+    word = path.name.isalpha() and len(path.name) > 3
+    if not plain or word:
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return True
+    return not start or b"\0" in start
+
+
+def blame_damaged(
+    damaged: Mapping[Path, str], frames: Mapping[str, Sequence[Frame]], problems: dict[str, str]
+) -> dict[str, str]:
+    """Add damaged files to the problems of all series that they may belong to.
+
+    Returns:
+        The problems of files that belong to no series, by the names of the files.
+    """
+    folders = {key: {frame.path.parent for frame in own} for key, own in frames.items()}
+    used = set().union(*folders.values())
+    lonely = {}
+    for path, problem in damaged.items():
+        blamed = [key for key, own in folders.items() if path.parent in own]
+        if path.parent not in used:
+            # Some archives have a folder for each file.
+            blamed = [key for key, own in folders.items() if len(own) > 1 and is_among(path.parent, own)]
+        own_key = folder_key(path)
+        for key in blamed:
+            problems.setdefault(key, problem)
+        if blamed and own_key not in frames:
+            problems.pop(own_key, None)
+        elif not blamed and own_key not in problems:
+            lonely[f"{safe_name(path.parent.name)}/{safe_name(path.name)}"] = problem
+    return lonely
+
+
+def is_among(folder: Path, folders: Iterable[Path]) -> bool:
+    """Tell whether a folder lies beside folders that all lie in one."""
+    return {one.parent for one in folders} == {folder.parent}
+
+
+class SingleSlices(NamedTuple):
+    """Series of one slice each that may be one series.
+
+    Attributes:
+        stacks: Those that fill a grid together, by the keys of their folders.
+        problems: Why others are no scan together, by the keys of their folders.
+        joined: The keys of all these series.
+    """
+
+    stacks: dict[str, list[list[Frame]]]
+    problems: dict[str, str]
+    joined: set[str]
+
+
+def join_single_slices(series: Mapping[str, Sequence[Frame]]) -> SingleSlices:
+    """Join series of one slice each. Some programs that remove the patient's data give each file UIDs of its own."""
+    singles = SingleSlices(defaultdict(list), {}, set())
+    alone = [own[0] for own in series.values() if len(own) == 1 and own[0].series_uid]
+    for frames in group_frames(alone, lambda frame: (folder_key(frame.path), frame.size)):
+        folder = folder_key(frames[0].path)
+        for own in group_frames(frames, describe_scan):
+            if len(own) > 1 and is_stack(own):
+                singles.stacks[folder].append(own)
+                singles.joined.update(frame.series_uid for frame in own)
+        rest = [frame for frame in frames if frame.series_uid not in singles.joined]
+        # Slices of one kind that are no scan together are none alone. Neither are those that fit together by chance.
+        for own in [*group_frames(rest, describe_kind), rest]:
+            left = [frame for frame in own if frame.series_uid not in singles.joined]
+            if len(left) > 2 and (len(set(map(describe_kind, left))) == 1 or is_stack(left)):
+                singles.joined.update(frame.series_uid for frame in left)
+                singles.problems[folder] = (
+                    f"{frames[0].path.parent}: {len(left)} slices, each with a SeriesInstanceUID of its own, are no "
+                    f"whole scan together; export the series with its own UIDs"
+                )
+    return singles
+
+
+def describe_kind(frame: Frame) -> tuple[str, ...]:
+    """Return what all slices of a scan have in common, without the UIDs."""
+    return (str(frame.orientation), *(frame.kind.get(name, "") for name in KINDS))
+
+
+def describe_scan(frame: Frame) -> tuple[str, ...]:
+    """Return what all slices of a scan have in common, without the UID of the series."""
+    return (*frame.patient, frame.study_uid, frame.frame_of_reference_uid, *describe_kind(frame))
+
+
+def add_scans(name: str, frames: list[Frame], remarks: Sequence[str], found: FoundSeries) -> None:
+    """Add the scans of a series to what was found."""
+    if reason := find_localizer(frames):
+        found.remarks.append(f"{name}: passed over: a localizer ({frames[0].description}): {reason}")
+        return
+    try:
+        own, copies = drop_copies(frames)
+        parts = split_series(name, own)
+    except InputError as error:
+        found.problems[name] = str(error)
+        return
+    for part in parts:
+        try:
+            if part.problem:
+                raise InputError(part.problem)
+            check_concatenation(part.frames)
+            more = [f"{copies} copies passed over"] * bool(copies)
+            found.volumes.append(build_volume(part.name, part.frames, [*remarks, *more]))
+        except InputError as error:
+            found.problems[part.name] = str(error)
+
+
+def check_concatenation(frames: Sequence[Frame]) -> None:
+    """Check that all files are there of an enhanced series that was cut into several files.
+
+    Raises:
+        InputError: If not.
+    """
+    for frame in frames:
+        total, uid = frame.kind.get("InConcatenationTotalNumber", ""), frame.kind.get("ConcatenationUID", "")
+        files = {other.path for other in frames if other.kind.get("ConcatenationUID") == uid}
+        if uid and total.isdigit() and len(files) != int(total):
+            raise InputError(
+                f"{frame.path}: expected {total} files of this concatenation, got {len(files)}; export all of them"
+            )
+
+
+def drop_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
+    """Keep one of several slices that are equal in their place, their kind, their number and their pixels.
+
+    A copy may have the UID of the original or another one, and two slices may have one UID by mistake.
+
+    Returns:
+        The slices, and the number of copies.
+
+    Raises:
+        InputError: If pixels must be compared, and cannot be read.
+    """
+    kept: list[Frame] = []
+    for equal in group_frames(frames, describe_image):
+        contents: set[bytes] = set()
+        for frame in equal:
+            content = hash_pixels(frame) if len(equal) > 1 else b""
+            if content not in contents:
+                kept.append(frame)
+            contents.add(content)
+    return kept, len(frames) - len(kept)
+
+
+def describe_image(frame: Frame) -> tuple[object, ...]:
+    """Return all that a header says of an image, without its own UID."""
+    return (
+        frame.number, frame.position, frame.size, frame.pixel_spacing, tuple(sorted(frame.kind.items())),
+        describe_scan(frame),
+    )  # fmt: skip
+
+
+def hash_pixels(frame: Frame) -> bytes:
+    """Return a fingerprint of the pixels of a file.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    with reading(frame.path, "its pixels cannot be read", "copy or export it again"):
+        return hashlib.sha256(read_dataset(frame.path).PixelData).digest()
+
+
+def describe_alone(path: Path, volumes: Iterable[Volume]) -> Iterable[str]:
+    """Yield a remark if a user names one file of a series that has more.
+
+    Args:
+        path: What the user names.
+        volumes: The scans in it.
+    """
+    if not path.is_file():
+        return
+    for volume in volumes:
+        siblings = [one for one in path.parent.iterdir() if one.is_file() and is_dicom(one)]
+        key = series_key(path, read_file_header(path)[0])
+        count = sum(own_key == key for own_key in map(find_key, siblings))
+        if count > 1:
+            yield f"{volume.name}: {path.name} is 1 of {count} files of its series; name the folder to predict all slices"
+
+
+def find_key(path: Path) -> str:
+    """Return the UID or the folder of the series of a file; empty if it cannot be read."""
+    try:
+        with reading(path, "its header cannot be read", "copy or export it again"):
+            header, _ = read_file_header(path)
+            return series_key(path, header) if is_scan(path, header) else ""
+    except InputError:
+        return ""
