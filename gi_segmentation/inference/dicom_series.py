@@ -380,14 +380,12 @@ def describe_alone(path: Path, volumes: Iterable[Volume]) -> Iterable[str]:
         path: What the user names.
         volumes: The scans in it.
     """
-    if not path.is_file():
-        return
-    for volume in volumes:
-        siblings = [one for one in path.parent.iterdir() if one.is_file() and is_dicom(one)]
-        key = series_key(path, read_file_header(path)[0])
-        count = sum(own_key == key for own_key in map(find_key, siblings))
-        if count > 1:
-            yield f"{volume.name}: {path.name} is 1 of {count} files of its series; name the folder to predict all slices"
+    key = find_key(path) if path.is_file() else ""
+    files = [one for one in path.parent.iterdir() if one.is_file() and is_dicom(one)] if key else []
+    count = sum(find_key(one) == key for one in files)
+    if count > 1:
+        for volume in volumes:
+            yield f"{volume.name}: {path.name} is 1 of {count} files of its series; name the folder to predict all"
 
 
 def find_key(path: Path) -> str:
