@@ -197,11 +197,7 @@ def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
     except InputError as error:
         raise KaggleDataError([str(error)]) from error
     slices, problems = parse_slices(list_pngs(found))
-    lost = [path for path in found.broken if FOLDER_PATTERN.fullmatch(path.name)]
-    return slices, [
-        *problems.values(),
-        *(f"{path}: a link to {path.readlink()}, which is missing; correct the link or remove it" for path in lost),
-    ]
+    return slices, [*problems.values(), *find_lost(found.broken).values()]
 
 
 def list_pngs(found: FoundFiles) -> list[Path]:
@@ -215,6 +211,15 @@ def list_pngs(found: FoundFiles) -> list[Path]:
         if SCAN_PATTERN.fullmatch(scan_folder(folder / "slice.png")):
             files += [path for path in (*folder.glob("*"), *folder.glob("scans/*")) if not is_hidden(path)]
     return sorted(path for path in files if path.suffix == ".png")
+
+
+def find_lost(broken: Sequence[Path]) -> dict[Path, str]:
+    """Return the problems of the broken links that have the name of a folder with slices."""
+    return {
+        path: f"{path}: a link to {path.readlink()}, which is missing; correct the link or remove it"
+        for path in broken
+        if FOLDER_PATTERN.fullmatch(path.name)
+    }
 
 
 def parse_slices(paths: Iterable[Path]) -> tuple[list[SliceFile], dict[Path, str]]:

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from gi_segmentation.data.kaggle import FILE_PATTERN, parse_slices, scan_folder
+from gi_segmentation.data.kaggle import FILE_PATTERN, find_lost, list_pngs, parse_slices, scan_folder
 from gi_segmentation.errors import InputError
 from gi_segmentation.files import find_files
 from gi_segmentation.inference import dicom, dicom_series, nifti
@@ -125,7 +125,7 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
     files["nifti"] = sorted({*files["nifti"]} - {*files["label map"]})
     left_out = describe_left_out(files, root)
     if files["kaggle"]:
-        scans = find_kaggle_scans(files["kaggle"])
+        scans = find_kaggle_scans(files["kaggle"], files["broken link"])
     else:
         series = dicom_series.find_series(files["dicom"], files["other"])
         left_out += [*series.remarks, *dicom_series.describe_alone(path, series.volumes)]
@@ -179,10 +179,11 @@ def list_files(path: Path, output_dir: Path | None) -> tuple[list[Path], list[Pa
     """List the files to look at, and broken links. A slice of Kaggle's stands for the whole folder that it lies in."""
     if not path.is_dir():
         if path.suffix == ".png":
-            return sorted(path.parent.glob("*.png")), []
+            return sorted(path.parent.glob("[!.]*.png")), []
         return [nifti.find_header(path)], []
     found = find_files(path, output_dir)
-    return found.files, found.broken
+    # A link with the name of a scan may add slices.
+    return sorted({*found.files, *list_pngs(found)} - {*found.broken}), found.broken
 
 
 def find_kind(path: Path) -> str:
@@ -281,9 +282,15 @@ def require(kind: str, subject: Path | str) -> None:
             raise InputError(f"{subject}: needs {package}, which is not installed; run `pip install -e .[clinic]`")
 
 
-def find_kaggle_scans(paths: Iterable[Path]) -> list[Scan]:
-    """List the scans of Kaggle's slices. A file with a wrong name is a problem of the scan whose folder it lies in."""
+def find_kaggle_scans(paths: Iterable[Path], broken: Sequence[Path] = ()) -> list[Scan]:
+    """List the scans of Kaggle's slices. A file with a wrong name is a problem of the scan whose folder it lies in.
+
+    Args:
+        paths: The PNGs.
+        broken: Broken links. One that has the name of a patient or a scan is a problem of its own.
+    """
     slices, problems = parse_slices(paths)
+    problems |= {path / "slice.png": problem for path, problem in find_lost(broken).items()}
     by_scan = {name: list(group) for name, group in groupby(slices, key=lambda one: one.scan)}
     bad: dict[str, str] = {}
     for path, problem in problems.items():

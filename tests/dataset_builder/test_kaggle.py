@@ -30,6 +30,7 @@ from gi_segmentation.data.kaggle import (
     read_slice,
     split_names,
 )
+from gi_segmentation.inference.inputs import find_scans
 from gi_segmentation.schema import ORGANS
 from tests.support.processes import RunPython
 
@@ -261,6 +262,8 @@ def test_links_are_followed_and_hidden_files_passed_over(name: str, kaggle_copy:
     assert problems == []
     assert [(scan.name, [one.id for one in scan.slices]) for scan in scans] == expected
     assert all(read_slice(one) for scan in scans for one in scan.slices)
+    found = find_scans(kaggle_copy).scans
+    assert [(scan.name, [one.id for one in scan.slices]) for scan in found] == expected, "for a prediction"
 
 
 def test_a_link_with_the_name_of_another_scan_is_another_scan(kaggle_copy: Path) -> None:
@@ -269,6 +272,7 @@ def test_a_link_with_the_name_of_another_scan_is_another_scan(kaggle_copy: Path)
     (kaggle_copy / "train/case900_day1").mkdir()
     (kaggle_copy / "train/case900_day1/scans").symlink_to(path / "scans")
     slices, problems = find_slices(kaggle_copy / "train")
+    assert [one for scan in find_scans(kaggle_copy / "train").scans for one in scan.slices] == slices
     assert not problems and [one.id for one in slices[-6:]] == [
         f"case900_day{day}_slice_{number:04d}" for day in (0, 1) for number in (1, 2, 3)
     ]
@@ -281,6 +285,8 @@ def test_a_broken_link_is_a_problem(kaggle_copy: Path) -> None:
     (kaggle_copy / "train/case900").symlink_to("nowhere")
     (kaggle_copy / "train/notes").symlink_to("nowhere")
     (kaggle_copy / "test").symlink_to("nowhere")
+    found = {scan.name: scan.problem for scan in find_scans(kaggle_copy / "train").scans}
+    assert [name for name, problem in found.items() if problem] == ["case900"] and len(found) == 3
     missing, unreadable, test = verify(kaggle_copy, num_proc=1).problems
     assert missing.endswith("train/case900: a link to nowhere, which is missing; correct the link or remove it")
     assert f"{slice_path}: not readable" in unreadable
