@@ -39,10 +39,15 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.models.loading import load_model
     from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
     from gi_segmentation.publishing.hub import prepare_repository
-    from gi_segmentation.publishing.results import publish_run, summarize, write_results
+    from gi_segmentation.publishing.repository import find_repository
+    from gi_segmentation.publishing.results import find_wishes, publish_run, summarize, write_results
     from gi_segmentation.training.ranges import find_training_ranges
     from gi_segmentation.training.trainer import build_trainer, train
 
+    is_main = run_args.process_index == 0
+    publishes = run_args.push_to_hub and is_main
+    if publishes:
+        run_args.hub_model_id = find_repository("--hub_model_id", str(run_args.hub_model_id))
     # With several processes, each of them runs all of these lines. They need the same random weights at the start.
     set_seed(run_args.seed)
     # The main process prepares the slices. The others wait, and find them in the cache.
@@ -58,11 +63,9 @@ def main(argv: list[str] | None = None) -> None:
         # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like
         # them.
         model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
-        repo_id, private = str(run_args.hub_model_id), run_args.hub_private_repo
-        is_main = run_args.process_index == 0
-        publishes = run_args.push_to_hub and is_main
+        repo_id, wishes = str(run_args.hub_model_id), find_wishes(run_args)
         if publishes:
-            prepare_repository(repo_id, private)
+            prepare_repository(repo_id, wishes.private, overwrite=wishes.overwrite)
         trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
         evaluation = train(trainer)
         # All processes have the same scores. One of them writes the files, and the others wait for it below.
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.disconnect()
         # The Hub comes last. If it fails, all files are written, and no other process waits.
         if publishes:
-            print(publish_run(Path(run_args.output_dir), repo_id, private).describe())
+            print(publish_run(Path(run_args.output_dir), repo_id, wishes).describe())
 
 
 if __name__ == "__main__":

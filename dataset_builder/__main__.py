@@ -53,11 +53,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Build the dataset folder, and publish it if the command line says so."""
-    from dataset_builder.build import build, push_dataset
+    from dataset_builder.build import build, prepare_push, push_dataset
     from dataset_builder.gi_tract import GiTractConfig
 
+    private = arguments.hub_private_repo == "true"
     if arguments.push_to_hub:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
+        arguments.push_to_hub = prepare_push(arguments.push_to_hub, private, arguments.overwrite_repository)
     # What was imported stays until the end. Python would look through it for garbage again and again, and once more
     # when it ends, which takes as long as building 500 slices.
     gc.freeze()
@@ -75,8 +77,9 @@ def run_build(arguments: argparse.Namespace) -> int:
         ) from error
     print(report.summary())
     if arguments.push_to_hub:
-        publication = push_dataset(report, arguments.push_to_hub)
-        print(f"published as {publication.url}, tag {publication.tag}, private unless it was public before")
+        publication = push_dataset(report, arguments.push_to_hub, private, arguments.overwrite_repository)
+        visibility = "private" if publication.private else "public"
+        print(f"published as {publication.url}, tag {publication.tag}, {visibility}")
     return 0
 
 
@@ -118,8 +121,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     make.add_argument(
         "--push_to_hub",
         metavar="NAMESPACE/gi_tract",
-        help="also publish the dataset on the Hub. The repository is private, because the licence of the data "
-        "is not established",
+        help="also publish the dataset on the Hub, in a private repository, because the licence of the data is not "
+        "established; without NAMESPACE/, it is that of the user of the token",
+    )
+    make.add_argument(
+        "--hub_private_repo",
+        type=str.lower,
+        choices=("true", "false"),
+        default="true",
+        help="true: a new repository is private, and a public one is refused; false: everybody may see the dataset",
+    )
+    make.add_argument(
+        "--overwrite_repository",
+        action="store_true",
+        help="replace everything in the repository, also files that this project did not publish, or that were "
+        "changed since; without this flag, such files stop the command",
     )
     make.set_defaults(run=run_build)
 

@@ -18,16 +18,18 @@ BENCHMARK = "eval.yaml"
 FRAMEWORK = "gi-segmentation"
 
 
-def benchmark_file(config: GiTractConfig, split_hash: str) -> str:
+def benchmark_file(config: GiTractConfig, split_hash: str, synthetic: bool) -> str:
     """Return the text of `eval.yaml`.
 
     Args:
         config: How the patients were split.
         split_hash: From `schema.hash_splits`.
+        synthetic: Whether all slices are those of a phantom.
     """
+    slices = "slices of synthetic patients" if synthetic else "abdominal MR slices of patients"
     # Every score has a leaderboard of its own, and the description is the only place that explains them.
     description = (
-        "Segmentation of large bowel, small bowel and stomach on abdominal MR slices of patients that the model has "
+        f"Segmentation of large bowel, small bowel and stomach on {slices} that the model has "
         "not seen. Scores lie between 0 and 1, and higher is better. dice is the mean over slices and organs on the "
         "grid of the slice, and dice_volume the mean over whole scans and organs. Both leave out pairs that are empty "
         "in truth and prediction. hausdorff_score and competition_score end with the name of their rules. flips_dice "
@@ -38,7 +40,7 @@ def benchmark_file(config: GiTractConfig, split_hash: str) -> str:
     # `id` is required. The default of `split` would be `test`, which has no outlines here and cannot be scored.
     tasks = [{"id": task, "config": "default", "split": "validation"} for task in list_tasks()]
     content = {
-        "name": "UW-Madison GI Tract",
+        "name": "UW-Madison GI Tract" + (" phantom" if synthetic else ""),
         "description": description,
         "evaluation_framework": FRAMEWORK,
         "tasks": tasks,

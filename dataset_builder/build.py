@@ -21,15 +21,22 @@ from dataset_builder.benchmark import BENCHMARK, benchmark_file
 from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_scans, slice_row
 from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.kaggle import KaggleDataError, Scan
+from gi_segmentation.data.synthetic import is_synthetic
 from gi_segmentation.errors import saying_how_to_go_on
 from gi_segmentation.files import check_utf8, clear_leftovers, hash_file, writing_folder, writing_to
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.publishing.cards import render_card
-from gi_segmentation.publishing.hub import Publication, publish_folder
+from gi_segmentation.publishing.hub import Publication, prepare_repository, publish_folder
+from gi_segmentation.publishing.repository import find_repository
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
 
 # A line that the card of every build has. A folder whose card has it holds an earlier build.
 MARKER = "pretty_name: UW-Madison GI Tract"
+# Why a dataset does not go into a public repository.
+SHOWN = (
+    "everybody could see the dataset; make the repository private in its settings, name another one, or add "
+    "--hub_private_repo false if the rules of the data allow it"
+)
 # About 500 MB, the largest files that `datasets` writes.
 MAX_SLICES_PER_FILE = 4000
 # Slices that are checked and then written together. They form a group of rows in the file, about 4 MB, and a reader
@@ -51,6 +58,7 @@ class BuildReport:
         counts: For each split the counts of `verify.Inspection`, and the number of `patients`.
         excluded: Names of the faulty scans that are in the Kaggle folder and not in the dataset.
         split_hash: Fingerprint that says which scan is in which split.
+        synthetic: Whether all slices are those of a phantom.
     """
 
     output_dir: Path
@@ -58,6 +66,7 @@ class BuildReport:
     counts: dict[str, Counter[str]]
     excluded: list[str]
     split_hash: str
+    synthetic: bool
 
     def summary(self) -> str:
         """Return the report as a few lines for a terminal."""
@@ -121,6 +130,7 @@ def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
                 group = scan.slices[start : start + SLICES_PER_GROUP]
                 inspection, slices = inspect_slices(group, scan.annotations, csv_path)
                 found.add(inspection)
+                found.counts.update(synthetic=sum(is_synthetic(checked.image) for checked in slices))
                 if not found.problems:
                     rows = [slice_row(checked, annotations.get(checked.file.id), scan.fold) for checked in slices]
                     writer.write_table(pa.Table.from_pylist(rows, schema))
@@ -202,6 +212,7 @@ def dataset_card(report: BuildReport, content_hash: str) -> str:
         excluded=report.excluded,
         split_hash=report.split_hash,
         content_hash=content_hash,
+        synthetic=report.synthetic,
         organs=ORGANS,
         slice_thickness_mm=SLICE_THICKNESS_MM,
     )
@@ -252,20 +263,40 @@ def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_p
                 for split, inspection in found.items()
             },
             excluded=[scan.name for scan in excluded],
+            synthetic=all(one.counts["synthetic"] == one.counts["slices"] for one in found.values()),
             split_hash=hash_splits({split: [scan.name for scan in scans] for split, scans in splits.items()}),
         )
         card = dataset_card(report, hash_content(dataset_dir / "data"))
         (dataset_dir / "README.md").write_text(card, encoding="utf-8")
-        (dataset_dir / BENCHMARK).write_text(benchmark_file(config, report.split_hash), encoding="utf-8")
+        (dataset_dir / BENCHMARK).write_text(
+            benchmark_file(config, report.split_hash, report.synthetic), encoding="utf-8"
+        )
     return report
 
 
-def push_dataset(report: BuildReport, repo_id: str) -> Publication:
-    """Publish a built dataset in a private repository, because the licence of the data is not established.
+def prepare_push(repo_id: str, private: bool, overwrite: bool) -> str:
+    """Create the repository before the build, so that a refusal is seen early; arguments as `push_dataset`.
+
+    Returns:
+        The whole name of the repository.
+
+    Raises:
+        InputError: If no repository can have this name, or if there is no token.
+        RefusedError: If `push_dataset` would refuse the repository as it is now.
+    """
+    repo_id = find_repository("--push_to_hub", repo_id)
+    prepare_repository(repo_id, private, "dataset", overwrite, SHOWN if private else None)
+    return repo_id
+
+
+def push_dataset(report: BuildReport, repo_id: str, private: bool = True, overwrite: bool = False) -> Publication:
+    """Publish a built dataset, in a private repository unless the user wants a public one.
 
     Args:
         report: What `build` returned.
         repo_id: `NAMESPACE/gi_tract`.
+        private: Whether a new repository is private, and a public one is refused.
+        overwrite: Whether files may be replaced that are not as our last publication left them.
 
     Returns:
         Address, tag and commit of what was published.
@@ -279,4 +310,13 @@ def push_dataset(report: BuildReport, repo_id: str) -> Publication:
     # A second build writes the same bytes, so what has arrived on the Hub is not sent again.
     go_on = f"The dataset in {report.output_dir} is complete; to publish it, run the same command again"
     with saying_how_to_go_on(go_on):
-        return publish_folder(report.output_dir, repo_id, "dataset", tag, message, private=True)
+        return publish_folder(
+            report.output_dir,
+            repo_id,
+            "dataset",
+            tag,
+            message,
+            private=private,
+            overwrite=overwrite,
+            only_private=SHOWN if private else None,
+        )

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from dataset_builder.difficulty import DIFFICULTIES, Difficulty
 from gi_segmentation.data.kaggle import FAULTY_SCANS
+from gi_segmentation.data.synthetic import mark_synthetic
 from gi_segmentation.files import writing_folder
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import encode
@@ -288,8 +289,10 @@ def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: Difficulty)
         # Kaggle writes the width before the height.
         size = f"{scan.width}_{scan.height}_{scan.spacing_mm:.2f}_{scan.spacing_mm:.2f}"
         path = folder / f"slice_{number:04d}_{size}.png"
-        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        written, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        if not written:
             raise OSError(f"could not write {path}")
+        path.write_bytes(mark_synthetic(png.tobytes()))
         rows += [f"{slice_name(scan.name, number)},{organ},{encode(masks[organ])}" for organ in ORGANS]
         shared = int((np.stack(list(masks.values())).sum(axis=0) > 1).sum())
         present = sum(mask.any() for mask in masks.values())

@@ -82,6 +82,19 @@ def check_at_least(arguments: Any, minima: Mapping[str, float]) -> None:
             raise ValueError(f"--{name} must be at least {minimum}, but got {value}")
 
 
+def shown_folder(folder: Path) -> str:
+    """Return the name of a folder for the card: the path from here, or the last part if the folder is elsewhere.
+
+    A card may be published, and a longer path may contain the name of a user or of a hospital.
+
+    Example:
+        >>> shown_folder(Path.cwd() / "runs" / "segformer-b0"), shown_folder(Path("/home/anna/b0"))
+        ('runs/segformer-b0', 'b0')
+    """
+    whole, here = folder.resolve(), Path.cwd()
+    return whole.relative_to(here).as_posix() if here in whole.parents else whole.name
+
+
 def count_workers() -> int:
     """Return how many processes should load slices for this process of a training."""
     # `accelerate launch` tells each process how many of them share the machine. One core is left for the process
@@ -149,10 +162,12 @@ class DataArguments:
                                  "`fold` of the dataset. all: train on all patients; nothing is held back, so nothing "
                                  "is scored. None: the splits of the dataset as they were built (fold 0)."},
     )  # fmt: skip
-    dataset_title: str = field(
-        default="UW-Madison GI Tract",
-        metadata=PUBLISHING | {"help": "Name of the dataset on the model card. Set it if you train on your own data."},
-    )
+    dataset_title: str | None = field(
+        default=None,
+        metadata=PUBLISHING | {"help": "Name of the dataset on the model card. Set it if you train on your own data. "
+                                       "None: UW-Madison GI Tract, or synthetic patients if a phantom made all "
+                                       "slices."},
+    )  # fmt: skip
     image_size: int = field(
         default=288,
         metadata=DATA | {"help": "Height and width of the model's input in pixels. The default is the original "
@@ -307,8 +322,27 @@ class RunArguments(TrainingArguments):
         metadata=PUBLISHING | {"help": "At the end, upload the best checkpoint to the Hub. It needs --hub_model_id."},
     )
     hub_model_id: str | None = field(
-        default=None, metadata=PUBLISHING | {"help": "Name of the model on the Hub: NAMESPACE/NAME."}
-    )
+        default=None,
+        metadata=PUBLISHING | {"help": "Name of the model on the Hub: NAMESPACE/NAME. Without NAMESPACE/, it is that "
+                                       "of the user of the token."},
+    )  # fmt: skip
+    hub_private_repo: bool | None = field(
+        default=True,
+        metadata=PUBLISHING | {"help": "Whether a new repository is private. A repository that exists stays as it "
+                                       "is."},
+    )  # fmt: skip
+    overwrite_repository: bool = field(
+        default=False,
+        metadata=PUBLISHING | {"help": "Replace everything in the repository, also files that this project did not "
+                                       "publish, or that were changed since. Without this flag, such files stop the "
+                                       "command. The history of the repository keeps them."},
+    )  # fmt: skip
+    publish_pictures: bool = field(
+        default=False,
+        metadata=PUBLISHING | {"help": "Publish pictures that show slices of patients in a public repository too. "
+                                       "Without this flag they stay out of it. A private repository always has them, "
+                                       "and so have all models of synthetic patients."},
+    )  # fmt: skip
     license: str = field(
         default="other",
         metadata=PUBLISHING | {"help": "Licence on the model card. `other` means non-commercial use, as the rules of "
@@ -415,9 +449,8 @@ class RunArguments(TrainingArguments):
         if self.hub_model_id is not None:
             check_repo_id("--hub_model_id", self.hub_model_id)
         # Without a repository, the card names the output folder.
-        output_dir = Path(self.output_dir).resolve()
-        check_utf8("--output_dir", output_dir)
-        name = output_dir.name
+        check_utf8("--output_dir", Path(self.output_dir).resolve())
+        name = shown_folder(Path(self.output_dir))
         if not name.strip() or not name.isprintable() or set(name) & set('"\\`<>|'):
             raise ValueError(
                 f"--output_dir: the card shows the name of this folder, so it must have no control characters and "

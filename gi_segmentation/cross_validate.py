@@ -6,12 +6,17 @@ patient is scored once, by a model that never saw this patient. The same command
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.shortages import CROSS_VALIDATION
+
+if TYPE_CHECKING:
+    from gi_segmentation.arguments import RunArguments
+    from gi_segmentation.publishing.results import Wishes
 
 # These flags are set for each fold, or belong to the cross-validation as a whole.
 RESERVED = ("--config", "--fold", "--output_dir", "--push_to_hub", "--hub_model_id")
@@ -54,7 +59,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--push_to_hub",
         metavar="NAMESPACE/NAME",
-        help="publish the pooled results on the branch main, and each fold on a branch fold-K",
+        help="publish the pooled results on the branch main, and each fold on a branch fold-K; without NAMESPACE/, it "
+        "is that of the user of the token",
+    )
+    parser.add_argument(
+        "--hub_private_repo",
+        type=str.lower,
+        choices=("true", "false"),
+        help="whether a new repository is private; None: as the recipe says, and private without a word there",
+    )
+    parser.add_argument(
+        "--overwrite_repository",
+        action="store_true",
+        help="replace everything in the repository, also files that this "
+        "project did not publish, or that were changed since; without this flag, such files stop the command",
+    )
+    parser.add_argument(
+        "--publish_pictures",
+        action="store_true",
+        help="publish pictures that show slices of patients in a public "
+        "repository too; without this flag, they stay out of it",
     )
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="more flags for run_segmentation.py")
     arguments = parser.parse_args(argv)
@@ -64,6 +88,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.fold is not None and (arguments.collect or arguments.baseline or arguments.push_to_hub):
         raise InputError("--fold trains one fold and pools nothing; leave out --collect, --baseline and --push_to_hub")
     return arguments
+
+
+def merge_wishes(arguments: argparse.Namespace, run_args: "RunArguments") -> "Wishes":
+    """Return what this command line and the arguments of the trainings say about the publication."""
+    # Imported here for the reason given in `main`.
+    from gi_segmentation.publishing.results import Wishes, find_wishes
+
+    trained = find_wishes(run_args)
+    return Wishes(
+        private=trained.private if arguments.hub_private_repo is None else arguments.hub_private_repo == "true",
+        overwrite=trained.overwrite or arguments.overwrite_repository,
+        pictures=trained.pictures or arguments.publish_pictures,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,11 +126,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     from gi_segmentation.cross_validation.runs import (
         check_output_dir,
+        fold_folder,
         list_folds,
         read_everyone,
         read_fold,
         train_fold,
     )
+    from gi_segmentation.publishing.hub import prepare_repository
+    from gi_segmentation.publishing.repository import find_repository
 
     output_dir = arguments.output_dir
     # The recipe and the flags are read here too, because a mistake must be found before hours of training.
@@ -108,6 +148,11 @@ def main(argv: list[str] | None = None) -> None:
             f"--fold {arguments.fold}: the dataset has the folds {', '.join(folds)}; name one of them, or {ALL_FOLDS}"
         )
     baseline = [read_fold(arguments.baseline, fold) for fold in folds] if arguments.baseline else []
+    if arguments.push_to_hub:
+        wishes = merge_wishes(arguments, run_args)
+        repo_id = find_repository("--push_to_hub", arguments.push_to_hub)
+        branches = [None, *(fold_folder(output_dir, fold).name for fold in folds)]
+        prepare_repository(repo_id, wishes.private, overwrite=wishes.overwrite, branches=branches)
 
     if arguments.fold is not None:
         train_fold(arguments.fold, output_dir, arguments.config, arguments.flags, arguments.config_file)
@@ -125,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     if baseline:
         print(format_comparison(runs, baseline))
     if arguments.push_to_hub:
-        print(publish_folds(output_dir, runs, pooled, arguments.push_to_hub, run_args).describe())
+        print(publish_folds(output_dir, runs, repo_id, run_args, wishes).describe())
 
 
 if __name__ == "__main__":

@@ -11,12 +11,30 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line. The flags have the names of those of `run_segmentation.py`."""
     parser = argparse.ArgumentParser("python -m gi_segmentation.publish", description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of a finished training")
-    parser.add_argument("--hub_model_id", metavar="NAMESPACE/NAME", required=True, help="name of the model on the Hub")
+    parser.add_argument(
+        "--hub_model_id",
+        metavar="NAMESPACE/NAME",
+        required=True,
+        help="name of the model on the Hub; without NAMESPACE/, it is that of the user of the token",
+    )
     parser.add_argument(
         "--hub_private_repo",
         type=str.lower,
         choices=("true", "false"),
-        help="whether a new repository is private (default: as the Hub decides)",
+        default="true",
+        help="whether a new repository is private (default: true)",
+    )
+    parser.add_argument(
+        "--overwrite_repository",
+        action="store_true",
+        help="replace everything in the repository, also files that this project did not publish, or that were "
+        "changed since; without this flag, such files stop the command",
+    )
+    parser.add_argument(
+        "--publish_pictures",
+        action="store_true",
+        help="publish pictures that show slices of patients in a public repository too; without this flag, they stay "
+        "out of it",
     )
     return parser.parse_args(argv)
 
@@ -32,10 +50,13 @@ def main(argv: list[str] | None = None) -> None:
     # Before the card gets the new name.
     check_repo_id("--hub_model_id", arguments.hub_model_id)
     # This import stands here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
-    from gi_segmentation.publishing.results import publish_run
+    from gi_segmentation.publishing.repository import find_repository
+    from gi_segmentation.publishing.results import Wishes, publish_run
 
-    private = None if arguments.hub_private_repo is None else arguments.hub_private_repo == "true"
-    print(publish_run(arguments.output_dir, arguments.hub_model_id, private).describe())
+    repo_id = find_repository("--hub_model_id", arguments.hub_model_id)
+    private = arguments.hub_private_repo == "true"
+    wishes = Wishes(private, arguments.overwrite_repository, arguments.publish_pictures)
+    print(publish_run(arguments.output_dir, repo_id, wishes).describe())
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
 
-from gi_segmentation.arguments import DataArguments, RunArguments
+from gi_segmentation.arguments import DataArguments, RunArguments, shown_folder
 from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
 from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_config
 from gi_segmentation.data.slices import attach_scoring_transform, load_slices
@@ -15,8 +16,8 @@ from gi_segmentation.errors import InputError, saying_how_to_go_on
 from gi_segmentation.files import copy_file, write_text
 from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.models.loading import load_checkpoint
-from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, write_facts
-from gi_segmentation.publishing.figures import Panel, compare_scan, draw_cases
+from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, read_results, write_facts
+from gi_segmentation.publishing.figures import ShownSlice, compare_scan, draw_cases, name_slices
 from gi_segmentation.publishing.hub import Publication
 from gi_segmentation.publishing.model_card import (
     CARD,
@@ -25,9 +26,10 @@ from gi_segmentation.publishing.model_card import (
     FOLD_SCORES,
     OOF_SCORES,
     describe_spread,
+    make_card,
     write_card,
 )
-from gi_segmentation.publishing.results import WEIGHTS, format_scores, publish_results
+from gi_segmentation.publishing.results import WEIGHTS, Wishes, format_scores, publish_results
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.tables import format_interval
@@ -71,8 +73,8 @@ def write_limits(folder: Path, limits: dict[str, dict[str, float]] | None) -> No
         write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def draw_held_back(run: FoldRun, dataset: Dataset, scans: Sequence[str]) -> dict[str, tuple[Panel, Panel]]:
-    """Return one slice of each of these scans, outlined by hand and predicted by the fold that held them back."""
+def show_held_back(run: FoldRun, dataset: Dataset, scans: Sequence[str]) -> dict[str, ShownSlice]:
+    """Return one slice of each of these scans, predicted by the fold that held them back."""
     model, processor = load_checkpoint(str(run.folder))
     ready = attach_scoring_transform(dataset, processor, run.facts.label_mode, run.facts.slice_context)
     return {scan: compare_scan(model, ready, scan) for scan in scans}
@@ -103,15 +105,16 @@ def write_pooled(
     for folder in (output_dir, *(run.folder for run in runs)):
         write_limits(folder, learnt.to_config() if learnt else None)
     write_text(output_dir / OOF_SCORES, tabulate_folds(runs).to_csv(index=False))
-    panels: dict[str, tuple[Panel, Panel]] = {}
+    shown: dict[str, ShownSlice] = {}
     names = {case["scan"] for case in pooled.cases.values()}
     for run, dataset in zip(runs, held_back, strict=True):
         # Each case is predicted by the model that never saw the patient.
         scans = [str(scan.name) for scan in run.scans["eval"] if scan.name in names]
-        panels |= draw_held_back(run, dataset, scans) if scans else {}
-    draw_cases(pooled.cases, panels, output_dir / CASES)
-    write_facts(output_dir, replace(pooled, postprocessing=asdict(learnt) if learnt else None))
-    write_card(output_dir, output_dir.resolve().name, license_name)
+        shown |= show_held_back(run, dataset, scans) if scans else {}
+    draw_cases(pooled.cases, shown, output_dir / CASES)
+    cases = name_slices(pooled.cases, shown)
+    write_facts(output_dir, replace(pooled, cases=cases, postprocessing=asdict(learnt) if learnt else None))
+    write_card(output_dir, shown_folder(output_dir), license_name, published=False)
 
 
 def say_why_published(pooled: RunResults) -> str:
@@ -153,7 +156,7 @@ def format_comparison(runs: Sequence[FoldRun], baseline: Sequence[FoldRun]) -> s
 
 
 def publish_folds(
-    output_dir: Path, runs: Sequence[FoldRun], pooled: RunResults, repo_id: str, run_args: RunArguments
+    output_dir: Path, runs: Sequence[FoldRun], repo_id: str, run_args: RunArguments, wishes: Wishes
 ) -> Publication:
     """Publish each fold on a branch `fold-K`, and then the pooled results on the main branch.
 
@@ -162,9 +165,9 @@ def publish_folds(
     Args:
         output_dir: Folder of the cross-validation, after `write_pooled`.
         runs: The training of each fold.
-        pooled: From `pooling.pool_folds`.
         repo_id: Name of the repository, `NAMESPACE/NAME`.
-        run_args: Arguments of the training. The licence is used, and whether the repository is private.
+        run_args: Arguments of the training. The licence is used.
+        wishes: What the user wants of the publication.
 
     Returns:
         Where the main branch was published.
@@ -176,8 +179,13 @@ def publish_folds(
     with saying_how_to_go_on(go_on):
         for run in runs:
             branch = run.folder.name
-            write_card(run.folder, repo_id, run_args.license, branch)
-            publish_results(run.folder, run.facts, repo_id, run_args.hub_private_repo, branch)
+            card = partial(make_card, run.facts, repo_id, run_args.license, branch, True)
+            publish_results(run.folder, run.facts, repo_id, wishes, card, branch)
             print(f"published: {repo_id}, branch {branch}", flush=True)
+            write_card(run.folder, repo_id, run_args.license, branch)
+        # With the slices of the picture, which only the file has.
+        facts = read_results(output_dir)
+        card = partial(make_card, facts, repo_id, run_args.license, None, True)
+        publication = publish_results(output_dir, facts, repo_id, wishes, card)
         write_card(output_dir, repo_id, run_args.license)
-        return publish_results(output_dir, pooled, repo_id, run_args.hub_private_repo)
+        return publication

@@ -414,8 +414,9 @@ def is_whole_slice(data: bytes, width: int, height: int) -> bool:
         height: Expected height in pixels.
 
     Returns:
-        True if it is a 16-bit grayscale PNG of this size without any chunks but header, pixels and end, and all
-        checksums are right. False says nothing: it may be another kind of image, for example an interlaced one.
+        True if it is a 16-bit grayscale PNG of this size without any chunks but header, the mark of a phantom, pixels
+        and end, and all checksums are right. False says nothing: it may be another kind of image, for example an
+        interlaced one.
 
     Source: https://www.w3.org/TR/png-3/, sections 5.3 (chunks) and 11.2.1 (header).
     """
@@ -433,7 +434,9 @@ def is_whole_slice(data: bytes, width: int, height: int) -> bool:
             return False
         names.append(bytes(view[place + 4 : place + 8]))
         place = end + 4
-    return names[0] == b"IHDR" and set(names[1:-1]) == {b"IDAT"} and data.endswith(PNG_END)
+    # The mark of `data.synthetic` is one text before the pixels.
+    pixels = names[2:-1] if names[1:2] == [b"tEXt"] else names[1:-1]
+    return names[0] == b"IHDR" and set(pixels) == {b"IDAT"} and data.endswith(PNG_END)
 
 
 def from_end_chunk(data: bytes) -> bytes:

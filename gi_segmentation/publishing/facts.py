@@ -25,6 +25,7 @@ from gi_segmentation.arguments import DataArguments, ModelArguments, RunArgument
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.files import LOCK_FILE, write_json, writing_to
 from gi_segmentation.models.loading import count_parameters
+from gi_segmentation.publishing.population import are_all_synthetic, name_dataset
 from gi_segmentation.rules import Preset
 from gi_segmentation.schema import ORGANS, LabelMode, hash_splits
 
@@ -59,6 +60,7 @@ class RunFacts:
         slice_sampling: How slices are drawn.
         dataset: Name of the dataset.
         dataset_title: Name of the dataset on the card.
+        synthetic: Whether all slices of the dataset are those of a phantom.
         dataset_fingerprint: From `fingerprint_dataset`.
         fold: The fold that is held back, or `all`; None for the splits of the dataset as they were built.
         split_hash: From `schema.hash_splits`.
@@ -92,6 +94,7 @@ class RunFacts:
     slice_sampling: str
     dataset: str
     dataset_title: str
+    synthetic: bool
     dataset_fingerprint: str
     fold: str | None
     split_hash: str
@@ -251,6 +254,7 @@ def describe_run(
     # The first access to `device` connects the processes. Before it, `world_size` is 1 on every process.
     device = run_args.device
     start = model_args.backbone if model_args.model_type else model_args.model_name_or_path
+    synthetic = are_all_synthetic(slices)
     return RunFacts(
         project_version=__version__,
         git_commit=git_commit(),
@@ -267,7 +271,8 @@ def describe_run(
         slice_context=data_args.slice_context,
         slice_sampling=data_args.slice_sampling,
         dataset=public_name(data_args.dataset_name),
-        dataset_title=data_args.dataset_title,
+        dataset_title=name_dataset(data_args.dataset_title, synthetic),
+        synthetic=synthetic,
         dataset_fingerprint=fingerprint_dataset(slices),
         fold=data_args.fold,
         split_hash=hash_splits({split: samples[split].unique("scan") for split in samples}),

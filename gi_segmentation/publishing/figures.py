@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,24 @@ from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels, dice_score, nanmean
 
 
+class ShownSlice(NamedTuple):
+    """The slice of a scan that a picture shows.
+
+    Attributes:
+        truth: The slice with the outlines of the dataset.
+        predicted: The same slice with the predicted outlines.
+        number: Its number in the scan.
+        dice: Mean Dice over its organs; None if no organ is in either mask.
+    """
+
+    truth: Panel
+    predicted: Panel
+    number: int
+    dice: float | None
+
+
 def outlined_by_hand(row: dict[str, Any], title: str) -> Panel:
-    """Return a slice of the dataset with the outlines that were drawn by hand.
+    """Return a slice with the outlines of the dataset: drawn by hand, or by a phantom.
 
     Args:
         row: A row of the dataset, without a transform.
@@ -83,7 +99,7 @@ def pick_slices(dataset: Dataset, number: int) -> list[int]:
 
 
 def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple[Panel, Panel]:
-    """Return a slice with the outlines drawn by hand, and the same slice with the predicted outlines.
+    """Return a slice with the outlines of the dataset, and the same slice with the predicted outlines.
 
     Args:
         model: The model that predicts.
@@ -97,17 +113,26 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
     row, transform = dataset.with_format(None)[index], attached_transform(dataset)
     slices = transform.slices
     row["image"] = read_image(slices.images[slices.rows[row["scan"]][row["slice"]]])
-    truth = outlined_by_hand(row, f"{row['id']}\noutlined by hand")
+    truth = outlined_by_hand(row, f"{row['id']}\nreference outlines")
     with torch.no_grad():
         ((pixels, _),) = slices.read([(row["scan"], row["slice"])])
         # PyTorch takes only arrays that can be written to.
         images = torch.from_numpy(pixels.copy())[None].to(model.device)
         logits = [model(pixel_values=normalize(images, transform.processor)).logits]
         preds = predict_masks(logits, transform.label_mode, row["height"], row["width"])[0].cpu().numpy()
-    # Both masks have the native size of the slice, as in the scores. An organ that is in neither mask has a Dice of
-    # NaN and is left out of the mean.
-    dice = nanmean(map(dice_score, count_pixels(preds, truth.masks).tolist()))
+    dice = score_slice(preds, truth.masks)
     return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
+
+
+def score_slice(preds: np.ndarray, target: np.ndarray) -> float:
+    """Return the mean Dice over the organs of a slice; NaN if no organ is in either mask.
+
+    Args:
+        preds: Predicted masks on the native grid of the slice, bool, shape `(organs, height, width)`.
+        target: True masks, same shape.
+    """
+    # An organ that is in neither mask has a Dice of NaN and is left out of the mean.
+    return nanmean(map(dice_score, count_pixels(preds, target).tolist()))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -117,7 +142,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: int = 4) -> None:
-    """Draw a few validation slices: outlines by hand in the upper row, predicted outlines in the lower row.
+    """Draw a few validation slices: reference outlines in the upper row, predicted outlines in the lower row.
 
     Args:
         model: The model that predicts.
@@ -130,37 +155,56 @@ def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: i
 
 
 def fullest_slice(dataset: Dataset, scan: str) -> int:
-    """Return the row of the slice of a scan on which the organs outlined by hand have the most pixels together."""
+    """Return the row of the slice of a scan on which the organs of the dataset have the most pixels together."""
     rows = [row for row, name in enumerate(dataset.with_format(None)["scan"]) if name == scan]
     slices = dataset.with_format(None).select(rows).select_columns(["segmentation", "height", "width"])
     areas = [int(organ_masks(one["segmentation"], one["height"], one["width"]).sum()) for one in slices]
     return rows[int(np.argmax(areas))]
 
 
-def compare_scan(model: PreTrainedModel, dataset: Dataset, scan: str) -> tuple[Panel, Panel]:
-    """Return what `compare_slice` returns, for the slice of a scan that shows most of the organs.
+def compare_scan(model: PreTrainedModel, dataset: Dataset, scan: str) -> ShownSlice:
+    """Return the slice of a scan that shows most of the organs, with both outlines.
 
     Args:
         model: The model that predicts.
         dataset: A split with a `SliceTransform` attached.
         scan: Name of the scan.
     """
-    return compare_slice(model, dataset, fullest_slice(dataset, scan))
+    row = fullest_slice(dataset, scan)
+    truth, predicted = compare_slice(model, dataset, row)
+    dice = score_slice(predicted.masks, truth.masks)
+    number = dataset.with_format(None).select_columns(["slice"])[row]["slice"]
+    return ShownSlice(truth, predicted, number, None if math.isnan(dice) else dice)
 
 
-def draw_cases(cases: dict[str, dict[str, Any]], panels: dict[str, tuple[Panel, Panel]], path: Path) -> None:
-    """Draw one slice of each case, outlined by hand in the upper row and predicted in the lower row.
+def name_slices(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice]) -> dict[str, dict[str, Any]]:
+    """Return single scans with the slice that the picture shows, and its own Dice: `slice` and `slice_dice`.
 
     Args:
         cases: Single scans, from `results.pick_cases`.
-        panels: The slice of each scan, from `compare_scan`.
+        shown: The slice of each scan, from `compare_scan`.
+    """
+    return {
+        name: {**case, "slice": shown[case["scan"]].number, "slice_dice": shown[case["scan"]].dice}
+        for name, case in cases.items()
+    }
+
+
+def draw_cases(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice], path: Path) -> None:
+    """Draw one slice of each case, with reference outlines in the upper row and predicted ones in the lower row.
+
+    Args:
+        cases: Single scans, from `results.pick_cases`.
+        shown: The slice of each scan, from `compare_scan`.
         path: The PNG file to write.
     """
     by_hand, predicted = [], []
     for name, case in cases.items():
-        truth, preds = panels[case["scan"]]
+        truth, preds = shown[case["scan"]].truth, shown[case["scan"]].predicted
         # The Dice of the case is a mean over all slices of the scan. The Dice below is of this slice only.
-        by_hand.append(truth._replace(title=f"{name} case, Dice {case['dice']:.2f}\n{truth.title}"))
+        by_hand.append(
+            truth._replace(title=f"{name} scan, mean Dice over its slices {case['dice']:.2f}\n{truth.title}")
+        )
         predicted.append(preds._replace(title=f"{preds.title} on this slice"))
     save_figure(draw_panels([*by_hand, *predicted], columns=len(by_hand), width=3.6), path)
 

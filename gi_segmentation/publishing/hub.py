@@ -3,7 +3,8 @@
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from json import JSONDecodeError
@@ -19,14 +20,28 @@ from huggingface_hub import (
     constants,
     get_session,
 )
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from tqdm.auto import tqdm
 
 from gi_segmentation.errors import HubError, describe_cause, find_hub_cause, hub_errors
 from gi_segmentation.files import hash_file
+from gi_segmentation.publishing.repository import (
+    HUB_FILE,
+    Head,
+    RefusedError,
+    check_foreign,
+    check_private,
+    find_foreign,
+    find_head,
+    list_tree,
+    sign,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+# What is done before the publication, for messages.
+WORK = {"model": "training", "dataset": "build"}
 
 # A call that fails is repeated after these seconds. The client itself repeats only some requests (listing files,
 # sending a large file): five times each, within 23 s. It repeats no commit, no tag and no creation of a repository.
@@ -37,8 +52,6 @@ MAX_WAIT_S = 300
 TIMEOUT_S = 120
 # Answers after which another try makes sense: too busy, broken, or somebody else changed the repository meanwhile.
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
-# The Hub itself adds this file to each repository.
-HUB_FILE = ".gitattributes"
 
 
 @dataclass(frozen=True)
@@ -50,16 +63,25 @@ class Publication:
         repo_id: Name of the repository, `NAMESPACE/NAME`.
         commit: The commit that holds this state of the folder.
         tag: Name of this commit.
+        private: Whether the repository is private.
+        left_out: Pictures of patients that stayed out of a public repository.
     """
 
     url: str
     repo_id: str
     commit: str
     tag: str
+    private: bool
+    left_out: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return a line for the terminal."""
-        return f"published: {self.url} (tag {self.tag}, commit {self.commit[:12]})"
+        line = f"published: {self.url} (tag {self.tag}, commit {self.commit[:12]}), "
+        line += "private" if self.private else "public"
+        if self.left_out:
+            line += f"; left out, because everybody would see slices of patients: {', '.join(self.left_out)} "
+            line += "(--publish_pictures publishes them)"
+        return line
 
 
 def find_wait(error: BaseException, usual_s: float) -> float | None:
@@ -108,13 +130,15 @@ def list_files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def find_head(api: HfApi, repo_id: str, repo_type: str, branch: str | None) -> str:
-    """Return the last commit of a branch."""
-    return str(api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha)
-
-
 def commit_folder(
-    api: HfApi, folder: Path, repo_id: str, repo_type: str, message: str, branch: str | None, head: str
+    api: HfApi,
+    folder: Path,
+    repo_id: str,
+    repo_type: str,
+    message: str,
+    branch: str | None,
+    head: str,
+    only_private: str | None = None,
 ) -> str:
     """Make a branch hold the files of a folder and no others, in one commit.
 
@@ -126,15 +150,19 @@ def commit_folder(
         message: Commit message.
         branch: Branch of the repository; None: the main branch.
         head: The last commit of the branch when this publication began.
+        only_private: As in `publish_folder`.
 
     Returns:
         The commit; the last one of the branch if it holds these files already.
 
     Raises:
         HubError: If somebody else has changed the branch since then.
+        RefusedError: If the repository has become public, but must not be.
     """
     files = list_files(folder)
-    now = find_head(api, repo_id, repo_type, branch)
+    now, private = find_head(api, repo_id, repo_type, branch)
+    if only_private:
+        check_private(repo_id, Head(now, private), only_private)
     if now != head:
         # Either an earlier try has arrived although its answer was lost, or somebody else has published.
         names = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=now)) - {HUB_FILE}
@@ -153,7 +181,13 @@ def commit_folder(
     ]
     # With `parent_commit`, the Hub refuses (412) if somebody else has changed the branch meanwhile.
     return api.create_commit(
-        repo_id, operations, commit_message=message, repo_type=repo_type, revision=branch, parent_commit=head
+        repo_id,
+        operations,
+        commit_message=message,
+        commit_description=sign({name: path.stat().st_size for name, path in files.items()}),
+        repo_type=repo_type,
+        revision=branch,
+        parent_commit=head,
     ).oid
 
 
@@ -214,28 +248,87 @@ def tag_commit(api: HfApi, repo_id: str, repo_type: str, commit: str, tag: str) 
     return name
 
 
-def prepare_repository(repo_id: str, private: bool | None) -> None:
-    """Create the repository of a model before its training, so that a refusal is seen early.
+def prepare_repository(
+    repo_id: str,
+    private: bool | None,
+    repo_type: str = "model",
+    overwrite: bool = False,
+    only_private: str | None = None,
+    branches: Sequence[str | None] = (None,),
+) -> None:
+    """Create a repository before a training or a build, so that a refusal is seen early.
 
-    A Hub that refuses or fails is only a warning: the training needs no Hub, and its results can be published later.
+    A Hub that refuses or fails is only a warning: the work needs no Hub, and its results can be published later.
+
+    Args:
+        repo_id: Name of the repository, `NAMESPACE/NAME`.
+        private: Whether a new repository is private; None: as the Hub decides.
+        repo_type: `model` or `dataset`.
+        overwrite: As in `publish_folder`.
+        only_private: As in `publish_folder`.
+        branches: The branches that will be published; None is the main branch.
+
+    Raises:
+        InputError: If no repository can have this name.
+        RefusedError: If `publish_folder` would refuse the repository as it is now.
+    """
+    api = HfApi()
+    try:
+        with hub_errors("preparing", repo_id):
+            get_session().timeout = TIMEOUT_S
+            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+            for branch in branches:
+                # A branch that does not exist yet will be a copy of the main branch.
+                with suppress(RevisionNotFoundError):
+                    check_repository(api, repo_id, repo_type, branch, overwrite, only_private)
+    except RefusedError:
+        raise
+    except HubError as error:
+        logger.warning("%s. The %s starts nevertheless, and publishes at its end", error, WORK[repo_type])
+
+
+def check_repository(
+    api: HfApi, repo_id: str, repo_type: str, branch: str | None, overwrite: bool, only_private: str | None
+) -> str:
+    """Return the last commit of a branch, if a folder may be published there; arguments as `publish_folder`.
+
+    Raises:
+        RefusedError: If not.
+    """
+    head = find_head(api, repo_id, repo_type, branch)
+    if only_private:
+        check_private(repo_id, head, only_private)
+    if not overwrite:
+        check_foreign(api, repo_id, repo_type, head.commit, branch)
+    return head.commit
+
+
+def is_repository_private(repo_id: str, private: bool | None) -> bool:
+    """Tell whether the repository of a model is private, and create it if it does not exist.
 
     Args:
         repo_id: Name of the repository, `NAMESPACE/NAME`.
         private: Whether a new repository is private; None: as the Hub decides.
 
     Raises:
-        InputError: If no repository can have this name.
+        InputError: As `publish_folder`.
     """
-    try:
-        with hub_errors("preparing", repo_id):
-            get_session().timeout = TIMEOUT_S
-            HfApi().create_repo(repo_id, private=private, exist_ok=True)
-    except HubError as error:
-        logger.warning("%s. The training starts nevertheless, and publishes at its end", error)
+    api = HfApi()
+    with hub_errors("publishing", repo_id):
+        try_again(partial(api.create_repo, repo_id, private=private, exist_ok=True))
+        return try_again(partial(find_head, api, repo_id, "model", None)).private
 
 
 def publish_folder(
-    folder: Path, repo_id: str, repo_type: str, tag: str, message: str, private: bool | None, branch: str | None = None
+    folder: Path,
+    repo_id: str,
+    repo_type: str,
+    tag: str,
+    message: str,
+    private: bool | None,
+    branch: str | None = None,
+    overwrite: bool = False,
+    only_private: str | None = None,
 ) -> Publication:
     """Publish a folder. The branch then has the files of this folder and no others.
 
@@ -252,27 +345,50 @@ def publish_folder(
         message: Commit message.
         private: Whether a new repository is private; None: as the Hub decides.
         branch: Branch of the repository, which is created if it does not exist; None: the main branch.
+        overwrite: Whether files may be replaced that are not as our last publication left them.
+        only_private: Nothing is published in a public repository. The text says what it would show, and what to do.
+            None: the repository may be public.
 
     Raises:
         InputError: If no repository can have this name.
+        RefusedError: If the repository is public or would lose files, against `only_private` or `overwrite`.
         HubError: If the Hub refuses, fails or cannot be reached, if a file arrives changed, or if somebody else
             publishes to the same branch at the same time.
     """
     api = HfApi()
+    where = (api, repo_id, repo_type, branch)
     # Each of these calls waits for the answer of the Hub. An upload in the background, as `Trainer` makes it, would
     # lose its errors: the run would report success although nothing was published.
     with hub_errors("publishing", repo_id):
         try_again(partial(api.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True))
         if branch:
             try_again(partial(api.create_branch, repo_id, repo_type=repo_type, branch=branch, exist_ok=True))
-        head = try_again(partial(find_head, api, repo_id, repo_type, branch))
-        commit = try_again(partial(commit_folder, api, folder, repo_id, repo_type, message, branch, head))
+        head = try_again(partial(check_repository, *where, overwrite, only_private))
+        commit = try_again(
+            partial(commit_folder, api, folder, repo_id, repo_type, message, branch, head, only_private)
+        )
         check_upload(api, folder, repo_id, repo_type, commit)
         # The tag comes last. So whatever has a tag was compared.
         name = try_again(partial(tag_commit, api, repo_id, repo_type, commit, tag))
+        is_private = try_again(partial(find_head, *where)).private
+        # Nobody can look and publish at the same moment.
+        if only_private and not is_private:
+            raise RefusedError(
+                f"publishing {repo_id}: the repository became public meanwhile, and everybody can see the commit "
+                f"{commit[:12]}; make it private in its settings now. If it must be public, delete it first: its "
+                f"history keeps what was published"
+            )
     # Addresses of datasets contain `datasets/`. Those of models contain nothing like it.
     kind = "" if repo_type == "model" else f"{repo_type}s/"
-    return Publication(f"{constants.ENDPOINT}/{kind}{repo_id}", repo_id, commit, name)
+    return Publication(f"{constants.ENDPOINT}/{kind}{repo_id}", repo_id, commit, name, is_private)
+
+
+def sign_addition(api: HfApi, folder: Path, repo_id: str, head: str) -> str | None:
+    """Return the signature of a commit that adds the files of a folder to a model; None if not all files are ours."""
+    if find_foreign(api, repo_id, "model", head):
+        return None
+    sizes = {name: file.size for name, file in list_tree(api, repo_id, "model", head).items()}
+    return sign(sizes | {name: path.stat().st_size for name, path in list_files(folder).items()})
 
 
 def add_files(folder: Path, repo_id: str, message: str, branch: str | None, parent: str | None) -> str:
@@ -293,8 +409,15 @@ def add_files(folder: Path, repo_id: str, message: str, branch: str | None, pare
     """
     api = HfApi()
     with hub_errors("adding files to", repo_id):
+        head = parent or find_head(api, repo_id, "model", branch).commit
         commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message=message, revision=branch, parent_commit=parent
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=message,
+            # So the next publication knows that nobody else has changed the repository.
+            commit_description=sign_addition(api, folder, repo_id, head),
+            revision=branch,
+            parent_commit=parent,
         ).oid
         check_upload(api, folder, repo_id, "model", commit)
     return f"published: {constants.ENDPOINT}/{repo_id} (commit {commit[:12]})"

@@ -14,6 +14,7 @@ from gi_segmentation.files import write_text
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, OF_THE_PRESET, SEED_SCORE
 from gi_segmentation.publishing.facts import RunResults, read_results
+from gi_segmentation.publishing.population import KAGGLE_TITLE
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import CONFIDENCE, NUM_RESAMPLES
@@ -22,6 +23,8 @@ from gi_segmentation.scoring.tables import format_clinical
 # Names of files in the output folder.
 CARD, SCAN_SCORES, OOF_SCORES = "README.md", "scan_scores.csv", "oof_scores.csv"
 OVERLAY, CASES, CURVE = "overlay.png", "cases.png", "learning_curve.png"
+# The pictures that show slices.
+PICTURES = (OVERLAY, CASES)
 # The scores of every run in the order of the card, with their names there.
 SCORE_NAMES = {
     "eval_dice": "Dice, mean over slices and organs",
@@ -114,6 +117,16 @@ def eval_results(facts: RunResults) -> list[EvalResult]:
     return results
 
 
+def from_kaggle(facts: RunResults) -> bool:
+    """Tell whether the card speaks of the competition: of its patients, its scanner and its rules."""
+    return not facts.synthetic and facts.dataset_title == KAGGLE_TITLE
+
+
+def name_other_license(facts: RunResults) -> str:
+    """Return the name of the licence `other` in the front matter."""
+    return "non-commercial-competition-data" if from_kaggle(facts) else "non-commercial"
+
+
 def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
     """Return the front matter of the card as YAML, with the scores as `model-index`.
 
@@ -134,19 +147,28 @@ def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
         model_name=model_name,
         eval_results=eval_results(facts) or None,
         # The Hub asks for a name if the licence is `other`.
-        license_name="non-commercial-competition-data" if license_name == "other" else None,
+        license_name=name_other_license(facts) if license_name == "other" else None,
     )
     return data.to_yaml()
 
 
-def make_card(facts: RunResults, repo_id: str, license_name: str, revision: str | None = None) -> str:
+def make_card(
+    facts: RunResults,
+    repo_id: str,
+    license_name: str,
+    revision: str | None = None,
+    published: bool = True,
+    pictures: bool = True,
+) -> str:
     """Return the text of the model card.
 
     Args:
         facts: The facts of a finished run.
-        repo_id: The name that users pass to `from_pretrained`.
+        repo_id: The name that users pass to `from_pretrained`: a repository, or a local folder.
         license_name: Licence identifier of the Hub.
         revision: The branch on which the model will be; None: the main branch.
+        published: Whether `repo_id` is a repository.
+        pictures: Whether the pictures of slices are beside the card.
 
     Raises:
         jinja2.UndefinedError: If a variable of the template has no value.
@@ -159,6 +181,10 @@ def make_card(facts: RunResults, repo_id: str, license_name: str, revision: str 
         model_name=model_name,
         repo_id=repo_id,
         revision=revision,
+        published=published,
+        pictures=pictures,
+        kaggle=from_kaggle(facts),
+        outlines="exact outlines" if facts.synthetic else "outlines by hand",
         # More words for the calls of `from_pretrained` on the card.
         at_revision=f', revision="{revision}"' if revision else "",
         license_name=license_name,
@@ -178,7 +204,9 @@ def make_card(facts: RunResults, repo_id: str, license_name: str, revision: str 
     )
 
 
-def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str | None = None) -> Path:
+def write_card(
+    output_dir: Path, repo_id: str, license_name: str, revision: str | None = None, published: bool = True
+) -> Path:
     """Write the model card from `run.json`.
 
     Args:
@@ -186,6 +214,7 @@ def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str 
         repo_id: As in `make_card`.
         license_name: As in `make_card`.
         revision: As in `make_card`.
+        published: As in `make_card`.
 
     Returns:
         The path of the card.
@@ -197,12 +226,12 @@ def write_card(output_dir: Path, repo_id: str, license_name: str, revision: str 
     """
     path = output_dir / CARD
     # The facts are read from the file, so that the card agrees with the `run.json` that is published beside it.
-    write_text(path, make_card(read_results(output_dir), repo_id, license_name, revision))
+    write_text(path, make_card(read_results(output_dir), repo_id, license_name, revision, published))
     return path
 
 
-def rename_card(output_dir: Path, facts: RunResults, repo_id: str) -> None:
-    """Let the card of a run name its repository. A run that was not published names its output folder.
+def find_own_card(output_dir: Path, facts: RunResults, repo_id: str) -> str | None:
+    """Return the card of a run if a user has changed it; None if the pipeline may write it anew.
 
     Args:
         output_dir: Folder with the card.
@@ -210,17 +239,36 @@ def rename_card(output_dir: Path, facts: RunResults, repo_id: str) -> None:
         repo_id: Name of the repository, `NAMESPACE/NAME`.
 
     Raises:
-        InputError: If the card has another name and was changed since it was written.
+        InputError: If the card was changed and names another model.
     """
     text = (output_dir / CARD).read_text(encoding="utf-8")
     named = re.search(r'from_pretrained\("([^"]+)"', text)
-    if named and named[1] == repo_id:
-        return
     license_name = facts.arguments.get("license", "other")
+    # A run that was not published names its output folder.
+    if named and any(text == make_card(facts, named[1], license_name, published=known) for known in (True, False)):
+        return None
     # What a user wrote into the card must not be lost.
-    if not named or text != make_card(facts, named[1], license_name):
+    if not named or named[1] != repo_id:
         raise InputError(
             f"{output_dir / CARD}: expected a card that names {repo_id} in its call of from_pretrained, but it names "
             f"{named[1] if named else 'nothing'}, and it was changed by hand; write {repo_id} there"
         )
-    write_text(output_dir / CARD, make_card(facts, repo_id, license_name))
+    return text
+
+
+def card_to_publish(output_dir: Path, facts: RunResults, repo_id: str, pictures: bool) -> str:
+    """Return the card of a run for its repository; arguments as `find_own_card`, and whether pictures come with it.
+
+    Raises:
+        InputError: If a user has changed the card, and it names another model or shows a picture that does not come.
+    """
+    own = find_own_card(output_dir, facts, repo_id)
+    if own is None:
+        return make_card(facts, repo_id, facts.arguments.get("license", "other"), pictures=pictures)
+    shown = [name for name in PICTURES if f"]({name})" in own]
+    if shown and not pictures:
+        raise InputError(
+            f"{output_dir / CARD}: it was changed by hand, and shows {' and '.join(shown)}, but pictures of patients "
+            f"stay out of a public repository; remove the picture from the card, or add --publish_pictures"
+        )
+    return own

@@ -4,31 +4,35 @@ import math
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from gi_segmentation.arguments import RunArguments
+from gi_segmentation.arguments import RunArguments, shown_folder
 from gi_segmentation.errors import InputError, one_line, saying_how_to_go_on
 from gi_segmentation.files import copy_file, write_text
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, write_facts
-from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay
-from gi_segmentation.publishing.hub import Publication, publish_folder
+from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay, name_slices
+from gi_segmentation.publishing.hub import Publication, is_repository_private, publish_folder
 from gi_segmentation.publishing.model_card import (
     CARD,
     CASES,
     CURVE,
     OOF_SCORES,
     OVERLAY,
+    PICTURES,
     SCAN_SCORES,
     SCORE_NAMES,
-    rename_card,
+    card_to_publish,
+    find_own_card,
+    make_card,
     score_titles,
     write_card,
 )
@@ -43,6 +47,37 @@ from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
 WEIGHTS = ("model.safetensors", "config.json", "preprocessor_config.json")
 # The scores of each scan as they were measured, from which they can be pooled again.
 SCANS = "scans.json"
+# Why pictures do not go into a public repository.
+SHOWN = (
+    "the pictures of the model show slices of patients; run the same command again, which leaves them out, or make "
+    "the repository private"
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants of a publication.
+
+    Attributes:
+        private: Whether a new repository is private; None: as the Hub decides.
+        overwrite: Whether files may be replaced that are not as our last publication left them.
+        pictures: Whether pictures of patients may be in a public repository.
+    """
+
+    private: bool | None = True
+    overwrite: bool = False
+    pictures: bool = False
+
+    def to_flags(self) -> list[str]:
+        """Return the words of a command line that say the same."""
+        words = [] if self.private is None else ["--hub_private_repo", str(self.private).lower()]
+        words += ["--overwrite_repository"] if self.overwrite else []
+        return words + (["--publish_pictures"] if self.pictures else [])
+
+
+def find_wishes(run_args: RunArguments) -> Wishes:
+    """Return what the arguments of a training say about its publication."""
+    return Wishes(run_args.hub_private_repo, run_args.overwrite_repository, run_args.publish_pictures)
 
 
 def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
@@ -135,13 +170,16 @@ def write_results(
         write_text(output_dir / SCAN_SCORES, tabulate_scans(scans).to_csv(index=False))
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
         names = [case["scan"] for case in results.cases.values()]
-        panels = {scan: compare_scan(trainer.model, validation, scan) for scan in names}
-        draw_cases(results.cases, panels, output_dir / CASES)
+        shown = {scan: compare_scan(trainer.model, validation, scan) for scan in names}
+        draw_cases(results.cases, shown, output_dir / CASES)
+        results = replace(results, cases=name_slices(results.cases, shown))
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
     # The card comes last. `write_card` reads `run.json`.
     write_facts(output_dir, results)
-    # If the run is not published, the code on the card loads the model from the name of the output folder.
-    write_card(output_dir, trainer.args.hub_model_id or output_dir.resolve().name, trainer.args.license)
+    # If the run is not published, the code on the card loads the model from the output folder.
+    published = trainer.args.push_to_hub
+    name = str(trainer.args.hub_model_id) if published else shown_folder(output_dir)
+    write_card(output_dir, name, trainer.args.license, published=published)
     return results
 
 
@@ -154,40 +192,66 @@ def published_files(facts: RunResults) -> tuple[str, ...]:
 
 
 def publish_results(
-    output_dir: Path, facts: RunResults, repo_id: str, private: bool | None, branch: str | None = None
+    output_dir: Path,
+    facts: RunResults,
+    repo_id: str,
+    wishes: Wishes,
+    write_card: Callable[[bool], str],
+    branch: str | None = None,
 ) -> Publication:
-    """Publish the results in an output folder.
+    """Publish the results in an output folder, without pictures of patients if the repository is public.
 
     Args:
         output_dir: The folder, after `write_results`.
         facts: The facts of its run.
         repo_id: Name of the repository, `NAMESPACE/NAME`.
-        private: Whether a new repository is private; None: as the Hub decides.
+        wishes: What the user wants of the publication.
+        write_card: Returns the card. It gets whether pictures of slices come with it.
         branch: Branch of the repository; None: the main branch.
 
     Returns:
         Where they were published.
 
     Raises:
-        InputError: As `hub.publish_folder`.
+        InputError: As `hub.publish_folder` and `write_card`.
     """
-    dice, step = facts.scores.get("eval_dice"), f"step-{facts.best_step}"
-    state = f"all-patients-{step}" if dice is None else f"dice-{dice:.4f}-{step}"
-    if facts.folds:
-        state = f"{len(facts.folds)}-folds-dice-{dice or 0:.4f}"
-    # A tag and a branch must not have the same name.
-    tag = f"{branch}-{state}" if branch else state
+    harmless = facts.synthetic or wishes.pictures or not facts.scores
+    pictures = harmless or is_repository_private(repo_id, wishes.private)
+    card = write_card(pictures)
     # `Trainer.push_to_hub` would replace our card by its own. `publish_folder` publishes all files of a folder. The
     # output folder also has the logs and the checkpoints, with the pickled state of the optimizer. So the results are
     # copied to a folder of their own.
     with tempfile.TemporaryDirectory() as scratch:
         # The entries name the repository and the branch as their source, and both are known only now.
-        for name in (*published_files(facts), *write_eval_results(output_dir, facts, repo_id, branch)):
+        files = (*published_files(facts), *write_eval_results(output_dir, facts, repo_id, branch))
+        left_out = () if pictures else tuple(name for name in files if name in PICTURES)
+        for name in set(files) - {*left_out, CARD}:
             (Path(scratch) / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(output_dir / name, Path(scratch) / name)
-        return publish_folder(
-            Path(scratch), repo_id, "model", tag=tag, message=f"Publish {state}", private=private, branch=branch
+        (Path(scratch) / CARD).write_text(card, encoding="utf-8")
+        state = name_state(facts)
+        # A tag and a branch must not have the same name.
+        tag = f"{branch}-{state}" if branch else state
+        publication = publish_folder(
+            Path(scratch),
+            repo_id,
+            "model",
+            tag=tag,
+            message=f"Publish {state}",
+            private=wishes.private,
+            branch=branch,
+            overwrite=wishes.overwrite,
+            only_private=SHOWN if pictures and not harmless else None,
         )
+    return replace(publication, left_out=left_out)
+
+
+def name_state(facts: RunResults) -> str:
+    """Return a short name of the results of a run, for a tag."""
+    dice, step = facts.scores.get("eval_dice"), f"step-{facts.best_step}"
+    if facts.folds:
+        return f"{len(facts.folds)}-folds-dice-{dice or 0:.4f}"
+    return f"all-patients-{step}" if dice is None else f"dice-{dice:.4f}-{step}"
 
 
 def read_finished_run(output_dir: Path) -> RunResults:
@@ -218,25 +282,29 @@ def read_finished_run(output_dir: Path) -> RunResults:
     return facts
 
 
-def publish_run(output_dir: Path, repo_id: str, private: bool | None) -> Publication:
+def publish_run(output_dir: Path, repo_id: str, wishes: Wishes) -> Publication:
     """Publish a finished training as it lies in its folder. Only the name of the model on the card may change.
 
     Args:
         output_dir: The folder, after `write_results`.
         repo_id: Name of the repository, `NAMESPACE/NAME`.
-        private: Whether a new repository is private; None: as the Hub decides.
+        wishes: What the user wants of the publication.
 
     Raises:
-        InputError: If the folder is not that of a finished training, or as `hub.publish_folder`. The message then has
+        InputError: If the folder is not that of a finished training, or as `publish_results`. The message then has
             the command that publishes the run later.
     """
     facts = read_finished_run(output_dir)
-    words = ["--output_dir", str(output_dir), "--hub_model_id", repo_id]
-    words += [] if private is None else ["--hub_private_repo", str(private).lower()]
+    words = ["--output_dir", str(output_dir), "--hub_model_id", repo_id, *wishes.to_flags()]
     command = f"python -m gi_segmentation.publish {shlex.join(words)}"
     with saying_how_to_go_on(f"The run in {output_dir} is complete but not published. To publish it: {command}"):
-        rename_card(output_dir, facts, repo_id)
-        return publish_results(output_dir, facts, repo_id, private)
+        publication = publish_results(
+            output_dir, facts, repo_id, wishes, partial(card_to_publish, output_dir, facts, repo_id)
+        )
+    # Here the pictures are beside the card.
+    if find_own_card(output_dir, facts, repo_id) is None:
+        write_text(output_dir / CARD, make_card(facts, repo_id, facts.arguments.get("license", "other")))
+    return publication
 
 
 def format_scores(facts: RunResults) -> list[str]:

@@ -25,6 +25,7 @@ FACTS = RunResults(
     slice_sampling="all",
     dataset="gi_tract",
     dataset_title="Phantom",
+    synthetic=True,
     dataset_fingerprint="0" * 64,
     fold="all",
     split_hash="0" * 64,

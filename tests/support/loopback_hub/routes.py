@@ -30,6 +30,7 @@ from tests.support.loopback_hub.storage import (
 
 # The only user of this server.
 USER = "loopback"
+COMMITS_PER_PAGE = 50
 
 
 @dataclass
@@ -205,6 +206,33 @@ def entry_not_found(call: Call, path: str, commit_id: str) -> HubError:
     return HubError(404, message, "EntryNotFound", headers={"X-Repo-Commit": commit_id})
 
 
+def list_commits(call: Call) -> Answer:
+    """List the commits that lead to a revision, the newest first."""
+    commits, commit_id = [], call.repo.resolve(call.revision)
+    while commit_id:
+        commit = call.repo.read_commit(commit_id)
+        # A commit of an older server has no message.
+        told = {"id": commit_id, "authors": [{"user": USER}], "message": commit.get("message", "")}
+        commits.append(told | {"title": commit["title"], "date": commit["date"]})
+        commit_id = commit["parent"]
+    # The real Hub sends fifty at a time, and the address of the next page in a header.
+    start = int(call.query.get("p", ["0"])[0]) * COMMITS_PER_PAGE
+    headers = {}
+    if len(commits) > start + COMMITS_PER_PAGE:
+        following = f"{call.endpoint}{call.path}?p={start // COMMITS_PER_PAGE + 1}"
+        headers["Link"] = f'<{following}>; rel="next"'
+    return Answer(commits[start : start + COMMITS_PER_PAGE], headers=headers)
+
+
+def change_settings(call: Call) -> Answer:
+    """Make a repository private or public."""
+    wanted = call.read_json()
+    with call.storage.lock:
+        private = wanted["visibility"] == "private" if "visibility" in wanted else bool(wanted["private"])
+        call.repo.set_private(private)
+    return Answer({"private": private})
+
+
 def list_refs(call: Call) -> Answer:
     """List branches and tags."""
     state = call.repo.read_state()
@@ -313,7 +341,7 @@ def make_commit(call: Call) -> Answer:
             raise HubError(400, "Invalid metadata in README.md: " + "; ".join(errors))
         # An unchanged tree makes no commit.
         if tree != old:
-            head = call.repo.add_commit(tree, head, header["summary"])
+            head = call.repo.add_commit(tree, head, header["summary"], header.get("description") or "")
             call.repo.set_ref("branches", call.revision, head)
     return Answer({"commitOid": head, "commitUrl": f"{call.endpoint}/{call.repo.url_path}/commit/{head}"})
 
@@ -393,6 +421,8 @@ ROUTES: list[tuple[str, str, str, Callable[[Call], Answer]]] = [
     ("GET", f"{API}(?:/revision{REVISION})?", "reader", show_repo),
     ("GET", f"{API}/tree{REVISION}(?:/(?P<path>.+))?", "reader", list_tree),
     ("GET", f"{API}/refs", "reader", list_refs),
+    ("GET", f"{API}/commits{REVISION}", "reader", list_commits),
+    ("PUT", f"{API}/settings", "writer", change_settings),
     ("GET", f"{API}/variables", "writer", list_variables),
     ("POST", f"{API}/tag{REVISION}", "writer", create_tag),
     ("POST", f"{API}/branch{REVISION}", "writer", create_branch),

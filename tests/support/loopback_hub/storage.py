@@ -181,20 +181,25 @@ class Repo:
         state[group][name] = commit_id
         write_json(self.folder / "repo.json", state)
 
+    def set_private(self, private: bool) -> None:
+        """Make the repository private or public. The caller holds the lock."""
+        write_json(self.folder / "repo.json", {**self.read_state(), "private": private})
+
     def read_commit(self, commit_id: str) -> dict[str, Any]:
-        """Return a commit's `parent`, `title`, `date` and `files`."""
+        """Return a commit's `parent`, `title`, `message`, `date` and `files`."""
         return read_json(self.folder / "commits" / f"{commit_id}.json")
 
     def read_tree(self, commit_id: str) -> Tree:
         """Return all files of a commit."""
         return {path: Entry(*item) for path, item in self.read_commit(commit_id)["files"].items()}
 
-    def add_commit(self, tree: Tree, parent: str | None, title: str) -> str:
+    def add_commit(self, tree: Tree, parent: str | None, title: str, message: str = "") -> str:
         """Store a commit, and return its name. The caller moves the branch."""
         # The parent and the date make the name unique, even if earlier files come back.
         commit = {
             "parent": parent,
             "title": title,
+            "message": message,
             "date": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "files": {path: [entry.content_id, entry.size] for path, entry in tree.items()},
         }
