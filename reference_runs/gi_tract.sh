@@ -3,9 +3,9 @@
 #
 #   reference_runs/gi_tract.sh ZIP NAMESPACE/NAME [FLAGS]
 #
-# ZIP is the download from Kaggle. NAMESPACE/NAME is the repository to publish to. FLAGS go to every training, for
-# example --per_device_train_batch_size 16. Run the same command again after an interruption: what is done stays, and
-# the training that was interrupted goes on. docs/cross_validation.md says what the run costs.
+# ZIP is the download from Kaggle. NAMESPACE/NAME is the repository to publish to; a new one is private. FLAGS go to
+# every training, for example --per_device_train_batch_size 16. Run the same command again after an interruption: what
+# is done stays, and the training that was interrupted goes on. docs/cross_validation.md says what the run costs.
 #
 # Settings from the environment, with their defaults:
 #   RECIPE=recipes/upernet-convnext-small.yaml          the recipe of every training
@@ -22,6 +22,21 @@ run_dir=${RUN_DIR:-runs/reference}
 dataset=${DATASET:-$run_dir/gi_tract}
 
 step() { printf '\n== %s\n' "$1"; }
+
+step "Look at the repository, because a refusal must come before the trainings"
+python - "$repository" --config "$recipe" "${flags[@]}" <<'PYTHON'
+import sys
+
+from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.publishing.hub import prepare_repository
+from gi_segmentation.publishing.repository import find_repository
+
+with exit_on_input_error():
+    _, _, run_args = parse_arguments(sys.argv[2:])
+    repo_id = find_repository("NAMESPACE/NAME", sys.argv[1])
+    prepare_repository(repo_id, run_args.hub_private_repo, overwrite=run_args.overwrite_repository)
+PYTHON
 
 if [[ -z "${DATASET:-}" && ! -d "$dataset" ]]; then
     step "Unpack the zip, and check every slice and outline"

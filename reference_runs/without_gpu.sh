@@ -20,4 +20,4 @@ encoder=backbones/efficientnet-lite0
     --output_dir "$run_dir/gi_tract" --num_folds "${NUM_FOLDS:-6}"
 python -m gi_segmentation.cross_validate --config recipes/upernet-efficientnet-lite0.yaml \
     --config_file accelerate_configs/cpu.yaml --output_dir "$run_dir/cv" --postprocessing \
-    -- --dataset_name "$run_dir/gi_tract" --dataset_title "UW-Madison GI Tract" "${flags[@]}"
+    -- --dataset_name "$run_dir/gi_tract" "${flags[@]}"

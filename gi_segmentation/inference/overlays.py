@@ -26,7 +26,13 @@ class Panel(NamedTuple):
 
 
 def draw_outlines(axes: Axes, panel: Panel) -> None:
-    """Draw a slice with the outline of each organ."""
+    """Draw a slice with the outline of each organ.
+
+    Raises:
+        ValueError: If intensities are not between 0 and 1, because the slice would be white.
+    """
+    if panel.image.max(initial=0) > 1:
+        raise ValueError(f"expected intensities between 0 and 1, but got {panel.image.max():g}; scale the slice first")
     # Without fixed limits, matplotlib would stretch each slice to its own range, and a dark slice would look bright.
     axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1)
     for mask, colour in zip(panel.masks, ORGAN_COLOURS, strict=True):

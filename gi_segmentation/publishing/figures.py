@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from transformers import PreTrainedModel
 
 from gi_segmentation.data.prepared import read_image
@@ -248,5 +249,6 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
     dice_axes.set(xlabel="step", ylabel="validation Dice", ylim=(0, 1))
     for axes in (loss_axes, dice_axes):
         axes.legend(frameon=False, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no step 2.5
         axes.grid(alpha=0.3)
     save_figure(figure, path)

@@ -143,7 +143,7 @@ def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
         # The Hub makes links of these two. A name without `/` is that of a local folder.
         base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,
         datasets=facts.dataset if "/" in facts.dataset else None,
-        tags=["medical", "mri", "radiotherapy", "semantic-segmentation"],
+        tags=["medical", "synthetic" if facts.synthetic else "mri", "radiotherapy", "semantic-segmentation"],
         model_name=model_name,
         eval_results=eval_results(facts) or None,
         # The Hub asks for a name if the licence is `other`.
