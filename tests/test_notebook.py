@@ -102,6 +102,19 @@ def test_every_section_shows_pictures(execution: Execution) -> None:
             assert min(picture.size) > 100 and np.array(picture.convert("L")).std() > 10
 
 
+def test_no_picture_is_blank(execution: Execution) -> None:
+    pictures = outputs(execution.notebook, "image/png")
+    for section, number, data in ((name, *one) for name in SECTIONS for one in enumerate(pictures[name])):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            grey = np.array(picture.convert("L"))
+        commonest = np.bincount(grey.ravel()).max() / grey.size
+        assert commonest < 0.95, f"{section}, picture {number}: nearly all of it has one colour"
+        # The histograms have no slices. In all other pictures, slices are neither white nor black.
+        if (section, number) != ("Worst slices", 0):
+            share = np.mean((grey > 20) & (grey < 235))
+            assert share > 0.25, f"{section}, picture {number}: {share:.0%} of it are grey, so the slices are blank"
+
+
 def test_the_sizes_equal_those_of_the_dataset(execution: Execution) -> None:
     (sizes,) = outputs(execution.notebook, "text/plain")["The dataset"][:1]
     shown = np.array([truth.masks.any(axis=(1, 2)) for truth, _ in execution.pairs])

@@ -1,6 +1,7 @@
 """The pictures of a run show the slices, outlines and curves that their titles name."""
 
 import numpy as np
+import pytest
 from datasets import Dataset
 
 from gi_segmentation.publishing.figures import Panel, draw_panels, logged, pick_slices
@@ -51,6 +52,11 @@ def test_panels_stand_row_by_row_above_a_legend() -> None:
 
 def test_one_panel_makes_a_figure_of_one_column() -> None:
     assert len(draw_panels([panel(0.5)], columns=4).axes) == 1
+
+
+def test_intensities_that_would_all_be_white_are_an_error() -> None:
+    with pytest.raises(ValueError, match="expected intensities between 0 and 1, but got 200"):
+        draw_panels([panel(200)], columns=1)
 
 
 def test_a_darker_slice_looks_darker() -> None:

@@ -83,7 +83,7 @@ def test_files_of_others_stop_a_publication_and_stay(api: HfApi, run_dir: Path, 
     assert "README.md, notes.txt" in error and "--overwrite_repository" in error
     assert error.endswith(f"--output_dir {run_dir} --hub_model_id {REPO_ID} --hub_private_repo true")
     assert api.model_info(REPO_ID).sha == head
-    with pytest.raises(RefusedError, match="README.md, notes.txt"):
+    with pytest.raises(RefusedError, match=r"README\.md, notes\.txt"):
         publishing.prepare_repository(REPO_ID, True)
     assert call(run_dir, "--overwrite_repository") == ""
     assert "notes.txt" not in api.list_repo_files(REPO_ID)
