@@ -1,6 +1,7 @@
 """The results of a run: best weights, scores, pictures and card in its output folder, and their publication."""
 
 import math
+import re
 import shlex
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ from gi_segmentation.publishing.model_card import (
     score_titles,
     write_card,
 )
+from gi_segmentation.publishing.repository import RefusedError
 from gi_segmentation.rules import PRESETS, Preset
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.records import write_scans
@@ -47,6 +49,8 @@ from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
 WEIGHTS = ("model.safetensors", "config.json", "preprocessor_config.json")
 # The scores of each scan as they were measured, from which they can be pooled again.
 SCANS = "scans.json"
+# A number of a patient or a day with so many digits may tell who it is.
+TELLING_DIGITS = 5
 # Why pictures do not go into a public repository.
 SHOWN = (
     "the pictures of the model show slices of patients; run the same command again, which leaves them out, or make "
@@ -215,8 +219,9 @@ def publish_results(
     Raises:
         InputError: As `hub.publish_folder` and `write_card`.
     """
+    hidden = facts.synthetic or is_repository_private(repo_id, wishes.private)
     harmless = facts.synthetic or wishes.pictures or not facts.scores
-    pictures = harmless or is_repository_private(repo_id, wishes.private)
+    pictures = harmless or hidden
     card = write_card(pictures)
     # `Trainer.push_to_hub` would replace our card by its own. `publish_folder` publishes all files of a folder. The
     # output folder also has the logs and the checkpoints, with the pickled state of the optimizer. So the results are
@@ -229,6 +234,8 @@ def publish_results(
             (Path(scratch) / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(output_dir / name, Path(scratch) / name)
         (Path(scratch) / CARD).write_text(card, encoding="utf-8")
+        if not hidden:
+            check_scan_names(Path(scratch), repo_id)
         state = name_state(facts)
         # A tag and a branch must not have the same name.
         tag = f"{branch}-{state}" if branch else state
@@ -244,6 +251,28 @@ def publish_results(
             only_private=SHOWN if pictures and not harmless else None,
         )
     return replace(publication, left_out=left_out)
+
+
+def check_scan_names(folder: Path, repo_id: str) -> None:
+    """Check that no scan of a real patient has a number as of a hospital, or a date, before everybody can read it.
+
+    Args:
+        folder: The files to publish.
+        repo_id: Name of the repository.
+
+    Raises:
+        RefusedError: If a file names such a scan.
+    """
+    texts = (path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".md", ".csv", ".json"))
+    names = {name for text in texts for name in re.findall(r"\bcase\d+_day\d+", text)}
+    # The competition has patients up to 156, and days below 40.
+    telling = sorted(name for name in names if re.search(rf"\d{{{TELLING_DIGITS},}}", name))
+    if telling:
+        raise RefusedError(
+            f"publishing {repo_id} refused: the repository is public, and the files name scans like {telling[0]}, "
+            f"whose numbers may be those of a hospital or a date; publish in a private repository, or give the "
+            f"patients and days other numbers and train again"
+        )
 
 
 def name_state(facts: RunResults) -> str:

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import run_segmentation
+from gi_segmentation.arguments import shown_folder
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.facts import RUN_FILE, read_results
 from gi_segmentation.publishing.figures import fullest_slice
-from gi_segmentation.publishing.model_card import score_titles, write_card
+from gi_segmentation.publishing.model_card import make_card, score_titles, write_card
+from gi_segmentation.publishing.population import name_dataset
 from gi_segmentation.publishing.results import pick_cases
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.scans import ScanScore
 from tests.support.models import save_model
+from tests.support.processes import ROOT
 from tests.support.training import arguments
 
 
@@ -177,6 +180,58 @@ def test_the_card_has_the_sections_of_aid_rt(run_dir: Path) -> None:
         assert f"]({name})" in text
         with Image.open(run_dir / name) as picture:
             assert np.array(picture.convert("L")).std() > 10
+
+
+KAGGLE_WORDS = ("rules of the UW-Madison GI Tract competition", "0.35 T", "published without names", "competitions on")
+SYNTHETIC_WORDS = ("synthetic", "has never seen a patient", "exact outlines above", "Nobody was scanned")
+
+
+@pytest.mark.parametrize(
+    ("title", "synthetic", "kaggle"),
+    [
+        (None, False, True),
+        (None, True, False),
+        ("Trial of our clinic", False, False),
+        ("Trial of our clinic", True, False),
+        ("UW-Madison GI Tract", True, False),
+    ],
+)
+def test_the_card_follows_what_the_data_is(run_dir: Path, title: str | None, synthetic: bool, kaggle: bool) -> None:
+    named = name_dataset(title, synthetic)
+    facts = replace(read_results(run_dir), dataset_title=named, synthetic=synthetic)
+    card = make_card(facts, "me/model", "other")
+    assert f"Training data: {named}." in card and (title or "") in named
+    assert [word in card for word in KAGGLE_WORDS] == [kaggle] * len(KAGGLE_WORDS)
+    assert [word in card for word in SYNTHETIC_WORDS] == [synthetic] * len(SYNTHETIC_WORDS)
+    assert ("by hand" in card) is not synthetic
+    assert ("license_name: non-commercial-competition-data" in card) is kaggle
+    assert "training_ranges" in card and "does not notice" not in card
+
+
+def test_a_demo_and_a_recipe_do_not_say_what_the_data_is() -> None:
+    texts = [path.read_text() for path in [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "reference_runs").iterdir()]]
+    assert not any("dataset_title" in text for text in texts)
+
+
+def test_the_number_of_a_case_is_that_of_the_slice_in_the_picture(
+    run_dir: Path, facts: dict[str, Any], dataset_dir: Path
+) -> None:
+    validation = load_dataset(str(dataset_dir), split="validation")
+    card = (run_dir / "README.md").read_text()
+    for name, case in facts["cases"].items():
+        assert case["slice"] == validation[fullest_slice(validation, case["scan"])]["slice"]
+        numbers = f"{case['dice']:.4f} | {case['slice']} | {case['slice_dice']:.4f}"
+        assert f"| {name} | `{case['scan']}` | {numbers} |" in card
+
+
+def test_a_run_that_is_not_published_names_its_folder(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = (run_dir / "README.md").read_text()
+    assert "The model is not published." in card and 'from_pretrained("run")' in card
+    monkeypatch.chdir(tmp_path)
+    assert shown_folder(Path("runs/b0")) == shown_folder(tmp_path / "runs" / "b0") == "runs/b0"
+    assert shown_folder(tmp_path.parent / "other" / "b0") == "b0"
 
 
 def scan(name: str, dice: float) -> ScanScore:

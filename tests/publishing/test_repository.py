@@ -1,6 +1,8 @@
 """What a publication must not do without a word: lose files of others, or show patients to everybody."""
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from gi_segmentation import publish
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing import hub as publishing
+from gi_segmentation.publishing.eval_results import SEED_SCORE
 from gi_segmentation.publishing.facts import write_facts
-from gi_segmentation.publishing.model_card import CARD, CASES, OVERLAY, SCAN_SCORES, write_card
+from gi_segmentation.publishing.model_card import CARD, CASES, OVERLAY, SCAN_SCORES, SCORE_NAMES, write_card
 from gi_segmentation.publishing.repository import RefusedError, find_repository, sign
 from tests.support.hub_faults import client_of
 from tests.support.loopback_hub import LoopbackHub
@@ -21,8 +24,6 @@ from tests.support.runs import FACTS, write_run
 
 REPO_ID = "tester/model"
 OTHERS = {"notes.txt": b"my notes", "README.md": b"# By hand\n"}
-# A run whose patients are real, with scores and pictures. `score_titles` needs a value for each name.
-SCANS = ("best", "worst")
 
 
 @pytest.fixture
@@ -40,22 +41,16 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_of_patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with real patients: its scores are made up, and its pictures are one byte."""
     folder = write_run(tmp_path_factory.mktemp("patients") / "run")
+    # `score_titles` needs a value for each name.
     facts = replace(FACTS, synthetic=False, dataset_title="UW-Madison GI Tract", fold="0")
-    names = publishing_scores()
-    cases = {name: {"scan": "case1_day0", "dice": 0.5, "slice": 3, "slice_dice": 0.25} for name in SCANS}
+    names = [*SCORE_NAMES, SEED_SCORE]
+    cases = {name: {"scan": "case1_day0", "dice": 0.5, "slice": 3, "slice_dice": 0.25} for name in ("best", "worst")}
     scored = {"scores": dict.fromkeys(names, 0.5), "intervals": dict.fromkeys(names), "cases": cases}
     write_facts(folder, replace(facts, **scored, clinical={"scans": 0}))
     write_card(folder, "run", "other", published=False)
     for name in (OVERLAY, CASES, SCAN_SCORES):
         (folder / name).write_bytes(b"x")
     return folder
-
-
-def publishing_scores() -> list[str]:
-    from gi_segmentation.publishing.eval_results import SEED_SCORE
-    from gi_segmentation.publishing.model_card import SCORE_NAMES
-
-    return [*SCORE_NAMES, SEED_SCORE]
 
 
 def call(run: Path, *flags: str, repo_id: str = REPO_ID) -> str:
@@ -177,10 +172,19 @@ def test_pictures_of_patients_stay_out_of_a_public_repository(
     assert f"]({CASES})" in (run_of_patients / CARD).read_text()
 
 
-def test_a_synthetic_patient_may_be_shown(api: HfApi, run_of_patients: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
+@pytest.mark.parametrize("name", ["case12345678_day0", "case1_day20240131"])
+def test_numbers_of_a_hospital_and_dates_stay_out_of_a_public_repository(
+    name: str, api: HfApi, run_of_patients: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_of_patients, tmp_path / "run"))
+    (run / SCAN_SCORES).write_text(f"scan,dice\n{name},0.5\n")
+    error = call(run, "--hub_private_repo", "false")
+    assert f"the files name scans like {name}" in error
+    assert api.list_repo_files(REPO_ID) == [".gitattributes"]
+    assert call(run, repo_id="tester/closed") == "", "a private repository has them"
 
+
+def test_a_synthetic_patient_may_be_shown(api: HfApi, run_of_patients: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(run_of_patients, tmp_path / "run"))
     facts = json.loads((run / "run.json").read_text()) | {"synthetic": True}
     (run / "run.json").write_text(json.dumps(facts))
