@@ -307,7 +307,7 @@ def list_scans(kind: Kind, volumes: Iterable[Volume], problems: Mapping[str, str
 
 def find_foreign(paths: list[Path], root: Path) -> list[Scan]:
     """List scans in formats that are not read. Packed DICOM files of a folder count as one."""
-    scans = {}
+    scans: dict[str, Scan] = {}
     for path in paths:
         problem, name = name_format(path), path.relative_to(root).as_posix()
         if PACKED_DICOM in problem:
