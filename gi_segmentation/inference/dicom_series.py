@@ -11,6 +11,7 @@ from gi_segmentation.errors import InputError, reading
 from gi_segmentation.inference.dicom import (
     DICOM_SUFFIXES,
     Frame,
+    describe_series,
     find_damage,
     is_dicom,
     is_scan,
@@ -37,11 +38,14 @@ class FoundSeries(NamedTuple):
         volumes: The scans.
         problems: Why series are no scans, by their names.
         remarks: What was passed over, and why.
+        descriptions: Modality, number and description of each series, by its name. The name of a scan that is a part
+            of a series begins with it.
     """
 
     volumes: list[Volume]
     problems: dict[str, str]
     remarks: list[str]
+    descriptions: dict[str, str]
 
 
 class Headers(NamedTuple):
@@ -52,12 +56,14 @@ class Headers(NamedTuple):
         problems: Why series cannot be used, by the same keys.
         damaged: What is wrong with the files that may belong to any series.
         remarks: What was passed over, and why.
+        descriptions: Modality, number and description of each series, by the same keys.
     """
 
     frames: dict[str, list[Frame]]
     problems: dict[str, str]
     damaged: dict[Path, str]
     remarks: list[str]
+    descriptions: dict[str, str]
 
 
 def find_series(paths: Iterable[Path], others: Iterable[Path] = ()) -> FoundSeries:
@@ -76,7 +82,9 @@ def find_series(paths: Iterable[Path], others: Iterable[Path] = ()) -> FoundSeri
     lonely = blame_damaged(damaged, headers.frames, problems)
     singles = join_single_slices({key: own for key, own in headers.frames.items() if key not in problems})
     names = name_series({*headers.frames, *problems, *singles.stacks, *singles.problems})
-    found = FoundSeries([], {names[key]: text for key, text in problems.items()} | lonely, headers.remarks)
+    descriptions = {names[key]: text for key, text in headers.descriptions.items() if key in names}
+    named = {names[key]: text for key, text in problems.items()} | lonely
+    found = FoundSeries([], named, headers.remarks, descriptions)
     for key in sorted(headers.frames.keys() - problems.keys() - singles.joined):
         add_scans(names[key], headers.frames[key], [], found)
     for folder, stacks in singles.stacks.items():
@@ -90,7 +98,7 @@ def find_series(paths: Iterable[Path], others: Iterable[Path] = ()) -> FoundSeri
 
 def read_headers(paths: Iterable[Path]) -> Headers:
     """Read the headers of DICOM files."""
-    headers = Headers(defaultdict(list), {}, {}, [])
+    headers = Headers(defaultdict(list), {}, {}, [], {})
     for path in paths:
         key = ""
         try:
@@ -101,6 +109,7 @@ def read_headers(paths: Iterable[Path]) -> Headers:
                     headers.remarks.extend(describe_captured(path, header))
                     continue
                 key = series_key(path, header)
+                headers.descriptions.setdefault(key, describe_series(header))
                 if missing:
                     raise InputError(f"{path}: its pixels cannot be decoded ({missing}); copy or export it again")
                 headers.frames[key].extend(read_frames(path, header))

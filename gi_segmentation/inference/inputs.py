@@ -4,11 +4,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
 from gi_segmentation.data.kaggle import FILE_PATTERN, find_lost, list_pngs, parse_slices, scan_folder
@@ -50,12 +51,14 @@ class Scan:
         slices: Its slices, from head to feet; none if there is a problem.
         problem: Why it cannot be predicted: the whole message for the user. Empty if it can.
         kind: What its files are.
+        description: What a DICOM series says of itself.
     """
 
     name: str
     slices: Sequence[Slice] = ()
     problem: str = ""
     kind: Kind = "kaggle"
+    description: str = ""
 
     @cached_property
     def volume(self) -> Volume:
@@ -131,7 +134,7 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
         left_out += [*series.remarks, *dicom_series.describe_alone(path, series.volumes)]
         scans = check_names(
             [
-                *list_scans("dicom", series.volumes, series.problems),
+                *list_scans("dicom", series.volumes, series.problems, series.descriptions),
                 *list_scans("nifti", *nifti.open_volumes(files["nifti"], root)),
                 *find_foreign(files["foreign"], root),
             ]
@@ -252,19 +255,18 @@ def choose_scans(scans: list[Scan], chosen: Sequence[str]) -> tuple[list[Scan], 
 
 def is_meant(scan: Scan, text: str) -> bool:
     """Tell whether a user means a scan by a UID or a part of its name or description."""
-    series = scan.series
     # A UID may be the beginning of another one.
     if re.fullmatch(r"\d+(\.\d+)+", text, re.ASCII) and scan.kind == "dicom":
-        uids = {uid for frame in series.frames for uid in (frame.series_uid, frame.study_uid)} if series else set()
-        return text == scan.name or text in uids
-    description = series.frames[0].description if series else ""
-    return text.casefold() in f"{scan.name} {description}".casefold()
+        frames = scan.series.frames if scan.series else ()
+        uids = {uid for frame in frames for uid in (frame.series_uid, frame.study_uid)}
+        return text in uids or bool(re.match(rf"{re.escape(text)}(?![\d.])", scan.name))
+    return text.casefold() in f"{scan.name} {scan.description}".casefold()
 
 
 def name_scan(scan: Scan) -> str:
     """Return the name of a scan, with what helps to choose it."""
-    remark = "cannot be predicted" if scan.problem else scan.series.frames[0].description if scan.series else ""
-    return f"{scan.name} ({remark})" if remark else scan.name
+    remarks = [scan.description] * bool(scan.description) + ["cannot be predicted"] * bool(scan.problem)
+    return f"{scan.name} ({', '.join(remarks)})" if remarks else scan.name
 
 
 def require(kind: str, subject: Path | str) -> None:
@@ -299,10 +301,22 @@ def find_kaggle_scans(paths: Iterable[Path], broken: Sequence[Path] = ()) -> lis
     return [Scan(name, problem=bad[name]) if name in bad else Scan(name, by_scan[name]) for name in names]
 
 
-def list_scans(kind: Kind, volumes: Iterable[Volume], problems: Mapping[str, str]) -> list[Scan]:
+def list_scans(
+    kind: Kind,
+    volumes: Iterable[Volume],
+    problems: Mapping[str, str],
+    descriptions: Mapping[str, str] = MappingProxyType({}),
+) -> list[Scan]:
     """List the scans of NIfTI or DICOM files, also those that cannot be predicted."""
-    scans = [Scan(name, problem=problem, kind=kind) for name, problem in problems.items()]
-    return scans + [Scan(volume.name, list_slices([volume]), kind=kind) for volume in volumes]
+
+    def describe(name: str) -> str:
+        series = [one for one in descriptions if name == one or name.startswith(f"{one}_")]
+        return descriptions[max(series, key=len)] if series else ""
+
+    scans = [Scan(name, (), problem, kind, describe(name)) for name, problem in problems.items()]
+    return scans + [
+        Scan(volume.name, list_slices([volume]), kind=kind, description=describe(volume.name)) for volume in volumes
+    ]
 
 
 def find_foreign(paths: list[Path], root: Path) -> list[Scan]:
@@ -326,10 +340,10 @@ def check_names(scans: list[Scan]) -> list[Scan]:
         if len(same) > 1 and not any(scan.problem for scan in same):
             which = " and ".join(str(scan.paths[0]) for scan in same[:2])
             problem = f"{which}: two scans with the name {name}; rename one, or predict each alone"
-            checked.append(Scan(name, problem=problem, kind=same[0].kind))
+            checked.append(replace(same[0], slices=(), problem=problem))
         elif len(os.fsencode(Path(name).name)) > MAX_NAME_BYTES and not same[0].problem:
             problem = f"{same[0].paths[0]}: expected a name of at most {MAX_NAME_BYTES} bytes; rename it"
-            checked.append(Scan(name, problem=problem, kind=same[0].kind))
+            checked.append(replace(same[0], slices=(), problem=problem))
         else:
             checked += same
     return checked

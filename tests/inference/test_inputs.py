@@ -195,10 +195,15 @@ class TestMixed:
     ) -> None:
         # A file of another series that is broken does no harm.
         (tmp_path / "broken.nii").write_bytes(b"x")
+        bad = sorted((tmp_path / "T2 coronal").iterdir())[0]
+        bad.write_bytes(bad.read_bytes()[:-9])
         texts = [study["t1 vibe"] if text == "UID" else text for text in chosen]
         scans = find_scans(tmp_path, None, texts)
         assert set(names(scans)) == {study.get(name, name) for name in expected}
-        assert not any(scan.problem for scan in scans.scans)
+        # A series that was meant and cannot be used is not forgotten.
+        assert {scan.name for scan in scans.scans if scan.problem} == (
+            {study["T2 coronal"]} if "T2 coronal" in expected else set()
+        )
         assert scans.left_out[-1].startswith(f"left out by --series: {5 - len(expected)} scan")
 
     def test_a_choice_that_fits_nothing_names_all_scans(self, study: dict[str, str], tmp_path: Path) -> None:
