@@ -154,12 +154,14 @@ def check_steps(frames: Sequence[Frame], positions: np.ndarray, normal: np.ndarr
     if len(frames) < 3 or is_rounded_line(positions, min(frame.rounding_mm for frame in frames)):
         return
     tolerance = min(STEP_TOLERANCE_MM, 0.05 * usual)
-    if (odd := np.flatnonzero(np.abs(distances - usual) > tolerance)).size:
-        x, y, z = positions[odd[0]]
-        missing = round(distances[odd[0]] / usual) - 1
+    # The step that fits worst says best what is wrong.
+    worst = int(np.abs(distances - usual).argmax())
+    if abs(distances[worst] - usual) > tolerance:
+        x, y, z = positions[worst]
+        missing = round(distances[worst] / usual) - 1
         what = f"{missing} slices are missing" if missing > 0 else "the distance changes"
         raise InputError(
-            f"{where}: expected slices {usual:.2f} mm apart, but got {distances[odd[0]]:.2f} mm after "
+            f"{where}: expected slices {usual:.2f} mm apart, but got {distances[worst]:.2f} mm after "
             f"({x:g}, {y:g}, {z:g}) mm: {what}; export the whole series"
         )
     if np.abs(steps - np.median(steps, axis=0)).max() > STEP_TOLERANCE_MM:

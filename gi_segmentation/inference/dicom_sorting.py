@@ -81,7 +81,7 @@ def split_series(name: str, frames: list[Frame]) -> list[Part]:
         InputError: If the parts of the series are no whole scans by themselves.
     """
     criteria: tuple[Callable[[list[Frame]], Difference], ...] = (
-        by_study, by_patient, by_folder, by_frame_of_reference, by_stack, by_orientation, by_kind, by_time,
+        by_study, by_patient, by_frame_of_reference, by_stack, by_orientation, by_kind, by_time, by_folder,
     )  # fmt: skip
     for criterion in criteria:
         difference = criterion(frames)

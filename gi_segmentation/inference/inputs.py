@@ -130,7 +130,10 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
     if files["kaggle"]:
         scans = find_kaggle_scans(files["kaggle"], files["broken link"])
     else:
-        series = dicom_series.find_series(files["dicom"], files["other"])
+        # A packed file beside a series may be one of its slices.
+        folders = {one.parent for one in files["dicom"]}
+        others = files["other"] + [one for one in files["foreign"] if one.parent in folders]
+        series = dicom_series.find_series(files["dicom"], others)
         left_out += [*series.remarks, *dicom_series.describe_alone(path, series.volumes)]
         scans = check_names(
             [

@@ -22,7 +22,7 @@ from gi_segmentation.inference.predictor import Settings, load_members
 from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.predict import main
-from tests.support.dicom import item, read_series, write_enhanced, write_series, write_with_uids
+from tests.support.dicom import edit, item, read_series, write_enhanced, write_series, write_with_uids
 from tests.support.masks import check_dicom
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import (
@@ -46,13 +46,6 @@ def read(paths: list[Path]) -> tuple[Volume, np.ndarray]:
     volume = read_series(paths)
     assert volume.read is not None
     return volume, volume.to_training(volume.read())
-
-
-def edit(path: Path, **values: object) -> None:
-    dataset = pydicom.dcmread(path)
-    for name, value in values.items():
-        setattr(dataset, name, value)
-    dataset.save_as(path)
 
 
 def message(paths: list[Path]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -24,6 +24,28 @@ def read_series(paths: Iterable[Path]) -> Volume:
     (volume,), problems, remarks = find_series(paths)
     assert not problems and not remarks
     return volume
+
+
+def edit(path: Path, **values: object) -> None:
+    """Change attributes of a file; None as a value empties one, and `...` removes it."""
+    dataset = dcmread(path, force=True)
+    for name, value in values.items():
+        if value is ...:
+            delattr(dataset, name)
+        else:
+            setattr(dataset, name, value)
+    dataset.save_as(path)
+
+
+def strip_preamble(path: Path, implicit: bool, meta: bool = False) -> None:
+    """Write a file without the 128 bytes and the letters DICM, and without file meta information if not `meta`."""
+    dataset = dcmread(path)
+    bare = Dataset()
+    bare.update(dataset)
+    if meta:
+        path.write_bytes(path.read_bytes()[132:])
+    else:
+        dcmwrite(path, bare, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
 
 
 def leave_gaps(volume: Volume) -> Volume:
