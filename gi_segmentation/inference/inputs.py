@@ -132,8 +132,8 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
     else:
         # A packed file beside a series may be one of its slices.
         folders = {one.parent for one in files["dicom"]}
-        others = files["other"] + [one for one in files["foreign"] if one.parent in folders]
-        series = dicom_series.find_series(files["dicom"], others)
+        beside = files["other"] + [one for one in files["foreign"] if one.parent in folders]
+        series = dicom_series.find_series(files["dicom"], beside)
         left_out += [*series.remarks, *dicom_series.describe_alone(path, series.volumes)]
         scans = check_names(
             [
