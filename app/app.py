@@ -32,7 +32,7 @@ from gi_segmentation.shortages import Advice, describe_shortage
 
 if TYPE_CHECKING:
     from gi_segmentation.inference.inputs import Scan
-    from gi_segmentation.inference.outputs import PredictedScan
+    from gi_segmentation.inference.outputs import Plan, PredictedScan
     from gi_segmentation.inference.predictor import Member
     from gi_segmentation.inference.volumes import Volume
 
@@ -183,9 +183,13 @@ def public_message(error: InputError) -> str:
         >>> public_message(InputError("--input /tmp/x1/scan 1.nii.gz: not a whole <file>; see https://a.org/b"))
         'scan 1.nii.gz: not a whole &lt;file&gt;; see https://a.org/b'
     """
+    return html.escape(public_text(str(error)).removeprefix("--input "), quote=False)
+
+
+def public_text(text: str) -> str:
+    """Return a text without the folders of this machine."""
     # An absolute path starts after a space or a bracket. The slashes of an address do not.
-    message = re.sub(r"(?<![\w:/.-])/(?:[^/\s]+/)*", "", str(error))
-    return html.escape(message.removeprefix("--input "), quote=False)
+    return re.sub(r"(?<![\w:/.-])/(?:[^/\s]+/)*", "", text)
 
 
 def find_checkpoint(name: str, folders: dict[str, str]) -> str:
@@ -283,24 +287,23 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
 
     postprocessing, _ = predictor.find_postprocessing(members)
     settings = predictor.Settings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
-    shown = []
-    with unpacked(path, MAX_FILES, MAX_GROWTH * max_bytes) as source, tempfile.TemporaryDirectory() as folder:
+    shown: list[dict[str, Any]] = []
+    with unpacked(path, MAX_FILES, MAX_GROWTH * max_bytes) as source:
         scans = find_scans(source)
         problems = [InputError(scan.problem) for scan in scans.scans if scan.problem]
-        check_size(scan.volume for scan in scans.usable)
-        for scan, predicted in predictor.predict_scans(members, scans.usable, settings, probabilities=True):
-            try:
+        plans = {}
+        for scan in scans.usable:
+            formats = [name for name in outputs.POSSIBLE_FORMATS[scan.kind] if name in LABELS]
+            with collected_problems(scan, problems):
+                plans[scan.name] = outputs.plan_outputs(scan, formats)
+        usable = [scan for scan in scans.usable if scan.name in plans]
+        check_size(scan.volume for scan in usable)
+        for scan, predicted in predictor.predict_scans(members, usable, settings, probabilities=True):
+            with collected_problems(scan, problems), tempfile.TemporaryDirectory() as folder:
                 if isinstance(predicted, InputError):
                     raise predicted
-                files: dict[str, Path] = {}
-                for name in (name for name in outputs.POSSIBLE_FORMATS[scan.kind] if name in LABELS):
-                    paths = [Path(folder) / path for path in outputs.output_paths(name, scan)]
-                    paths[0].parent.mkdir(parents=True, exist_ok=True)
-                    outputs.write_scan(name, predicted, *paths)
-                    files |= zip(LABELS[name], paths, strict=True)
-                shown.append(describe_scan(predicted, files))
-            except InputError as error:
-                problems.append(error)
+                plan = outputs.write_formats(predicted, plans[scan.name], Path(folder))
+                shown.append(describe_scan(predicted, plan, Path(folder)))
             # The report of the scan has needed volumes of several kinds.
             release_memory()
     if not shown:
@@ -308,6 +311,20 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
     for problem in problems:
         gr.Warning(public_message(problem), duration=None)
     return shown
+
+
+@contextmanager
+def collected_problems(scan: "Scan", problems: list[InputError]) -> Iterator[None]:
+    """Keep what goes wrong with one scan from the others. The list gets a message for the visitor."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(error)
+    except MemoryError:
+        raise
+    except Exception:
+        logger.exception("a scan failed")
+        problems.append(InputError(f"{scan.name}: something went wrong on the server. Its log says what."))
 
 
 def check_size(volumes: "Iterable[Volume]") -> None:
@@ -329,17 +346,26 @@ def check_size(volumes: "Iterable[Volume]") -> None:
         )
 
 
-def describe_scan(predicted: "PredictedScan", files: dict[str, Path]) -> dict[str, Any]:
+def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dict[str, Any]:
     """Return what `viewer.js` needs to show a scan.
 
     Args:
         predicted: The scan and its masks.
-        files: The prediction files, by their buttons.
+        plan: What was written for it, and what could not be written.
+        folder: The folder with its files.
 
     Returns:
         Names, sizes and volumes of organs in millilitres; the verdict of the report; intensities and masks as one byte
-        for each voxel, packed; and the files in base64. The axes are slices from head to feet, rows and columns.
+        for each voxel, packed; the files in base64, and what was left out. The axes are slices from head to feet, rows
+        and columns.
     """
+    from gi_segmentation.inference.outputs import output_paths
+
+    files: dict[str, Path] = {}
+    for name in plan.formats:
+        paths = [folder / path.name for path in output_paths(name, predicted.scan)]
+        files |= zip(LABELS[name], paths, strict=True)
+    notes = [f"No {LABELS[name][0]}: {public_text(reason)}" for name, reason in plan.refused.items()]
     report = json.loads(files[REPORT].read_text(encoding="utf-8"))
     volume = predicted.volume
     intensities = read_scan(predicted.scan)
@@ -372,6 +398,7 @@ def describe_scan(predicted: "PredictedScan", files: dict[str, Path]) -> dict[st
             {"label": label, "name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
             for label, file in files.items()
         ],
+        "notes": [*notes, *plan.remarks],
     }
 
 

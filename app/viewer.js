@@ -104,6 +104,10 @@ function listDownloads() {
     return button;
   });
   find("downloads").replaceChildren(...buttons);
+  // What cannot be written, and what was left out of the files.
+  find("notes").replaceChildren(
+    ...scan.notes.map((note) => Object.assign(document.createElement("li"), { textContent: note })),
+  );
 }
 
 function colour(organ, alpha = 1) {

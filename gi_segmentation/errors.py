@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -50,6 +51,22 @@ def one_line(error: BaseException) -> str:
         'no such file'
     """
     return " ".join(str(error).split())
+
+
+def describe_fault(error: BaseException) -> str:
+    """Return one line on an error that nobody foresaw, with the place in the code, for a message that goes on.
+
+    Example:
+        >>> try:
+        ...     {}["key"]
+        ... except KeyError as error:
+        ...     describe_fault(error)
+        "unexpected KeyError in <doctest gi_segmentation.errors.describe_fault[0]>, line 2: 'key'; please report it"
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    text = one_line(error)
+    return f"unexpected {type(error).__name__}{place}{': ' if text else ''}{text}; please report it"
 
 
 @contextmanager

@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> list[Path]:
         The paths of the prediction files; with `--list`, of those that would be written.
 
     Raises:
-        InputError: If a checkpoint or the input cannot be used, or if a scan failed. All other scans are done then.
+        InputError: If a checkpoint or the input cannot be used, if a scan failed, or if a format of `--format` could
+            not be written. All other scans are done then.
     """
     arguments = parse_arguments(argv)
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
@@ -108,7 +109,13 @@ def main(argv: list[str] | None = None) -> list[Path]:
 def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
     from gi_segmentation.inference.inputs import describe_scan, find_scans
-    from gi_segmentation.inference.outputs import check_submission, choose_formats, leave_out, list_outputs
+    from gi_segmentation.inference.outputs import (
+        check_submission,
+        choose_formats,
+        describe_plan,
+        leave_out,
+        list_outputs,
+    )
 
     output_dir = arguments.output_dir
     scans = find_scans(path, output_dir, arguments.series)
@@ -117,10 +124,14 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
     if "kaggle" in formats.get("kaggle", ()):
         check_submission(output_dir)
-    paths = [output_dir / name for name in list_outputs(scans, formats)]
     if arguments.list:
         lines = [describe_scan(scan, scan.kind) for scan in scans.scans]
-        print("\n".join([*lines, *scans.left_out, *(f"would write {path}" for path in paths)]))
+        lines += [line for scan in scans.usable for line in describe_plan(scan, formats[scan.kind])]
+        print("\n".join([*lines, *scans.left_out]))
+    # This is the last check without a model.
+    paths = [output_dir / name for name in list_outputs(scans, formats)]
+    if arguments.list:
+        print("\n".join(f"would write {path}" for path in paths))
         return paths
     import torch
     from accelerate import PartialState
@@ -139,7 +150,7 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
             print("".join(f"{line}\n" for line in scans.left_out), end="")
         # No process writes before the folder is locked.
         state.wait_for_everyone()
-        write_predictions(members, settings, scans.scans, formats, output_dir, state)
+        write_predictions(members, settings, scans.scans, formats, output_dir, state, arguments.format is not None)
     return paths
 
 
@@ -150,11 +161,21 @@ def write_predictions(
     formats: Mapping["Kind", Sequence[str]],
     output_dir: Path,
     state: "PartialState",
+    asked: bool,
 ) -> None:
     """Predict the share of this process, and print a table of all scans.
 
+    Args:
+        members: The checkpoints.
+        settings: How the scans are predicted.
+        scans: The scans of all processes.
+        formats: The formats to write.
+        output_dir: Folder for the files.
+        state: The processes.
+        asked: Whether the user named the formats. Then each that cannot be written is an error.
+
     Raises:
-        InputError: If a scan failed, or as `predict_files`.
+        InputError: If a scan failed, if a file that was asked for could not be written, or as `predict_files`.
     """
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
@@ -176,7 +197,7 @@ def write_predictions(
     order = {scan.name: index for index, scan in enumerate(scans)}
     results.sort(key=lambda result: order[result.name])
     print(describe_results(results, output_dir))
-    if any(result.status == "failed" for result in results):
+    if not all(result.is_complete(asked) for result in results):
         raise InputError(describe_failures(results, formats.get("kaggle", ())))
     if "kaggle" in formats.get("kaggle", ()):
         write_submission(scans, output_dir)

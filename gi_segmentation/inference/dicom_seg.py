@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gi_segmentation import __version__
+from gi_segmentation.errors import InputError
 from gi_segmentation.inference.algorithm import NAME, TITLE, Algorithm
 from gi_segmentation.inference.dicom import ORGAN_CODES, DicomSeries, Frame
 from gi_segmentation.inference.dicom_header import SeriesHeader, new_item, plain_text, quiet, read_header
@@ -20,6 +21,8 @@ NOT_NEEDED = (
 )  # fmt: skip
 # The class of a file with one slice. Highdicom gets each frame as such a file.
 SINGLE_FRAME = "1.2.840.10008.5.1.4.1.1.4"
+# Highdicom reads a volume only if its slices have equal distances. Some scanners round positions to 0.1 mm.
+EQUAL_DISTANCES_MM = 1e-3
 
 
 def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm) -> None:
@@ -44,6 +47,9 @@ def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm
         masks: As in `write_dicom_seg`; for a trial, they may have fewer rows and columns than the series.
         algorithm: What made the masks.
         header: From `read_header`.
+
+    Raises:
+        InputError: If the series is sheared.
     """
     import highdicom
     from pydicom.sr.codedict import codes
@@ -67,6 +73,7 @@ def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm
         )
         for number, organ in enumerate(ORGANS, start=1)
     ]
+    check_shear(series)
     columns, rows = masks.shape[1:3]
     segmentation = highdicom.seg.Segmentation(
         describe_sources(series, (rows, columns), header),
@@ -91,6 +98,32 @@ def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm
     return segmentation
 
 
+def find_places(series: DicomSeries) -> np.ndarray:
+    """Return the places of slices at equal distances between the first and the last one: mm, shape `(slices, 3)`."""
+    first, last = (np.array(series.frames[index].position) for index in (0, -1))
+    return np.linspace(first, last, len(series.frames))
+
+
+def check_shear(series: DicomSeries) -> None:
+    """Check that the slices of a series lie above each other, as they do unless the gantry of the scanner was tilted.
+
+    A segmentation has the place of each slice. But programs that make a grid of it (dcmqi, ITK) take the slices to lie
+    above each other, and so they place a sheared one elsewhere.
+
+    Raises:
+        InputError: If a slice would be moved by more than half a pixel.
+    """
+    first = series.frames[0]
+    way = find_places(series)[-1] - first.position
+    normal = np.cross(*np.reshape(first.orientation, (2, 3)))
+    beside_mm = float(np.linalg.norm(way - normal * (way @ normal)))
+    if beside_mm > min(first.pixel_spacing) / 2:
+        raise InputError(
+            f"its slices are shifted by {beside_mm:.1f} mm from the first to the last one (a tilted gantry), and "
+            f"programs place such a segmentation differently; use the RTSTRUCT"
+        )
+
+
 def describe_sources(series: DicomSeries, size: tuple[int, int], header: SeriesHeader) -> list[Any]:
     """Describe each slice of a series as a file of its own, with nothing but its place.
 
@@ -108,8 +141,12 @@ def describe_sources(series: DicomSeries, size: tuple[int, int], header: SeriesH
     from pydicom.valuerep import format_number_as_ds as decimal
 
     first: Frame = series.frames[0]
-    distance_mm = float(np.linalg.norm(np.subtract(series.frames[-1].position, first.position)))
-    distance_mm = distance_mm / (len(series.frames) - 1) if len(series.frames) > 1 else SLICE_THICKNESS_MM
+    places, equal = np.array([frame.position for frame in series.frames]), find_places(series)
+    if np.abs(places - equal).max() > EQUAL_DISTANCES_MM:
+        places = equal
+    thickness_mm = header.thickness_mm
+    if thickness_mm is None:
+        thickness_mm = SLICE_THICKNESS_MM if len(equal) == 1 else float(np.linalg.norm(equal[1] - equal[0]))
     shared = new_item(
         **dict.fromkeys(NOT_NEEDED, ""),
         SOPClassUID=SINGLE_FRAME,
@@ -121,14 +158,14 @@ def describe_sources(series: DicomSeries, size: tuple[int, int], header: SeriesH
         Columns=size[1],
         ImageOrientationPatient=[decimal(value) for value in first.orientation],
         PixelSpacing=[decimal(value) for value in first.pixel_spacing],
-        SliceThickness=decimal(header.thickness_mm or distance_mm),
+        SliceThickness=decimal(thickness_mm),
     )
     shared.update(header.compression)
     sources = []
-    for index, frame in enumerate(series.frames):
-        place = new_item(SOPInstanceUID=str(index), ImagePositionPatient=[decimal(value) for value in frame.position])
-        place.update(shared)
-        sources.append(place)
+    for index, place in enumerate(places):
+        source = new_item(SOPInstanceUID=str(index), ImagePositionPatient=[decimal(float(value)) for value in place])
+        source.update(shared)
+        sources.append(source)
     return sources
 
 

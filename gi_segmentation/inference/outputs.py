@@ -2,22 +2,24 @@
 
 import csv
 import filecmp
+import io
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.errors import InputError, describe_fault
 from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.arguments import FORMATS
-from gi_segmentation.inference.dicom import check_uids
-from gi_segmentation.inference.dicom_seg import write_dicom_seg
+from gi_segmentation.inference.dicom import DicomSeries, check_uids
+from gi_segmentation.inference.dicom_header import check_uid_forms, quiet, read_header
+from gi_segmentation.inference.dicom_seg import build_dicom_seg, write_dicom_seg
 from gi_segmentation.inference.inputs import Kind, Scan, Scans, require
 from gi_segmentation.inference.nifti import right_angles, write_label_map, write_probabilities
-from gi_segmentation.inference.rtstruct import write_rtstruct
+from gi_segmentation.inference.rtstruct import build_structure_set, write_rtstruct
 from gi_segmentation.inference.triage import TrainingRanges
 from gi_segmentation.inference.volumes import Volume, native_grid
 from gi_segmentation.rle import encode
@@ -34,6 +36,10 @@ POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {
     "nifti": ("nifti", "report"),
     "dicom": ("nifti", "dicom-seg", "rtstruct", "report"),
 }
+# The formats that name the slices of a DICOM series.
+CONTOURS = ("dicom-seg", "rtstruct")
+# Number of trials that are remembered, see `find_obstacle`.
+TRIALS = 256
 # The hidden folder in an output folder. It has a record for each scan, and the rows of `submission.csv` until all
 # scans are done.
 RECORDS = ".predictions"
@@ -90,6 +96,23 @@ class PredictedScan:
         return native_grid(self.volume, zip(self.scan.slices, self.slice_probabilities, strict=True))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The files of a scan, as they were found before it was predicted, or as they were written.
+
+    Attributes:
+        formats: The formats that can be written.
+        refused: Those that were wanted and cannot be written, and why.
+        remarks: What is left out of the files, a sentence each.
+        failed: Those of `refused` whose writing was begun and failed.
+    """
+
+    formats: tuple[str, ...]
+    refused: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
 def choose_formats(scans: Scans, wanted: Sequence[str] | None, probabilities: bool = False) -> dict[Kind, list[str]]:
     """Return the formats to write for each kind of scans.
 
@@ -135,19 +158,78 @@ def leave_out(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> Scans:
     return Scans([scan for scan in scans.scans if scan not in others], [*scans.left_out, line])
 
 
-def check_formats(scan: Scan, formats: Sequence[str]) -> None:
-    """Check that a scan can be written in these formats.
+def plan_outputs(scan: Scan, wanted: Sequence[str]) -> Plan:
+    """Find out which formats can be written for a scan, before it is predicted.
+
+    Args:
+        scan: A scan without a problem.
+        wanted: The formats to write. If a segmentation cannot be written, a structure set stands for it.
 
     Raises:
-        InputError: If its slices form no volume, if this volume cannot be written as NIfTI, or if it is a DICOM
-            series without UIDs.
+        InputError: If its slices form no volume, or if no masks can be written in any format.
     """
-    if set(formats) != {"kaggle"}:
-        volume = scan.volume
-        if "nifti" in formats:
+    if set(wanted) == {"kaggle"}:
+        return Plan(tuple(wanted), {})
+    volume = scan.volume
+    obstacles = {name: find_obstacle(name, volume) for name in wanted if name in (*CONTOURS, "nifti")}
+    refused = {name: reason for name, reason in obstacles.items() if reason}
+    formats = [name for name in wanted if name not in refused and not ("nifti" in refused and name in PROBABILITIES)]
+    if "dicom-seg" in refused and "rtstruct" not in wanted and not find_obstacle("rtstruct", volume):
+        formats.insert(0, "rtstruct")
+    check_masks(scan, formats, refused)
+    remarks = read_header(volume.origin).remarks if set(CONTOURS) & set(formats) else ()
+    return Plan(tuple(formats), refused, remarks)
+
+
+def check_masks(scan: Scan, formats: Collection[str], refused: Mapping[str, str]) -> None:
+    """Check that a scan gets a file with masks.
+
+    Raises:
+        InputError: If formats were refused, and no other has masks.
+    """
+    if refused and set(formats) <= {"report"}:
+        reason = next(iter(refused.values()))
+        raise InputError(f"{scan.volume.path}: no {' and no '.join(refused)} can be written: {reason}")
+
+
+@lru_cache(maxsize=TRIALS)
+def find_obstacle(name: str, volume: Volume) -> str:
+    """Return why a format cannot be written for a volume; empty if it can.
+
+    For the formats of DICOM, this is a trial: the file is written into memory, with masks of one pixel. So whatever a
+    library refuses is found before the scan is predicted.
+
+    Args:
+        name: `nifti`, or one of `CONTOURS`.
+        volume: The volume.
+    """
+    try:
+        if name == "nifti":
             right_angles(volume.path, volume.affine, volume.shape)
-        if {"dicom-seg", "rtstruct"} & set(formats):
-            check_uids(volume.origin)
+        else:
+            try_contours(name, volume.origin)
+    except MemoryError:
+        raise
+    # The header of a series may have anything.
+    except Exception as error:
+        reason = str(error) if isinstance(error, InputError) else describe_fault(error)
+        # A folder may have the name of the patient, and the reason goes into the report.
+        for path in (*(volume.origin.paths if isinstance(volume.origin, DicomSeries) else ()), volume.path):
+            reason = reason.replace(str(path), path.name)
+        return reason
+    return ""
+
+
+def try_contours(name: str, series: DicomSeries) -> None:
+    """Write a file that names the slices of a series into memory."""
+    check_uids(series)
+    check_uid_forms(series)
+    masks = np.zeros((len(ORGANS), 1, 1, len(series.frames)), dtype=bool)
+    masks[0, ..., [0, -1]] = True
+    build = build_dicom_seg if name == "dicom-seg" else build_structure_set
+    with quiet():
+        trial = build(series, masks, Algorithm({"trial": ""}), read_header(series))
+        trial.save_as(io.BytesIO(), enforce_file_format=True)
 
 
 def output_paths(name: str, scan: Scan) -> list[Path]:
@@ -158,23 +240,69 @@ def output_paths(name: str, scan: Scan) -> list[Path]:
 
 
 def list_outputs(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> list[Path]:
-    """Return where the files lie in the output folder after all scans are done."""
-    per_scan = [
-        path
-        for scan in scans.usable
-        for name in formats[scan.kind]
-        if name != "kaggle"
-        for path in output_paths(name, scan)
-    ]
-    return [Path(SUBMISSION)] * ("kaggle" in formats.get("kaggle", ())) + per_scan
-
-
-def write_scan(name: str, predicted: PredictedScan, path: Path, *more: Path) -> None:
-    """Write the files of a scan in one format.
+    """Return where the files lie in the output folder after all scans are done.
 
     Raises:
-        InputError: If the libraries for DICOM do not accept what the files of the series say.
+        InputError: If no scan can be written. The message has the first reason.
     """
+    paths = [Path(SUBMISSION)] * ("kaggle" in formats.get("kaggle", ()))
+    problems = []
+    for scan in scans.usable:
+        try:
+            names = [name for name in plan_outputs(scan, formats[scan.kind]).formats if name != "kaggle"]
+            paths += [path for name in names for path in output_paths(name, scan)]
+        except InputError as error:
+            problems.append(error)
+    if problems and len(problems) == len(scans.usable):
+        raise problems[0]
+    return paths
+
+
+def describe_plan(scan: Scan, wanted: Sequence[str]) -> list[str]:
+    """Return lines for the user on what cannot be written for a scan, and on what is left out."""
+    try:
+        plan = plan_outputs(scan, wanted)
+    except InputError as error:
+        return [f"{scan.name}: cannot be written: {error}"]
+    lines = [f"{scan.name}: no {name} can be written: {reason}" for name, reason in plan.refused.items()]
+    return lines + [f"{scan.name}: {remark}" for remark in plan.remarks]
+
+
+def write_formats(predicted: PredictedScan, plan: Plan, folder: Path) -> Plan:
+    """Write the files of a scan into a folder.
+
+    Args:
+        predicted: The scan.
+        plan: From `plan_outputs`.
+        folder: An empty folder.
+
+    Returns:
+        The plan, with what was written. A format that fails leaves no file.
+
+    Raises:
+        InputError: If no file with masks could be written.
+        OSError: If the folder cannot be written.
+    """
+    written: list[str] = []
+    refused = dict(plan.refused)
+    # The report comes last, because it says what was written.
+    for name in sorted(plan.formats, key="report".__eq__):
+        paths = [folder / path.name for path in output_paths(name, predicted.scan)]
+        try:
+            write_scan(name, predicted, replace(plan, formats=(*written, name), refused=refused), *paths)
+            written.append(name)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            refused[name] = str(error) if isinstance(error, InputError) else describe_fault(error)
+    check_masks(predicted.scan, written, refused)
+    return replace(plan, formats=tuple(written), refused=refused, failed=tuple(refused.keys() - plan.refused.keys()))
+
+
+def write_scan(name: str, predicted: PredictedScan, plan: Plan, path: Path, *more: Path) -> None:
+    """Write the files of a scan in one format."""
     if name in PROBABILITIES:
         organ = PROBABILITIES[name]
         write_probabilities(predicted.volume, predicted.probabilities[ORGANS.index(organ)], organ, path)
@@ -182,18 +310,15 @@ def write_scan(name: str, predicted: PredictedScan, path: Path, *more: Path) -> 
         write_rows(predicted, path)
     if name == "nifti":
         write_label_map(predicted.volume, predicted.masks, path)
-    if name in ("dicom-seg", "rtstruct"):
-        write = write_dicom_seg if name == "dicom-seg" else write_rtstruct
-        try:
-            write(predicted.volume, predicted.masks, path, predicted.algorithm)
-        # The header of a series may have anything, and much of it is copied.
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{predicted.volume.path}: no {name} can be written ({one_line(error)})") from error
+    if name == "dicom-seg":
+        write_dicom_seg(predicted.volume, predicted.masks, path, predicted.algorithm)
+    if name == "rtstruct":
+        write_rtstruct(predicted.volume, predicted.masks, path, predicted.algorithm)
     if name == "report":
         # Imported here, because Matplotlib takes a second, and this module is read before the checkpoints are loaded.
         from gi_segmentation.inference.report import write_report
 
-        write_report(predicted, path, *more)
+        write_report(predicted, plan, path, *more)
 
 
 def write_rows(predicted: PredictedScan, path: Path) -> None:

@@ -24,7 +24,7 @@ from gi_segmentation.data.preprocessing import (
     normalize,
     prepare_image,
 )
-from gi_segmentation.errors import InputError, hub_errors
+from gi_segmentation.errors import InputError, describe_fault, hub_errors
 from gi_segmentation.inference.algorithm import Algorithm, hash_weights
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.inputs import Scan
@@ -283,6 +283,12 @@ class SliceFolder(Dataset):
                 # Kept and not raised: an exception would end the worker process, and with it all other scans.
                 self.unreadable[slice_file.scan] = error
                 items.append(error)
+            except MemoryError:
+                raise
+            except Exception as error:
+                fault = InputError(f"{slice_file.path}: {describe_fault(error)}")
+                self.unreadable[slice_file.scan] = fault
+                items.append(fault)
         return items
 
     def find_channels(self, slice_file: Slice, slice_context: int) -> list[Slice]:
@@ -450,7 +456,13 @@ def predict_scans(
         means = [one.probabilities for one in organs if one.probabilities is not None]
         overlaps = [one.overlaps for one in organs if one.overlaps is not None]
         if settings.postprocessing is not None:
-            masks = clean_scan(scan, masks, means, settings.postprocessing)
+            try:
+                masks = clean_scan(scan, masks, means, settings.postprocessing)
+            except MemoryError:
+                raise
+            except Exception as fault:
+                yield scan, InputError(f"{scan.name}: {describe_fault(fault)}")
+                continue
         agreement = find_agreement(np.sum(overlaps, axis=0)) if overlaps else None
         yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
         # The next scan needs the memory of this one.

@@ -22,7 +22,7 @@ from gi_segmentation import __version__
 from gi_segmentation.data.preprocessing import scale_intensity
 from gi_segmentation.files import write_text
 from gi_segmentation.inference.measures import ScanMeasures, measure_scan, pick_intensity_slices
-from gi_segmentation.inference.outputs import PredictedScan
+from gi_segmentation.inference.outputs import SUBMISSION, Plan, PredictedScan, output_paths
 from gi_segmentation.inference.overlays import Panel, draw_outlines
 from gi_segmentation.inference.predictor import read_pixels
 from gi_segmentation.inference.triage import FEATURES, TrainingRanges, Triage, find_features, sort_scan
@@ -91,14 +91,25 @@ def report_on(predicted: PredictedScan) -> ReportedScan:
     )
 
 
-def write_report(predicted: PredictedScan, json_path: Path, html_path: Path) -> None:
-    """Write the report of a predicted scan, with probabilities, as JSON and as HTML."""
+def write_report(predicted: PredictedScan, plan: Plan, json_path: Path, html_path: Path) -> None:
+    """Write the report of a predicted scan, with probabilities, as JSON and HTML; the plan says what was written."""
     scan = report_on(predicted)
     triage = sort_scan(scan.measured, predicted.ranges, scan.agreement)
     report = describe_report(scan, triage, predicted.algorithm.commits, predicted.ranges)
+    report |= describe_files(predicted, plan)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(json_path, text + "\n")
     write_text(html_path, render_report(report, draw_slices(scan)))
+
+
+def describe_files(predicted: PredictedScan, plan: Plan) -> dict[str, Any]:
+    """Return what was written for a scan and what was not, as it stands in the JSON file."""
+    files = {}
+    for name in plan.formats:
+        names = [SUBMISSION] if name == "kaggle" else [path.name for path in output_paths(name, predicted.scan)]
+        files[name] = {"names": names, "reason": ""}
+    files |= {name: {"names": [], "reason": reason} for name, reason in plan.refused.items()}
+    return {"files": files, "remarks": list(plan.remarks)}
 
 
 def describe_report(

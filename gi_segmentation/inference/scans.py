@@ -4,31 +4,39 @@ A scan that cannot be read stops no other one. A record of each scan says what m
 which was interrupted goes on where it stopped.
 """
 
+import errno
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gi_segmentation import __version__
-from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.errors import InputError, describe_fault, one_line, reading
 from gi_segmentation.files import hash_file, write_json
 from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.outputs import (
     PROBABILITIES,
     RECORDS,
+    Plan,
     PredictedScan,
-    check_formats,
     output_paths,
-    write_scan,
+    plan_outputs,
+    write_formats,
 )
 from gi_segmentation.inference.predictor import Member, Settings, predict_scans
 from gi_segmentation.inference.volumes import check_volumes
 from gi_segmentation.memory import release_memory
+
+# Errors of the system that are due to the name of a scan, and not to the folder.
+SCAN_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+# Scans that a line below the table names.
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -38,18 +46,34 @@ class ScanResult:
     Attributes:
         name: Name of the scan.
         slices: Number of its slices; 0 if they are not known.
-        status: `done`; `skipped`, because an earlier run has written the same files; or `failed`.
+        status: `done`; `partly`, because a format could not be written; `skipped`, because an earlier run has written
+            the same files; or `failed`.
         seconds: Time from the start of its prediction until its files are written.
         files: The files in the output folder.
         message: Why it failed.
+        plan: The formats that were written, and those that could not be; None if it failed.
     """
 
     name: str
     slices: int
-    status: Literal["done", "skipped", "failed"]
+    status: Literal["done", "partly", "skipped", "failed"]
     seconds: float = 0.0
     files: list[Path] = field(default_factory=list)
     message: str = ""
+    plan: Plan | None = None
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """The formats that could not be written, and why."""
+        return self.plan.refused if self.plan else {}
+
+    def is_complete(self, asked: bool) -> bool:
+        """Tell whether all is well.
+
+        Args:
+            asked: Whether the user named the formats. If not, what cannot be written for a series is not missing.
+        """
+        return self.status != "failed" and not (self.plan and (self.plan.failed or (asked and self.plan.refused)))
 
 
 def predict_files(
@@ -73,13 +97,13 @@ def predict_files(
     """
     made_by = describe_prediction(members, settings)
     check_records(output_dir, made_by)
-    left = []
+    left: dict[str, tuple[Scan, Plan]] = {}
     for scan in scans:
-        result = check_scan(scan, formats, output_dir, settings)
-        if result is None:
-            left.append(scan)
+        found = check_scan(scan, formats, output_dir, settings)
+        if isinstance(found, Plan):
+            left[scan.name] = scan, found
         else:
-            yield result
+            yield found
     # These formats need more than masks.
     probabilities = not {"report", *PROBABILITIES}.isdisjoint(formats)
     started = time.monotonic()
@@ -87,10 +111,11 @@ def predict_files(
     # thread, because only the main thread keeps memory for the next batch, see `memory`.
     with ThreadPoolExecutor(1) as writer:
         writing: Future[ScanResult] | None = None
-        for scan, predicted in predict_scans(members, left, settings, probabilities):
+        for scan, predicted in predict_scans(members, [scan for scan, _ in left.values()], settings, probabilities):
             if writing is not None:
                 yield writing.result()
-            writing = writer.submit(write_result, scan, predicted, formats, output_dir, made_by, started)
+            _, plan = left[scan.name]
+            writing = writer.submit(write_result, scan, predicted, plan, output_dir, made_by, started)
             # The callback runs when the volumes that the report has needed are gone.
             writing.add_done_callback(lambda _: release_memory())
             del predicted
@@ -150,21 +175,25 @@ def record_path(scan: Scan, output_dir: Path) -> Path:
     return output_dir / RECORDS / f"{scan.name}.json"
 
 
-def check_scan(scan: Scan, formats: Sequence[str], output_dir: Path, settings: Settings) -> ScanResult | None:
-    """Return the result of a scan that need not or cannot be predicted; None: it must be predicted."""
+def check_scan(scan: Scan, formats: Sequence[str], output_dir: Path, settings: Settings) -> ScanResult | Plan:
+    """Return the result of a scan that need not or cannot be predicted, or what will be written for it."""
     try:
         if scan.problem:
             raise InputError(scan.problem)
         if settings.postprocessing is not None:
             reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
             check_volumes(scan.slices, reason)
-        check_formats(scan, formats)
-        files = [output_dir / path for name in formats for path in output_paths(name, scan)]
+        plan = plan_outputs(scan, formats)
+        files = [output_dir / path for name in plan.formats for path in output_paths(name, scan)]
         if is_done(scan, files, output_dir):
-            return ScanResult(scan.name, len(scan.slices), "skipped", files=files)
+            return ScanResult(scan.name, len(scan.slices), "skipped", files=files, plan=plan)
     except InputError as error:
         return ScanResult(scan.name, len(scan.slices), "failed", message=str(error))
-    return None
+    except MemoryError:
+        raise
+    except Exception as error:
+        return ScanResult(scan.name, len(scan.slices), "failed", message=f"{scan.name}: {describe_fault(error)}")
+    return plan
 
 
 def is_done(scan: Scan, files: Sequence[Path], output_dir: Path) -> bool:
@@ -189,51 +218,68 @@ def is_done(scan: Scan, files: Sequence[Path], output_dir: Path) -> bool:
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """Return a fingerprint of the contents of files. Neither their names nor their order matter."""
-    digests = sorted(bytes.fromhex(hash_file(path)) for path in paths)
-    return "sha256 " + hashlib.sha256(b"".join(digests)).hexdigest()
+    """Return a fingerprint of the contents of files. Neither their names nor their order matter.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    digests = []
+    for path in paths:
+        with reading(path, "cannot be read", "copy it again"):
+            digests.append(bytes.fromhex(hash_file(path)))
+    return "sha256 " + hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def write_result(
     scan: Scan,
     predicted: PredictedScan | InputError,
-    formats: Sequence[str],
+    plan: Plan,
     output_dir: Path,
     made_by: dict[str, Any],
     started: float,
 ) -> ScanResult:
-    """Write the files of a scan, if it was predicted, and return its result."""
+    """Write the files of a scan, if it was predicted, and return its result.
+
+    Raises:
+        InputError: If the folder cannot be written.
+    """
     try:
         if isinstance(predicted, InputError):
             raise predicted
-        files = write_files(predicted, formats, output_dir, made_by)
-    except InputError as error:
+        plan = write_files(predicted, plan, output_dir, made_by)
         seconds = time.monotonic() - started
-        return ScanResult(scan.name, len(scan.slices), "failed", seconds, message=str(error))
-    # A full disk is the same for all other scans.
-    except OSError as error:
-        raise InputError(
-            f"{output_dir}: cannot be written ({one_line(error)}); start again after a correction"
-        ) from error
-    return ScanResult(scan.name, len(scan.slices), "done", time.monotonic() - started, files)
+        files = [output_dir / path for name in plan.formats for path in output_paths(name, scan)]
+        return ScanResult(scan.name, len(scan.slices), "partly" if plan.refused else "done", seconds, files, plan=plan)
+    except InputError as error:
+        message = str(error)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A full disk is the same for all other scans.
+        if isinstance(error, OSError) and error.errno not in SCAN_ERRORS:
+            raise InputError(
+                f"{output_dir}: cannot be written ({one_line(error)}); start again after a correction"
+            ) from error
+        message = f"{scan.name}: {describe_fault(error)}"
+    return ScanResult(scan.name, len(scan.slices), "failed", time.monotonic() - started, message=message)
 
 
-def write_files(
-    predicted: PredictedScan, formats: Sequence[str], output_dir: Path, made_by: dict[str, Any]
-) -> list[Path]:
-    """Write the files of a scan together: all of them or none."""
+def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by: dict[str, Any]) -> Plan:
+    """Write the files of a scan, and move them to their places together.
+
+    Returns:
+        What was written, see `outputs.write_formats`.
+    """
     scan = predicted.scan
     record = record_path(scan, output_dir)
-    files = {name: output_paths(name, scan) for name in formats}
-    paths = [path for one in files.values() for path in one]
     # In the same folder, because a file can be moved in one step only on its own disk. An earlier run that was killed
     # may have left it.
     unfinished = record.with_name(f"{record.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        for name, one in files.items():
-            write_scan(name, predicted, *(unfinished / path.name for path in one))
+        plan = write_formats(predicted, plan, unfinished)
+        paths = [path for name in plan.formats for path in output_paths(name, scan)]
         earlier = read_record(record)["files"] if record.exists() else []
         names = list(dict.fromkeys([*earlier, *map(str, paths)]))
         content = {"made_by": made_by, "input": hash_files(scan.paths), "files": names}
@@ -245,7 +291,7 @@ def write_files(
             (unfinished / path.name).replace(output_dir / path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return [output_dir / path for path in paths]
+    return plan
 
 
 def forget_rows(scans: Sequence[Scan], output_dir: Path) -> None:
@@ -265,7 +311,7 @@ def forget_rows(scans: Sequence[Scan], output_dir: Path) -> None:
 
 
 def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
-    """Return a table with a row per scan.
+    """Return a table with a row per scan, and below it what could not be written or was left out.
 
     Example:
         >>> print(describe_results([ScanResult("a", 80, "done", 1.25, [Path("out/a.nii.gz")])], Path("out")))
@@ -273,21 +319,47 @@ def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
         a    |     80 |     1.2 | done   | a.nii.gz
     """
     rows = [("scan", "slices", "seconds", "status", "files")]
+    notes: dict[str, list[str]] = defaultdict(list)
     for one in results:
         files = ", ".join(str(file.relative_to(output_dir)) for file in one.files if file.suffix != ".csv")
         rows.append((one.name, str(one.slices), f"{one.seconds:.1f}", one.status, files))
+        for refused, reason in one.refused.items():
+            notes[f"no {refused} was written: {reason}"].append(one.name)
+        for remark in one.plan.remarks if one.plan else ():
+            notes[remark].append(one.name)
     name, slices, seconds, status = (max(len(row[column]) for row in rows) for column in range(4))
     form = f"{{:{name}}} | {{:>{slices}}} | {{:>{seconds}}} | {{:{status}}} | {{}}"
-    return "\n".join(form.format(*row).rstrip() for row in rows)
+    lines = [form.format(*row).rstrip() for row in rows]
+    # Most series of a clinic have the same faults.
+    for note, names in notes.items():
+        lines.append(f"{list_some(names)}: {note}")
+    return "\n".join(lines)
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Return the first of many names.
+
+    Example:
+        >>> list_some(["a", "b", "c", "d", "e"])
+        'a, b, c and 2 more'
+    """
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def describe_failures(results: Sequence[ScanResult], formats: Sequence[str]) -> str:
-    """Return the message for the user if scans failed."""
+    """Return the message for the user if scans failed, or if files are missing."""
     failed = [result for result in results if result.status == "failed"]
-    text = f"{len(failed)} of {len(results)} scans failed: {failed[0].name} ({failed[0].message})"
-    if len(failed) > 1:
-        text += "; " + ", ".join(result.name for result in failed[1:])
+    incomplete = [result for result in results if result.refused]
+    texts = []
+    if failed:
+        others = [result.name for result in failed[1:]]
+        first = f"{len(failed)} of {len(results)} scans failed: {failed[0].name} ({failed[0].message})"
+        texts.append("; ".join([first, ", ".join(others)] if others else [first]))
+    if incomplete:
+        lacks = [f"{result.name} has no {' and no '.join(result.refused)}" for result in incomplete]
+        texts.append(f"{len(incomplete)} of {len(results)} scans lack a file: {list_some(lacks)}; the table says why")
     if "kaggle" in formats:
         # Kaggle refuses a submission in which rows are missing, so half a file is of no use.
-        text += ". submission.csv needs all scans, and was not written"
-    return f"{text}. Start the same command again after a correction; what is done is not predicted again"
+        texts.append("submission.csv needs all scans, and was not written")
+    texts.append("Start the same command again after a correction; what is done is not predicted again")
+    return ". ".join(texts)
