@@ -126,7 +126,7 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
         require(kind, files[kind][0])
     files["label map"] = find_label_maps(files["nifti"], root)
     files["nifti"] = sorted({*files["nifti"]} - {*files["label map"]})
-    left_out = describe_left_out(files, root)
+    left_out: list[str] = []
     if files["kaggle"]:
         scans = find_kaggle_scans(files["kaggle"], files["broken link"])
     else:
@@ -142,6 +142,9 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
                 *find_foreign(files["foreign"], root),
             ]
         )
+    # A link that may be the slice of a series is a problem already.
+    lost = [one for one in files["broken link"] if not any(str(one) in scan.problem for scan in scans)]
+    left_out += describe_left_out({**files, "broken link": lost}, root)
     if not scans:
         raise InputError("; ".join([describe_nothing(path, bool(files["dicom"])), *left_out]))
     if chosen:
@@ -211,7 +214,7 @@ def find_kind(path: Path) -> str:
     return "dicom" if dicom.is_dicom(path) else "other"
 
 
-def describe_left_out(files: dict[str, list[Path]], root: Path) -> list[str]:
+def describe_left_out(files: Mapping[str, list[Path]], root: Path) -> list[str]:
     """Return lines for the user about files that are no scans, or that are not read."""
     remedies = {
         "label map": "",
@@ -220,9 +223,9 @@ def describe_left_out(files: dict[str, list[Path]], root: Path) -> list[str]:
         "archive": "unpack or name as --input what has scans",
         "broken link": "mend what is a scan",
     }
-    lines = [list_some(what, files[what], root, remedy) for what, remedy in remedies.items() if files[what]]
-    if files["foreign"] and files["kaggle"]:
-        lines.append(list_some("file", files["foreign"], root, name_format(files["foreign"][0]).partition(": ")[2]))
+    lines = [list_some(what, files[what], root, remedy) for what, remedy in remedies.items() if files.get(what)]
+    if (foreign := files.get("foreign")) and files.get("kaggle"):
+        lines.append(list_some("file", foreign, root, name_format(foreign[0]).partition(": ")[2]))
     return lines
 
 

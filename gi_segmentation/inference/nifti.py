@@ -6,6 +6,7 @@ place it alike, and only such files are written.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,10 +158,14 @@ def open_volume(path: Path, name: str | None = None) -> Volume:
     shape = tuple(int(length) for length in image.shape)
     # A file may have a fourth axis of length 1 for time, or be a single slice.
     spatial = three_axes(shape)
-    if np.prod(shape) == 0 or np.prod(shape) != np.prod(spatial) or header.get_data_dtype().kind not in "iuf":
+    # `math.prod` counts with whole numbers of any size.
+    one_volume = min(shape, default=0) > 0 and math.prod(shape) == math.prod(spatial)
+    if not one_volume or header.get_data_dtype().kind not in "iuf":
         raise InputError(
             f"{path}: expected one volume of real numbers, got {header.get_data_dtype()} of shape {shape}; split it"
         )
+    if missing := [one for one in paths if not one.exists()]:
+        raise InputError(f"{path}: its voxels are in {missing[0].name}, which is not there; put it beside the header")
     if unit not in ("mm", "unknown"):
         raise InputError(f"{path}: expected millimetres, got {unit}; convert it")
     affine, notes = find_grid(path, raw, spatial)

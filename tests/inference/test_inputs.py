@@ -152,9 +152,11 @@ def test_files_of_other_programs_are_none_of_these_formats(tmp_path: Path) -> No
     assert names(scans) == ["mr"] and not scans.left_out
     (tmp_path / "Segmentation.seg.nrrd").touch()
     (tmp_path / "other.tar.gz").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert find_scans(tmp_path).left_out == [
         "left out: 1 named label map: Segmentation.seg.nrrd",
         "left out: 1 archive: other.tar.gz; unpack or name as --input what has scans",
+        "left out: 1 broken link: link; mend what is a scan",
     ]
 
 

@@ -318,6 +318,7 @@ class TestGrid:
             ((1, 1), "B", 123, [1], "expected millimetres, got meter"),
             ((1, 1), "B", 123, [3], "expected millimetres, got micron"),
             ((1, 1), "B", 123, [7], "not a whole NIfTI file"),
+            ((1, 1), "h", 42, [-20], "expected one volume of real numbers"),
             ((1, 1), "h", 70, [128], "expected one volume of real numbers"),
             ((1, 1), "h", 70, [32], "expected one volume of real numbers"),
         ],
@@ -357,6 +358,9 @@ class TestGrid:
             volume = open_volume(tmp_path / name)
             assert volume.read is not None and len(volume.origin.paths) == files
             np.testing.assert_array_equal(volume.read(), voxels)
+        (tmp_path / "pair.img").unlink()
+        with pytest.raises(InputError, match=r"pair\.hdr: its voxels are in pair\.img, which is not there"):
+            open_volume(tmp_path / "pair.hdr")
         for kind in (nibabel.AnalyzeImage, nibabel.Spm99AnalyzeImage):
             nibabel.save(kind(voxels, affine), tmp_path / "old.img")
             with pytest.raises(InputError, match=r"old\.hdr: expected NIfTI, got Analyze, which does not say where"):
