@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gi_segmentation.errors import InputError, describe_fault
+from gi_segmentation.files import writing_file
 from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.arguments import FORMATS
 from gi_segmentation.inference.dicom import DicomSeries, check_uids
@@ -343,17 +344,17 @@ def write_submission(scans: Iterable[Scan], output_dir: Path) -> Path:
     Raises:
         InputError: If there is another `submission.csv`.
     """
-    unfinished = output_dir / RECORDS / SUBMISSION
-    with unfinished.open("wb") as file:
-        file.write(b"id,class,predicted\n")
-        for scan in scans:
-            for path in output_paths("kaggle", scan):
-                with (output_dir / path).open("rb") as rows:
-                    shutil.copyfileobj(rows, file)
     path = output_dir / SUBMISSION
-    if path.exists() and not filecmp.cmp(path, unfinished, shallow=False):
-        raise InputError(f"{path}: exists; remove it or name another --output_dir")
-    return unfinished.replace(path)
+    with writing_file(path) as unfinished:
+        with unfinished.open("wb") as file:
+            file.write(b"id,class,predicted\n")
+            for scan in scans:
+                for part in output_paths("kaggle", scan):
+                    with (output_dir / part).open("rb") as rows:
+                        shutil.copyfileobj(rows, file)
+        if path.exists() and not filecmp.cmp(path, unfinished, shallow=False):
+            raise InputError(f"{path}: exists; remove it or name another --output_dir")
+    return path
 
 
 def check_submission(output_dir: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from gi_segmentation import __version__
 from gi_segmentation.errors import InputError, describe_fault, one_line, reading
-from gi_segmentation.files import hash_file, write_json
+from gi_segmentation.files import find_files, hash_file, write_json
 from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.outputs import (
     PROBABILITIES,
@@ -142,7 +142,9 @@ def check_records(output_dir: Path, made_by: dict[str, Any]) -> None:
     Raises:
         InputError: If not.
     """
-    for path in sorted((output_dir / RECORDS).rglob("*.json")):
+    records = find_files(output_dir / RECORDS).files if (output_dir / RECORDS).is_dir() else []
+    # Hidden are the files of a scan that a killed process was writing.
+    for path in (one for one in records if one.suffix == ".json"):
         earlier = read_record(path)["made_by"]
         if different := [key for key in made_by if earlier.get(key) != made_by[key]]:
             key, name = different[0], record_name(path, output_dir)
@@ -274,7 +276,7 @@ def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by:
     record = record_path(scan, output_dir)
     # In the same folder, because a file can be moved in one step only on its own disk. An earlier run that was killed
     # may have left it.
-    unfinished = record.with_name(f"{record.name}.partial")
+    unfinished = record.with_name(f".{record.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -283,9 +285,8 @@ def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by:
         earlier = read_record(record)["files"] if record.exists() else []
         names = list(dict.fromkeys([*earlier, *map(str, paths)]))
         content = {"made_by": made_by, "input": hash_files(scan.paths), "files": names}
-        (unfinished / record.name).write_text(json.dumps(content, indent=2), encoding="utf-8")
         # First the record: a run that stops between two moves leaves files that the next run knows as ours.
-        (unfinished / record.name).replace(record)
+        write_json(record, content)
         for path in paths:
             (output_dir / path).parent.mkdir(parents=True, exist_ok=True)
             (unfinished / path.name).replace(output_dir / path)

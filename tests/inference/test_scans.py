@@ -143,7 +143,10 @@ class TestContinuing:
         # The files of a scan are there as soon as it is done, and the run stops here.
         assert first.status == "done" and visible(tmp_path / "out") == ["a.nii.gz"]
         going.close()
-        (tmp_path / "out" / ".predictions" / "b.partial").mkdir()
+        # What a killed process leaves of a scan that it was writing.
+        leftover = tmp_path / "out" / ".predictions" / ".b.json.partial" / "b.report.json"
+        leftover.parent.mkdir()
+        leftover.write_text("{")
         before = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
         results = run(members, scans, tmp_path / "out")
         assert [(one.name, one.status) for one in results] == [("a", "skipped"), ("b", "done"), ("c", "done")]
