@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gi_segmentation.errors import InputError, reading
+from gi_segmentation.inference.archives import safe_name
 from gi_segmentation.inference.dicom import (
     DICOM_SUFFIXES,
     Frame,
@@ -20,6 +21,7 @@ from gi_segmentation.inference.dicom import (
     read_frames,
 )
 from gi_segmentation.inference.dicom_geometry import build_volume
+from gi_segmentation.inference.dicom_header import quiet
 from gi_segmentation.inference.dicom_kinds import KINDS, read_text
 from gi_segmentation.inference.dicom_sorting import find_localizer, group_frames, is_stack, split_series
 from gi_segmentation.inference.volumes import Volume
@@ -27,8 +29,6 @@ from gi_segmentation.inference.volumes import Volume
 # Images of a screen, or of a program, with many frames.
 CAPTURED_FRAMES = frozenset(f"1.2.840.10008.5.1.4.1.1.7.{number}" for number in (2, 3))
 UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
-# What a file name may not have on one of the systems that a study is copied to.
-UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]')
 
 
 class FoundSeries(NamedTuple):
@@ -81,6 +81,9 @@ def find_series(paths: Iterable[Path], others: Iterable[Path] = ()) -> FoundSeri
     damaged = headers.damaged | find_lost_slices(headers.frames, others)
     lonely = blame_damaged(damaged, headers.frames, problems)
     singles = join_single_slices({key: own for key, own in headers.frames.items() if key not in problems})
+    problems |= find_pieces(
+        {key: own for key, own in headers.frames.items() if key not in problems.keys() | singles.joined}
+    )
     names = name_series({*headers.frames, *problems, *singles.stacks, *singles.problems})
     descriptions = {names[key]: text for key, text in headers.descriptions.items() if key in names}
     named = {names[key]: text for key, text in problems.items()} | lonely
@@ -103,7 +106,7 @@ def read_headers(paths: Iterable[Path]) -> Headers:
         key = ""
         try:
             # The library reads an attribute when it is asked for it, so each step can meet a damaged one.
-            with reading(path, "its header cannot be read", "copy or export it again"):
+            with reading(path, "its header cannot be read", "copy or export it again"), quiet():
                 header, missing = read_file_header(path)
                 if not is_scan(path, header):
                     headers.remarks.extend(describe_captured(path, header))
@@ -146,11 +149,6 @@ def series_key(path: Path, header: Any) -> str:
     if uid and not UID.fullmatch(uid):
         raise InputError(f"{path}: expected digits and dots as SeriesInstanceUID, got {uid!r:.80}; export it again")
     return uid or folder_key(path)
-
-
-def safe_name(name: str) -> str:
-    """Return a name that is one of a file on all systems."""
-    return UNSAFE.sub("_", name).strip(". ") or "series"
 
 
 def name_series(keys: Iterable[str]) -> dict[str, str]:
@@ -295,6 +293,31 @@ def join_single_slices(series: Mapping[str, Sequence[Frame]]) -> SingleSlices:
     return singles
 
 
+def find_pieces(series: Mapping[str, Sequence[Frame]]) -> dict[str, str]:
+    """Find series that are pieces of one scan, because a program has given a part of its slices another UID.
+
+    Returns:
+        The problems of these series, by their keys.
+    """
+    whole = {key: own for key, own in series.items() if len({describe_scan(frame) for frame in own}) == 1}
+    folders = group_frames(
+        (own[0] for own in whole.values()), lambda frame: (folder_key(frame.path), *describe_scan(frame))
+    )
+    problems = {}
+    for firsts in folders:
+        keys = [frame.series_uid or folder_key(frame.path) for frame in firsts]
+        frames = [frame for key in keys for frame in whole[key]]
+        # Two series may lie above each other by chance, but not if they have one number.
+        numbered = bool(firsts[0].kind.get("SeriesNumber")) or min(len(whole[key]) for key in keys) == 1
+        if len(keys) > 1 and numbered and is_stack(frames):
+            text = (
+                f"{firsts[1].path}: has another SeriesInstanceUID than {firsts[0].path}, but is the same in all else "
+                f"and fits to its slices, so both may be pieces of one series; export the series with its own UIDs"
+            )
+            problems |= dict.fromkeys(keys, text)
+    return problems
+
+
 def describe_kind(frame: Frame) -> tuple[str, ...]:
     """Return what all slices of a scan have in common, without the UIDs."""
     return (str(frame.orientation), *(frame.kind.get(name, "") for name in KINDS))
@@ -322,7 +345,9 @@ def add_scans(name: str, frames: list[Frame], remarks: Sequence[str], found: Fou
                 raise InputError(part.problem)
             check_concatenation(part.frames)
             more = [f"{copies} copies passed over"] * bool(copies)
-            found.volumes.append(build_volume(part.name, part.frames, [*remarks, *more]))
+            volume = build_volume(part.name, part.frames, [*remarks, *more])
+            check_numbers(part.frames)
+            found.volumes.append(volume)
         except InputError as error:
             found.problems[part.name] = str(error)
 
@@ -340,6 +365,20 @@ def check_concatenation(frames: Sequence[Frame]) -> None:
             raise InputError(
                 f"{frame.path}: expected {total} files of this concatenation, got {len(files)}; export all of them"
             )
+
+
+def check_numbers(frames: Sequence[Frame]) -> None:
+    """Check that slices have different numbers, or all the same one.
+
+    Raises:
+        InputError: If each number occurs several times, because two series without UIDs lie above each other.
+    """
+    numbers = Counter(frame.kind.get("InstanceNumber", "") for frame in frames if not frame.number)
+    if len(numbers) > 1 and min(numbers.values()) > 1:
+        raise InputError(
+            f"{frames[0].path.parent}: each number of a slice occurs {min(numbers.values())} times, as if several "
+            f"series were mixed; export each of them alone"
+        )
 
 
 def drop_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:

@@ -49,7 +49,7 @@ def read(paths: list[Path]) -> tuple[Volume, np.ndarray]:
 
 
 def message(paths: list[Path]) -> str:
-    volumes, problems, _ = find_series(paths)
+    volumes, problems, *_ = find_series(paths)
     assert not volumes and len(problems) == 1
     (text,) = problems.values()
     assert "\n" not in text
@@ -103,7 +103,7 @@ class TestGeometry:
         edit(scout, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
         report = write_series(tmp_path / "report", VOXELS, AFFINE)[0]
         edit(report, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
-        volumes, problems, _ = find_series([*paths, scout, report][::-1])
+        volumes, problems, *_ = find_series([*paths, scout, report][::-1])
         assert not problems
         assert sorted(volume.shape for volume in volumes) == [(7, 6, 3), (7, 6, 5)]
         assert all(volume.name == volume.origin.frames[0].series_uid for volume in volumes)

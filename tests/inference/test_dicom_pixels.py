@@ -22,7 +22,7 @@ AFFINE = np.diag([-1.5, -1.4, 3.0, 1.0])
 
 def find_problem(*paths: Path) -> str:
     """The only problem of files that have no scan."""
-    volumes, problems, _ = find_series(paths)
+    volumes, problems, *_ = find_series(paths)
     assert not volumes and len(problems) == 1
     return next(iter(problems.values()))
 

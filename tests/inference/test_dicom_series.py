@@ -40,7 +40,7 @@ def find(folder: Path) -> FoundSeries:
 
 def find_problem(folder: Path) -> str:
     """The problem of the only series in a folder."""
-    volumes, problems, remarks = find(folder)
+    volumes, problems, remarks, _ = find(folder)
     assert not volumes and not remarks and len(problems) == 1
     (text,) = problems.values()
     assert "\n" not in text
@@ -88,7 +88,7 @@ class TestLostSlices:
     ) -> None:
         path = swap_last(tmp_path / "in" / "bad", change, name)
         good = write_slices(tmp_path / "in" / "good")
-        (volume,), problems, _ = find(tmp_path / "in")
+        (volume,), problems, *_ = find(tmp_path / "in")
         assert volume.origin.paths == good[::-1]
         uid = pydicom.dcmread(
             next(one for one in path.parent.iterdir() if one.is_file() and one != path)
@@ -112,13 +112,13 @@ class TestLostSlices:
         (tmp_path / "notes").write_text("a text")
         (tmp_path / "IM0001.dcm.part").write_bytes(b"")
         shutil.copy(tmp_path / "IM0001", tmp_path / "IM0001.dcm")
-        (volume,), problems, _ = find(tmp_path)
+        (volume,), problems, *_ = find(tmp_path)
         assert not problems and volume.shape == (6, 5, 8)
 
     def test_a_damaged_file_without_a_series_is_named_alone(self, tmp_path: Path) -> None:
         (tmp_path / "x").mkdir()
         (tmp_path / "x" / "a.dcm").write_bytes(b"")
-        volumes, problems, _ = find(tmp_path)
+        volumes, problems, *_ = find(tmp_path)
         assert not volumes and list(problems) == ["x/a.dcm"]
         with pytest.raises(InputError, match=r"a\.dcm: an empty file"):
             find_scans(tmp_path)
@@ -223,7 +223,7 @@ class TestMixtures:
             edit(path, ImageType=["DERIVED", "PRIMARY", "DIXON", "../FAT"])
         assert list(read_slices(find(tmp_path))) == ["1.2.3_ImageType-FAT", "1.2.3_ImageType-WATER"]
         next((tmp_path / "1").iterdir()).unlink()
-        (volume,), problems, _ = find(tmp_path)
+        (volume,), problems, *_ = find(tmp_path)
         assert volume.name.endswith("WATER") and "has slices at 7 of 8 places" in problems["1.2.3_ImageType-FAT"]
 
     def test_times_at_the_same_places_are_split(self, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ class TestMixtures:
                 ContentTime=f"1011{number:02}",
                 EchoTime=2.3 + 1e-7 * number,
             )
-        (volume,), problems, _ = find(tmp_path)
+        (volume,), problems, *_ = find(tmp_path)
         assert not problems and volume.shape == (6, 5, 8) and "slices of 2 acquisitions" in volume.note
 
     def test_frames_of_several_kinds_in_one_file_are_split(self, tmp_path: Path) -> None:
@@ -322,6 +322,14 @@ class TestPatients:
             edit(path, InstanceNumber=pydicom.dcmread(path).InstanceNumber + 8)
         assert read_slices(find(tmp_path)).popitem()[1].shape == (6, 5, 16)
 
+    def test_numbers_that_occur_twice_in_a_folder_are_refused(self, tmp_path: Path) -> None:
+        for number, path in enumerate(write_slices(tmp_path)):
+            edit(path, InstanceNumber=number % 4 + 1)
+        assert "each number of a slice occurs 2 times" in find_problem(tmp_path)
+        for path in tmp_path.iterdir():
+            edit(path, InstanceNumber=1)
+        assert read_slices(find(tmp_path)).popitem()[1].shape == (6, 5, 8)
+
 
 class TestUids:
     @pytest.mark.parametrize("first", [0, 6])
@@ -341,7 +349,7 @@ class TestUids:
         for number, path in enumerate((tmp_path / "b").iterdir()):
             if uid:
                 edit(path, SOPInstanceUID=f"{uid}.{number}")
-        (volume,), problems, _ = find(tmp_path)
+        (volume,), problems, *_ = find(tmp_path)
         assert not problems and "8 copies passed over" in volume.note
         assert volume.origin.paths == paths[::-1]
 
@@ -382,10 +390,22 @@ class TestUids:
             )
         if uids == ("gap",):
             paths[3].unlink()
-        volumes, problems, _ = find(tmp_path)
+        volumes, problems, *_ = find(tmp_path)
         assert (
             not volumes and list(problems) == ["T2"] and "each with a SeriesInstanceUID of its own" in problems["T2"]
         )
+
+    @pytest.mark.parametrize("number", [1, 4])
+    def test_pieces_with_another_series_uid_are_refused(self, number: int, tmp_path: Path) -> None:
+        paths = write_slices(tmp_path)
+        for path in paths[:number]:
+            edit(path, SeriesInstanceUID="1.2.3")
+        volumes, problems, *_ = find(tmp_path)
+        assert not volumes and len(problems) == 2
+        assert all("both may be pieces of one series" in problem for problem in problems.values())
+        for path in paths[:number]:
+            edit(path, SeriesNumber=9)
+        assert len(find(tmp_path).volumes) == 2
 
 
 class TestLocalizers:
@@ -397,7 +417,7 @@ class TestLocalizers:
             affine[:3, :3] = turn @ AFFINE[:3, :3]
             for path in write_series(tmp_path / str(number), VOXELS, affine):
                 edit(path, SeriesInstanceUID="1.2.3", StudyInstanceUID="1.2", FrameOfReferenceUID="1.4")
-        volumes, problems, remarks = find(tmp_path)
+        volumes, problems, remarks, _ = find(tmp_path)
         assert not volumes and not problems
         assert remarks == [
             "1.2.3: passed over: a localizer (MR 3 axial): its 24 slices lie in 3 directions at right angles"
@@ -411,7 +431,7 @@ class TestLocalizers:
     def test_few_slices_with_the_name_of_a_localizer_are_passed_over(self, description: str, tmp_path: Path) -> None:
         write_slices(tmp_path / "scout", SeriesDescription=description)
         write_slices(tmp_path / "block", SeriesDescription="t2 block local")
-        (volume,), problems, remarks = find(tmp_path)
+        (volume,), problems, remarks, _ = find(tmp_path)
         assert not problems and len(remarks) == 1 and "block" in volume.note
 
     def test_whole_stacks_in_two_directions_are_two_scans(self, tmp_path: Path) -> None:
@@ -439,7 +459,7 @@ def test_places_rounded_to_a_decimal_are_equal_distances(tmp_path: Path) -> None
         paths = write_series(tmp_path / str(number), voxels, affine)
         for path in paths:
             edit(path, ImagePositionPatient=[f"{value:.1f}" for value in pydicom.dcmread(path).ImagePositionPatient])
-        (volume,), problems, _ = find(tmp_path / str(number))
+        (volume,), problems, *_ = find(tmp_path / str(number))
         assert not problems and volume.spacing_mm[0] == pytest.approx(spacing, abs=0.01)
         paths[7].unlink()
         assert "1 slices are missing" in find_problem(tmp_path / str(number))
@@ -460,7 +480,7 @@ def test_a_tilted_gantry_is_named_and_its_affine_is_sheared(tmp_path: Path) -> N
     for path in paths:
         x, y, z = map(float, pydicom.dcmread(path).ImagePositionPatient)
         edit(path, ImagePositionPatient=[x, y + z * np.tan(np.radians(15)), z])
-    (volume,), _, _ = find(tmp_path)
+    (volume,), *_ = find(tmp_path)
     assert "sheared by 15.0 degrees (a tilted gantry)" in volume.note
     np.testing.assert_allclose(volume.affine[:3, 2], [0, -3 * np.tan(np.radians(15)), 3], atol=1e-6)
     np.testing.assert_allclose(volume.affine[:3, :2], affine[:3, :2], atol=1e-6)

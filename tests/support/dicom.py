@@ -21,7 +21,7 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 def read_series(paths: Iterable[Path]) -> Volume:
     """The only series of some files. No file has a problem."""
-    (volume,), problems, remarks = find_series(paths)
+    (volume,), problems, remarks, _ = find_series(paths)
     assert not problems and not remarks
     return volume
 
