@@ -303,7 +303,7 @@ def find_pieces(series: Mapping[str, Sequence[Frame]]) -> dict[str, str]:
     folders = group_frames(
         (own[0] for own in whole.values()), lambda frame: (folder_key(frame.path), *describe_scan(frame))
     )
-    problems = {}
+    problems: dict[str, str] = {}
     for firsts in folders:
         keys = [frame.series_uid or folder_key(frame.path) for frame in firsts]
         frames = [frame for key in keys for frame in whole[key]]

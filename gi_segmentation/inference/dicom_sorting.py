@@ -165,12 +165,8 @@ def group_frames(frames: Iterable[Frame], key: Callable[[Frame], object]) -> lis
 def by_study(frames: list[Frame]) -> Difference:
     """Two patients can have one SeriesInstanceUID after their data were removed."""
     groups = group_frames(frames, lambda frame: frame.study_uid)
-    return Difference(
-        "StudyInstanceUID",
-        {f"study-{own[0].study_uid or 'none'}": own for own in groups},
-        elsewhere=True,
-        certain=True,
-    )
+    parts = {f"study-{number}": own for number, own in enumerate(groups, start=1)}
+    return Difference("StudyInstanceUID", parts, elsewhere=True, certain=True)
 
 
 def by_patient(frames: list[Frame]) -> Difference:

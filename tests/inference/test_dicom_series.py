@@ -285,8 +285,8 @@ class TestPatients:
             edit(path, ImagePositionPatient=[x, y, float(z) + 24])
         found = read_slices(find(tmp_path))
         assert {name: voxels.shape for name, voxels in found.items()} == {
-            "1.2.3_study-1.1": (6, 5, 8),
-            "1.2.3_study-1.2": (6, 5, 8),
+            "1.2.3_study-1": (6, 5, 8),
+            "1.2.3_study-2": (6, 5, 8),
         }
 
     def test_without_uids_a_folder_is_a_series(self, tmp_path: Path) -> None:
