@@ -264,7 +264,7 @@ def right_angles(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> tupl
         raise InputError(
             f"{path}: its axes are not at right angles (by up to {distance:.3g} mm, as with a tilted gantry), and "
             f"programs place such a NIfTI file differently; resample it, or predict its DICOM series with --format "
-            f"dicom-seg rtstruct"
+            f"rtstruct"
         )
     if distance <= ROUNDING_MM:
         return affine, []

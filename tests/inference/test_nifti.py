@@ -299,7 +299,7 @@ class TestGrid:
             with pytest.raises(InputError, match=rf"mr\.nii: {text}"):
                 open_volume(write_grid(tmp_path / "mr.nii", affine, *codes))
         series = Volume("tilted", tmp_path / "series", SHAPE, affine)
-        with pytest.raises(InputError, match=r"series: its axes .* --format dicom-seg rtstruct"):
+        with pytest.raises(InputError, match=r"series: its axes .* --format rtstruct"):
             write_label_map(series, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii.gz")
         assert not (tmp_path / "labels.nii.gz").exists()
 
