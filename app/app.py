@@ -308,6 +308,8 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
             release_memory()
     if not shown:
         raise problems[0]
+    for line in scans.left_out:
+        gr.Info(html.escape(public_text(line), quote=False), duration=None)
     for problem in problems:
         gr.Warning(public_message(problem), duration=None)
     return shown
@@ -365,6 +367,7 @@ def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
     for name in plan.formats:
         paths = [folder / path.name for path in output_paths(name, predicted.scan)]
         files |= zip(LABELS[name], paths, strict=True)
+    *folders, _ = predicted.scan.name.split("/")
     notes = [f"No {LABELS[name][0]}: {public_text(reason)}" for name, reason in plan.refused.items()]
     report = json.loads(files[REPORT].read_text(encoding="utf-8"))
     volume = predicted.volume
@@ -395,7 +398,12 @@ def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
         "reasons": [reason["text"] for reason in report["reasons"]],
         "unchecked": report["unchecked"],
         "files": [
-            {"label": label, "name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
+            # Files of two patients may have one name, and all of them are saved to one folder.
+            {
+                "label": label,
+                "name": "_".join([*folders, file.name]),
+                "data": base64.b64encode(file.read_bytes()).decode(),
+            }
             for label, file in files.items()
         ],
         "notes": [*notes, *plan.remarks],
