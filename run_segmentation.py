@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
     # Before the training, this stops a run that would continue from the checkpoints of another model or split, and a
     # second run into the same folder.
-    with prepare_output_dir(run_args, facts):
+    with prepare_output_dir(run_args, facts) as facts:
         # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like
         # them.
         model.config.training_ranges = find_training_ranges(slices["train"]).to_config()

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, cast
 import torch
 import yaml
 from accelerate.utils import DistributedType
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments, integrations
 
 from gi_segmentation.errors import InputError, check_repo_id, one_line
 from gi_segmentation.files import check_utf8
@@ -44,6 +44,23 @@ VALUE_ALIASES = {
     ("--scheduler_name", "MultiStepLR"): ["--lr_scheduler_type", "constant", "--lr_drop_at", "0.5"],
 }
 
+# Where `--report_to` can send the log: the package to install, and the function that finds it.
+REPORTERS = {
+    "tensorboard": ("tensorboard", "is_tensorboard_available"),
+    "wandb": ("wandb", "is_wandb_available"),
+    "mlflow": ("mlflow", "is_mlflow_available"),
+    "trackio": ("trackio", "is_trackio_available"),
+    "swanlab": ("swanlab", "is_swanlab_available"),
+    "comet_ml": ("comet-ml", "is_comet_available"),
+    "clearml": ("clearml", "is_clearml_available"),
+    "neptune": ("neptune", "is_neptune_available"),
+    "dagshub": ("dagshub", "is_dagshub_available"),
+    "dvclive": ("dvclive", "is_dvclive_available"),
+    "codecarbon": ("codecarbon", "is_codecarbon_available"),
+    "azure_ml": ("azureml-core", "is_azureml_available"),
+    "flyte": ("flytekit", "is_flytekit_available"),
+    "kubeflow": ("kubeflow", "is_kubeflow_available"),
+}
 # The sections of `--help` in their order, each with its description.
 SECTIONS = {
     "General": None,
@@ -406,8 +423,28 @@ class RunArguments(TrainingArguments):
             raise ValueError(f"--lr_drop_at needs --lr_scheduler_type constant, but got {scheduler}")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id NAMESPACE/NAME")
+        self.check_reporters()
         self.check_sharding()
         self.check_names()
+
+    def check_reporters(self) -> None:
+        """Check that all programs of `--report_to` are installed. `Trainer` would find that out after minutes.
+
+        Raises:
+            ValueError: If one is unknown or not installed.
+        """
+        # `all` is a list of what is installed by now, and `none` an empty one.
+        for name in self.report_to or ():
+            if name not in REPORTERS:
+                raise ValueError(
+                    f"--report_to: expected some of {', '.join(REPORTERS)}, all or none, but got {name!r}"
+                )
+            package, check = REPORTERS[name]
+            if not getattr(integrations, check)():
+                raise ValueError(
+                    f"--report_to {name}: needs the package {package}, which is not installed or not set up; run "
+                    f"`pip install {package}`, or take --report_to none"
+                )
 
     @property
     def sharding(self) -> Sharding | None:

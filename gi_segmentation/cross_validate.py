@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         write_pooled,
     )
     from gi_segmentation.cross_validation.runs import (
+        check_flags,
         check_output_dir,
         fold_folder,
         list_folds,
@@ -154,12 +155,15 @@ def main(argv: list[str] | None = None) -> None:
         branches = [None, *(fold_folder(output_dir, fold).name for fold in folds)]
         prepare_repository(repo_id, wishes.private, overwrite=wishes.overwrite, branches=branches)
 
+    wanted = [arguments.fold] if arguments.fold is not None else [] if arguments.collect else folds
+    # All folds are compared before one of them is trained for hours.
+    for fold in wanted:
+        check_flags(fold, output_dir, arguments.config, arguments.flags)
+    for fold in wanted:
+        train_fold(fold, output_dir, arguments.config, arguments.flags, arguments.config_file)
     if arguments.fold is not None:
-        train_fold(arguments.fold, output_dir, arguments.config, arguments.flags, arguments.config_file)
         print("when all folds are trained, --collect pools their scores")
         return
-    for fold in () if arguments.collect else folds:
-        train_fold(fold, output_dir, arguments.config, arguments.flags, arguments.config_file)
     runs, everyone = [read_fold(output_dir, fold) for fold in folds], read_everyone(output_dir)
     published = choose_published(runs, everyone)
     pooled = pool_folds(runs, published)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,11 +102,14 @@ def test_a_recipe_trains_resumes_publishes_and_predicts_with_a_tiny_model_of_its
     family = recipe.split("-")[0]
     # `arguments` sets these flags for speed. None leaves them out, so that the recipe's values count.
     of_the_recipe = dict.fromkeys(("warmup_steps", "head_lr_multiplier", "ema_decay", "slice_sampling"))
-    flags = {"learning_rate": 1e-4, "max_steps": 1, "save_total_limit": 5, **of_the_recipe}
+    flags = {"learning_rate": 1e-4, "max_steps": 3, "save_total_limit": 5, **of_the_recipe}
     changed = arguments(dataset_dir, tmp_path / "run", family, **flags)
     words = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), *changed, "--gradient_accumulation_steps", "2"]
     run_segmentation.main(words)
-    words[words.index("--max_steps") + 1] = "3"
+    # As if the run had been killed after its first checkpoint.
+    for path in (tmp_path / "run").iterdir():
+        if path.name not in ("checkpoint-1", "run.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = run_python([RUN, *words, "--push_to_hub", "--hub_model_id", MODEL_ID], tmp_path, env=hub.environment())
     assert again.returncode == 0, again.stderr[-3000:]
     assert f"Resuming from {tmp_path / 'run' / 'checkpoint-1'}" in again.stderr

@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from gi_segmentation.arguments import DataArguments
+from gi_segmentation.arguments import DataArguments, parse_arguments
 from gi_segmentation.data.slices import BUILD_COMMAND, load_slices
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
+from gi_segmentation.publishing.facts import RUN_FILE, RunResults, changed_arguments, read_earlier, read_results
 from gi_segmentation.publishing.results import SCANS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.records import read_scans
 from gi_segmentation.scoring.scans import ScanScore
+from gi_segmentation.training.resuming import advise, describe_changes, describe_deciding, find_changes
 
 # The configuration of a model, in the folder of its weights.
 CONFIG = "config.json"
@@ -92,6 +93,31 @@ def find_results(folder: Path) -> RunResults | None:
         return None
 
 
+def fold_words(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str]) -> list[str]:
+    """Return the words for `run_segmentation.py`; arguments as `train_fold`."""
+    return ["--config", str(recipe), *flags, "--fold", fold, "--output_dir", str(fold_folder(output_dir, fold))]
+
+
+def check_flags(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str]) -> None:
+    """Check that a fold that was trained, or begun, has the same arguments as now; arguments as `train_fold`.
+
+    Raises:
+        InputError: If an argument that decides the weights differs. A pooled score would be that of two recipes.
+    """
+    folder = fold_folder(output_dir, fold)
+    earlier = read_earlier(folder)
+    if earlier is None:
+        return
+    parsed = parse_arguments(fold_words(fold, output_dir, recipe, flags))
+    # How many processes will train a fold is known to accelerate only.
+    now = {"deciding": describe_deciding(*parsed), "arguments": changed_arguments(*parsed), "train_batch_size": None}
+    if changes := find_changes(earlier, now):
+        raise InputError(
+            f"fold {fold}: {folder} holds a training with {', '.join(describe_changes(changes))}; "
+            f"{advise(changes, folder)}"
+        )
+
+
 def wait_for_group(group: int) -> None:
     """Wait until all processes of a group have ended.
 
@@ -158,7 +184,7 @@ def train_fold(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str], 
         return
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     launch += ["--config_file", str(config_file)] if config_file else []
-    words = ["--config", str(recipe), *flags, "--fold", fold, "--output_dir", str(folder)]
+    words = fold_words(fold, output_dir, recipe, flags)
     print(f"fold {fold}: training; its output goes to {log}", flush=True)
     start = time.monotonic()
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,16 @@ from transformers import (
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE, check_image_size
+from gi_segmentation.models.normalisation import find_normalisation
 from gi_segmentation.models.random import build_model, parse_overrides, random_config
+from gi_segmentation.models.sources import (
+    check_channels,
+    check_finite,
+    check_share,
+    describe_files,
+    list_files,
+    load_tensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +96,10 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
     Raises:
         ValueError: If there is no such folder or repository, it has no configuration, or it needs a missing package.
     """
+    if Path(name).is_dir() and (problem := describe_files(list_files(name, revision) or [])):
+        raise ValueError(
+            f"expected a folder with the config.json and the model.safetensors of an encoder, but: {problem}"
+        )
     try:
         return AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
     except ImportError as error:
@@ -114,10 +127,12 @@ def load_normalisation(name: str, revision: str | None) -> tuple[list[float], li
     # install torchvision.
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
-        return list(settings["image_mean"]), list(settings["image_std"])
-    except (OSError, KeyError, TypeError):
+    except OSError:
+        settings = {}
+    if settings.get("do_normalize", True) and not ("image_mean" in settings and "image_std" in settings):
         logger.warning("%s says nothing about the mean and deviation of its input; ImageNet's are taken", name)
         return IMAGENET_MEAN, IMAGENET_STD
+    return find_normalisation(settings)
 
 
 def load_encoder(name: str, revision: str | None) -> Encoder:
@@ -135,20 +150,19 @@ def load_encoder(name: str, revision: str | None) -> Encoder:
         return load_timm_encoder(name, revision, config)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(f"a {config.model_type} gives no feature maps; take a backbone such as swin or convnextv2")
+    check_channels(config)
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"its weights are quantized; name the {config.model_type} from which it was made")
     config.out_indices = pick_stages(len(config.stage_names))
     # `AutoBackbone.from_pretrained` asks the Hub whether the name is a repository, and takes a local folder for a name
     # of timm. The class itself loads both.
     backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    encoder, info = backbone_class.from_pretrained(name, revision=revision, config=config, output_loading_info=True)
+    encoder, info = load_tensors(backbone_class.from_pretrained, name, revision, config=config)
     tensors, missing = encoder.state_dict(), sorted(info["missing_keys"])
     # An encoder that was trained to classify has no normalisation of its feature maps, so these layers are new. If
     # most tensors are missing, the file is of another model. `from_pretrained` would only log that, and the training
     # would start from random weights.
-    if len(missing) > len(tensors) / 2:
-        raise ValueError(
-            f"its file has only {len(tensors) - len(missing)} of the {len(tensors)} tensors of a {config.model_type}; "
-            f"the first missing one is {missing[0]}"
-        )
+    check_share(tensors, missing, config.model_type)
     for tensor in missing:
         logger.warning("newly made: backbone.%s", tensor)
     logger.warning("%d tensors of the encoder were loaded from %s", len(tensors) - len(missing), name)
@@ -185,6 +199,7 @@ def load_timm_encoder(name: str, revision: str | None, config: Any) -> Encoder:
     # `TimmBackbone` keeps the model of timm under this name. Its own way to load pre-trained weights
     # (`from_config(..., pretrained=True)`) sets the running means of batch normalisation to 0 afterwards.
     tensors = {f"_backbone.{key}": tensor for key, tensor in encoder.state_dict().items()}
+    check_finite(tensors)
     logger.warning("%d tensors of the encoder were loaded from %s", len(tensors), name)
     return Encoder(backbone_config, tensors, list(config.pretrained_cfg["mean"]), list(config.pretrained_cfg["std"]))
 

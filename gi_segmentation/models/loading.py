@@ -1,27 +1,33 @@
 """Load models and their image processors from a folder or from the Hub."""
 
+import copy
 import logging
-import math
+from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    PreTrainedModel,
-    SegformerImageProcessorPil,
-)
+from transformers import AutoImageProcessor, PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.arguments import MIN_IMAGE_SIZE, ModelArguments
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE, check_image_size, find_label_mode, set_task
 from gi_segmentation.models.encoders import new_upernet
+from gi_segmentation.models.normalisation import find_normalisation, read_settings
 from gi_segmentation.models.positions import resize_positions
 from gi_segmentation.models.random import new_model
+from gi_segmentation.models.sources import (
+    check_channels,
+    check_complete,
+    check_encoder,
+    first_line,
+    load_config,
+    load_weights,
+)
 from gi_segmentation.schema import LABELS_BY_MODE
 
 logger = logging.getLogger(__name__)
 
+PROCESSOR_FILE = "preprocessor_config.json"
+NEEDS_PACKAGE = "needs a package that is not installed; run `pip install -e .[timm]`"
 # Height and width of a model's input in pixels, and distance to the neighbours in slices. More is a damaged file.
 MAX_IMAGE_SIZE, MAX_SLICE_CONTEXT = 2048, 1000
 
@@ -36,11 +42,13 @@ def log_loading(model: PreTrainedModel, info: dict[str, Any]) -> None:
     # `from_pretrained` does not load tensors of another shape: the last layer of a head for other labels.
     shapes = {name: f" (the checkpoint's is {list(theirs)})" for name, theirs, _ in info["mismatched_keys"]}
     new = sorted({*info["missing_keys"], *shapes})
-    taken = len(model.state_dict()) - len(new)
+    taken, unused = len(model.state_dict()) - len(new), sorted(info["unexpected_keys"])
     # These are warnings, because messages of the level INFO are not shown by default. A tensor that is new by mistake
     # would spoil the whole run.
     for name in new:
         logger.warning("newly made: %s %s%s", name, list(model.state_dict()[name].shape), shapes.get(name, ""))
+    if unused:
+        logger.warning("not used: %d tensors of the checkpoint, the first %s", len(unused), unused[0])
     logger.warning("all other %d tensors were loaded from the checkpoint", taken)
 
 
@@ -64,21 +72,30 @@ def load_model(
         model, mean, std = new_upernet(model_args, image_size, slice_context)
         return model, new_processor(image_size, mean, std)
     if model_args.model_type is not None:
-        return new_model(model_args, image_size, slice_context), new_processor(image_size)
+        model = new_model(model_args, image_size, slice_context)
+        try:
+            check_channels(model.config)
+        except ValueError as error:
+            raise InputError(f"--config_overrides: {error}") from error
+        return model, new_processor(image_size)
     if model_args.config_overrides is not None:
         raise InputError("--config_overrides needs --model_type: a checkpoint's configuration cannot change")
     name, revision = model_args.model_name_or_path, model_args.model_revision
     try:
-        base_config = AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
-        config = set_task(base_config, model_args.label_mode, slice_context)
+        config = load_config(name, revision)
+        labels = find_label_mode(config), config.num_labels
+        config = set_task(config, model_args.label_mode, slice_context)
         # The configuration has our labels, so the model gets a head for them. `ignore_mismatched_sizes` lets tensors
         # of another shape keep their random values, where `from_pretrained` would raise an error.
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(
-            name, revision=revision, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **NO_CODE
-        )
-        base = AutoImageProcessor.from_pretrained(name, revision=revision, **NO_CODE)
+        model, info = load_weights(name, revision, config=config, ignore_mismatched_sizes=True)
+        check_encoder(model, info)
+        mean, std = find_normalisation(read_settings(load_processor(name, revision)))
+    except ImportError as error:
+        raise InputError(f"--model_name_or_path {name}: {NEEDS_PACKAGE}") from error
     except LOAD_ERRORS as error:
         raise InputError(f"--model_name_or_path {name}: {one_line(error)}") from error
+    if labels[0] != model_args.label_mode and labels[1] == config.num_labels:
+        info["missing_keys"] |= renew_labels(model)
     check_image_size(config, image_size)
     log_loading(model, info)
     # The model is loaded at its own size first. At another size, `from_pretrained` would drop the position tables,
@@ -86,7 +103,34 @@ def load_model(
     if getattr(config, "image_size", image_size) != image_size:
         model = resize_positions(model, image_size)
     # The encoder expects the mean and the standard deviation of its pre-training.
-    return model, new_processor(image_size, mean=base.image_mean, std=base.image_std)
+    return model, new_processor(image_size, mean, std)
+
+
+def load_processor(name: str, revision: str | None) -> Any:
+    """Return the image processor of a model; arguments as `load_weights`.
+
+    Raises:
+        ValueError: If there is none, or if its file cannot be read.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(name, revision=revision, **NO_CODE)
+    except LOAD_ERRORS as error:
+        there = not Path(name).is_dir() or (Path(name) / PROCESSOR_FILE).exists()
+        reason = f"its {PROCESSOR_FILE} cannot be read ({first_line(error)})" if there else f"no {PROCESSOR_FILE}"
+        raise ValueError(f"{reason}; copy the one of its model") from error
+
+
+def renew_labels(model: PreTrainedModel) -> set[str]:
+    """Give the layers whose size follows from the labels random values, and return the names of their tensors.
+
+    A checkpoint may have as many labels as we have, but other ones or in another order. Its last layer fits by chance.
+    """
+    fresh, wider = copy.deepcopy(model.config), copy.deepcopy(model.config)
+    wider.num_labels = fresh.num_labels + 1
+    new, other = (type(model)(config).state_dict() for config in (fresh, wider))
+    changed = {name: tensor for name, tensor in new.items() if tensor.shape != other[name].shape}
+    model.load_state_dict(changed, strict=False)
+    return set(changed)
 
 
 def new_processor(
@@ -120,18 +164,17 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
             needs a package that is not installed.
     """
     try:
+        load_config(name, revision)
         # A checkpoint of this project never has a pickle, which is the other form of weights.
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(
-            name, revision=revision, use_safetensors=True, output_loading_info=True, **NO_CODE
-        )
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision, **NO_CODE)
+        model, info = load_weights(name, revision, ignore_mismatched_sizes=True)
+        processor = load_processor(name, revision)
     except ImportError as error:
         # An encoder of timm. The message of transformers names the missing package in a long text.
-        raise InputError(f"{name}: needs a package that is not installed; run `pip install -e .[timm]`") from error
+        raise InputError(f"{name}: {NEEDS_PACKAGE}") from error
     except LOAD_ERRORS as error:
         raise InputError(
-            f"{name}: not a checkpoint of this project ({one_line(error)}); name the --output_dir of a run, or a Hub "
-            f"id"
+            f"{name}: not a checkpoint of this project ({one_line(error)}); name the --output_dir of a "
+            f"run, or a Hub id"
         ) from error
     if find_label_mode(model.config) is None:
         labels = list((model.config.id2label or {}).values())
@@ -140,12 +183,10 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
             f"got {len(labels)}: "
             f"{', '.join(map(str, labels[:4]))}{', ...' if len(labels) > 4 else ''}; fine-tune it first"
         )
-    # `from_pretrained` fills missing tensors with random values and only logs it. A prediction would be nonsense.
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InputError(
-            f"{name}: lacks {len(missing)} tensors, the first {missing[0]}; use a checkpoint that is complete"
-        )
+    try:
+        check_complete(model, info)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
     check_settings(name, model, processor)
     return model.eval(), processor
 
@@ -169,14 +210,19 @@ def check_settings(name: str, model: PreTrainedModel, processor: Any) -> None:
             f"{MAX_IMAGE_SIZE}, but got {size!r:.80}"
         )
     check_image_size(model.config, height)
-    for key, above in (("image_mean", -math.inf), ("image_std", 0)):
-        value = getattr(processor, key, None)
-        numbers = value if isinstance(value, list | tuple) else ()
-        if len(numbers) != 3 or not all(isinstance(one, int | float) and above < one < math.inf for one in numbers):
+    # A slice is always resized to the input of the model, as in the training.
+    for key, expected in (("do_resize", True), ("do_center_crop", False), ("do_flip_channel_order", False)):
+        if bool(getattr(processor, key, None)) is not expected:
             raise InputError(
-                f"{name}: preprocessor_config.json: expected three numbers {'above 0 ' if above == 0 else ''}as "
-                f"{key}, but got {value!r:.80}"
+                f"{name}: preprocessor_config.json: expected {str(expected).lower()} as {key}, as this project writes "
+                f"it, but got {getattr(processor, key, None)!r:.80}"
             )
+    try:
+        mean, std = find_normalisation(read_settings(processor))
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    # `data.preprocessing.normalize` uses these two.
+    processor.image_mean, processor.image_std = tuple(mean), tuple(std)
     context = getattr(model.config, "slice_context", 0)
     if not is_whole(context, 0, MAX_SLICE_CONTEXT):
         raise InputError(

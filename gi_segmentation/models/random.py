@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -18,8 +19,8 @@ from gi_segmentation.models.configuration import check_image_size, set_task
 from gi_segmentation.schema import LabelMode
 
 # Keys of a configuration that follow from the data: the input always has three channels, and the labels are the organs
-# with or without the background.
-OWN_KEYS = {"num_channels", "num_labels", "id2label", "label2id"}
+# with or without the background. Weights have 32 bits; --bf16 computes in 16 bits where that is exact enough.
+OWN_KEYS = {"num_channels", "num_labels", "id2label", "label2id", "dtype", "torch_dtype"}
 
 
 def to_number(value: Any) -> Any:
@@ -89,7 +90,9 @@ def random_config(model_type: str, overrides: dict[str, Any], image_size: int) -
         raise InputError(f"--config_overrides: {model_type} has no {', '.join(unknown)}")
     own = sorted(OWN_KEYS & set(overrides))
     if own:
-        raise InputError(f"--config_overrides: {', '.join(own)} cannot be set, because the data decides")
+        raise InputError(
+            f"--config_overrides: {', '.join(own)} cannot be set, because the data decides, or the pipeline"
+        )
     if overrides.get("image_size", image_size) != image_size:
         raise InputError(f"--config_overrides: image_size is {overrides['image_size']}, but --image_size {image_size}")
     sized = {"image_size": image_size} if hasattr(defaults, "image_size") else {}
@@ -112,7 +115,9 @@ def build_model(config: PreTrainedConfig, label_mode: LabelMode, slice_context: 
     """
     # Values that do not fit together, for example three depths but four widths, only show when the layers are made.
     try:
-        return AutoModelForSemanticSegmentation.from_config(set_task(config, label_mode, slice_context))
+        return AutoModelForSemanticSegmentation.from_config(
+            set_task(config, label_mode, slice_context), dtype=torch.float32
+        )
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ZeroDivisionError) as error:
         reason = one_line(error)
         raise InputError(f"--config_overrides: these values make no {config.model_type} ({reason})") from error

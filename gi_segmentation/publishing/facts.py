@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gi_segmentation import __version__
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
@@ -28,16 +29,25 @@ from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.publishing.population import are_all_synthetic, name_dataset
 from gi_segmentation.rules import Preset
 from gi_segmentation.schema import ORGANS, LabelMode, hash_splits
+from gi_segmentation.training import resuming
+from gi_segmentation.training.checkpoints import find_checkpoint, find_step
+from gi_segmentation.training.resuming import advise, describe_changes, describe_deciding, find_changes
 
 RUN_FILE = "run.json"
 # Libraries that may change a result. Their versions are facts of the run.
 PACKAGES = ("transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "albumentations", "numpy")
-# A run continues from its checkpoints only if these facts are the same. Facts that may change between two starts, such
-# as the number of processes, are not among them.
+# A run continues from its checkpoints only if these facts are the same, and the arguments that decide the weights
+# (`training.resuming`).
 IDENTITY = (
     "base_model", "model_type", "architecture", "image_size", "label_mode", "slice_context", "ema_decay",
     "dataset_fingerprint", "split_hash", "splits",
 )  # fmt: skip
+# Facts that each start of a run may have of its own. They say how its steps were computed.
+OF_A_START = (
+    "project_version", "git_commit", "versions", "device", "num_processes", "train_batch_size", "arguments",
+)  # fmt: skip
+# Facts that no step used. They are those of the last start.
+OF_THE_CARD = ("dataset_title", "competition_preset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,9 @@ class RunFacts:
         augmentation: How training slices are changed at random: `none`, `usual` or `strong`.
         competition_preset: How the scores read the competition's metric.
         arguments: All arguments that differ from their defaults.
+        deciding: All arguments that decide the weights, from `training.resuming.describe_deciding`.
+        earlier_starts: For a run that was interrupted and went on in another way: `until_step`, and the facts of
+            `OF_A_START` with which the steps up to there were made. The facts above are those of the last steps.
     """
 
     project_version: str
@@ -111,6 +124,8 @@ class RunFacts:
     augmentation: Literal["none", "usual", "strong"]
     competition_preset: Preset
     arguments: dict[str, Any]
+    deciding: dict[str, Any] = dataclasses.field(default_factory=dict)
+    earlier_starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +148,7 @@ class RunResults(RunFacts):
             and `dice`.
         postprocessing: For a cross-validation with `--postprocessing`, what was learnt, from
             `inference.postprocessing_search`. The other scores are without it.
+        scored_by: Version and commit of this project that computed the scores, if they are not those of the training.
     """
 
     date: str
@@ -147,6 +163,7 @@ class RunResults(RunFacts):
     published_fold: str | None = None
     worst_patients: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     postprocessing: dict[str, Any] | None = None
+    scored_by: dict[str, Any] | None = None
 
 
 def git_commit() -> str | None:
@@ -291,6 +308,7 @@ def describe_run(
         augmentation="none" if not data_args.augmentation else "strong" if data_args.strong_augmentation else "usual",
         competition_preset=run_args.preset,
         arguments=changed_arguments(model_args, data_args, run_args),
+        deciding=describe_deciding(model_args, data_args, run_args),
     )
 
 
@@ -311,9 +329,11 @@ def read_results(output_dir: Path) -> RunResults:
         InputError: If a fact is missing or unknown, because the run is not finished or another version wrote the file.
     """
     found = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    names = {item.name for item in dataclasses.fields(RunResults)}
-    if found.keys() != names:
-        missing, foreign = sorted(names - found.keys()), sorted(found.keys() - names)
+    facts = dataclasses.fields(RunResults)
+    # A fact with a default is one that older versions did not write.
+    required = {one.name for one in facts if one.default is one.default_factory is dataclasses.MISSING}
+    missing, foreign = sorted(required - found.keys()), sorted(found.keys() - {one.name for one in facts})
+    if missing or foreign:
         raise InputError(
             f"{output_dir / RUN_FILE}: expected the facts of a finished run, but got others (missing: "
             f"{', '.join(missing) or 'none'}; unknown: {', '.join(foreign) or 'none'}); run the same command again, "
@@ -323,7 +343,7 @@ def read_results(output_dir: Path) -> RunResults:
 
 
 @contextmanager
-def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[None]:
+def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[RunFacts]:
     """Write the facts into a new output folder, or check that the folder belongs to an earlier start of this run.
 
     Until the block ends, no other run can write to this folder.
@@ -332,10 +352,13 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[None
         run_args: Arguments of the training.
         facts: From `describe_run`.
 
+    Yields:
+        The facts of the whole run: those of an earlier start stay as they are.
+
     Raises:
-        InputError: If the folder holds something else, or a run with another model, dataset or split. With another
-            split, patients of the earlier training could now be in the validation. Also if another run writes to the
-            folder, or if its disk is full.
+        InputError: If the folder holds something else, or a run with another model, dataset, split or argument that
+            decides the weights. With another split, patients of the earlier training could now be in the validation.
+            Also if another run writes to the folder, or if its disk is full.
     """
     output_dir = Path(run_args.output_dir)
     with ExitStack() as stack:
@@ -343,17 +366,49 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[None
         # the same facts. `local=False`, because the machines of a run share this folder.
         with run_args.main_process_first(local=False, desc="checking the output folder"):
             check_output_dir(output_dir)
-            if run_args.process_index == 0:
+            is_main = run_args.process_index == 0
+            if is_main:
                 stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
-                if not (output_dir / RUN_FILE).exists():
-                    write_facts(output_dir, facts)
             elif not (output_dir / RUN_FILE).exists():
                 raise InputError(
                     f"--output_dir {output_dir}: process {run_args.process_index} does not see the folder of the main "
                     f"process; name a folder that all machines of this run share"
                 )
-            check_identity(output_dir, facts)
-        yield
+            earlier = read_earlier(output_dir)
+            if earlier is not None:
+                check_identity(output_dir, earlier, facts)
+                # Only the main process writes facts.
+                facts = continue_facts(output_dir, earlier, facts) if is_main else facts
+            # The facts of a finished run stay until `write_results`.
+            if is_main and not is_finished(earlier):
+                write_facts(output_dir, facts)
+        yield facts
+
+
+def is_finished(earlier: Mapping[str, Any] | None) -> bool:
+    """Return whether the facts of an earlier start are those of a finished run."""
+    return earlier is not None and "steps" in earlier
+
+
+def read_earlier(output_dir: Path) -> dict[str, Any] | None:
+    """Return the facts in the folder of a run; None if nothing was made with them.
+
+    A start that ended before its first checkpoint binds nobody: it may have had too large batches.
+
+    Raises:
+        InputError: If `run.json` is not that of a run.
+    """
+    path = output_dir / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not the facts of a run ({one_line(error)}); name another --output_dir") from error
+    # Without these facts, the file is another program's, and `check_identity` says so.
+    ours = all(name in earlier for name in IDENTITY)
+    made = is_finished(earlier) or any(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    return earlier if made or not ours else None
 
 
 def check_output_dir(output_dir: Path) -> None:
@@ -370,20 +425,75 @@ def check_output_dir(output_dir: Path) -> None:
         )
 
 
-def check_identity(output_dir: Path, facts: RunFacts) -> None:
-    """Check that the run in a folder has the same `IDENTITY` as this one.
+def check_identity(output_dir: Path, earlier: Mapping[str, Any], facts: RunFacts) -> None:
+    """Check that the run in a folder has the same `IDENTITY` as this one, and the same arguments.
 
     Raises:
-        InputError: If not.
+        InputError: If not. The message names each difference.
     """
-    path = output_dir / RUN_FILE
-    try:
-        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not the facts of a run ({one_line(error)}); name another --output_dir") from error
-    for name in IDENTITY:
-        if earlier.get(name) != getattr(facts, name):
-            raise InputError(
-                f"--output_dir {output_dir}: the folder holds a run with {name} {earlier.get(name)}, but this run "
-                f"has {getattr(facts, name)}; name another folder"
-            )
+    differing = [
+        f"{name} {earlier.get(name)} (here {getattr(facts, name)})"
+        for name in IDENTITY
+        if earlier.get(name) != getattr(facts, name)
+    ]
+    changes = find_changes(earlier, vars(facts))
+    if differing or changes:
+        raise InputError(
+            f"--output_dir {output_dir}: the folder holds a run with "
+            f"{', '.join([*differing, *describe_changes(changes)])}; {advise(changes, output_dir)}"
+        )
+
+
+def describe_start(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of `OF_A_START`, with those arguments that may differ between the starts of a run."""
+    of_a_start = {*resuming.OF_A_START, *resuming.BATCH}
+    arguments = {name: value for name, value in facts["arguments"].items() if name in of_a_start}
+    return {name: facts.get(name) for name in OF_A_START} | {"arguments": arguments}
+
+
+def continue_facts(output_dir: Path, earlier: Mapping[str, Any], facts: RunFacts) -> RunFacts:
+    """Return the facts of a run that goes on. Facts of steps that are done stay as they are.
+
+    Args:
+        output_dir: The folder of the run.
+        earlier: Its facts so far, as `run.json` has them.
+        facts: The facts of this start.
+    """
+    checkpoint = find_checkpoint(output_dir)
+    step = find_step(checkpoint) if checkpoint else 0
+    # Steps after the checkpoint are lost, and what they were made with does not count.
+    starts: list[dict[str, Any]] = []
+    for start in [*earlier.get("earlier_starts", []), {"until_step": step, **describe_start(earlier)}]:
+        if starts and starts[-1]["until_step"] == step:
+            break
+        starts.append({**start, "until_step": min(start["until_step"], step)})
+    if step == 0 or starts[-1] == {"until_step": step, **describe_start(vars(facts))}:
+        starts.pop()
+    new = {*OF_A_START, *OF_THE_CARD, "earlier_starts"}
+    # An older version did not write what decides the weights.
+    new |= set() if earlier.get("deciding") else {"deciding"}
+    names = {one.name for one in dataclasses.fields(RunFacts)} - new
+    kept = {name: value for name, value in earlier.items() if name in names}
+    return dataclasses.replace(facts, **kept, earlier_starts=starts)
+
+
+def settle_facts(facts: RunFacts, steps: int) -> tuple[RunFacts, dict[str, Any] | None]:
+    """Return the facts of a run at its end, without a last start that made no step and only scored.
+
+    Args:
+        facts: From `prepare_output_dir`.
+        steps: Number of steps of the whole run.
+
+    Returns:
+        The facts, and `RunResults.scored_by`.
+    """
+    *starts, last = facts.earlier_starts or [{"until_step": 0}]
+    if last["until_step"] < steps:
+        return facts, None
+    own = describe_start(vars(facts))["arguments"]
+    arguments = {name: value for name, value in facts.arguments.items() if name not in own}
+    made = {name: last[name] for name in OF_A_START} | {"arguments": {**arguments, **last["arguments"]}}
+    settled = dataclasses.replace(facts, **made, earlier_starts=starts)
+    code = ("project_version", "git_commit")
+    scored_by = {name: getattr(facts, name) for name in code}
+    return settled, None if scored_by == {name: getattr(settled, name) for name in code} else scored_by

@@ -19,7 +19,7 @@ from gi_segmentation.arguments import RunArguments, shown_folder
 from gi_segmentation.errors import InputError, one_line, saying_how_to_go_on
 from gi_segmentation.files import copy_file, write_text
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
-from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, write_facts
+from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, settle_facts, write_facts
 from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay, name_slices
 from gi_segmentation.publishing.hub import Publication, is_repository_private, publish_folder
 from gi_segmentation.publishing.model_card import (
@@ -132,6 +132,15 @@ def describe_scores(evaluation: Evaluation, preset: Preset) -> dict[str, Any]:
     }
 
 
+def find_date(output_dir: Path, steps: int) -> str:
+    """Return the day on which a run ended: an earlier one if the run was finished and is only scored again."""
+    try:
+        earlier = read_results(output_dir)
+    except (OSError, ValueError):  # the run was not finished
+        return datetime.now(UTC).date().isoformat()
+    return earlier.date if earlier.steps == steps else datetime.now(UTC).date().isoformat()
+
+
 def write_results(
     trainer: SegmentationTrainer, validation: Dataset, facts: RunFacts, evaluation: Evaluation
 ) -> RunResults:
@@ -151,6 +160,8 @@ def write_results(
     output_dir = Path(trainer.args.output_dir)
     # Until the end of this function, the folder counts as that of a run that has not ended: its facts have no results,
     # and it has no card. If this process is killed, nobody takes half of these files for a whole run.
+    facts, scored_by = settle_facts(facts, trainer.state.global_step)
+    date = find_date(output_dir, trainer.state.global_step)
     write_facts(output_dir, facts)
     (output_dir / CARD).unlink(missing_ok=True)
     best_step = int(trainer.state.best_global_step or 0)
@@ -161,7 +172,8 @@ def write_results(
     trainer.save_state()
     results = RunResults(
         **asdict(facts),
-        date=datetime.now(UTC).date().isoformat(),
+        date=date,
+        scored_by=scored_by,
         best_step=best_step,
         steps=trainer.state.global_step,
         epochs=round(float(trainer.state.epoch or 0), 2),
