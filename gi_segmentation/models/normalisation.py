@@ -32,7 +32,9 @@ def find_normalisation(settings: Mapping[str, Any]) -> tuple[list[float], list[f
         raise ValueError("preprocessor_config.json: rescale_offset true is not supported")
     for name in ("do_normalize", "do_rescale"):
         if not isinstance(settings.get(name), bool | None):
-            raise ValueError(f"preprocessor_config.json: expected true or false as {name}, got {settings[name]!r:.80}")
+            raise ValueError(
+                f"preprocessor_config.json: expected true or false as {name}, but got {settings[name]!r:.80}"
+            )
     normalises = settings.get("do_normalize", True)
     mean, std = [0.0] * CHANNELS, [1.0] * CHANNELS
     if normalises:
@@ -70,8 +72,8 @@ def read_numbers(settings: Mapping[str, Any], name: str) -> list[float]:
     Raises:
         ValueError: If the value is anything else, or not a number that can be used.
     """
-    value = settings.get(name)
-    numbers = list(value) if isinstance(value, list | tuple) else [value] * CHANNELS
+    value: Any = settings.get(name)
+    numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value] * CHANNELS
     least = -math.inf if name == "image_mean" else 0
     # True and False are numbers to Python.
     usable = [type(one) in (int, float) and least < one < math.inf for one in numbers]

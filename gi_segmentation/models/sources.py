@@ -114,8 +114,6 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
         raise ValueError("expected a folder or a Hub id, got a file; name its folder")
     try:
         settings, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    except (AttributeError, TypeError) as error:
-        raise ValueError("its config.json is no JSON object; copy the one of its model") from error
     except LOAD_ERRORS as error:
         raise ValueError(explain(name, revision, error)) from error
     check_family(settings)
@@ -157,6 +155,8 @@ def check_family(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If not. The message names the families that are.
     """
+    if not isinstance(settings, dict):
+        raise ValueError("its config.json is no JSON object; copy the one of its model")
     family, expected = settings.get("model_type"), f"expected one of the families {list_families()}"
     if not isinstance(family, str):
         raise ValueError(f"its config.json has no model_type; {expected}")
