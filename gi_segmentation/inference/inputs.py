@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, get_args
 
 from gi_segmentation.data.kaggle import FILE_PATTERN, find_lost, list_pngs, parse_slices, scan_folder
 from gi_segmentation.errors import InputError
-from gi_segmentation.files import find_files
+from gi_segmentation.files import FoundFiles, find_files
 from gi_segmentation.inference import dicom, dicom_series, nifti
 from gi_segmentation.inference.archives import is_archive
 from gi_segmentation.inference.beside import (
@@ -161,16 +161,17 @@ def sort_files(path: Path, output_dir: Path | None) -> defaultdict[str, list[Pat
 
     Returns:
         For each kind of `KINDS`, and for `foreign` (formats that are not read), `named label map` (the same),
-        `picture`, `archive`, `other` and `broken link` (among the others), the files, sorted.
+        `picture`, `archive`, `other`, `broken link` (among the others) and `repeated link`, the files, sorted.
 
     Raises:
         InputError: If there are slices of Kaggle's beside other scans.
     """
     files: dict[str, list[Path]] = defaultdict(list)
-    found, broken = list_files(path, output_dir)
-    for one in found + broken:
+    found = list_files(path, output_dir)
+    for one in found.files + found.broken:
         files[find_kind(one)].append(one)
-    files["broken link"] = [one for one in broken if one in files["other"]]
+    files["broken link"] = [one for one in found.broken if one in files["other"]]
+    files["repeated link"] = found.repeated
     if others := files["nifti"] + files["dicom"] + files["foreign"]:
         # A viewer or a report may have any pictures, but none with the name of a slice of Kaggle's.
         slices = [one for one in files["kaggle"] if FILE_PATTERN.fullmatch(one.name)]
@@ -184,15 +185,22 @@ def sort_files(path: Path, output_dir: Path | None) -> defaultdict[str, list[Pat
     return defaultdict(list, {what: sorted(some) for what, some in files.items()})
 
 
-def list_files(path: Path, output_dir: Path | None) -> tuple[list[Path], list[Path]]:
-    """List the files to look at, and broken links. A slice of Kaggle's stands for the whole folder that it lies in."""
+def list_files(path: Path, output_dir: Path | None) -> FoundFiles:
+    """List the files to look at. A slice of Kaggle's stands for the whole folder that it lies in."""
     if not path.is_dir():
-        if path.suffix == ".png":
-            return sorted(path.parent.glob("[!.]*.png")), []
-        return [nifti.find_header(path)], []
+        files = path.parent.glob("[!.]*.png") if path.suffix == ".png" else [nifti.find_header(path)]
+        return FoundFiles(sorted(files), [], [])
     found = find_files(path, output_dir)
     # A link with the name of a scan may add slices.
-    return sorted({*found.files, *list_pngs(found)} - {*found.broken}), found.broken
+    added = {*list_pngs(found)} - {*found.files, *found.broken}
+    used = {folder for one in added for folder in one.parents}
+    repeated = [one for one in found.repeated if one not in used and not is_circle(one)]
+    return FoundFiles(sorted([*found.files, *added]), found.broken, repeated)
+
+
+def is_circle(link: Path) -> bool:
+    """Tell whether a link leads to a folder that it lies in. Nobody expects scans behind it."""
+    return link.parent.resolve().is_relative_to(link.resolve())
 
 
 def find_kind(path: Path) -> str:
@@ -222,6 +230,7 @@ def describe_left_out(files: Mapping[str, list[Path]], root: Path) -> list[str]:
         "named label map": "",
         "archive": "unpack or name as --input what has scans",
         "broken link": "mend what is a scan",
+        "repeated link": "its folder is here under another name",
     }
     lines = [list_some(what, files[what], root, remedy) for what, remedy in remedies.items() if files.get(what)]
     if (foreign := files.get("foreign")) and files.get("kaggle"):

@@ -54,6 +54,21 @@ def test_outputs_keep_the_folders_below_the_input(tmp_path: Path) -> None:
     assert names(find_scans(tmp_path / "sub-02" / "T2.nii.gz")) == ["T2"]
 
 
+def test_links_are_followed_and_what_is_here_twice_is_named(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "store" / "T2.nii.gz")
+    write_nifti(tmp_path / "in" / "p1" / "T2.nii.gz")
+    (tmp_path / "in" / "p1" / "._T2.nii.gz").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "in" / "p2").symlink_to("../store")
+    (tmp_path / "in" / "p3").symlink_to("p1")
+    (tmp_path / "in" / "p4").mkdir()
+    (tmp_path / "in" / "p4" / "T2.nii.gz").symlink_to("../p1/T2.nii.gz")
+    (tmp_path / "in" / "p4" / "circle").symlink_to("..")
+    (tmp_path / "in" / "p5.nii.gz").symlink_to("nowhere")
+    scans = find_scans(tmp_path / "in")
+    assert names(scans) == ["p1/T2", "p2/T2", "p4/T2", "p5"] and "No such file" in scans.scans[-1].problem
+    assert scans.left_out == ["left out: 1 repeated link: p3; its folder is here under another name"]
+
+
 @pytest.mark.parametrize(
     ("name", "voxels"),
     [
