@@ -1,5 +1,7 @@
 """Many scans: one that cannot be read stops no other one, and an interrupted prediction goes on where it stopped."""
 
+import json
+import os
 import re
 import shutil
 import tracemalloc
@@ -57,6 +59,16 @@ def run(
 
 
 class TestFailures:
+    def test_a_name_that_is_no_utf8_is_a_name(self, members: list[Member], tmp_path: Path) -> None:
+        good, other = write_nifti(tmp_path / "in" / "a.nii"), os.fsdecode(b"caf\xe9")
+        # nibabel writes to such a name too, but a copy surely has it.
+        shutil.copy(good, good.with_name(f"{other}.nii"))
+        results = run(members, find_scans(good.parent).scans, tmp_path / "out", ("nifti", "report"))
+        assert [(one.name, one.status) for one in results] == [("a", "done"), (other, "done")]
+        report = (tmp_path / "out" / f"{other}.report.json").read_text(encoding="utf-8")
+        assert json.loads(report)["scan"] == other
+        assert r"caf\udce9" in (tmp_path / "out" / f"{other}.report.html").read_text(encoding="utf-8")
+
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_bad_scans_get_a_message_each_and_the_others_are_done(
         self, num_workers: int, members: list[Member], tmp_path: Path
