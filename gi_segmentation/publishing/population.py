@@ -63,4 +63,5 @@ def is_group_synthetic(name: str, group: int) -> bool:
 def has_marks(images: pa.StructArray) -> bool:
     """Tell whether all images of a column have the mark. An image without bytes has none."""
     starts = pc.binary_slice(pc.struct_field(images, "bytes"), MARK_PLACE, MARK_PLACE + len(MARK))
-    return bool(pc.all(pc.fill_null(pc.equal(starts, pa.scalar(MARK, starts.type)), False)).as_py())
+    # `min_count=0`: without it, the answer for no image at all would be null.
+    return bool(pc.all(pc.fill_null(pc.equal(starts, pa.scalar(MARK, starts.type)), False), min_count=0).as_py())

@@ -7,11 +7,14 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from datasets import DatasetDict, load_dataset
 
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
+from gi_segmentation.arguments import DataArguments
 from gi_segmentation.data.kaggle import is_whole_slice
+from gi_segmentation.data.slices import load_slices
 from gi_segmentation.data.streaming import load_index
 from gi_segmentation.data.synthetic import MARK, is_synthetic
 from gi_segmentation.publishing.population import are_all_synthetic
@@ -44,6 +47,15 @@ def test_one_real_slice_makes_the_whole_dataset_real(kaggle_copy: Path, tmp_path
         assert ("competition-rules" in card) is not expected
         assert are_all_synthetic(load_dataset(str(folder))) is expected
         assert are_all_synthetic(load_index(str(folder), None)) is expected
+
+
+@pytest.mark.parametrize("fold", [None, "0", "all"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_without_slices_changes_nothing(fold: str | None, streaming: bool, dataset_dir: Path) -> None:
+    data_args = DataArguments(str(dataset_dir), fold=fold, streaming=streaming, slice_sampling="all", image_size=32)
+    slices = load_slices(data_args)
+    assert (len(slices["validation"]) == 0) is (fold == "all")
+    assert are_all_synthetic(slices)
 
 
 def test_an_image_without_bytes_has_no_mark(dataset_dir: Path, tmp_path: Path) -> None:
