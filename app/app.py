@@ -368,7 +368,11 @@ def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
         paths = [folder / path.name for path in output_paths(name, predicted.scan)]
         files |= zip(LABELS[name], paths, strict=True)
     *folders, _ = predicted.scan.name.split("/")
-    notes = [f"No {LABELS[name][0]}: {public_text(reason)}" for name, reason in plan.refused.items()]
+    # A visitor has no flags.
+    notes = [
+        f"No {LABELS[name][0]}: {public_text(reason).partition(', or choose --format')[0]}"
+        for name, reason in plan.refused.items()
+    ]
     report = json.loads(files[REPORT].read_text(encoding="utf-8"))
     volume = predicted.volume
     intensities = read_scan(predicted.scan)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +245,29 @@ def test_a_series_gives_dicom_files_and_is_deleted(
     assert segmentation.PixelData == pydicom.dcmread(expected).PixelData
     contours = pydicom.dcmread(download(page, "RTSTRUCT", tmp_path))
     assert len(contours.StructureSetROISequence) == 3
+
+
+@needs_chromium
+def test_a_series_without_uids_offers_what_can_be_written(page: "playwright.Page", tmp_path: Path) -> None:
+    with zipfile.ZipFile(SAMPLES / "phantom_DICOM.zip") as archive:
+        archive.extractall(tmp_path / "series")
+    for path in (path for path in (tmp_path / "series").rglob("*") if path.is_file()):
+        dataset = pydicom.dcmread(path)
+        for name in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            del dataset[name]
+        dataset.save_as(path)
+    upload_path = Path(shutil.make_archive(str(tmp_path / "no uids"), "zip", tmp_path / "series"))
+    predict_upload(page, upload_path)
+    page.wait_for_selector(".gi-viewer:not(.is-empty) .gi-number")
+    assert page.locator(".gi-downloads button").all_inner_texts() == ["NIfTI", "Report (JSON)", "Report"]
+    notes = page.locator(".gi-notes li").all_inner_texts()
+    assert [note.split(":")[0] for note in notes] == ["No DICOM SEG", "No RTSTRUCT"]
+    for note in notes:
+        assert "has no SOPInstanceUID, which contours have to name; export it with its UIDs" in note
+        assert "/" not in note and "--" not in note
+    assert nibabel.load(download(page, "NIfTI", tmp_path)).shape[2] == 16
+    report = json.loads(download(page, "Report (JSON)", tmp_path).read_text())
+    assert report["files"]["rtstruct"]["names"] == [] and "/" not in report["files"]["rtstruct"]["reason"]
 
 
 @needs_chromium
