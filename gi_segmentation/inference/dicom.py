@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -407,6 +408,13 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
                     return item[name].value
         return None
 
+    def find_length(name: str) -> float | None:
+        # A length that is no number counts as missing, because the places of the slices say more.
+        with suppress(ValueError, TypeError, OverflowError):
+            length = abs(float(find("PixelMeasuresSequence", name) or 0))
+            return length if 0 < length < math.inf else None
+        return None
+
     position = find("PlanePositionSequence", "ImagePositionPatient")
     orientation = find("PlaneOrientationSequence", "ImageOrientationPatient")
     spacing = find("PixelMeasuresSequence", "PixelSpacing")
@@ -414,9 +422,6 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
     for (name, value), length in zip(needed.items(), (3, 6, 2), strict=True):
         if value is None or len(value) != length:
             raise InputError(f"{path}: has no valid {name}, so its place in the patient is not known; export it again")
-    thickness = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find(
-        "PixelMeasuresSequence", "SliceThickness"
-    )
     return Frame(
         path=path,
         number=number,
@@ -429,7 +434,7 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
         orientation=tuple(map(float, orientation)),
         pixel_spacing=tuple(map(float, spacing)),
         size=(int(dataset.Rows), int(dataset.Columns)),
-        thickness_mm=abs(float(thickness)) if thickness else None,
+        thickness_mm=find_length("SpacingBetweenSlices") or find_length("SliceThickness"),
         description=describe_series(dataset),
         # A name may end with the marks of parts that it does not have.
         patient=(read_text(dataset, "PatientID"), read_text(dataset, "PatientName").rstrip("^= ")),

@@ -82,6 +82,7 @@ ODD = [
     ("StudyID", None, "StudyID: not in the files, and left empty"),
     ("PatientSex", None, "PatientSex: not in the files, and left empty"),
     ("SliceThickness", None, "SliceThickness is missing or no number, and the distance of the slices stands for it"),
+    ("SliceThickness", b"abc", "SliceThickness is missing or no number, and the distance of the slices stands for it"),
     ("PatientName", None, None),
     ("PatientID", b"", None),
     ("OtherPatientNames", b"A\\B", None),
