@@ -409,8 +409,7 @@ class TestUids:
 
 
 class TestLocalizers:
-    @pytest.mark.parametrize("enhanced", [False, True])
-    def test_slices_in_three_directions_are_passed_over(self, enhanced: bool, tmp_path: Path) -> None:
+    def test_slices_in_three_directions_are_passed_over(self, tmp_path: Path) -> None:
         axes = (np.eye(3), np.eye(3)[[1, 2, 0]], np.eye(3)[[2, 0, 1]])
         for number, turn in enumerate(axes):
             affine = np.eye(4)
