@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gi_segmentation.errors import InputError, reading
 from gi_segmentation.inference.dicom import DicomSeries, read_dataset
 
@@ -117,13 +119,20 @@ def copy_subject(header: Any) -> tuple[Any, list[str]]:
 def copy_compression(header: Any) -> Any:
     """Return the attributes that say how the pixels were compressed with a loss; an empty dataset if they were not."""
     from pydicom.dataset import Dataset
+    from pydicom.valuerep import format_number_as_ds
 
     copied = Dataset()
-    if header.get("LossyImageCompression") == "01":
-        for name in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            with suppress(ValueError, TypeError, OverflowError):
-                if header.get(name):
-                    copied.add(header[name])
+    if header.get("LossyImageCompression") != "01":
+        return copied
+    copied.LossyImageCompression = "01"
+    # Both may have several values, and each may be odd.
+    with suppress(ValueError, TypeError, OverflowError):
+        if header.get("LossyImageCompressionRatio"):
+            ratios = np.atleast_1d(np.array(header.LossyImageCompressionRatio, dtype=float))
+            copied.LossyImageCompressionRatio = [format_number_as_ds(float(ratio)) for ratio in ratios]
+    with suppress(ValueError, TypeError):
+        if header.get("LossyImageCompressionMethod"):
+            copied.LossyImageCompressionMethod = header.LossyImageCompressionMethod
     return copied
 
 

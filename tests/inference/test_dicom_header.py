@@ -173,6 +173,18 @@ def test_an_odd_name_is_copied_and_named(name: str, value: bytes, series: list[P
     assert remark.startswith(name) and remark.endswith("copied as it is, because programs find the patient by it")
 
 
+@pytest.mark.parametrize(("ratio", "read"), [(b"12.5", 12.5), (b"2\\3", [2, 3]), (b"abc", None), (None, None)])
+def test_a_segmentation_says_that_its_slices_were_compressed(
+    ratio: bytes | None, read: object, series: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    values = {"LossyImageCompression": b"01", "LossyImageCompressionRatio": ratio}
+    volume = change(series, tmp_path / "in", **values)
+    write_dicom_seg(volume, np.ones((3, *volume.shape), dtype=bool), tmp_path / "out.dcm", ALGORITHM)
+    dataset = pydicom.dcmread(tmp_path / "out.dcm")
+    assert (dataset.LossyImageCompression, dataset.get("LossyImageCompressionRatio")) == ("01", read)
+
+
 @pytest.mark.parametrize("value", [b"1.2.x", b"study 7", b"1." + b"2" * 70, b"../1"])
 def test_what_is_no_uid_is_named(value: bytes, series: list[Path], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()

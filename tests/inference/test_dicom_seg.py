@@ -45,6 +45,11 @@ def places(masks: np.ndarray, affine: np.ndarray) -> set[tuple[float, ...]]:
     return set(map(tuple, np.round(points, 1).tolist()))
 
 
+def places_of(found: highdicom.Volume, organ: int) -> set[tuple[float, ...]]:
+    """The places of the voxels of an organ in a volume that highdicom has read."""
+    return places(found.array[..., organ] > 0, found.affine)
+
+
 class TestFile:
     @pytest.mark.parametrize("enhanced", [False, True])
     @pytest.mark.parametrize("number", [0, 7, 13, 22, 31, 47])
@@ -105,6 +110,47 @@ class TestFile:
             assert (
                 "name/model" in identification.AlgorithmParameters and "f" * 40 in identification.AlgorithmParameters
             )
+
+
+class TestGrid:
+    def test_rounded_positions_become_equal_distances(self, tmp_path: Path) -> None:
+        affine = np.diag([-1.5, -1.4, 1.25, 1.0])
+        # Millimetres 0, 1.3, 2.5, 3.8 and 5.
+        rounded = [0, 1.3 / 1.25, 2, 3.8 / 1.25, 4]
+        volume = read_series(write_series(tmp_path / "in", np.zeros(SHAPE, np.uint16), affine, rounded))
+        masks = shapes(volume.shape)
+        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+        # highdicom refuses a volume whose distances differ.
+        found = highdicom.seg.segread(tmp_path / "out.dcm").get_volume()
+        for organ in range(3):
+            assert places_of(found, organ) == places(masks[organ], TO_LPS @ volume.affine)
+
+    def test_a_segmentation_names_the_frames_of_several_files(self, tmp_path: Path) -> None:
+        voxels, affine = np.zeros((15, 14, 3), np.uint16), np.diag([-1.5, -1.4, 3.0, 1.0])
+        above = affine.copy()
+        above[2, 3] = 9
+        paths = [write_enhanced(tmp_path / "in" / name, voxels, grid) for name, grid in (("a", affine), ("b", above))]
+        first, second = map(pydicom.dcmread, paths)
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+            second[name].value = first[name].value
+        second.save_as(paths[1])
+        volume = read_series(paths)
+        masks = np.zeros((3, *volume.shape), dtype=bool)
+        masks[0, 3:9, 4:8, 1:5] = True
+        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+        segmentation = highdicom.seg.segread(tmp_path / "out.dcm")
+        found = segmentation.get_volume()
+        assert places_of(found, 0) == places(masks[0], TO_LPS @ volume.affine)
+        uids = {first.SOPInstanceUID, second.SOPInstanceUID}
+        (series,) = segmentation.ReferencedSeriesSequence
+        named = [one.ReferencedSOPInstanceUID for one in series.ReferencedInstanceSequence]
+        assert len(named) == 2 and set(named) == uids
+        frames = {frame.position[2]: (frame.instance_uid, frame.number) for frame in volume.origin.frames}
+        for group in segmentation.PerFrameFunctionalGroupsSequence:
+            (source,) = group.DerivationImageSequence[0].SourceImageSequence
+            place = group.PlanePositionSequence[0].ImagePositionPatient[2]
+            assert (source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber) == frames[place]
+        check_dicom(tmp_path / "out.dcm")
 
 
 def test_predict_writes_a_segmentation_per_series(small_kaggle_dir: Path, tmp_path: Path) -> None:
