@@ -53,12 +53,16 @@ def parse_runs(rle: str, num_pixels: int) -> Runs:
     words = rle.split()
     # What other programs write for an empty mask, such as "nan" and "-1". It is not guessed what they mean.
     if len(words) == 1 and (words[0] == "0" or not NUMBER.fullmatch(words[0])):
-        raise RleError(f"expected pairs of start and length, or nothing for an empty mask, got {words[0][:40]!r}")
+        raise RleError(
+            f"expected pairs of start and length with spaces between, or nothing for an empty mask, got "
+            f"{words[0][:40]!r}"
+        )
     # One match for the whole text takes a fifth of the time of a match for each word.
     text = " ".join(words)
     if not NUMBERS.fullmatch(text):
         wrong = next(word for word in words if not NUMBER.fullmatch(word))
-        raise RleError(f"expected whole positive numbers, got {wrong[:40]!r}")
+        size = " of at most 18 digits" if wrong.isascii() and wrong.isdecimal() else ""
+        raise RleError(f"expected whole positive numbers{size}, got {wrong[:40]!r}")
     if len(words) % 2:
         raise RleError(f"expected pairs of start and length, got an odd count of {len(words)} numbers")
     numbers = np.fromstring(text, dtype=np.int64, sep=" ")

@@ -118,7 +118,7 @@ def test_an_empty_encoding_is_an_empty_mask(rle: str) -> None:
         ("1 999999999999999999", "past the image's 100 pixels"),
         # Each number fits into 64 bits, and their sum does not.
         ("9000000000000000000 9000000000000000000", "got '9000000000000000000'"),
-        ("1 " + "9" * 5000, "got '9999"),
+        ("1 " + "9" * 5000, "at most 18 digits, got '9999"),
     ],
 )
 def test_damaged_encodings_are_refused(rle: str, reason: str) -> None:
