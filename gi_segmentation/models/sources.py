@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers import logging as transformers_logging
 
 from gi_segmentation.errors import one_line
 from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE
@@ -217,10 +218,15 @@ def load_tensors(
         # `from_pretrained` keeps the number format of the file if it is not told another one. It looks for a file that
         # the Hub itself has converted only if the branch has a name.
         fixed = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        # Its report of missing tensors has a hundred lines. `log_loading` and the errors here say what matters.
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
         try:
             return from_pretrained(name, revision=revision or "main", **fixed, **settings, **more)
         except LOAD_ERRORS as error:
             raise ValueError(explain(name, revision, error)) from error
+        finally:
+            transformers_logging.set_verbosity(verbosity)
 
     model, info = load()
     if any(re.search(pattern, key) for key in info["unexpected_keys"] for pattern in WITHOUT_WRAPPERS):
