@@ -126,7 +126,7 @@ def renew_labels(model: PreTrainedModel) -> set[str]:
     A checkpoint may have as many labels as we have, but other ones or in another order. Its last layer fits by chance.
     """
     fresh, wider = copy.deepcopy(model.config), copy.deepcopy(model.config)
-    wider.num_labels = fresh.num_labels + 1
+    wider.num_labels = len(fresh.id2label or {}) + 1
     new, other = (type(model)(config).state_dict() for config in (fresh, wider))
     changed = {name: tensor for name, tensor in new.items() if tensor.shape != other[name].shape}
     model.load_state_dict(changed, strict=False)

@@ -112,7 +112,7 @@ def test_each_part_of_a_run_has_its_own_facts(tmp_path: Path, monkeypatch: pytes
     assert (both.num_processes, both.train_batch_size) == (2, 2)
     assert both.earlier_starts == [{"until_step": 10, **describe_start(vars(first))}]
     step[0] = 20
-    new = {"git_commit": "abc", "dataset_title": "New", "seed": 5, "fold": "3"}
+    new: dict[str, Any] = {"git_commit": "abc", "dataset_title": "New", "seed": 5, "fold": "3"}
     third = continue_facts(tmp_path, vars(both), dataclasses.replace(first, **new))
     assert [start["until_step"] for start in third.earlier_starts] == [10, 20]
     assert (third.seed, third.fold, third.dataset_title) == (first.seed, first.fold, "New")
@@ -129,7 +129,7 @@ def test_each_part_of_a_run_has_its_own_facts(tmp_path: Path, monkeypatch: pytes
 
 def test_a_finished_run_keeps_its_facts_and_refuses_other_values(dataset_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = {"max_steps": 1, "optim": "adamw_torch", "cache_slices": False}
+    flags: dict[str, Any] = {"max_steps": 1, "optim": "adamw_torch", "cache_slices": False}
     run_segmentation.main(arguments(dataset_dir, run, **flags))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     first = json.loads((run / "run.json").read_text())
