@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from gi_segmentation.shortages import Advice, describe_shortage, unwrap
+from gi_segmentation.shortages import Advice, describe_full_cache, describe_shortage, unwrap
 
 # The disk is full, the user may not store more, or a file may not become larger.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -241,6 +241,8 @@ def hub_errors(action: str, repo_id: str) -> Iterator[None]:
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
+        if line := describe_full_cache(error, Path(constants.HF_HOME)):
+            raise InputError(line) from error
         cause = find_hub_cause(error)
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         # Who is refused needs another token. For all other failures, the Hub or the way to it is to blame.

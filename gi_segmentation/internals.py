@@ -6,6 +6,10 @@ that setup.cfg allows.
 """
 
 import functools
+import multiprocessing.queues
+import os
+import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -167,3 +171,18 @@ def register_dataset(name: str, find: Callable[[str | None], Any | None]) -> Non
         return ours or find_module(path, *args, data_dir=data_dir, **kwargs)
 
     datasets.load.dataset_module_factory = find_module_or_ours
+
+
+def end_if_a_batch_is_lost() -> None:
+    """Let a process that loads slices end if it cannot send a batch, for example because shared memory is full.
+
+    Reason: a thread of `multiprocessing.Queue` sends the batches. If this fails, it prints the error and goes on. The
+    training would then wait for this batch for ever. `concurrent.futures` overrides the same method for its processes.
+    """
+
+    def end(error: BaseException, batch: object) -> None:
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]

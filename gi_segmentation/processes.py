@@ -21,6 +21,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.internals import end_if_a_batch_is_lost
 
 # What the libraries say about a process that does not answer any more: gloo on CPUs, and NCCL on GPUs.
 LOST = re.compile(r"(closed|reset) by peer|Broken pipe|remote process", re.I)
@@ -114,13 +115,20 @@ def kill_children(spared: set[Any]) -> None:
                 child.kill()
 
 
-def end_with_parent(worker: int = 0) -> None:
+def start_loader(worker: int) -> None:
+    """Prepare a process that reads for a `DataLoader`: it ends with its parent, and loses no batch in silence.
+
+    Args:
+        worker: Number of the process.
+    """
+    end_with_parent()
+    end_if_a_batch_is_lost()
+
+
+def end_with_parent() -> None:
     """Let this process end as soon as the one that has started it has ended, for whatever reason.
 
     Otherwise it would wait for its next task if its parent was killed.
-
-    Args:
-        worker: Number of this process, which `DataLoader` gives. It does not matter.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

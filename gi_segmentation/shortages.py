@@ -1,6 +1,7 @@
-"""What ran out when a command fails for want of memory or of a place in the cache, and what helps."""
+"""What ran out when a command fails for want of memory or of room in a cache, and what helps."""
 
 import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +21,8 @@ SIGNS: dict[Resource, re.Pattern[str]] = {
         re.I,
     ),
 }
+# How the system refuses to write: no room, or no right.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SHARED_MEMORY = Path("/dev/shm")
 # Less than this is no room for a slice.
 LITTLE_BYTES = 2**20
@@ -104,7 +107,10 @@ def unwrap(text: str) -> str:
         >>> unwrap("Caught OSError in DataLoader worker process 0.\\nOriginal Traceback ...\\nOSError: no file")
         'no file'
     """
-    return re.split(r"^[\w.]+: ", text, flags=re.M)[-1].strip() if "\nOriginal Traceback" in text else text
+    if "\nOriginal Traceback" not in text:
+        return text
+    # Names of errors begin their lines, and everything else in a traceback has spaces in front.
+    return re.split(r"^[A-Za-z_][\w.]*(?:: |\n|\Z)", text.strip(), flags=re.M)[-1].strip()
 
 
 def shorten(text: str) -> str:
@@ -132,3 +138,28 @@ def describe_shortage(error: BaseException, advice: Advice) -> str | None:
     help_line = "`ulimit -n 65535` allows more" if resource == "files" else getattr(advice, resource)
     said = shorten(unwrap(str(error))) or type(error).__name__
     return f"{WHAT[resource]} ({said}); {help_line}"
+
+
+def describe_full_cache(error: BaseException, cache: Path) -> str | None:
+    """Return one line about a cache that is full or that this user may not write; None if the error has another cause.
+
+    Args:
+        error: What a library raised. The refusal of the system is the error itself or one of its causes.
+        cache: Folder of the cache.
+
+    Example:
+        >>> describe_full_cache(OSError(errno.ENOSPC, "No space left"), Path("/cache")).split(";")[0]
+        'the cache /cache cannot be written ([Errno 28] No space left)'
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in REFUSALS:
+            path = cause.filename
+            # A file elsewhere, such as one of the dataset, has nothing to do with the cache.
+            if path is None or Path(os.fsdecode(path)).is_relative_to(cache):
+                return (
+                    f"the cache {cache} cannot be written ({' '.join(str(cause).split())}); free some space there, or "
+                    f"let HF_HOME name a folder with room that you may write to"
+                )
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -6,7 +6,10 @@ it.
 
 import copy
 import inspect
+import multiprocessing
 import re
+import time
+from typing import Any
 
 import datasets.load
 import pytest
@@ -122,3 +125,17 @@ def test_no_other_module_uses_private_names(path: object) -> None:
     private = {name for name in names if hasattr(Trainer, name)}
     assert not private, f"{path}: {sorted(private)} belong into gi_segmentation/internals.py"
     assert "__class__ =" not in text
+
+
+def test_a_process_that_cannot_send_a_batch_ends() -> None:
+    context = multiprocessing.get_context("fork")
+
+    def lose(queue: Any) -> None:
+        internals.end_if_a_batch_is_lost()
+        queue.put(lambda: None)  # cannot be pickled
+        time.sleep(60)
+
+    process = context.Process(target=lose, args=(context.Queue(),))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 1

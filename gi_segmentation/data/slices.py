@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, config, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import SegformerImageProcessorPil
 
@@ -16,6 +16,7 @@ from gi_segmentation.data.preprocessing import SliceTransform, attach_transform
 from gi_segmentation.data.streaming import PICTURES, load_index
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, find_voxel_size_mm, scan_name, slice_name
+from gi_segmentation.shortages import describe_full_cache
 
 SPLITS = ("train", "validation")
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
@@ -43,6 +44,8 @@ def find_dataset(name: str, revision: str | None, streaming: bool = False) -> Da
         path = str(folder.resolve()) if folder.is_dir() else name
         loaded = load_index(path, revision) if streaming else load_dataset(path, revision=revision)
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
+        if line := describe_full_cache(error, Path(config.HF_DATASETS_CACHE)):
+            raise InputError(line) from error
         raise InputError(f"--dataset_name {name}: {error}; `{BUILD_COMMAND}` makes one") from error
     if not isinstance(loaded, DatasetDict):
         raise InputError(

@@ -15,7 +15,7 @@ from gi_segmentation.data.preprocessing import unpack_labels
 from gi_segmentation.data.slices import attach_scoring_transform
 from gi_segmentation.inference.masks import count_labels, pack_masks, predict_batch
 from gi_segmentation.inference.predictor import Member
-from gi_segmentation.processes import end_with_parent
+from gi_segmentation.processes import start_loader
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.intervals import find_intervals
@@ -65,7 +65,7 @@ def read_batches(
         # The processes are shared among the loaders. If any are wanted, each loader has at least one.
         workers = max(num_workers // len(members), min(num_workers, 1))
         loader = DataLoader(
-            ready, batch_size, num_workers=workers, collate_fn=default_collate, worker_init_fn=end_with_parent
+            ready, batch_size, num_workers=workers, collate_fn=default_collate, worker_init_fn=start_loader
         )
         loaders.append(loader)
     for batches in zip(*loaders, strict=True):

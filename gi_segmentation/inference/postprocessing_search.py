@@ -42,7 +42,7 @@ from gi_segmentation.inference.postprocessing import (
 )
 from gi_segmentation.inference.predictor import Member, load_members
 from gi_segmentation.memory import release_memory
-from gi_segmentation.processes import end_with_parent
+from gi_segmentation.processes import start_loader
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
@@ -196,7 +196,7 @@ def predict_scans(
     ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
     ready = attach_scoring_transform(ordered, member.processor, member.label_mode, member.slice_context)
     loader = DataLoader(
-        ready, batch_size, num_workers=num_workers, collate_fn=default_collate, worker_init_fn=end_with_parent
+        ready, batch_size, num_workers=num_workers, collate_fn=default_collate, worker_init_fn=start_loader
     )
     logits = predict_each(member, loader)
     rows = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"])

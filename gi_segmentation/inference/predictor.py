@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 from huggingface_hub import HfApi, try_to_load_from_cache
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.data.kaggle import decode_image, read_file
@@ -36,7 +36,7 @@ from gi_segmentation.inference.volumes import Slice, VolumeSlice
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
-from gi_segmentation.processes import end_with_parent
+from gi_segmentation.processes import start_loader
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import LABELS_BY_MODE, ORGANS, SLICE_THICKNESS_MM, LabelMode
 from gi_segmentation.scoring.dice import count_pixels, dice_score
@@ -335,7 +335,12 @@ def stack_slices(items: list[list[torch.Tensor] | InputError]) -> Batch:
     """Stack items of `SliceFolder` to a batch."""
     problems = [item if isinstance(item, InputError) else None for item in items]
     whole = [item for item in items if not isinstance(item, InputError)]
-    return Batch(problems, [torch.stack(inputs) for inputs in zip(*whole, strict=True)])
+    inputs = [torch.stack(one) for one in zip(*whole, strict=True)]
+    # PyTorch would do this in a thread whose errors nobody hears, for example if shared memory is full.
+    if get_worker_info() is not None:
+        for one in inputs:
+            one.share_memory_()
+    return Batch(problems, inputs)
 
 
 def member_logits(members: list[Member], inputs: Sequence[torch.Tensor], flips: bool) -> list[torch.Tensor]:
@@ -376,7 +381,7 @@ def predict_batches(
         settings.batch_size,
         num_workers=settings.num_workers,
         collate_fn=stack_slices,
-        worker_init_fn=end_with_parent,
+        worker_init_fn=start_loader,
     )
     # The loader keeps the order of the slices, so the next batch belongs to the next files.
     remaining = iter(slices)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gi_segmentation.processes import end_with_parent
+from gi_segmentation.processes import start_loader
 
 # SIGTERM is what Slurm, spot machines and containers send before they kill. SIGINT is Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -37,7 +37,7 @@ def ignore_signals(worker: int) -> None:
         threading.Thread(target=obey_parent, daemon=True).start()
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent()
+    start_loader(worker)
 
 
 def obey_parent() -> None:

@@ -59,6 +59,7 @@ from gi_segmentation.training.checkpoints import (
     save_training_weights,
 )
 from gi_segmentation.training.evaluation import ComputeMetrics
+from gi_segmentation.training.header import HeaderCallback
 from gi_segmentation.training.losses import MAX_LOSS, dice_cross_entropy_loss
 from gi_segmentation.training.sharding import UnusedWeightsCallback, check_optimizer
 from gi_segmentation.training.stopping import StopCallback, ignore_signals
@@ -419,6 +420,7 @@ def build_trainer(
     callbacks: list[TrainerCallback] = [
         EpochCallback(attached_transform(train_dataset)),
         CheckpointCallback(run_args.save_total_limit),
+        HeaderCallback(train_dataset, eval_dataset),
     ]
     if run_args.sharding == "FSDP":
         # `accelerate` asks for the embeddings of words, to divide them apart. A SegFormer answers with an error.

@@ -1,5 +1,7 @@
 """Prediction files have the masks of plain `transformers`, for each number of workers and each batch size.
 
+Only pixels whose two best labels are equal but for rounding may differ between batch sizes, see `MAX_TIES`.
+
 A file is complete, or it is not written at all.
 """
 

@@ -5,6 +5,7 @@ folder `tests/support/faulty` in PYTHONPATH, every Python obeys it. `python -m t
 one module so.
 """
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -87,6 +88,10 @@ ERRORS: dict[str, Callable[[], None]] = {
 }
 
 
+# These need PyTorch, whose import takes seconds that are not those of the command.
+OF_TORCH = ("CUDA out of memory", "two dtypes", "no memory for PyTorch")
+
+
 class AfterImport(importlib.abc.MetaPathFinder):
     """Calls a function with a module as soon as the module was imported."""
 
@@ -118,12 +123,17 @@ def install() -> None:
     module, owner, name = PLACES[fault["place"]]
     if os.environ.get("RANK", "0") != str(fault.get("rank", 0)):
         return
+    if fault["error"] == "Ctrl-C":
+        # A program in the background of a script ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     calls = 0
 
     def fail() -> None:
         nonlocal calls
         calls += 1
         if calls == fault.get("call", 1):
+            if fault["error"] in OF_TORCH:
+                importlib.import_module("torch")
             # From here on, all processes have ten seconds.
             Path(fault["log"]).write_text(str(time.time()))
             ERRORS[fault["error"]]()
@@ -135,6 +145,8 @@ def install() -> None:
         place = getattr(loaded, owner) if owner else loaded
         original = getattr(place, name)
 
+        # With the name of the original, another process finds it too.
+        @functools.wraps(original)
         def failing(*args: Any, **kwargs: Any) -> Any:
             fail()
             return original(*args, **kwargs)
