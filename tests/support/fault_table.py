@@ -83,7 +83,7 @@ def list_rows() -> Iterator[Row]:
     yield Row("training", "preparation", "SIGKILL", 1, 2)
     for error in ("two dtypes", "no memory for Python", "SIGKILL", "SIGBUS"):
         yield Row("training", "loader", error, 1, 2, call=3)
-        yield Row("training", "loader", error, 2, 2, rank=1, call=3)
+        yield Row("training", "loader", error, 2, 2, rank=1, call=2)
     yield Row("training", "results", "two dtypes", 1, 2)
     yield Row("training", "results", "two dtypes", 2, 2)
     yield Row("training", "loader", SHM, 1, 2)
@@ -187,8 +187,9 @@ class End:
         # Of a traceback, the last line is the error. The launcher has tracebacks of its own.
         raised = [line for line in lines if re.match(r"(\S*rank\d+\]:)?\s*[\w.]+(Error|Exception)\b", line)]
         own = [line for line in raised if not re.search(r"ChildFailed|CalledProcess", line)]
-        # Of several processes, the first line is that of the cause.
-        line = told[0] if told else (own or raised or lines or ["nothing"])[-1]
+        # Of several processes, the others say only that one has ended.
+        told = [line for line in told if "another process of this run has ended" not in line]
+        line = (told or own or raised or lines or ["nothing"])[-1]
         line = re.sub(r"/(?!dev/shm)\S+/(?=[^/\s]+)", "", line)
         line = re.sub(r"torch_\w+", "torch_...", re.sub(r"pids?(\(s\))? [\d, ]+", "pid N", line))
         return line if len(line) <= 160 else line[:157] + "..."

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 
-from gi_segmentation.arguments import RunArguments
 from gi_segmentation.training import header
 from tests.support.fault_table import LIMIT_S, list_rows, make_table
 from tests.support.faults import FAULT
@@ -45,9 +44,7 @@ def test_every_error_at_every_place_ends_all_processes(tmp_path: Path) -> None:
 
 
 def test_the_header_says_where_on_what_and_how_long(tmp_path: Path) -> None:
-    args = RunArguments(
-        output_dir=str(tmp_path), gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=50, report_to=[]
-    )
+    args = TrainingArguments(str(tmp_path), gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=50)
     state = TrainerState(max_steps=1000, global_step=400, eval_steps=50)
     step, steps = header.describe_steps(args, state, batch_size=8, batches=500)
     assert step == "8 a batch x 2 accumulated x 1 process = 16 slices a step"
