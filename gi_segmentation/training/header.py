@@ -29,10 +29,11 @@ def describe_device(device: torch.device, num_processes: int, precision: str) ->
         num_processes: Number of processes of the run.
         precision: A key of `PRECISIONS`.
     """
+    threads = torch.get_num_threads()
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)} ({device})"
     else:
-        name = f"the CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        name = f"the CPU, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
     bits = PRECISIONS.get(precision, precision)
     if device.type == "cuda" and precision == "no" and torch.backends.cuda.matmul.allow_tf32:
         bits += ", products of matrices in TF32"

@@ -229,26 +229,31 @@ def start(row: Row, shop: Shop, folder: Path, mark: str) -> subprocess.Popen[byt
         return subprocess.Popen(words, cwd=folder, env=env, stdout=file, stderr=file, start_new_session=True)
 
 
+def find_failure(folder: Path) -> float | None:
+    """Return the time of the error of a command that writes to a folder; None if it has not failed yet."""
+    log = folder / "log"
+    if log.exists() and (text := log.read_text()):
+        return float(text)
+    # Without a log, an error that comes by itself: it counts from its message on.
+    printed = (folder / "printed").read_text(errors="replace")
+    return time.time() if re.search(r"^error:|Traceback|Bus error", printed, re.M) else None
+
+
 def try_row(row: Row, shop: Shop, folder: Path) -> End:
     """Run a row to its end, and kill what is left of it."""
     folder.mkdir(parents=True)
-    mark, log = str(folder), folder / "log"
+    mark = str(folder)
     process = start(row, shop, folder, mark)
     started = time.time()
     failed: float | None = None
     while living := find_marked(mark):
         process.poll()  # collects the process when it ends
-        if failed is None and log.exists() and (text := log.read_text()):
-            failed = float(text)
-        # Without a log, an error that comes by itself: it counts from its message on.
-        if failed is None and re.search(
-            r"^error:|Traceback|Bus error", (folder / "printed").read_text(errors="replace"), re.M
-        ):
-            failed = time.time()
+        failed = failed or find_failure(folder)
         if time.time() - (failed or started + 60) > PATIENCE_S:
             break
         time.sleep(0.05)
-    seconds = time.time() - (failed or started)
+    # The last look may have been before the error.
+    seconds = time.time() - (failed or find_failure(folder) or started)
     for one in living:
         one.send_signal(signal.SIGKILL)
     status = None if living else process.wait()
