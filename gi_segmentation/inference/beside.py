@@ -1,9 +1,11 @@
 """What lies beside scans and is none: label maps, pictures, archives, and scans in formats that are not read here."""
 
 import gzip
+import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,9 @@ LABEL_NAME = re.compile(r"seg|mask|label|lbl|roi|contour|annot|truth|prob|(?<![a
 # A file with so few values is no scan. With more, up to as many as a byte has, most neighbours must be equal.
 FEW_VALUES = 8
 MAX_LABELS = 256
+# A packed file of more bytes than this share of its voxels' is no mask, if it is not tiny.
+PACKED_SHARE = 0.1
+SMALL_FILE = 4096
 # NIfTI's code of the intent "label".
 INTENT_LABEL = 1002
 
@@ -82,21 +87,55 @@ def find_label_maps(paths: Sequence[Path], root: Path) -> list[Path]:
     """Return those of some NIfTI files that are label maps or probabilities, and no scans.
 
     Their names say it, or they stand beside a scan whose name theirs begins with, or their headers say it. In each
-    case, the voxels must agree: a few whole numbers, in areas.
+    case, the voxels must agree: a few whole numbers, in areas. A mask of one organ may have any name, such as
+    `liver.nii.gz`. It has two to eight values, and a scan of the same size lies in its folder.
 
     Args:
         paths: NIfTI files.
         root: The folder that they were found in. The names of the folders below it count, too.
     """
     stems = {(path.parent, strip_ending(path.name)) for path in paths}
-    found = []
+    found, plain = [], []
     for path in paths:
         stem = strip_ending(path.name)
         starts = (stem[: match.start()] for match in re.finditer(r"[^A-Za-z0-9]", stem))
         suspected = bool(LABEL_NAME.search(path.relative_to(root).as_posix().lower()))
         if is_label_map(path, suspected or any((path.parent, start) in stems for start in starts)):
             found.append(path)
-    return found
+        elif len(paths) > 1 and has_few_values(path):
+            plain.append(path)
+    scans = {(path.parent, find_shape(path)) for path in paths if path not in {*found, *plain}} if plain else set()
+    return [*found, *(path for path in plain if (path.parent, find_shape(path)) in scans)]
+
+
+def find_shape(path: Path) -> tuple[int, ...]:
+    """Return the numbers of voxels of a NIfTI file; nothing if it cannot be read."""
+    import nibabel
+
+    with suppress(InputError), reading(path, "not a whole NIfTI file", "copy it again"), quiet():
+        image: Any = nibabel.load(path)
+        return tuple(image.shape)
+    return ()
+
+
+def has_few_values(path: Path) -> bool:
+    """Tell whether the voxels of a file are two to eight whole numbers, as in a mask, and not one or many.
+
+    A packed scan is passed over without a look at its voxels, because its size says enough.
+    """
+    import nibabel
+
+    with suppress(InputError), reading(path, "not a whole NIfTI file", "copy it again"), quiet():
+        image: Any = nibabel.load(path)
+        size = math.prod(image.shape) * image.get_data_dtype().itemsize
+        if path.suffix.lower() == ".gz" and path.stat().st_size > max(PACKED_SHARE * size, SMALL_FILE):
+            return False
+        middle = np.asanyarray(image.dataobj[..., image.shape[-1] // 2])
+        if not has_labels(middle) or len(np.unique(middle)) > FEW_VALUES:
+            return False
+        voxels = np.asanyarray(image.dataobj)
+        return has_labels(voxels) and 1 < len(np.unique(voxels)) <= FEW_VALUES
+    return False
 
 
 def is_label_map(path: Path, suspected: bool) -> bool:

@@ -60,7 +60,7 @@ class Frame(NamedTuple):
         size: Number of rows and columns.
         thickness_mm: Distance of slices, or their thickness, as the file states it; None if it does not.
         description: Modality, number and description of the series.
-        patient: Number and name of the patient. Neither is for the screen.
+        patient: Number, name and birth date of the patient. None is for the screen.
         kind: What tells it from other images of the same place, see `dicom_kinds.KINDS`.
         rounding_mm: The last decimal of its position, for example 0.1; 0 if it has more than three.
     """
@@ -78,7 +78,7 @@ class Frame(NamedTuple):
     size: tuple[int, int]
     thickness_mm: float | None
     description: str
-    patient: tuple[str, str]
+    patient: tuple[str, str, str]
     kind: Mapping[str, str]
     rounding_mm: float
 
@@ -329,7 +329,10 @@ def check_bits(path: Path, header: Any) -> None:
 
 
 def count_tiles(header: Any) -> int | str:
-    """Return the number of slices that a scanner of Siemens has put side by side into one image; 0 if it did not."""
+    """Return the number of slices that a scanner has put side by side into one image; 0 if it did not.
+
+    Siemens calls it a mosaic, and United Imaging a volume frame.
+    """
     if private := read_text(header, (0x0019, 0x100A)):
         creator = read_text(header, (0x0019, 0x0010))
         if creator == "SIEMENS MR HEADER" and private.isdigit() and int(private) > 1:
@@ -338,7 +341,7 @@ def count_tiles(header: Any) -> int | str:
     tiles = count_tiles_in_protocol(element.value) if element is not None and isinstance(element.value, bytes) else 0
     if tiles > 1:
         return tiles
-    return "several" if "MOSAIC" in (header.get("ImageType") or ()) else 0
+    return "several" if {"MOSAIC", "VFRAME"} & {*read_text(header, "ImageType").split("\\")} else 0
 
 
 def count_tiles_in_protocol(protocol: bytes) -> int:
@@ -420,8 +423,10 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
     spacing = find("PixelMeasuresSequence", "PixelSpacing")
     needed = {"ImagePositionPatient": position, "ImageOrientationPatient": orientation, "PixelSpacing": spacing}
     for (name, value), length in zip(needed.items(), (3, 6, 2), strict=True):
-        if value is None or len(value) != length:
+        if value is None or isinstance(value, str | float) or len(value) != length:
             raise InputError(f"{path}: has no valid {name}, so its place in the patient is not known; export it again")
+    check_scale(path, find("PixelValueTransformationSequence", "RescaleSlope"), "RescaleSlope")
+    check_scale(path, find("PixelValueTransformationSequence", "RescaleIntercept"), "RescaleIntercept")
     return Frame(
         path=path,
         number=number,
@@ -436,11 +441,30 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
         size=(int(dataset.Rows), int(dataset.Columns)),
         thickness_mm=find_length("SpacingBetweenSlices") or find_length("SliceThickness"),
         description=describe_series(dataset),
-        # A name may end with the marks of parts that it does not have.
-        patient=(read_text(dataset, "PatientID"), read_text(dataset, "PatientName").rstrip("^= ")),
+        # A name may end with the marks of parts that it does not have. Capital letters do not matter.
+        patient=(
+            read_text(dataset, "PatientID"),
+            read_text(dataset, "PatientName").rstrip("^= ").casefold(),
+            read_text(dataset, "PatientBirthDate"),
+        ),
         kind=read_kind(dataset, groups),
         rounding_mm=min(map(find_rounding, map(float, position))),
     )
+
+
+def check_scale(path: Path, value: Any, name: str) -> None:
+    """Check the number by which stored values are multiplied, or the one that is added.
+
+    Raises:
+        InputError: If it is no number, or if it makes all values equal or turns dark and bright round.
+    """
+    number = math.nan
+    with suppress(ValueError, TypeError, OverflowError):
+        number = float(1 if value in (None, "") else value)
+    lowest = 0.0 if name == "RescaleSlope" else -math.inf
+    if not lowest < number < math.inf:
+        what = "a number above 0" if name == "RescaleSlope" else "a number"
+        raise InputError(f"{path}: expected {what} as {name}, got {str(value)!r:.40}; export it again")
 
 
 def find_rounding(value: float) -> float:

@@ -25,6 +25,9 @@ KINDS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "InversionTime": (("MRModifierSequence", "InversionTimes"), ("", "InversionTime")),
     "FlipAngle": (("MRTimingAndRelatedParametersSequence", "FlipAngle"), ("", "FlipAngle")),
     "SequenceName": (("", "SequenceName"), ("", "PulseSequenceName")),
+    "ScanningSequence": (("", "ScanningSequence"),),
+    "ScanOptions": (("", "ScanOptions"),),
+    "KVP": (("", "KVP"),),
     "ContrastBolusAgent": (("", "ContrastBolusAgent"),),
     "ConvolutionKernel": (("CTReconstructionSequence", "ConvolutionKernel"), ("", "ConvolutionKernel")),
     "StackID": (("FrameContentSequence", "StackID"),),
@@ -32,6 +35,10 @@ KINDS: Mapping[str, tuple[tuple[str, str], ...]] = {
 # These may differ from slice to slice of one volume, because slices are acquired one after the other. They tell apart
 # what has no other difference, and copies.
 TIMES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "GradientDirection": (
+        ("MRDiffusionSequence", "DiffusionGradientOrientation"),
+        ("", "DiffusionGradientOrientation"),
+    ),
     "AcquisitionNumber": (("FrameContentSequence", "FrameAcquisitionNumber"), ("", "AcquisitionNumber")),
     "TriggerTime": (
         ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
@@ -44,6 +51,7 @@ TIMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "InstanceNumber": (("", "InstanceNumber"),),
     "AcquisitionType": (("", "MRAcquisitionType"),),
+    "StudyDate": (("", "StudyDate"),),
     "ConcatenationUID": (("", "ConcatenationUID"),),
     "InConcatenationTotalNumber": (("", "InConcatenationTotalNumber"),),
 }
@@ -87,10 +95,13 @@ def read_text(item: Any, attribute: Any) -> str:
 
     Numbers are rounded to four digits, because some scanners write 2.3 and 2.3000001 in one series.
     """
+    from pydicom.valuerep import PersonName
+
     try:
         value = item.get(attribute)
         # Attributes that are asked for by their number come with their type.
         value = getattr(value, "value", value)
+        value = str(value) if isinstance(value, PersonName) else value
         values = [] if value is None else [value] if isinstance(value, str | bytes | int | float) else list(value)
     # The library reads a value when it is asked for it. One damaged value must not cost the whole file.
     except Exception:

@@ -67,12 +67,26 @@ def rescale(pixels: np.ndarray, frame: Frame, dataset: Any) -> np.ndarray:
         frame: The frame.
         dataset: The header of its file.
     """
-    from pydicom.pixels import apply_modality_lut
-
     if frame.number == 0:
-        return apply_modality_lut(pixels, dataset)
+        return apply_scale(pixels, dataset)
     own = dataset.PerFrameFunctionalGroupsSequence[frame.number - 1]
     for group in (own, *(dataset.get("SharedFunctionalGroupsSequence") or ())):
         for transformation in group.get("PixelValueTransformationSequence") or ():
-            return apply_modality_lut(pixels, transformation)
+            return apply_scale(pixels, transformation)
     return pixels
+
+
+def apply_scale(pixels: np.ndarray, item: Any) -> np.ndarray:
+    """Return stored values after the modality LUT of an item, or its slope and intercept.
+
+    The library passes over a slope without an intercept, and stumbles over an empty one.
+    """
+    from pydicom.pixels import apply_modality_lut
+
+    if item.get("ModalityLUTSequence"):
+        return apply_modality_lut(pixels, item)
+    slope, intercept = item.get("RescaleSlope"), item.get("RescaleIntercept")
+    if slope in (None, "") and intercept in (None, ""):
+        return pixels
+    scaled: np.ndarray = pixels * float(1 if slope in (None, "") else slope)
+    return scaled + float(0 if intercept in (None, "") else intercept)

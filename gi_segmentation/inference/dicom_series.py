@@ -28,7 +28,8 @@ from gi_segmentation.inference.volumes import Volume
 
 # Images of a screen, or of a program, with many frames.
 CAPTURED_FRAMES = frozenset(f"1.2.840.10008.5.1.4.1.1.7.{number}" for number in (2, 3))
-UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
+MAX_UID_LENGTH = 64
+UID = re.compile(rf"[0-9.]{{1,{MAX_UID_LENGTH}}}", re.ASCII)
 
 
 class FoundSeries(NamedTuple):
@@ -146,6 +147,10 @@ def series_key(path: Path, header: Any) -> str:
     """
     uid = str(header.get("SeriesInstanceUID") or "")
     # The output files are named by it, so a file that somebody made up must not lead to another folder.
+    if len(uid) > MAX_UID_LENGTH:
+        raise InputError(
+            f"{path}: expected at most {MAX_UID_LENGTH} letters as SeriesInstanceUID, got {len(uid)}; export it again"
+        )
     if uid and not UID.fullmatch(uid):
         raise InputError(f"{path}: expected digits and dots as SeriesInstanceUID, got {uid!r:.80}; export it again")
     return uid or folder_key(path)
@@ -274,20 +279,29 @@ def join_single_slices(series: Mapping[str, Sequence[Frame]]) -> SingleSlices:
     """Join series of one slice each. Some programs that remove the patient's data give each file UIDs of its own."""
     singles = SingleSlices(defaultdict(list), {}, set())
     alone = [own[0] for own in series.values() if len(own) == 1 and own[0].series_uid]
-    for frames in group_frames(alone, lambda frame: (folder_key(frame.path), frame.size)):
-        folder = folder_key(frames[0].path)
+    numbers = Counter(folder_key(frame.path) for frame in alone)
+
+    def find_place(frame: Frame) -> str:
+        # Some archives have a folder for each series.
+        folder = folder_key(frame.path)
+        return folder if numbers[folder] > 1 or not frame.study_uid else str(Path(folder).parent)
+
+    for frames in group_frames(alone, lambda frame: (find_place(frame), frame.size)):
+        folder = find_place(frames[0])
         for own in group_frames(frames, describe_scan):
             if len(own) > 1 and is_stack(own):
                 singles.stacks[folder].append(own)
                 singles.joined.update(frame.series_uid for frame in own)
         rest = [frame for frame in frames if frame.series_uid not in singles.joined]
         # Slices of one kind that are no scan together are none alone. Neither are those that fit together by chance.
-        for own in [*group_frames(rest, describe_kind), rest]:
+        # Slices of several patients may be alone.
+        for own in [*group_frames(rest, lambda frame: (*frame.patient, *describe_kind(frame))), rest]:
             left = [frame for frame in own if frame.series_uid not in singles.joined]
-            if len(left) > 2 and (len(set(map(describe_kind, left))) == 1 or is_stack(left)):
+            alike = len({(frame.patient, describe_kind(frame)) for frame in left}) == 1
+            if len(left) > 2 and (alike or is_stack(left)):
                 singles.joined.update(frame.series_uid for frame in left)
                 singles.problems[folder] = (
-                    f"{frames[0].path.parent}: {len(left)} slices, each with a SeriesInstanceUID of its own, are no "
+                    f"{folder}: {len(left)} slices, each with a SeriesInstanceUID of its own, are no "
                     f"whole scan together; export the series with its own UIDs"
                 )
     return singles
@@ -300,8 +314,10 @@ def find_pieces(series: Mapping[str, Sequence[Frame]]) -> dict[str, str]:
         The problems of these series, by their keys.
     """
     whole = {key: own for key, own in series.items() if len({describe_scan(frame) for frame in own}) == 1}
+    # Some archives have a folder for each series. Without the UID of a study, folders may be those of two patients.
     folders = group_frames(
-        (own[0] for own in whole.values()), lambda frame: (folder_key(frame.path), *describe_scan(frame))
+        (own[0] for own in whole.values()),
+        lambda frame: ("" if frame.study_uid else folder_key(frame.path), *describe_scan(frame)),
     )
     problems: dict[str, str] = {}
     for firsts in folders:

@@ -163,17 +163,19 @@ def group_frames(frames: Iterable[Frame], key: Callable[[Frame], object]) -> lis
 
 
 def by_study(frames: list[Frame]) -> Difference:
-    """Two patients can have one SeriesInstanceUID after their data were removed."""
-    groups = group_frames(frames, lambda frame: frame.study_uid)
+    """Two patients can have one SeriesInstanceUID after their data were removed. Without a UID, the date counts."""
+    groups = group_frames(frames, lambda frame: frame.study_uid or frame.kind.get("StudyDate", ""))
     parts = {f"study-{number}": own for number, own in enumerate(groups, start=1)}
-    return Difference("StudyInstanceUID", parts, elsewhere=True, certain=True)
+    # Slices of one patient in one coordinate system that fit together are pieces of one scan.
+    certain = len({(frame.patient, frame.frame_of_reference_uid) for frame in frames}) > 1
+    return Difference("StudyInstanceUID or StudyDate", parts, elsewhere=True, certain=certain)
 
 
 def by_patient(frames: list[Frame]) -> Difference:
     """The names of patients do not belong into names of files, so the patients are counted."""
     groups = group_frames(frames, lambda frame: frame.patient)
     parts = {f"patient-{number}": own for number, own in enumerate(groups, start=1)}
-    return Difference("patient (PatientID or PatientName)", parts, elsewhere=True)
+    return Difference("patient (PatientID, PatientName or PatientBirthDate)", parts, elsewhere=True)
 
 
 def by_folder(frames: list[Frame]) -> Difference:
@@ -217,17 +219,21 @@ def by_values(frames: list[Frame], names: Iterable[str]) -> Difference:
 
 
 def name_values(values: Sequence[str]) -> list[str]:
-    r"""Return values as parts of file names. Words that all have are left out.
+    r"""Return values as parts of file names. Words that all have are left out, if the others tell the values apart.
 
     Example:
         >>> name_values(["DERIVED\\PRIMARY\\WATER", "DERIVED\\PRIMARY\\FAT"])
         ['WATER', 'FAT']
         >>> name_values(["2.3", ""])
         ['2.3', 'none']
+        >>> name_values(["0\\1\\0", "1\\0\\0"])
+        ['0-1-0', '1-0-0']
     """
     words = [value.split("\\") for value in values]
     common = set(words[0]).intersection(*words[1:])
     own = ["-".join(word for word in one if word not in common) for one in words]
+    if len(set(own)) < len(own):
+        own = ["-".join(one) for one in words]
     return [re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:LABEL_LENGTH] or "none" for text in own]
 
 
@@ -260,11 +266,12 @@ def group_parallel(frames: Iterable[Frame]) -> list[list[Frame]]:
 def by_time(frames: list[Frame]) -> Difference:
     """Times differ within a scan, too. They tell scans apart if several slices lie at one place, or in few groups.
 
-    All slices of a 3D acquisition are acquired at once. Slices of a cine have few trigger times.
+    So do the directions of diffusion. All slices of a 3D acquisition are acquired at once. Slices of a cine have few
+    trigger times.
     """
     together = all(frame.kind.get("AcquisitionType") == "3D" for frame in frames)
     doubled = len(find_places(frames)) < len(frames)
-    for name in ("AcquisitionNumber", "TriggerTime", "AcquisitionTime"):
+    for name in ("GradientDirection", "AcquisitionNumber", "TriggerTime", "AcquisitionTime"):
         difference = by_values(frames, [name])
         groups = list(difference.parts.values())
         if not 1 < len(groups) <= len(frames) / 2:

@@ -142,6 +142,7 @@ def open_volume(path: Path, name: str | None = None) -> Volume:
     """
     import nibabel
 
+    check_packing(path)
     with reading(path, "not a whole NIfTI file", "copy it again"), quiet():
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Pair):
@@ -173,6 +174,23 @@ def open_volume(path: Path, name: str | None = None) -> Volume:
     origin = NiftiFile(paths, shape, code, unit == "mm")
     name = scan_name(path, path.parent) if name is None else name
     return Volume(name, path, spatial, affine, partial(read_voxels, path), origin, ", ".join(notes))
+
+
+def check_packing(path: Path) -> None:
+    """Check that a file is packed if its name says so, and only then.
+
+    A browser may have unpacked it, and kept its name.
+
+    Raises:
+        InputError: If not.
+    """
+    packed = path.name.lower().endswith(".gz")
+    with reading(path, "not a whole NIfTI file", "copy it again"), path.open("rb") as file:
+        start = file.read(4)
+    if packed and any(int.from_bytes(start, order) in HEADER_SIZES for order in ("little", "big")):
+        raise InputError(f"{path}: it is not packed, and its name says so; rename it to {path.name[:-3]}")
+    if not packed and start[:2] == b"\x1f\x8b":
+        raise InputError(f"{path}: it is packed (gzip), and its name does not say so; rename it to {path.name}.gz")
 
 
 def find_grid(path: Path, header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[str]]:

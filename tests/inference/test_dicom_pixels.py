@@ -14,7 +14,7 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.inference.dicom import count_tiles_in_protocol
 from gi_segmentation.inference.dicom_series import find_series
 from gi_segmentation.inference.volumes import read_intensities
-from tests.support.dicom import edit, item, read_series, strip_preamble, write_enhanced, write_series
+from tests.support.dicom import edit, item, read_series, set_bytes, strip_preamble, write_enhanced, write_series
 
 VOXELS = np.random.default_rng(0).integers(1, 1000, (6, 5, 4)).astype(np.uint16)
 AFFINE = np.diag([-1.5, -1.4, 3.0, 1.0])
@@ -98,6 +98,38 @@ class TestPadding:
             read_series(paths).read()  # type: ignore[misc]
 
 
+class TestScale:
+    @pytest.mark.parametrize(
+        ("slope", "intercept", "expected"),
+        [
+            (b"2.5", b"-7", (2.5, -7)),
+            # The library passes over a slope alone, and stumbles over an empty one.
+            (b"2.5", None, (2.5, 0)),
+            (b"", b"", (1, 0)),
+            (b"", b"-7", (1, -7)),
+            (b"0", b"0", "expected a number above 0 as RescaleSlope, got '0'"),
+            (b"-1", b"0", "expected a number above 0 as RescaleSlope, got '-1'"),
+            (b"1,0", b"0", "expected a number above 0 as RescaleSlope, got '1,0'"),
+            (b"1", b"nan", "expected a number as RescaleIntercept, got 'nan'"),
+        ],
+    )
+    def test_slope_and_intercept(
+        self, slope: bytes, intercept: bytes | None, expected: str | tuple[float, float], tmp_path: Path
+    ) -> None:
+        paths = write_series(tmp_path, VOXELS, AFFINE)
+        for path in paths:
+            set_bytes(path, RescaleSlope=slope, RescaleIntercept=intercept)
+        if isinstance(expected, str):
+            assert expected in find_problem(*paths)
+        else:
+            np.testing.assert_array_equal(read_series(paths).read(), VOXELS.astype(float) * expected[0] + expected[1])
+
+    def test_one_number_as_spacing_is_refused(self, tmp_path: Path) -> None:
+        path = write_series(tmp_path, VOXELS, AFFINE)[0]
+        set_bytes(path, PixelSpacing=b"1.5")
+        assert "has no valid PixelSpacing" in find_problem(path)
+
+
 class TestFrames:
     def test_a_classic_file_with_several_frames_is_refused(self, tmp_path: Path) -> None:
         (path,) = write_series(tmp_path, VOXELS[:, :, :1], AFFINE)
@@ -158,19 +190,19 @@ def describe_tiles(number: int) -> bytes:
 
 
 class TestMosaics:
-    @pytest.mark.parametrize("by", ["ImageType", "private", "protocol"])
+    @pytest.mark.parametrize("by", ["ImageType", "VFRAME", "private", "protocol"])
     def test_a_mosaic_is_refused(self, by: str, tmp_path: Path) -> None:
         (path,) = write_series(tmp_path, VOXELS[:, :, :1], AFFINE)
         dataset = pydicom.dcmread(path)
-        if by == "ImageType":
-            dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+        if by in ("ImageType", "VFRAME"):
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC" if by == "ImageType" else by]
         elif by == "private":
             dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 16)
         else:
             block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
             block.add_new(0x10, "OB", describe_tiles(16))
         dataset.save_as(path)
-        tiles = "several" if by == "ImageType" else "16"
+        tiles = "several" if by in ("ImageType", "VFRAME") else "16"
         assert f"a mosaic: its image shows {tiles} slices side by side; unpack it with dcm2niix" in find_problem(path)
 
     def test_an_ordinary_protocol_has_no_tiles(self) -> None:

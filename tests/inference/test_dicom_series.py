@@ -239,6 +239,20 @@ class TestMixtures:
                 )
         assert list(read_slices(find(tmp_path))) == [f"1.2.3_AcquisitionNumber-{number}" for number in range(3)]
 
+    def test_directions_of_diffusion_are_split(self, tmp_path: Path) -> None:
+        for number in range(3):
+            for path in write_slices(tmp_path / str(number)):
+                edit(
+                    path,
+                    DiffusionGradientOrientation=np.eye(3)[number].tolist(),
+                    InstanceNumber=pydicom.dcmread(path).InstanceNumber + 8 * number,
+                    SeriesInstanceUID="1.2.3",
+                    StudyInstanceUID="1.2",
+                    FrameOfReferenceUID="1.4",
+                )
+        names = [f"1.2.3_GradientDirection-{words}" for words in ("0-0-1", "0-1-0", "1-0-0")]
+        assert list(read_slices(find(tmp_path))) == names
+
     def test_slices_of_one_volume_may_differ_in_times(self, tmp_path: Path) -> None:
         for number, path in enumerate(write_slices(tmp_path)):
             edit(
@@ -309,6 +323,33 @@ class TestPatients:
                 (tmp_path / "in").mkdir(exist_ok=True)
                 path.rename(tmp_path / "in" / f"{patient}{path.name}")
         assert list(read_slices(find(tmp_path))) == ["in_patient-1", "in_patient-2"]
+
+    @pytest.mark.parametrize("patient", [{}, {"PatientBirthDate": "19500101"}, {"StudyDate": "20260203"}])
+    @pytest.mark.parametrize("interleaved", [False, True])
+    def test_two_scans_that_fit_together_without_uids_are_no_scan(
+        self, patient: dict[str, str], interleaved: bool, tmp_path: Path
+    ) -> None:
+        removed = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"), ...)
+        for number, path in enumerate(write_slices(tmp_path, PatientID="", PatientName="", **removed)):
+            edit(path, **patient if (number % 2 if interleaved else number > 3) else {})
+        if patient:
+            text = find_problem(tmp_path)
+            assert "PatientBirthDate) than" in text or "StudyDate than" in text
+            assert "1950" not in text and "202602" not in text
+        else:
+            assert len(find(tmp_path).volumes) == 1
+
+    def test_pieces_with_another_study_are_refused(self, tmp_path: Path) -> None:
+        for number, path in enumerate(write_slices(tmp_path)):
+            edit(path, StudyInstanceUID=f"1.2.{number // 4}")
+        assert "has another StudyInstanceUID or StudyDate than" in find_problem(tmp_path)
+
+    def test_one_name_may_be_written_in_several_ways(self, tmp_path: Path) -> None:
+        names = ["Ph^A", "Ph^A^^^", "PH^A", "ph^a^", "Ph^A==", "Ph^A", "Ph^A ", "Ph^A"]
+        for path, name in zip(write_slices(tmp_path), names, strict=True):
+            edit(path, PatientName=name)
+        (volume,), problems, *_ = find(tmp_path)
+        assert volume.shape == (6, 5, 8) and not problems
 
     def test_numbers_that_start_anew_in_each_folder_tell_series_apart(self, tmp_path: Path) -> None:
         for folder in ("A", "B"):
@@ -406,6 +447,31 @@ class TestUids:
         for path in paths[:number]:
             edit(path, SeriesNumber=9)
         assert len(find(tmp_path).volumes) == 2
+
+    def test_a_folder_for_each_series_hides_no_pieces(self, tmp_path: Path) -> None:
+        for number, path in enumerate(write_slices(tmp_path / "all")):
+            for name, key in (("pieces", number // 4), ("slices", number)):
+                folder = tmp_path / name / str(key)
+                folder.mkdir(parents=True, exist_ok=True)
+                edit(Path(shutil.copy(path, folder)), SeriesInstanceUID=f"1.2.{key}")
+        found = find(tmp_path / "pieces")
+        assert not found.volumes and all("may be pieces of one series" in text for text in found.problems.values())
+        ((name, voxels),) = read_slices(find(tmp_path / "slices")).items()
+        np.testing.assert_array_equal(voxels, VOXELS[:, :, ::-1])
+        assert name == "slices"
+        shutil.rmtree(tmp_path / "slices" / "3")
+        assert "7 slices, each with a SeriesInstanceUID of its own" in find_problem(tmp_path / "slices")
+
+    def test_single_slices_of_several_patients_are_scans(self, tmp_path: Path) -> None:
+        for number, path in enumerate(write_slices(tmp_path, ImagePositionPatient=[0, 0, 0])):
+            edit(path, PatientID=str(number), SeriesInstanceUID=f"1.2.{number}")
+        assert len(read_slices(find(tmp_path))) == 8
+
+    def test_a_uid_that_is_too_long_is_refused(self, tmp_path: Path) -> None:
+        write_slices(tmp_path, SeriesInstanceUID="1." + "2" * 70)
+        assert {text.partition(": ")[2] for text in find(tmp_path).problems.values()} == {
+            "expected at most 64 letters as SeriesInstanceUID, got 72; export it again"
+        }
 
 
 class TestLocalizers:

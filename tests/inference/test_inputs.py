@@ -1,6 +1,7 @@
 """Everything that lies in an input becomes a scan, or is named; nothing is passed over in silence."""
 
 import gzip
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,27 @@ def test_a_scan_with_the_name_of_a_label_map_is_a_scan(name: str, tmp_path: Path
     write_nifti(tmp_path / f"{name}.nii.gz")
     scans = find_scans(tmp_path)
     assert set(names(scans)) == {"X", name} and not scans.left_out
+
+
+def test_a_mask_of_any_name_beside_a_scan_is_no_scan(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "mri.nii.gz")
+    for name in ("liver.nii.gz", "colon.nii"):
+        write_nifti(tmp_path / name, LABELS)
+    # One value, another size, and no scan beside it: whoever predicts them gets to know.
+    write_nifti(tmp_path / "constant.nii.gz", np.ones(SHAPE, np.int16))
+    write_nifti(tmp_path / "small.nii.gz", LABELS[:, :, :3])
+    write_nifti(tmp_path / "alone" / "liver.nii.gz", LABELS)
+    scans = find_scans(tmp_path)
+    assert set(names(scans)) == {"mri", "constant", "small", "alone/liver"}
+    assert scans.left_out == ["left out: 2 label maps: colon.nii, liver.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_name_that_lies_about_packing_is_named(name: str, tmp_path: Path) -> None:
+    other = "a.nii.gz" if name == "a.nii" else "a.nii"
+    write_nifti(tmp_path / other).rename(tmp_path / name)
+    with pytest.raises(InputError, match=f"rename it to {re.escape(other)}$"):
+        find_scans(tmp_path)
 
 
 def test_own_label_maps_are_no_scans(tmp_path: Path) -> None:
