@@ -117,7 +117,7 @@ def build_page(model: str, max_bytes: int) -> gr.Blocks:
         progress(0, desc="Loading the model")
         with shown_errors(), tempfile.TemporaryDirectory(prefix="gi-segmentation-") as folder:
             members = load_members(find_checkpoint(name, folders))
-            path = take_upload([Path(file) for file in files or []], Path(folder), max_bytes)
+            path = take_upload([Path(file) for file in files or []], Path(folder) / "upload", max_bytes)
             return predict(members, path, max_bytes)
 
     def predict_sample(name: str, sample: str, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
