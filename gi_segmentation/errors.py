@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
@@ -21,6 +21,8 @@ from gi_segmentation.shortages import Advice, describe_full_cache, describe_shor
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Seconds in which the launcher ends all processes of a machine after one of them has failed. It takes about one.
 LAUNCHER_S = 3
+# More problems would make a message too long to read.
+MAX_PROBLEMS = 10
 
 
 class InputError(ValueError):
@@ -51,6 +53,18 @@ def one_line(error: BaseException) -> str:
         'no such file'
     """
     return " ".join(str(error).split())
+
+
+def join_problems(problems: Iterable[str]) -> str:
+    """Return the problems of several scans as one message. Each is there once, and at most ten are.
+
+    Example:
+        >>> join_problems(["a.dcm: empty", "b.dcm: cut", "a.dcm: empty"])
+        'a.dcm: empty. b.dcm: cut'
+    """
+    different = list(dict.fromkeys(problems))
+    more = [f"{len(different) - MAX_PROBLEMS} more have other problems"] if different[MAX_PROBLEMS:] else []
+    return ". ".join([*different[:MAX_PROBLEMS], *more])
 
 
 def describe_fault(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
 from gi_segmentation.data.kaggle import FILE_PATTERN, find_lost, list_pngs, parse_slices, scan_folder
-from gi_segmentation.errors import InputError
+from gi_segmentation.errors import InputError, join_problems
 from gi_segmentation.files import FoundFiles, find_files
 from gi_segmentation.inference import dicom, dicom_series, nifti
 from gi_segmentation.inference.archives import is_archive
@@ -151,8 +151,7 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
         scans, others = choose_scans(scans, chosen)
         left_out += others
     if all(scan.problem for scan in scans):
-        more = f" (and {len(scans) - 1} more scans that cannot be used)" if scans[1:] else ""
-        raise InputError(scans[0].problem + more)
+        raise InputError(join_problems(scan.problem for scan in scans))
     return Scans(scans, left_out)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gi_segmentation.errors import InputError, describe_fault
+from gi_segmentation.errors import InputError, describe_fault, join_problems
 from gi_segmentation.files import writing_file
 from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.arguments import FORMATS
@@ -244,18 +244,18 @@ def list_outputs(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> list[Pa
     """Return where the files lie in the output folder after all scans are done.
 
     Raises:
-        InputError: If no scan can be written. The message has the first reason.
+        InputError: If no scan can be written. The message has the reasons.
     """
     paths = [Path(SUBMISSION)] * ("kaggle" in formats.get("kaggle", ()))
-    problems = []
+    problems = [scan.problem for scan in scans.scans if scan.problem]
     for scan in scans.usable:
         try:
             names = [name for name in plan_outputs(scan, formats[scan.kind]).formats if name != "kaggle"]
             paths += [path for name in names for path in output_paths(name, scan)]
         except InputError as error:
-            problems.append(error)
-    if problems and len(problems) == len(scans.usable):
-        raise problems[0]
+            problems.append(str(error))
+    if problems and len(problems) == len(scans.scans):
+        raise InputError(join_problems(problems))
     return paths
 
 
