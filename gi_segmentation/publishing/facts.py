@@ -45,6 +45,7 @@ IDENTITY = (
 # Facts that each start of a run may have of its own. They say how its steps were computed.
 OF_A_START = (
     "project_version", "git_commit", "versions", "device", "num_processes", "train_batch_size", "arguments",
+    "gradient_accumulation_steps", "mixed_precision",
 )  # fmt: skip
 # Facts that no step used. They are those of the last start.
 OF_THE_CARD = ("dataset_title", "competition_preset")
@@ -87,6 +88,10 @@ class RunFacts:
         augmentation: How training slices are changed at random: `none`, `usual` or `strong`.
         competition_preset: How the scores read the competition's metric.
         arguments: All arguments that differ from their defaults.
+        gradient_accumulation_steps: Number of batches in an optimizer step. Each of them has its own Dice. None if an
+            older version wrote the facts.
+        mixed_precision: `no`, `bf16` or `fp16`, from the flags or from the configuration of accelerate. None if an
+            older version wrote the facts.
         deciding: All arguments that decide the weights, from `training.resuming.describe_deciding`.
         earlier_starts: For a run that was interrupted and went on in another way: `until_step`, and the facts of
             `OF_A_START` with which the steps up to there were made. The facts above are those of the last steps.
@@ -124,6 +129,8 @@ class RunFacts:
     augmentation: Literal["none", "usual", "strong"]
     competition_preset: Preset
     arguments: dict[str, Any]
+    gradient_accumulation_steps: int | None = None
+    mixed_precision: str | None = None
     deciding: dict[str, Any] = dataclasses.field(default_factory=dict)
     earlier_starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -308,6 +315,9 @@ def describe_run(
         augmentation="none" if not data_args.augmentation else "strong" if data_args.strong_augmentation else "usual",
         competition_preset=run_args.preset,
         arguments=changed_arguments(model_args, data_args, run_args),
+        gradient_accumulation_steps=run_args.gradient_accumulation_steps,
+        # From `--bf16` or `--fp16`, or else from the flags or the file of `accelerate launch`, which are no arguments.
+        mixed_precision=run_args.mixed_precision,
         deciding=describe_deciding(model_args, data_args, run_args),
     )
 
@@ -492,7 +502,8 @@ def settle_facts(facts: RunFacts, steps: int) -> tuple[RunFacts, dict[str, Any] 
         return facts, None
     own = describe_start(vars(facts))["arguments"]
     arguments = {name: value for name, value in facts.arguments.items() if name not in own}
-    made = {name: last[name] for name in OF_A_START} | {"arguments": {**arguments, **last["arguments"]}}
+    # An older version did not write all of them.
+    made = {name: last.get(name) for name in OF_A_START} | {"arguments": {**arguments, **last["arguments"]}}
     settled = dataclasses.replace(facts, **made, earlier_starts=starts)
     code = ("project_version", "git_commit")
     scored_by = {name: getattr(facts, name) for name in code}

@@ -1,5 +1,6 @@
 """The model card. All its numbers come from the `run.json` of a finished run."""
 
+import hashlib
 import re
 import statistics
 from collections.abc import Sequence
@@ -19,9 +20,12 @@ from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import CONFIDENCE, NUM_RESAMPLES
 from gi_segmentation.scoring.tables import format_clinical
+from gi_segmentation.training.header import PRECISIONS
 
 # Names of files in the output folder.
 CARD, SCAN_SCORES, OOF_SCORES = "README.md", "scan_scores.csv", "oof_scores.csv"
+# The digest of the card as this project wrote it.
+DIGEST = ".README.sha256"
 OVERLAY, CASES, CURVE = "overlay.png", "cases.png", "learning_curve.png"
 # The pictures that show slices.
 PICTURES = (OVERLAY, CASES)
@@ -200,6 +204,7 @@ def make_card(
         curve=CURVE,
         scan_scores=OOF_SCORES if facts.folds else SCAN_SCORES,
         spreads=describe_spread(facts),
+        precisions=PRECISIONS,
         **asdict(facts),
     )
 
@@ -224,10 +229,36 @@ def write_card(
         jinja2.UndefinedError: As `make_card`.
         KeyError: As `make_card`.
     """
-    path = output_dir / CARD
     # The facts are read from the file, so that the card agrees with the `run.json` that is published beside it.
-    write_text(path, make_card(read_results(output_dir), repo_id, license_name, revision, published))
+    return write_own_card(output_dir, make_card(read_results(output_dir), repo_id, license_name, revision, published))
+
+
+def write_own_card(output_dir: Path, text: str) -> Path:
+    """Write a card of ours, and its digest beside it: a later version writes other cards, but knows this one.
+
+    Args:
+        output_dir: Folder of the run.
+        text: From `make_card`.
+
+    Returns:
+        The path of the card.
+    """
+    path = output_dir / CARD
+    write_text(path, text)
+    # If the process ends between the two lines, the card counts as changed by hand, and nothing is lost.
+    write_text(output_dir / DIGEST, f"{hash_card(output_dir)}\n")
     return path
+
+
+def hash_card(output_dir: Path) -> str:
+    """Return the SHA-256 of the card of a run."""
+    return hashlib.sha256((output_dir / CARD).read_bytes()).hexdigest()
+
+
+def is_own_card(output_dir: Path) -> bool:
+    """Return whether the card of a run is as any version of this project left it, by its digest."""
+    digest = output_dir / DIGEST
+    return digest.exists() and digest.read_text(encoding="utf-8", errors="replace").strip() == hash_card(output_dir)
 
 
 def find_own_card(output_dir: Path, facts: RunResults, repo_id: str) -> str | None:
@@ -241,6 +272,8 @@ def find_own_card(output_dir: Path, facts: RunResults, repo_id: str) -> str | No
     Raises:
         InputError: If the card was changed and names another model.
     """
+    if is_own_card(output_dir):
+        return None
     text = (output_dir / CARD).read_text(encoding="utf-8")
     named = re.search(r'from_pretrained\("([^"]+)"', text)
     license_name = facts.arguments.get("license", "other")

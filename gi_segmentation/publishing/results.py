@@ -36,6 +36,7 @@ from gi_segmentation.publishing.model_card import (
     make_card,
     score_titles,
     write_card,
+    write_own_card,
 )
 from gi_segmentation.publishing.repository import RefusedError
 from gi_segmentation.rules import PRESETS, Preset
@@ -344,7 +345,7 @@ def publish_run(output_dir: Path, repo_id: str, wishes: Wishes) -> Publication:
         )
     # Here the pictures are beside the card.
     if find_own_card(output_dir, facts, repo_id) is None:
-        write_text(output_dir / CARD, make_card(facts, repo_id, facts.arguments.get("license", "other")))
+        write_own_card(output_dir, make_card(facts, repo_id, facts.arguments.get("license", "other")))
     return publication
 
 

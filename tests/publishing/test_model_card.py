@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 import run_segmentation
 from gi_segmentation.arguments import shown_folder
 from gi_segmentation.errors import InputError
-from gi_segmentation.publishing.facts import RUN_FILE, read_results
+from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.figures import fullest_slice
 from gi_segmentation.publishing.model_card import make_card, score_titles, write_card
 from gi_segmentation.publishing.population import name_dataset
@@ -82,6 +82,9 @@ def test_a_card_cannot_be_rendered_without_one_of_its_facts(facts: dict[str, Any
     counted = {path for path in leaves(facts) if path[0] == "versions" or "sizes" in path}
     # Of the arguments, those that matter are facts of their own.
     told = {path for path in leaves(facts) if path[0] == "arguments"}
+    # A fact with a default is one that older versions did not write.
+    late = {one.name for one in fields(RunResults) if not (one.default is one.default_factory is MISSING)}
+    told |= {path for path in leaves(facts) if path[0] in late}
     # The score with flips exists only if the user asked for it.
     flips = {("scores", "eval_flips_dice")}
     assert needless == counted | told | flips | {("scores", "eval_loss")}
@@ -198,7 +201,7 @@ SYNTHETIC_WORDS = ("synthetic", "has never seen a patient", "exact outlines abov
 )
 def test_the_card_follows_what_the_data_is(run_dir: Path, title: str | None, synthetic: bool, kaggle: bool) -> None:
     named = name_dataset(title, synthetic)
-    facts = replace(read_results(run_dir), dataset_title=named, synthetic=synthetic)
+    facts = replace(read_results(run_dir), dataset_title=named, synthetic=synthetic, base_model=None)
     card = make_card(facts, "me/model", "other")
     assert f"Training data: {named}." in card and (title or "") in named
     assert [word in card for word in KAGGLE_WORDS] == [kaggle] * len(KAGGLE_WORDS)
@@ -206,6 +209,11 @@ def test_the_card_follows_what_the_data_is(run_dir: Path, title: str | None, syn
     assert ("by hand" in card) is not synthetic
     assert ("license_name: non-commercial-competition-data" in card) is kaggle
     assert "training_ranges" in card and "does not notice" not in card
+    # Nobody knows what other weights were trained on.
+    tuned = make_card(replace(facts, base_model="a/b"), "me/model", "other")
+    assert "has never seen a patient" not in tuned and "Nobody checked whether `a/b`" in tuned
+    assert ("does not know what `a/b` was trained on" in tuned) is synthetic
+    assert ("Those of `a/b` may still apply" in tuned) is synthetic and "a/b" not in card
 
 
 def test_a_demo_and_a_recipe_do_not_say_what_the_data_is() -> None:

@@ -14,7 +14,8 @@ from huggingface_hub import HfApi
 
 from gi_segmentation import publish
 from gi_segmentation.errors import InputError
-from gi_segmentation.publishing.model_card import CARD
+from gi_segmentation.publishing.facts import read_results
+from gi_segmentation.publishing.model_card import CARD, find_own_card, make_card, write_own_card
 from tests.support.hub_faults import FAULTS, PAGE, REPO_ID, START, call_publish, client_of, contents, try_fault
 from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.pages import split_page
@@ -139,6 +140,18 @@ def test_a_card_that_a_user_changed_is_not_replaced(run_dir: Path, hub: Loopback
         assert call_publish(run_dir) == ""
     copy = HfApi(endpoint=hub.endpoint, token="any").hf_hub_download(REPO_ID, CARD, local_dir=run_dir.parent / "copy")
     assert Path(copy).read_text().endswith("A word of mine.\n")
+
+
+def test_a_card_of_an_earlier_version_is_no_card_that_a_user_changed(run_dir: Path) -> None:
+    facts = read_results(run_dir)
+    earlier = make_card(facts, "other/name", "other").replace("**Intended use.**", "**Use.**")
+    write_own_card(run_dir, earlier)
+    assert find_own_card(run_dir, facts, "a/b") is None
+    # The user's words stay, also beside the digest of our card.
+    (run_dir / CARD).write_text(f"{earlier}\nMy words.\n")
+    with pytest.raises(InputError, match="changed by hand; write a/b there"):
+        find_own_card(run_dir, facts, "a/b")
+    assert str(find_own_card(run_dir, facts, "other/name")).endswith("My words.\n")
 
 
 def test_an_impossible_name_is_refused_before_the_card_gets_it(run_dir: Path) -> None:

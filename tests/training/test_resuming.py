@@ -14,6 +14,7 @@ from gi_segmentation.arguments import DataArguments, ModelArguments, RunArgument
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing import facts as facts_module
 from gi_segmentation.publishing.facts import changed_arguments, continue_facts, describe_start, settle_facts
+from gi_segmentation.publishing.model_card import make_card
 from gi_segmentation.training import resuming
 from gi_segmentation.training.resuming import describe_changes, describe_deciding, find_changes
 from tests.support.models import write_base
@@ -125,6 +126,32 @@ def test_each_part_of_a_run_has_its_own_facts(tmp_path: Path, monkeypatch: pytes
     step[0] = 7
     again = continue_facts(tmp_path, vars(third), dataclasses.replace(first, num_processes=3))
     assert [(start["until_step"], start["num_processes"]) for start in again.earlier_starts] == [(7, 1)]
+
+
+def test_precision_and_batches_of_each_part_of_a_run_are_on_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `accelerate launch --mixed_precision bf16` is no argument of the run. A GPU may begin what a CPU ends.
+    for launched, words, expected in (
+        ("bf16", "", "bf16"),
+        ("no", "", "no"),
+        ("no", "--bf16 true --use_cpu true", "bf16"),
+    ):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        assert parse_arguments(words.split())[2].mixed_precision == expected
+    monkeypatch.setattr(facts_module, "find_checkpoint", lambda folder: Path("checkpoint-2"))
+    first = dataclasses.replace(FACTS, mixed_precision="bf16", gradient_accumulation_steps=1, train_batch_size=4)
+    second = dataclasses.replace(first, mixed_precision="no", gradient_accumulation_steps=4)
+    both = continue_facts(tmp_path, vars(first), second)
+    assert isinstance(both, facts_module.RunResults)
+    card = make_card(both, "a/b", "other")
+    assert "| until step 2 | 4 slices per step in 1 batch on 1 process (cpu, 16 bits (bf16)), code 0; " in card
+    assert "| trained on cpu, in 32 bits |" in card and "| 4, in 4 batches, each with its own Dice |" in card
+    # An older version wrote neither.
+    old = [{name: value for name, value in start.items() if "mixed" not in name} for start in both.earlier_starts]
+    made, _ = settle_facts(dataclasses.replace(second, earlier_starts=old), 2)
+    assert made.mixed_precision is None
+    assert "| trained on cpu |" in make_card(dataclasses.replace(FACTS, earlier_starts=old), "a/b", "other")
 
 
 def test_a_finished_run_keeps_its_facts_and_refuses_other_values(dataset_dir: Path, tmp_path: Path) -> None:
