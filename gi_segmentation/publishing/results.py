@@ -213,7 +213,7 @@ def publish_results(
     facts: RunResults,
     repo_id: str,
     wishes: Wishes,
-    write_card: Callable[[bool], str],
+    render: Callable[[bool], str],
     branch: str | None = None,
 ) -> Publication:
     """Publish the results in an output folder, without pictures of patients if the repository is public.
@@ -223,19 +223,19 @@ def publish_results(
         facts: The facts of its run.
         repo_id: Name of the repository, `NAMESPACE/NAME`.
         wishes: What the user wants of the publication.
-        write_card: Returns the card. It gets whether pictures of slices come with it.
+        render: Returns the card. It gets whether pictures of slices come with it.
         branch: Branch of the repository; None: the main branch.
 
     Returns:
         Where they were published.
 
     Raises:
-        InputError: As `hub.publish_folder` and `write_card`.
+        InputError: As `hub.publish_folder` and `render`.
     """
     hidden = facts.synthetic or is_repository_private(repo_id, wishes.private)
     harmless = facts.synthetic or wishes.pictures or not facts.scores
     pictures = harmless or hidden
-    card = write_card(pictures)
+    card = render(pictures)
     # `Trainer.push_to_hub` would replace our card by its own. `publish_folder` publishes all files of a folder. The
     # output folder also has the logs and the checkpoints, with the pickled state of the optimizer. So the results are
     # copied to a folder of their own.

@@ -274,7 +274,7 @@ def test_a_folder_that_is_not_empty_is_left_untouched(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cv2, "imwrite", lambda *args: False)
+    monkeypatch.setattr(cv2, "imencode", lambda *args: (False, None))
     with pytest.raises(OSError, match="could not write"):
         write_phantom(tmp_path / "phantom", 1, 1, 1, num_proc=1)
     assert list(tmp_path.iterdir()) == []

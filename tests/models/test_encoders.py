@@ -298,6 +298,7 @@ def test_an_encoder_of_timm_without_timm_is_refused(tmp_path: Path) -> None:
     else:
         pytest.skip("timm is installed here")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": {}}))
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=r"this encoder needs timm \(`pip install -e \.\[timm\]`\)") as error:
         put_head(tmp_path)
     one_line(error)

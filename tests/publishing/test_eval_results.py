@@ -30,10 +30,11 @@ PUBLISH = """
 import sys
 from pathlib import Path
 from gi_segmentation.publishing.facts import read_results
-from gi_segmentation.publishing.results import publish_results
+from gi_segmentation.publishing.results import Wishes, publish_results
 folder = Path(sys.argv[1])
 branch = sys.argv[2] if len(sys.argv) > 2 else None
-print(publish_results(folder, read_results(folder), "tester/model", None, branch).tag)
+card = (folder / "README.md").read_text()
+print(publish_results(folder, read_results(folder), "tester/model", Wishes(), lambda pictures: card, branch).tag)
 """
 
 

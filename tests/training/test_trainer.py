@@ -326,9 +326,10 @@ def test_the_learning_rate_warms_up_and_then_falls_in_a_straight_line(dataset_di
 
 @pytest.mark.parametrize("learning_rate", [1e4, 1e30])
 def test_an_exploding_loss_stops_the_run(learning_rate: float, dataset_dir: Path, tmp_path: Path) -> None:
-    run_segmentation.main(arguments(dataset_dir, tmp_path, max_steps=2, save_total_limit=10))
-    flags = {"learning_rate": learning_rate, "max_steps": 6, "save_total_limit": 10}
-    shutil.rmtree(tmp_path / "checkpoint-2")
+    words = arguments(dataset_dir, tmp_path, max_steps=6, save_total_limit=10)
+    run_segmentation.main(words)
+    for step in range(2, 7):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
     # The run continues from checkpoint 1. A checkpoint keeps its learning rate, so the large rate must be written into
     # it.
     state = tmp_path / "checkpoint-1" / "optimizer.pt"
@@ -341,7 +342,7 @@ def test_an_exploding_loss_stops_the_run(learning_rate: float, dataset_dir: Path
     torch.save(scheduler, tmp_path / "checkpoint-1" / "scheduler.pt")
     seal(tmp_path / "checkpoint-1")
     with pytest.raises(InputError) as caught:
-        run_segmentation.main(arguments(dataset_dir, tmp_path, **flags))
+        run_segmentation.main(words)
     message = str(caught.value)
     assert re.search(r"the loss became (nan|inf|[\d.e+]+) at step [3-6] \(learning rate ", message), message
     assert f"the last good checkpoint is {tmp_path / 'checkpoint-1'};" in message
@@ -374,7 +375,7 @@ def test_fold_all_trains_on_everybody_and_says_that_nothing_was_held_back(
     assert (facts["fold"], facts["best_step"], facts["scores"]) == ("all", 3, {})
     assert {split: counts["patients"] for split, counts in facts["splits"].items()} == {"train": 4, "validation": 0}
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "Nothing was held back: the model was trained on all 4 patients." in card
+    assert "Nothing was held back: the model was trained on all 4 synthetic patients." in card
     assert "model-index" not in card and "unseen" not in card
     last = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run" / "checkpoint-3").state_dict()
     published = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run").state_dict()
