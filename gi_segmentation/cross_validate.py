@@ -66,7 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--hub_private_repo",
         type=str.lower,
         choices=("true", "false"),
-        help="whether a new repository is private; None: as the recipe says, and private without a word there",
+        help="whether a new repository is private; None: as the recipe says, else private",
     )
     parser.add_argument(
         "--overwrite_repository",

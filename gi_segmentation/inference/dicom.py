@@ -82,6 +82,17 @@ class Frame(NamedTuple):
     kind: Mapping[str, str]
     rounding_mm: float
 
+    @property
+    def uids(self) -> dict[str, str]:
+        """The identifiers that contours have to name, by the names of their attributes."""
+        return {
+            "SOPClassUID": self.class_uid,
+            "SOPInstanceUID": self.instance_uid,
+            "SeriesInstanceUID": self.series_uid,
+            "StudyInstanceUID": self.study_uid,
+            "FrameOfReferenceUID": self.frame_of_reference_uid,
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class DicomSeries:
@@ -255,14 +266,7 @@ def check_uids(series: DicomSeries) -> None:
         InputError: If a file has no UID, if different slices have one UID, or if there are several series.
     """
     for frame in series.frames:
-        uids = {
-            "SOPClassUID": frame.class_uid,
-            "SOPInstanceUID": frame.instance_uid,
-            "SeriesInstanceUID": frame.series_uid,
-            "StudyInstanceUID": frame.study_uid,
-            "FrameOfReferenceUID": frame.frame_of_reference_uid,
-        }
-        if missing := [name for name, uid in uids.items() if not uid]:
+        if missing := [name for name, uid in frame.uids.items() if not uid]:
             raise InputError(
                 f"{frame.path}: has no {missing[0]}, which contours have to name; export it with its UIDs, or choose "
                 f"--format nifti"

@@ -57,14 +57,7 @@ def check_uid_forms(series: DicomSeries) -> None:
         InputError: If one is not. An empty one is not looked at, see `dicom.check_uids`.
     """
     for frame in series.frames:
-        uids = {
-            "SOPClassUID": frame.class_uid,
-            "SOPInstanceUID": frame.instance_uid,
-            "SeriesInstanceUID": frame.series_uid,
-            "StudyInstanceUID": frame.study_uid,
-            "FrameOfReferenceUID": frame.frame_of_reference_uid,
-        }
-        for name, uid in uids.items():
+        for name, uid in frame.uids.items():
             if uid and (len(uid) > UID_LENGTH or not UID_FORM.fullmatch(uid)):
                 raise InputError(
                     f"{frame.path}: expected digits and dots, at most {UID_LENGTH}, as {name}, got {uid!r:.80}; "
