@@ -118,7 +118,7 @@ def find_fault(checkpoint: Path) -> str | None:
         if STATE_FILE not in checksums:
             raise ValueError(f"{STATE_FILE} is not among them")
     except OSError:
-        return "its writing was cut off"
+        return f"it has no {CHECKSUMS}, because its writing was cut off, or because an older version wrote it"
     except (ValueError, TypeError) as error:
         return f"{CHECKSUMS}: {one_line(error)}"
     for name, checksum in checksums.items():
@@ -227,9 +227,11 @@ def read_state(checkpoint: Path) -> TrainerState:
     wrong = [name for name, kind in kinds.items() if not isinstance(getattr(state, name), kind)]
     if wrong:
         raise InputError(f"{path}: {wrong[0]} has a value of another kind; remove {checkpoint}")
-    # The user may have deleted the folder of the best checkpoint. `Trainer` treats this case in the same way.
-    if state.best_model_checkpoint is not None and not Path(state.best_model_checkpoint).is_dir():
-        state.best_model_checkpoint = None
+    if state.best_model_checkpoint is not None:
+        # The folder of the run may have been moved or copied. Its checkpoints lie beside each other.
+        best = checkpoint.parent / Path(state.best_model_checkpoint).name
+        # The user may have deleted the folder of the best checkpoint. `Trainer` treats this case in the same way.
+        state.best_model_checkpoint = str(best) if best.is_dir() else None
     return state
 
 

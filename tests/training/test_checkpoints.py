@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 import run_segmentation
 from gi_segmentation.errors import InputError, StoppedError
 from gi_segmentation.training import checkpoints
-from gi_segmentation.training.checkpoints import CHECKSUMS, find_checkpoint, find_fault
+from gi_segmentation.training.checkpoints import CHECKSUMS, find_checkpoint, find_fault, read_state
 from gi_segmentation.training.trainer import train
 from tests.support.processes import CONFIGS, LAUNCH, ROOT, hold
 from tests.support.training import arguments, make_trainer
@@ -100,6 +100,18 @@ def test_a_checkpoint_whose_best_one_is_damaged_does_not_serve(whole: Path, tmp_
     assert find_checkpoint(tmp_path / "run") == state.parent
     (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"")
     assert find_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-1"
+
+
+def test_a_run_whose_folder_was_moved_finds_its_best_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (2, 4):
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        state = TrainerState(global_step=step, best_model_checkpoint=str(tmp_path / "before" / "checkpoint-2"))
+        state.save_to_json(str(run / f"checkpoint-{step}" / "trainer_state.json"))
+        checkpoints.seal(run / f"checkpoint-{step}")
+    assert read_state(run / "checkpoint-4").best_model_checkpoint == str(run / "checkpoint-2")
+    shutil.rmtree(run / "checkpoint-2")
+    assert read_state(run / "checkpoint-4").best_model_checkpoint is None
 
 
 def test_an_old_checkpoint_is_deleted_only_when_the_new_one_is_whole(
