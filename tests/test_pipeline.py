@@ -95,7 +95,15 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     assert all(np.array_equal(mask == organ + 1, masks[organ]) for organ in range(3))
 
 
-@pytest.mark.parametrize("recipe", ["segformer-b0", "upernet-convnext-small", "dpt-large", "beit-base"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "segformer-b0",
+        pytest.param("upernet-convnext-small", marks=pytest.mark.long),
+        pytest.param("dpt-large", marks=pytest.mark.long),
+        "beit-base",
+    ],
+)
 def test_a_recipe_trains_resumes_publishes_and_predicts_with_a_tiny_model_of_its_family(
     recipe: str, dataset_dir: Path, kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from gi_segmentation import publish
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.facts import read_results
-from gi_segmentation.publishing.model_card import CARD, find_own_card, make_card, write_own_card
+from gi_segmentation.publishing.model_card import CARD, DIGEST, find_own_card, make_card, write_own_card
 from tests.support.hub_faults import FAULTS, PAGE, REPO_ID, START, call_publish, client_of, contents, try_fault
 from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.pages import split_page
@@ -123,7 +123,9 @@ def test_a_run_that_was_trained_without_the_hub_gets_a_card_with_its_new_name(
     assert f"published: {hub.endpoint}/{REPO_ID} (tag all-patients-step-3" in capsys.readouterr().out
     after = contents(run_dir)
     assert f'from_pretrained("{REPO_ID}")' in after.pop(CARD).decode()
-    assert after == {name: data for name, data in before.items() if name != CARD}
+    # The digest belongs to the card, and is not published.
+    assert after.pop(DIGEST) != before[DIGEST]
+    assert after == {name: data for name, data in before.items() if name not in (CARD, DIGEST)}
     api = HfApi(endpoint=hub.endpoint, token="any")
     assert api.model_info(REPO_ID).private
     assert set(api.list_repo_files(REPO_ID)) - {".gitattributes"} == after.keys() | {CARD}

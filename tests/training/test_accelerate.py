@@ -79,6 +79,7 @@ class TestFiles:
         assert Path(parsed.training_script).name == "run_segmentation.py"
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_processes_and_machines(
     dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, hf_home: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
