@@ -88,9 +88,20 @@ def leaving_no_process_behind() -> Iterator[None]:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             kill_children(set())
         if statuses == [1]:
-            # This thread of C needs neither Python's interpreter nor its lock, and ends the process with status 1.
-            faulthandler.dump_traceback_later(ENDING_S, exit=True, file=os.open(os.devnull, os.O_WRONLY))
+            end_later()
         raise
+
+
+def end_later() -> None:
+    """End this process with status 1 in `ENDING_S` seconds, if it has not ended by then."""
+    try:
+        # This thread of C needs neither Python's interpreter nor its lock.
+        faulthandler.dump_traceback_later(ENDING_S, exit=True, file=os.open(os.devnull, os.O_WRONLY))
+    except (RuntimeError, OSError):
+        # There is no memory for a thread, or no file may be opened. An alarm of the system needs neither.
+        if hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(ENDING_S)
 
 
 def end_at_once(statuses: Sequence[int]) -> None:
