@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
@@ -53,6 +53,16 @@ def one_line(error: BaseException) -> str:
         'no such file'
     """
     return " ".join(str(error).split())
+
+
+def list_some(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first of many names.
+
+    Example:
+        >>> list_some(["a", "b", "c", "d", "e"])
+        'a, b, c and 2 more'
+    """
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def join_problems(problems: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gi_segmentation.errors import InputError, reading
+from gi_segmentation.errors import InputError, list_some, reading
 from gi_segmentation.inference.nifti import OUR_LABEL_MAPS, find_header, quiet, strip_ending
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
@@ -186,14 +186,13 @@ def has_probabilities(voxels: np.ndarray) -> bool:
     return voxels.dtype.kind == "f" and bool((voxels >= 0).all() and (voxels <= 1).all())
 
 
-def list_some(what: str, paths: Iterable[Path], root: Path, remedy: str = "") -> str:
+def describe_group(what: str, paths: Iterable[Path], root: Path, remedy: str = "") -> str:
     """Return a line that says how many files are left out, and names the first three.
 
     Example:
-        >>> list_some("picture", [Path("in/a.png"), Path("in/b.png")], Path("in"))
+        >>> describe_group("picture", [Path("in/a.png"), Path("in/b.png")], Path("in"))
         'left out: 2 pictures: a.png, b.png'
     """
     names = [path.relative_to(root).as_posix() for path in paths]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    line = f"left out: {len(names)} {what}{'s' * (len(names) > 1)}: {', '.join(names[:3])}{more}"
+    line = f"left out: {len(names)} {what}{'s' * (len(names) > 1)}: {list_some(names)}"
     return line + f"; {remedy}" * bool(remedy)

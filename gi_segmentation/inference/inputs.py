@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
 from gi_segmentation.data.kaggle import FILE_PATTERN, find_lost, list_pngs, parse_slices, scan_folder
-from gi_segmentation.errors import InputError, join_problems
+from gi_segmentation.errors import InputError, join_problems, list_some
 from gi_segmentation.files import FoundFiles, find_files
 from gi_segmentation.inference import dicom, dicom_series, nifti
 from gi_segmentation.inference.archives import is_archive
@@ -21,8 +21,8 @@ from gi_segmentation.inference.beside import (
     LABEL_NAME,
     PACKED_DICOM,
     PICTURES,
+    describe_group,
     find_label_maps,
-    list_some,
     name_format,
 )
 from gi_segmentation.inference.volumes import Slice, Volume, VolumeSlice, kaggle_volume, list_slices
@@ -231,9 +231,9 @@ def describe_left_out(files: Mapping[str, list[Path]], root: Path) -> list[str]:
         "broken link": "mend what is a scan",
         "repeated link": "its folder is here under another name",
     }
-    lines = [list_some(what, files[what], root, remedy) for what, remedy in remedies.items() if files.get(what)]
+    lines = [describe_group(what, files[what], root, remedy) for what, remedy in remedies.items() if files.get(what)]
     if (foreign := files.get("foreign")) and files.get("kaggle"):
-        lines.append(list_some("file", foreign, root, name_format(foreign[0]).partition(": ")[2]))
+        lines.append(describe_group("file", foreign, root, name_format(foreign[0]).partition(": ")[2]))
     return lines
 
 
@@ -259,11 +259,11 @@ def choose_scans(scans: list[Scan], chosen: Sequence[str]) -> tuple[list[Scan], 
     """
     for text in chosen:
         if not any(is_meant(scan, text) for scan in scans):
-            names = ", ".join(map(name_scan, scans[:20])) + f" and {len(scans) - 20} more" * (len(scans) > 20)
+            names = list_some([name_scan(scan) for scan in scans], limit=20)
             raise InputError(f"--series {text}: no scan has this UID, or this text in its name; there are {names}")
     taken = [scan for scan in scans if any(is_meant(scan, text) for text in chosen)]
     others = [scan for scan in scans if scan not in taken]
-    names = ", ".join(map(name_scan, others[:3])) + f" and {len(others) - 3} more" * (len(others) > 3)
+    names = list_some([name_scan(scan) for scan in others])
     return taken, [f"left out by --series: {len(others)} scan{'s' * (len(others) > 1)}: {names}"] * bool(others)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gi_segmentation.errors import InputError, describe_fault, join_problems
+from gi_segmentation.errors import InputError, describe_fault, join_problems, list_some
 from gi_segmentation.files import writing_file
 from gi_segmentation.inference.algorithm import Algorithm
 from gi_segmentation.inference.arguments import FORMATS
@@ -154,8 +154,7 @@ def leave_out(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> Scans:
     if not others:
         return scans
     wanted = " or ".join(dict.fromkeys(name for names in formats.values() for name in names))
-    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    line = f"left out: no {wanted} can be written for {', '.join(scan.name for scan in others[:3])}{more}"
+    line = f"left out: no {wanted} can be written for {list_some([scan.name for scan in others])}"
     return Scans([scan for scan in scans.scans if scan not in others], [*scans.left_out, line])
 
 

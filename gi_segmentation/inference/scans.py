@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gi_segmentation import __version__
-from gi_segmentation.errors import InputError, describe_fault, one_line, reading
+from gi_segmentation.errors import InputError, describe_fault, list_some, one_line, reading
 from gi_segmentation.files import find_files, hash_file, write_json
 from gi_segmentation.inference.inputs import Scan
 from gi_segmentation.inference.outputs import (
@@ -35,8 +35,6 @@ from gi_segmentation.memory import release_memory
 
 # Errors of the system that are due to the name of a scan, and not to the folder.
 SCAN_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-# Scans that a line below the table names.
-NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -335,16 +333,6 @@ def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
     for note, names in notes.items():
         lines.append(f"{list_some(names)}: {note}")
     return "\n".join(lines)
-
-
-def list_some(names: Sequence[str]) -> str:
-    """Return the first of many names.
-
-    Example:
-        >>> list_some(["a", "b", "c", "d", "e"])
-        'a, b, c and 2 more'
-    """
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def describe_failures(results: Sequence[ScanResult], formats: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from huggingface_hub import HfApi, RepoFile, get_token
 
-from gi_segmentation.errors import HubError, InputError, check_repo_id, hub_errors
+from gi_segmentation.errors import HubError, InputError, check_repo_id, hub_errors, list_some
 
 # The Hub itself adds this file to each repository.
 HUB_FILE = ".gitattributes"
@@ -143,10 +143,10 @@ def check_foreign(api: HfApi, repo_id: str, repo_type: str, head: str, branch: s
     foreign = find_foreign(api, repo_id, repo_type, head)
     if not foreign:
         return
-    names = ", ".join(foreign[:MAX_NAMES]) + (f" and {len(foreign) - MAX_NAMES} more" if foreign[MAX_NAMES:] else "")
     place = f"the branch {branch}" if branch else "the repository"
     raise RefusedError(
         f"publishing {repo_id} refused: {place} has files that are not as our last publication left them, and would "
-        f"lose them: {names}; name another repository, or add --overwrite_repository, which replaces everything there "
+        f"lose them: {list_some(foreign, MAX_NAMES)}; name another repository, or add --overwrite_repository, which "
+        f"replaces everything there "
         f"(the history of the repository keeps the files)"
     )

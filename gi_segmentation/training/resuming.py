@@ -68,8 +68,6 @@ MAY_CHANGE = {
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # A change of these changes the learning rate of every step.
 LENGTH = ("num_train_epochs", "max_steps")
-# From what a training starts. A folder may have moved, so its weights count.
-SOURCES = ("model_name_or_path", "backbone")
 
 
 def list_deciding() -> list[str]:

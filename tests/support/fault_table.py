@@ -184,7 +184,8 @@ class End:
 
     def last_line(self) -> str:
         """Return what a user would look at, without paths and numbers of this machine."""
-        lines = [line.strip() for line in self.printed.replace("\r", "\n").splitlines() if line.strip()]
+        # A process that is killed while it prints may leave a zero byte.
+        lines = [line.strip("\0 \t") for line in self.printed.replace("\r", "\n").splitlines() if line.strip()]
         told = [line for line in lines if re.match(r"(\S*rank\d+\]:)?\s*(error: |interrupted)", line)]
         # Of a traceback, the last line is the error. The launcher has tracebacks of its own.
         raised = [line for line in lines if re.match(r"(\S*rank\d+\]:)?\s*[\w.]+(Error|Exception)\b", line)]
