@@ -1,6 +1,7 @@
 """Write masks as DICOM for many kinds of series, read them with programs of others, and compare.
 
-`python -m tests.support.round_trips` writes the table of docs/clinic.md. It needs dicom3tools, plastimatch and dcmqi.
+`python -m tests.support.round_trips` prints a table; docs/clinic.md says what it shows. It needs dicom3tools,
+plastimatch and dcmqi.
 """
 
 import shutil
@@ -22,11 +23,9 @@ from gi_segmentation.inference.volumes import Volume
 from gi_segmentation.schema import ORGANS
 from tests.support.dicom import TO_LPS, leave_gaps, read_series, write_enhanced, write_series, write_with_uids
 from tests.support.masks import find_dicom_errors, shapes
-from tests.support.pages import replace_table
-from tests.support.processes import ROOT, TEST_DATA
+from tests.support.processes import TEST_DATA
 from tests.support.volumes import rotation, store
 
-PAGE, START = ROOT / "docs" / "clinic.md", "<!-- round trips -->\n"
 ALGORITHM = Algorithm({"name/model": "c0ffee" * 6 + "beef"})
 # The command of dcmqi that reads a segmentation. pip puts it beside Python.
 DCMQI = shutil.which("segimage2itkimage", path=Path(sys.executable).parent)
@@ -161,8 +160,9 @@ def make_rows() -> Iterator[str]:
 
 
 def main() -> None:
-    """Write the table into the page."""
-    replace_table(PAGE, START, "".join(f"{row}\n" for row in make_rows()))
+    """Print the table, row by row."""
+    for row in make_rows():
+        print(row, flush=True)
 
 
 if __name__ == "__main__":
