@@ -13,6 +13,18 @@ from gi_segmentation.rules import PRESETS, CompetitionRules
 from gi_segmentation.scoring.competition import normalised_hausdorff
 
 
+def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks of one shape, neither empty, from a few voxels to most of the volume."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 14, 3))
+    preds, target = (rng.random(shape) < rng.choice([0.03, 0.2, 0.8]) for _ in range(2))
+    preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
+    return preds, target
+
+
+PAIRS = [random_pair(seed) for seed in range(60)]
+
+
 def nearest_by_definition(preds: np.ndarray, target: np.ndarray) -> float:
     """mle-bench's distance of two volumes, from the definition."""
     points = [np.argwhere(mask) / np.array(mask.shape) for mask in (preds, target)]
@@ -21,15 +33,10 @@ def nearest_by_definition(preds: np.ndarray, target: np.ndarray) -> float:
 
 
 class TestHausdorff:
-    @pytest.mark.parametrize("seed", range(60))
-    def test_random_volumes_agree_with_scipy(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        shape = tuple(rng.integers(1, 14, 3))
-        target = rng.random(shape) < rng.choice([0.03, 0.2, 0.7])
-        preds = rng.random(shape) < rng.choice([0.03, 0.2, 0.7])
-        preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
-        expected = 1.0 if preds.sum() > 10 * target.sum() else nearest_by_definition(preds, target)
-        assert normalised_hausdorff(preds, target) == pytest.approx(expected, abs=1e-12)
+    def test_random_volumes_agree_with_scipy(self) -> None:
+        for preds, target in PAIRS:
+            expected = 1.0 if preds.sum() > 10 * target.sum() else nearest_by_definition(preds, target)
+            assert normalised_hausdorff(preds, target) == pytest.approx(expected, abs=1e-12)
 
     @pytest.mark.parametrize(
         ("shape", "pixel", "other", "expected"),
@@ -88,12 +95,7 @@ def distance_by_definition(preds: np.ndarray, target: np.ndarray, rules: Competi
 
 
 class TestRules:
-    @pytest.mark.parametrize("seed", range(40))
-    def test_every_choice_agrees_with_the_definition(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        shape = tuple(rng.integers(1, 12, 3))
-        target, preds = (rng.random(shape) < rng.choice([0.03, 0.2, 0.8]) for _ in range(2))
-        preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
+    def test_every_choice_agrees_with_the_definition(self) -> None:
         for choice in itertools.product(
             ("symmetric", "preds_to_target"),
             ("voxels", "surface"),
@@ -102,18 +104,15 @@ class TestRules:
         ):
             names = ("direction", "points", "normaliser", "oversized")
             rules = CompetitionRules(**dict(zip(names, choice, strict=True)))
-            expected = distance_by_definition(preds, target, rules)
-            assert normalised_hausdorff(preds, target, rules) == pytest.approx(expected, abs=1e-12), choice
+            for preds, target in PAIRS:
+                expected = distance_by_definition(preds, target, rules)
+                assert normalised_hausdorff(preds, target, rules) == pytest.approx(expected, abs=1e-12), choice
 
-    @pytest.mark.parametrize("seed", range(40))
-    def test_first_place_agrees_with_the_functions_its_code_calls(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        shape = tuple(rng.integers(1, 12, 3))
-        target, preds = (rng.random(shape) < rng.choice([0.03, 0.2, 0.8]) for _ in range(2))
-        preds[tuple(rng.integers(0, shape))] = target[tuple(rng.integers(0, shape))] = True
-        edges = get_mask_edges(preds, target)
-        expected = get_surface_distance(*edges).max() / math.sqrt(sum(size**2 for size in shape))
-        assert normalised_hausdorff(preds, target, PRESETS["first_place"]) == pytest.approx(expected, rel=1e-6)
+    def test_first_place_agrees_with_the_functions_its_code_calls(self) -> None:
+        for preds, target in PAIRS:
+            edges = get_mask_edges(preds, target)
+            expected = get_surface_distance(*edges).max() / math.sqrt(sum(size**2 for size in preds.shape))
+            assert normalised_hausdorff(preds, target, PRESETS["first_place"]) == pytest.approx(expected, rel=1e-6)
 
     def test_empty_volumes(self) -> None:
         empty, full = np.zeros((2, 3, 4), dtype=bool), np.ones((2, 3, 4), dtype=bool)

@@ -1,6 +1,6 @@
 """Packed masks, their surfaces and distances against SciPy and against the definition."""
 
-from itertools import pairwise
+import itertools
 
 import numpy as np
 import pytest
@@ -43,6 +43,11 @@ def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return preds, target
 
 
+PAIRS = [random_pair(seed) for seed in range(40)]
+# The definition compares each voxel with each, so it gets the smaller masks only.
+BOTH_WAYS = [way for pair in PAIRS if min(mask.sum() for mask in pair) < 500 for way in (pair, pair[::-1])]
+
+
 def boxes(shape: tuple[int, int, int], *parts: tuple[slice, slice, slice]) -> list[np.ndarray]:
     """A mask for each box, all of one shape."""
     masks = [np.zeros(shape, dtype=bool) for _ in parts]
@@ -82,56 +87,48 @@ def surface_by_definition(mask: np.ndarray, axes: tuple[int, ...] = (0, 1, 2)) -
     return mask & ~binary_erosion(mask, structure)
 
 
-@pytest.mark.parametrize("seed", range(40))
 class TestRandomMasks:
-    def test_the_box_holds_both_and_no_more(self, seed: int) -> None:
-        masks = random_pair(seed)
-        packed = pack_both(*masks)
-        for mask, crop in zip(masks, map(as_volume, packed), strict=True):
-            assert mask[bounding_box(mask)].sum() == mask.sum() == crop.sum()
-            steps = [np.argwhere(volume) - np.argwhere(volume)[0] for volume in (mask, crop)]
-            assert np.array_equal(*steps)
-        volume = as_volume(packed[0] | packed[1])
-        # Along x the background fills the words.
-        for axis, most in enumerate((2 * MARGIN, 2 * MARGIN, 2 * WORD_SIZE)):
-            filled = np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))
-            assert filled[0] >= MARGIN and volume.shape[axis] - filled[-1] > MARGIN
-            assert volume.shape[axis] - len(range(filled[0], filled[-1] + 1)) <= most
+    def test_the_box_holds_both_and_no_more(self) -> None:
+        for masks in PAIRS:
+            packed = pack_both(*masks)
+            for mask, crop in zip(masks, map(as_volume, packed), strict=True):
+                assert mask[bounding_box(mask)].sum() == mask.sum() == crop.sum()
+                steps = [np.argwhere(volume) - np.argwhere(volume)[0] for volume in (mask, crop)]
+                assert np.array_equal(*steps)
+            volume = as_volume(packed[0] | packed[1])
+            # Along x the background fills the words.
+            for axis, most in enumerate((2 * MARGIN, 2 * MARGIN, 2 * WORD_SIZE)):
+                filled = np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))
+                assert filled[0] >= MARGIN and volume.shape[axis] - filled[-1] > MARGIN
+                assert volume.shape[axis] - len(range(filled[0], filled[-1] + 1)) <= most
 
-    def test_packing_keeps_every_voxel(self, seed: int) -> None:
-        mask, _ = random_pair(seed)
-        packed = pack(mask)
-        volume, indices = as_volume(packed), find_indices(packed)
-        assert np.array_equal(indices, np.flatnonzero(volume))
-        assert np.array_equal(find_places(packed, indices), np.argwhere(mask) + 1)
-        assert count_voxels(packed) == mask.sum()
+    def test_packing_keeps_every_voxel(self) -> None:
+        for mask, _ in PAIRS:
+            packed = pack(mask)
+            volume, indices = as_volume(packed), find_indices(packed)
+            assert np.array_equal(indices, np.flatnonzero(volume))
+            assert np.array_equal(find_places(packed, indices), np.argwhere(mask) + 1)
+            assert count_voxels(packed) == mask.sum()
 
     @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2)])
-    def test_surfaces_are_what_erosion_takes_away(self, seed: int, axes: tuple[int, ...]) -> None:
-        for packed in pack_both(*random_pair(seed)):
+    def test_surfaces_are_what_erosion_takes_away(self, axes: tuple[int, ...]) -> None:
+        for packed in itertools.chain.from_iterable(pack_both(*pair) for pair in PAIRS):
             assert np.array_equal(
                 as_volume(find_surface(packed, axes)), surface_by_definition(as_volume(packed), axes)
             )
 
     @pytest.mark.parametrize("spacing", SPACINGS)
-    def test_distances_agree_with_the_definition(self, seed: int, spacing: tuple[float, float, float]) -> None:
-        preds, target = random_pair(seed)
-        for voxels, others in ((preds, target), (target, preds)):
+    def test_distances_agree_with_the_definition(self, spacing: tuple[float, float, float]) -> None:
+        for voxels, others in BOTH_WAYS:
             expected = nearest_by_definition(voxels, others, spacing)
-            assert distances_to(*pack_both(voxels, others), spacing) == pytest.approx(expected, abs=1e-12)
-
-    def test_the_greatest_distance_agrees_with_the_definition(self, seed: int) -> None:
-        preds, target = random_pair(seed)
-        for voxels, others in ((preds, target), (target, preds)):
-            expected = nearest_by_definition(voxels, others).max()
-            assert greatest_distance(*pack_both(voxels, others), SPACING) == pytest.approx(expected, abs=1e-12)
+            packed = pack_both(voxels, others)
+            assert distances_to(*packed, spacing) == pytest.approx(expected, abs=1e-12)
+            assert greatest_distance(*packed, spacing) == pytest.approx(expected.max(), abs=1e-12)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_distances_between_shapes_agree_with_the_definition(name: str, spacing: tuple[float, float, float]) -> None:
-    masks = SHAPES[name]
-    for first, second in pairwise(masks):
+def test_distances_between_shapes_agree_with_the_definition(name: str) -> None:
+    for (first, second), spacing in itertools.product(itertools.pairwise(SHAPES[name]), SPACINGS):
         surfaces = surface_by_definition(first), surface_by_definition(second)
         expected = [nearest_by_definition(*way, spacing) for way in (surfaces, surfaces[::-1])]
         packed = pack_both(first, second)
