@@ -1,8 +1,7 @@
 """Scores by which clinics compare contours: of one organ in one scan, in millimetres and millilitres.
 
-All functions take two volumes of shape `(D, H, W)`, bool or with values of 0 and 1, and the size of a voxel,
-`spacing_mm` (z, y, x). The surface of a mask is its voxels with at least one of their six neighbours outside the mask.
-Everything beyond the volume is outside.
+`measure_organ` returns all of them. The surface of a mask is its voxels with at least one of their six neighbours
+outside the mask. Everything beyond the volume is outside.
 
 Two other libraries have such scores:
 
@@ -20,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gi_segmentation.scoring.dice import dice_score
-from gi_segmentation.scoring.surface import count_voxels, distances_to, find_surface, pack_both, surface_distances
+from gi_segmentation.scoring.surface import count_voxels, find_surface, pack_both, surface_distances
 
 # From the surface of the prediction to that of the target, and from that of the target to that of the prediction.
 SurfaceDistances: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -76,231 +75,148 @@ def check_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     return depth, height, width
 
 
-def check_tolerance(tolerance_mm: float) -> float:
-    """Check a tolerance.
-
-    Raises:
-        ValueError: If it is negative or not finite.
-    """
-    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise ValueError(f"expected tolerance_mm of at least 0, but got {tolerance_mm}")
-    return float(tolerance_mm)
-
-
-def volume_dice(preds: np.ndarray, target: np.ndarray) -> float:
-    """Return the Dice over a whole volume: twice the common voxels, divided by the voxels of both masks.
+def hausdorff_distance(distances: SurfaceDistances, percentile: float) -> float:
+    """Return the symmetric Hausdorff distance between two surfaces.
 
     Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
-        target: Reference mask, same shape.
+        distances: From `surface_distances`.
+        percentile: Percentile of the distances from one surface to the other, 0 to 100. 100 is the greatest distance,
+            and 95 gives HD95. Between two distances it is interpolated linearly, as in `numpy.percentile`.
 
     Returns:
-        0 to 1; NaN if both masks are empty.
-
-    Raises:
-        ValueError: If the shapes differ or a mask is not binary.
-
-    Source: Dice, Ecology 26 (1945) 297.
-
-    Example:
-        >>> preds, target = np.ones((1, 1, 3), dtype=bool), np.array([[[True, False, False]]])
-        >>> volume_dice(preds, target)
-        0.5
-    """
-    # The box around both masks has all their voxels, and is much smaller than the volume.
-    preds, target = check_masks(preds, target)
-    return _dice(*pack_both(preds, target))
-
-
-def hausdorff_distance(
-    preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], percentile: float = 100.0
-) -> float:
-    """Return the symmetric Hausdorff distance between the surfaces of two masks.
-
-    Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
-        target: Reference mask, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
-        percentile: Percentile of the distances from one surface to the other. 100 is the greatest distance, and 95
-            gives HD95. Between two distances it is interpolated linearly, as in `numpy.percentile`.
-
-    Returns:
-        Millimetres, the greater value of both directions; NaN if exactly one mask is empty, 0.0 if both are.
-
-    Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or the percentile is not
-            within 0 to 100.
+        In the unit of the distances, the greater value of both directions; NaN if exactly one mask is empty, 0.0 if
+        both are.
 
     Source: Taha and Hanbury, BMC Medical Imaging 15 (2015) 29; MONAI's `compute_hausdorff_distance`. The competition
     measures between all voxels of the masks, not only those of the surfaces; there a hole in one mask counts less.
 
     Example:
-        >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
-        >>> preds[0, 0, 0] = target[0, 0, 2] = True
-        >>> hausdorff_distance(preds, target, (3, 1.5, 1.5))  # two pixels of 1.5 mm apart
+        >>> hausdorff_distance((np.array([3.0, 1.0]), np.array([2.0])), 100)
         3.0
     """
-    # Checked first, because `numpy.percentile` would complain only after the search for the distances.
-    if not 0 <= percentile <= 100:
-        raise ValueError(f"expected a percentile of 0 to 100, but got {percentile}")
-    return _hausdorff(_measure_surfaces(preds, target, spacing_mm), percentile)
+    # There is no distance to an empty mask, so the value is NaN, and not 0, inf or another made-up number. Two empty
+    # masks agree, so the value is 0.
+    present = [way.size > 0 for way in distances]
+    if not all(present):
+        return math.nan if any(present) else 0.0
+    # HD = max(h(A, B), h(B, A)). Each direction has its own percentile, so a missed part of a small target counts even
+    # if the prediction has many more surface voxels.
+    return max(float(np.percentile(way, percentile)) for way in distances)
 
 
-def mean_surface_distance(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> float:
+def mean_surface_distance(distances: SurfaceDistances) -> float:
     """Return the mean distance between two surfaces, over the voxels of both.
 
     Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
-        target: Reference mask, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
+        distances: From `surface_distances`.
 
     Returns:
-        Millimetres; NaN if exactly one mask is empty, 0.0 if both are.
-
-    Raises:
-        ValueError: If the shapes differ, a mask is not binary, or a spacing is not positive.
+        In the unit of the distances; NaN if exactly one mask is empty, 0.0 if both are.
 
     Source: Heimann et al., IEEE TMI 28 (2009) 1251, average symmetric surface distance; MONAI's
     `compute_average_surface_distance(symmetric=True)`.
 
     Example:
-        >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
-        >>> preds[0, 0, :3] = target[0, 0, 0] = True
-        >>> mean_surface_distance(preds, target, (1, 1, 1))  # the mean of 0, 1 and 2 (preds) and 0 (target)
+        >>> mean_surface_distance((np.array([0.0, 1.0, 2.0]), np.array([0.0])))
         0.75
     """
-    return _mean_distance(_measure_surfaces(preds, target, spacing_mm))
+    present = [way.size > 0 for way in distances]
+    if not all(present):
+        return math.nan if any(present) else 0.0
+    # One mean over the voxels of both surfaces, (sum of A to B + sum of B to A) / (n_A + n_B). It is not the mean of
+    # two means, which would give more weight to the voxels of the smaller surface.
+    return float(np.concatenate(distances).mean())
 
 
-def normalised_surface_dice(
-    preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float
-) -> float:
+def normalised_surface_dice(distances: SurfaceDistances, tolerance: float) -> float:
     """Return the share of the voxels of both surfaces that are within a tolerance of the other surface.
 
     Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
-        target: Reference mask, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
-        tolerance_mm: At least 0.
+        distances: From `surface_distances`.
+        tolerance: In their unit, at least 0.
 
     Returns:
         0 to 1; 0 if exactly one mask is empty, NaN if both are.
-
-    Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or the tolerance is below 0.
 
     Source: Nikolov et al., arXiv:1809.04430, measure the area of the surface. Seidlitz et al., arXiv:2111.05408, and
     MONAI's `compute_surface_dice` count its voxels, and so does this function.
 
     Example:
-        >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.zeros((1, 1, 4), dtype=bool)
-        >>> preds[0, 0, :3] = target[0, 0, 0] = True
-        >>> normalised_surface_dice(preds, target, (1, 1, 1), tolerance_mm=1)  # 2 of 3 voxels, and 1 of 1
+        >>> normalised_surface_dice((np.array([0.0, 1.0, 2.0]), np.array([0.0])), 1)  # 2 of 3 voxels, and 1 of 1
         0.75
     """
-    return _surface_dice(_measure_surfaces(preds, target, spacing_mm), check_tolerance(tolerance_mm))
+    # If one mask is empty, all distances of the other are inf, and the share is 0 without a special case.
+    number = sum(way.size for way in distances)
+    near = sum(int(np.count_nonzero(way <= tolerance)) for way in distances)
+    return near / number if number else math.nan
 
 
-def added_path_length(
-    preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = 0.0
-) -> float:
+def added_path_length(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> float:
     """Return the length of the contour that must be redrawn, slice by slice, to correct the prediction.
 
     Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
-        target: Reference mask, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
-        tolerance_mm: A pixel of the target's contour need not be redrawn if a pixel of the prediction's contour on the
-            same slice is at most this far away.
+        preds: Predicted mask, from `pack_both`.
+        target: Reference mask, from the same call.
+        spacing_mm: Voxel size (z, y, x) in millimetres. The thickness of a slice has no effect.
 
     Returns:
-        Millimetres: the number of pixels of the target's contours that must be redrawn, times the side of a pixel (the
-        mean of both sides if they differ). If `preds` is empty, all pixels must be redrawn. If `target` is empty, the
-        result is 0.0: a contour only needs to be deleted.
+        Millimetres: the number of pixels of the target's contours that are not in those of the prediction, times the
+        side of a pixel (the mean of both sides if they differ). If the target is empty, the result is 0.0: a contour
+        only needs to be deleted.
 
-    Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or the tolerance is below 0.
-
-    Source: Vaassen et al., Physics and Imaging in Radiation Oncology 13 (2020) 1. The tolerance is from the authors'
-    later code, pyAPL. A contour is the pixels of a mask with at least one of their four neighbours on the slice
-    outside of it. Some implementations compare with the mask of the prediction instead of its contour, and find less.
+    Source: Vaassen et al., Physics and Imaging in Radiation Oncology 13 (2020) 1. A contour is the pixels of a mask
+    with at least one of their four neighbours on the slice outside of it. Some implementations compare with the mask
+    of the prediction instead of its contour, and find less.
 
     Example:
         >>> preds, target = np.zeros((1, 1, 4), dtype=bool), np.ones((1, 1, 4), dtype=bool)
         >>> preds[0, 0, :3] = True
-        >>> added_path_length(preds, target, (3, 1.5, 1.5))  # one pixel
+        >>> added_path_length(*pack_both(preds, target), (3, 1.5, 1.5))  # one pixel
         1.5
-        >>> added_path_length(preds, target, (3, 1.5, 1.5), tolerance_mm=1.5)
-        0.0
     """
-    # The thickness of a slice has no effect. It is asked for so that all functions take the same `spacing_mm`.
-    spacing, tolerance = check_spacing(spacing_mm), check_tolerance(tolerance_mm)
-    return _path_length(*pack_both(*check_masks(preds, target)), spacing, tolerance)
+    # Neighbours within the slice only: people draw contours slice by slice.
+    preds, target = (find_surface(mask, axes=(1, 2)) for mask in (preds, target))
+    return count_voxels(target & ~preds) * (spacing_mm[1] + spacing_mm[2]) / 2
 
 
-def volume_difference(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Return the volume of the prediction minus the volume of the target.
+def measure_organ(preds: Any, target: Any, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Return all scores of one organ in one scan.
 
     Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
+        preds: Predicted mask, bool or of 0 and 1, shape `(D, H, W)`.
         target: Reference mask, same shape.
         spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
 
     Returns:
-        Millilitres; below 0 if the prediction is too small.
+        Dice (NaN if both masks are empty), the scores of the functions above, and the volumes of both masks. The names
+        end with the unit. A difference of volumes below 0 means that the prediction is too small; it does not look at
+        places.
 
     Raises:
         ValueError: If the shapes differ, a mask is not binary, or a spacing is not positive.
 
     Example:
-        >>> preds, target = np.ones((10, 10, 20), dtype=bool), np.zeros((10, 10, 20), dtype=bool)
-        >>> volume_difference(preds, target, (1, 1, 1))
-        2.0
-    """
-    # This score does not look at places: two masks of one volume have a difference of 0 even if they do not overlap.
-    spacing = check_spacing(spacing_mm)
-    preds, target = pack_both(*check_masks(preds, target))
-    return _millilitres(preds, spacing) - _millilitres(target, spacing)
-
-
-def measure_organ(
-    preds: np.ndarray,
-    target: np.ndarray,
-    spacing_mm: Sequence[float],
-    tolerances_mm: Sequence[float] = TOLERANCES_MM,
-) -> dict[str, float]:
-    """Return all scores of one organ in one scan.
-
-    Args:
-        preds: Predicted mask, bool, shape `(D, H, W)`.
-        target: Reference mask, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres, each > 0.
-        tolerances_mm: Tolerances of the normalised surface Dice, each at least 0.
-
-    Returns:
-        The results of the functions of this module, and the volumes of both masks. The names end with the unit.
-
-    Raises:
-        ValueError: If the shapes differ, a mask is not binary, a spacing is not positive, or a tolerance is negative.
-
-    Example:
-        >>> scores = measure_organ(np.ones((1, 2, 2)), np.ones((1, 2, 2)), (3, 1, 1), tolerances_mm=[3.0])
+        >>> scores = measure_organ(np.ones((1, 2, 2)), np.ones((1, 2, 2)), (3, 1, 1))
         >>> scores["volume_dice"], scores["hausdorff_mm"], scores["normalised_surface_dice_3mm"]
         (1.0, 0.0, 1.0)
     """
     spacing = check_spacing(spacing_mm)
-    tolerances = [check_tolerance(tolerance) for tolerance in tolerances_mm]
     # The box, the surfaces and their distances take nearly all the time. All scores share them.
     preds, target = pack_both(*check_masks(preds, target))
     distances = surface_distances(preds, target, spacing)
-    volumes = _millilitres(preds, spacing), _millilitres(target, spacing)
+    counts = [count_voxels(mask) for mask in (preds & target, preds, target)]
+    # A millilitre has 1000 cubic millimetres.
+    volumes = [count * math.prod(spacing) / 1000 for count in counts[1:]]
     return {
-        "volume_dice": _dice(preds, target),
-        "hausdorff_mm": _hausdorff(distances, 100.0),
-        "hausdorff95_mm": _hausdorff(distances, ROBUST_PERCENTILE),
-        "mean_surface_distance_mm": _mean_distance(distances),
-        **{f"normalised_surface_dice_{limit:g}mm": _surface_dice(distances, limit) for limit in tolerances},
-        "added_path_length_mm": _path_length(preds, target, spacing, 0.0),
+        "volume_dice": dice_score(counts),
+        "hausdorff_mm": hausdorff_distance(distances, 100.0),
+        "hausdorff95_mm": hausdorff_distance(distances, ROBUST_PERCENTILE),
+        "mean_surface_distance_mm": mean_surface_distance(distances),
+        **{
+            f"normalised_surface_dice_{limit:g}mm": normalised_surface_dice(distances, limit)
+            for limit in TOLERANCES_MM
+        },
+        "added_path_length_mm": added_path_length(preds, target, spacing),
         "volume_difference_ml": volumes[0] - volumes[1],
         "volume_preds_ml": volumes[0],
         "volume_target_ml": volumes[1],
@@ -321,58 +237,3 @@ def measure_organs(
     if spacing_mm is None:
         return []
     return [measure_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
-
-
-def _measure_surfaces(preds: Any, target: Any, spacing_mm: Sequence[float]) -> SurfaceDistances:
-    return surface_distances(*pack_both(*check_masks(preds, target)), check_spacing(spacing_mm))
-
-
-def _dice(preds: np.ndarray, target: np.ndarray) -> float:
-    counts = [count_voxels(mask) for mask in (preds & target, preds, target)]
-    return dice_score(counts)
-
-
-def _hausdorff(distances: SurfaceDistances, percentile: float) -> float:
-    # There is no distance to an empty mask, so the value is NaN, and not 0, inf or another made-up number. Two empty
-    # masks agree, so the value is 0.
-    present = [way.size > 0 for way in distances]
-    if not all(present):
-        return math.nan if any(present) else 0.0
-    # HD = max(h(A, B), h(B, A)). Each direction has its own percentile, so a missed part of a small target counts even
-    # if the prediction has many more surface voxels.
-    return max(float(np.percentile(way, percentile)) for way in distances)
-
-
-def _mean_distance(distances: SurfaceDistances) -> float:
-    present = [way.size > 0 for way in distances]
-    if not all(present):
-        return math.nan if any(present) else 0.0
-    # One mean over the voxels of both surfaces, (sum of A to B + sum of B to A) / (n_A + n_B). It is not the mean of
-    # two means, which would give more weight to the voxels of the smaller surface.
-    return float(np.concatenate(distances).mean())
-
-
-def _surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    # If one mask is empty, all distances of the other are inf, and the share is 0 without a special case.
-    number = sum(way.size for way in distances)
-    near = sum(int(np.count_nonzero(way <= tolerance_mm)) for way in distances)
-    return near / number if number else math.nan
-
-
-def _path_length(preds: np.ndarray, target: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
-    # Neighbours within the slice only: people draw contours slice by slice.
-    preds, target = (find_surface(mask, axes=(1, 2)) for mask in (preds, target))
-    # The usual tolerance of 0 needs no search: a pixel is drawn already if both contours have it.
-    if tolerance_mm:
-        # The search for the nearest pixel is in 3D. With slices twice the tolerance apart, no pixel of another slice
-        # is within the tolerance.
-        distances = distances_to(target, preds, (2 * tolerance_mm, *spacing[1:]))
-        number = int(np.count_nonzero(distances > tolerance_mm))
-    else:
-        number = count_voxels(target & ~preds)
-    return number * (spacing[1] + spacing[2]) / 2
-
-
-def _millilitres(mask: np.ndarray, spacing: Sequence[float]) -> float:
-    # A millilitre has 1000 cubic millimetres.
-    return count_voxels(mask) * math.prod(spacing) / 1000
