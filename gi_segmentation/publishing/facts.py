@@ -47,13 +47,18 @@ OF_A_START = (
     "project_version", "git_commit", "versions", "device", "num_processes", "train_batch_size", "arguments",
     "gradient_accumulation_steps", "mixed_precision",
 )  # fmt: skip
+# Facts that are the arguments of the same names.
+SETTINGS = (
+    "image_size", "label_mode", "slice_context", "slice_sampling", "fold", "seed", "learning_rate",
+    "head_lr_multiplier", "ema_decay", "weight_decay", "gradient_accumulation_steps",
+)  # fmt: skip
 # Facts that no step used. They are those of the last start.
 OF_THE_CARD = ("dataset_title", "competition_preset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """The facts that are known before the training.
+    """The facts that are known before the training. Those of `SETTINGS` are explained with the arguments.
 
     Attributes:
         project_version: Version of this project.
@@ -65,31 +70,20 @@ class RunFacts:
         model_type: Family of the model.
         base_model: Checkpoint, or encoder under a new head, from which the training started; None for random weights.
         num_parameters: Number of weights.
-        image_size: Height and width of the model's input in pixels.
-        label_mode: What the model's channels mean.
-        slice_context: With a value K, the channels are the slices i-K, i and i+K. With 0, all are the slice i.
-        slice_sampling: How slices are drawn.
         dataset: Name of the dataset.
         dataset_title: Name of the dataset on the card.
         synthetic: Whether all slices of the dataset are those of a phantom.
         dataset_fingerprint: From `fingerprint_dataset`.
-        fold: The fold that is held back, or `all`; None for the splits of the dataset as they were built.
         split_hash: From `schema.hash_splits`.
         splits: Numbers of patients, scans, slices and slices without any organ, by split.
         sizes: Numbers of slices by size, by split.
-        seed: Seed of the random weights, the order of the slices and the augmentation.
         train_batch_size: Number of slices in an optimizer step, on all processes together.
-        learning_rate: Highest learning rate of the encoder.
-        head_lr_multiplier: Factor on the learning rate for all layers after the encoder.
-        ema_decay: Decay of the averaged weights; 0 if the weights are not averaged.
-        weight_decay: Weight decay of the optimizer.
         optimizer: Name of the optimizer.
         lr_scheduler: Name of the schedule of the learning rate.
         augmentation: How training slices are changed at random: `none`, `usual` or `strong`.
         competition_preset: How the scores read the competition's metric.
         arguments: All arguments that differ from their defaults.
-        gradient_accumulation_steps: Number of batches in an optimizer step. Each of them has its own Dice. None if an
-            older version wrote the facts.
+        gradient_accumulation_steps: None if an older version wrote the facts.
         mixed_precision: `no`, `bf16` or `fp16`, from the flags or from the configuration of accelerate. None if an
             older version wrote the facts.
         deciding: All arguments that decide the weights, from `training.resuming.describe_deciding`.
@@ -279,7 +273,9 @@ def describe_run(
     device = run_args.device
     start = model_args.backbone if model_args.model_type else model_args.model_name_or_path
     synthetic = are_all_synthetic(slices)
+    arguments = {**vars(model_args), **vars(data_args), **vars(run_args)}
     return RunFacts(
+        **{name: arguments[name] for name in SETTINGS},
         project_version=__version__,
         git_commit=git_commit(),
         versions={"python": platform.python_version(), "torch": torch.__version__}
@@ -290,32 +286,21 @@ def describe_run(
         model_type=model.config.model_type,
         base_model=None if start is None else public_name(start),
         num_parameters=count_parameters(model),
-        image_size=data_args.image_size,
-        label_mode=model_args.label_mode,
-        slice_context=data_args.slice_context,
-        slice_sampling=data_args.slice_sampling,
         dataset=public_name(data_args.dataset_name),
         dataset_title=name_dataset(data_args.dataset_title, synthetic),
         synthetic=synthetic,
         dataset_fingerprint=fingerprint_dataset(slices),
-        fold=data_args.fold,
         split_hash=hash_splits({split: samples[split].unique("scan") for split in samples}),
         splits={split: count_split(samples[split]) for split in samples},
         sizes={split: count_sizes(samples[split]) for split in samples},
-        seed=run_args.seed,
         # `run_args.train_batch_size` is the batch of one process.
         train_batch_size=run_args.train_batch_size * run_args.gradient_accumulation_steps * run_args.world_size,
-        learning_rate=run_args.learning_rate,
-        head_lr_multiplier=run_args.head_lr_multiplier,
-        ema_decay=run_args.ema_decay,
-        weight_decay=run_args.weight_decay,
         optimizer=str(getattr(run_args.optim, "value", run_args.optim)),
         lr_scheduler=str(getattr(run_args.lr_scheduler_type, "value", run_args.lr_scheduler_type))
         + (f", times 0.1 after {run_args.lr_drop_at:.0%} of the steps" if run_args.lr_drop_at else ""),
         augmentation="none" if not data_args.augmentation else "strong" if data_args.strong_augmentation else "usual",
         competition_preset=run_args.preset,
         arguments=changed_arguments(model_args, data_args, run_args),
-        gradient_accumulation_steps=run_args.gradient_accumulation_steps,
         # From `--bf16` or `--fp16`, or else from the flags or the file of `accelerate launch`, which are no arguments.
         mixed_precision=run_args.mixed_precision,
         deciding=describe_deciding(model_args, data_args, run_args),
