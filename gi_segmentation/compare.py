@@ -1,11 +1,10 @@
 """`python -m gi_segmentation.compare`: score checkpoints alone, with test-time flips, and as an ensemble."""
 
 import argparse
-import json
 from pathlib import Path
 
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.files import write_output
+from gi_segmentation.files import format_json, to_json, write_output
 from gi_segmentation.inference.arguments import Computation, add_prediction_flags, check_prediction_flags
 from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.rules import DEFAULT_PRESET, PRESETS
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     )
     if arguments.output is not None:
         found = {"preset": arguments.preset, **described, "seconds_per_scan": seconds}
-        write_output(arguments.output, json.dumps(found, indent=2) + "\n")
+        write_output(arguments.output, format_json(to_json(found)))
     return described["scores"]
 
 

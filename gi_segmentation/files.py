@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -184,13 +185,45 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step, as `write_text`.
+def to_json(value: Any, digits: int | None = None) -> Any:
+    """Return a value in the types of JSON. JSON has no NaN, so an undefined number becomes None.
+
+    Args:
+        value: Numbers, texts and None, also in dictionaries, lists, tuples and arrays.
+        digits: Decimal places to which floats are rounded; None: not at all.
+
+    Example:
+        >>> to_json({"dice": (0.12345, math.nan)}), to_json(0.12345, digits=3)
+        ({'dice': [0.12345, None]}, 0.123)
+    """
+    # Numbers and arrays of NumPy, which this module does not import.
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: to_json(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item, digits) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else value if digits is None else round(float(value), digits)
+    return value
+
+
+def format_json(value: Any, **form: Any) -> str:
+    """Return the text of a JSON file.
+
+    Args:
+        value: From `to_json` if a number may be undefined.
+        **form: Arguments of `json.dumps`, where a file has another form than an indent of 2.
 
     Raises:
-        ValueError: If a number is NaN or infinite. JSON has no such numbers; use None.
+        ValueError: If a number is NaN or infinite. JSON has no such numbers.
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    return json.dumps(value, **{"indent": 2, "allow_nan": False, **form}) + "\n"
+
+
+def write_json(path: Path, value: Any, **form: Any) -> None:
+    """Write a JSON file in one step, as `write_text`; arguments and errors as `format_json`."""
+    write_text(path, format_json(value, **form))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a cross-validation prints, writes and publishes."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,7 +12,7 @@ from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_fol
 from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_config
 from gi_segmentation.data.slices import attach_scoring_transform, load_slices
 from gi_segmentation.errors import InputError, saying_how_to_go_on
-from gi_segmentation.files import copy_file, write_text
+from gi_segmentation.files import copy_file, write_json, write_text
 from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, read_results, write_facts
@@ -70,7 +69,7 @@ def write_limits(folder: Path, limits: dict[str, dict[str, float]] | None) -> No
         config["postprocessing"] = limits
     if config != earlier:
         # The form in which `transformers` writes the file.
-        write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_json(folder / CONFIG, config, sort_keys=True)
 
 
 def show_held_back(run: FoldRun, dataset: Dataset, scans: Sequence[str]) -> dict[str, ShownSlice]:

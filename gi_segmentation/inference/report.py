@@ -5,8 +5,6 @@ The HTML file is complete in itself: the pictures are in it, and it loads nothin
 
 import base64
 import io
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,7 +18,7 @@ from matplotlib.figure import Figure
 
 from gi_segmentation import __version__
 from gi_segmentation.data.preprocessing import scale_intensity
-from gi_segmentation.files import write_text
+from gi_segmentation.files import to_json, write_json, write_text
 from gi_segmentation.inference.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.inference.outputs import SUBMISSION, Plan, PredictedScan, output_paths
 from gi_segmentation.inference.overlays import Panel, draw_outlines
@@ -29,6 +27,8 @@ from gi_segmentation.inference.triage import FEATURES, TrainingRanges, Triage, f
 from gi_segmentation.inference.volumes import read_intensities
 from gi_segmentation.schema import COLOURS, ORGANS
 
+# Decimal places of the numbers in the JSON file.
+DIGITS = 4
 # Number of slices that are shown, and the size of each in inches and pixels per inch.
 PICTURES = 12
 PICTURE_INCHES, PICTURE_DPI = 3.0, 110
@@ -97,8 +97,7 @@ def write_report(predicted: PredictedScan, plan: Plan, json_path: Path, html_pat
     triage = sort_scan(scan.measured, predicted.ranges, scan.agreement)
     report = describe_report(scan, triage, predicted.algorithm.commits, predicted.ranges)
     report |= describe_files(predicted, plan)
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(json_path, text + "\n")
+    write_json(json_path, report, ensure_ascii=False)
     write_text(html_path, render_report(report, draw_slices(scan)))
 
 
@@ -149,23 +148,7 @@ def describe_report(
         "checkpoints": dict(checkpoints),
         "version": __version__,
     }
-    return plain(report)
-
-
-def plain(value: Any) -> Any:
-    """Return a value in the types of JSON, which has no NaN.
-
-    Example:
-        >>> plain({"a": (1.23456, math.nan)})
-        {'a': [1.2346, None]}
-    """
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(float(value), 4)
-    return value
+    return to_json(report, DIGITS)
 
 
 def pick_shown_slices(masks: np.ndarray) -> list[int]:

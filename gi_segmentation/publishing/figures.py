@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from gi_segmentation.data.prepared import read_image
 from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity
-from gi_segmentation.files import writing_file
+from gi_segmentation.files import to_json, writing_file
 from gi_segmentation.inference.masks import predict_masks
 from gi_segmentation.inference.overlays import ORGAN_COLOURS, Panel, draw_outlines
 from gi_segmentation.rle import organ_masks
@@ -175,7 +175,7 @@ def compare_scan(model: PreTrainedModel, dataset: Dataset, scan: str) -> ShownSl
     truth, predicted = compare_slice(model, dataset, row)
     dice = score_slice(predicted.masks, truth.masks)
     number = dataset.with_format(None).select_columns(["slice"])[row]["slice"]
-    return ShownSlice(truth, predicted, number, None if math.isnan(dice) else dice)
+    return ShownSlice(truth, predicted, number, to_json(dice))
 
 
 def name_slices(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice]) -> dict[str, dict[str, Any]]:

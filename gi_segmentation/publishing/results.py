@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from gi_segmentation.arguments import RunArguments, shown_folder
 from gi_segmentation.errors import InputError, one_line, saying_how_to_go_on
-from gi_segmentation.files import copy_file, write_text
+from gi_segmentation.files import copy_file, to_json, write_text
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, settle_facts, write_facts
 from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay, name_slices
@@ -123,10 +123,7 @@ def describe_scores(evaluation: Evaluation, preset: Preset) -> dict[str, Any]:
         for name, interval in find_intervals(scans, rules).items()
     }
     return {
-        # JSON has no NaN. A score without anything to score is null there.
-        "scores": {
-            key: None if math.isnan(evaluation.scores[key]) else evaluation.scores[key] for key in (*keys, "eval_loss")
-        },
+        "scores": to_json({key: evaluation.scores[key] for key in (*keys, "eval_loss")}),
         "intervals": {key: intervals[key] for key in keys},
         "clinical": describe_clinical(evaluation.scans["eval"]),
         "cases": pick_cases(evaluation.scans["eval"]),

@@ -10,17 +10,8 @@ from typing import Any
 import numpy as np
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.files import write_text
+from gi_segmentation.files import to_json, write_json
 from gi_segmentation.scoring.scans import ScanScore
-
-
-def to_json(value: Any) -> Any:
-    """Return a value in the types of JSON. JSON has no NaN, so an undefined score becomes null."""
-    if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | tuple | list):
-        return [to_json(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def undefined_to_nan(values: Sequence[float | None]) -> tuple[float, ...]:
@@ -37,7 +28,7 @@ def write_scans(scans: Mapping[str, Sequence[ScanScore]], path: Path) -> None:
     """
     ordered = {way: sorted(members, key=lambda scan: scan.key) for way, members in scans.items()}
     records = {way: [to_json(asdict(scan)) for scan in members] for way, members in ordered.items()}
-    write_text(path, json.dumps(records, allow_nan=False, indent=1) + "\n")
+    write_json(path, records, indent=1)
 
 
 def read_scan(fields: dict[str, Any]) -> ScanScore:
