@@ -1,6 +1,6 @@
 """Does a training with `--streaming` see each slice once an epoch, and go on at the right place after a kill?
 
-python -m tests.support.streaming_runs; docs/scale.md has its table.
+python -m tests.support.streaming_runs; docs/scale.md says what it shows.
 """
 
 import json
