@@ -39,7 +39,7 @@ with exit_on_input_error():
 PYTHON
 
 if [[ -z "${DATASET:-}" && ! -d "$dataset" ]]; then
-    step "Unpack the zip, and check every slice and outline"
+    step "Unpack the zip, and check every slice and annotation"
     if [[ ! -d "$run_dir/kaggle" ]]; then
         # The folder gets its name only when it is whole.
         rm -rf "$run_dir/kaggle.part"
