@@ -47,7 +47,7 @@ benchmark: $(VENV)/installed  ## The tables of benchmarks/README.md, anew; NAMES
 	$(BIN)/python -m benchmarks $(NAMES)
 
 table: $(VENV)/installed  ## Train the recipes on DATASET and write the results table; see docs/training.md for RECIPES, FOLDS, FLAGS.
-	$(BIN)/python -m benchmarks.table --dataset_name $(or $(DATASET),gi_tract) \
+	$(BIN)/python -m gi_segmentation.table --dataset_name $(or $(DATASET),gi_tract) \
 		$(if $(RECIPES),--recipes $(RECIPES)) $(if $(FOLDS),--folds) $(if $(FLAGS),-- $(FLAGS))
 
 $(VENV)/installed: setup.cfg pyproject.toml $(if $(LOCKED),requirements.lock)

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.architectures import ARCHITECTURES, recipe_flags
 from benchmarks.training import flag_words
+from tests.support.architectures import ARCHITECTURES, recipe_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 

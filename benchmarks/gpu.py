@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from datasets import disable_progress_bars
 
-from benchmarks.architectures import ARCHITECTURES, recipe_flags
 from benchmarks.model_speed import (
     SCAN,
     Setting,
@@ -26,6 +25,7 @@ from benchmarks.model_speed import (
 )
 from benchmarks.training import flag_words, write_phantom_dataset
 from gi_segmentation.arguments import parse_arguments
+from tests.support.architectures import ARCHITECTURES, recipe_flags
 
 HEADINGS = (
     "recipe",

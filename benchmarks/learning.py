@@ -24,7 +24,6 @@ from datasets import DatasetDict, concatenate_datasets, load_dataset
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.training import (
     NUM_EVALUATIONS,
     add_job_flag,
@@ -43,6 +42,7 @@ from gi_segmentation.processes import count_cores
 from gi_segmentation.schema import LABELS, ORGANS
 from gi_segmentation.training.losses import cross_entropy_loss
 from gi_segmentation.training.trainer import SegmentationTrainer, train
+from tests.support.architectures import ARCHITECTURES, Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 

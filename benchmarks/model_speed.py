@@ -29,7 +29,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.architectures import ARCHITECTURES, recipe_flags
 from benchmarks.peer import make_peer
 from benchmarks.training import flag_words, make_trainer, write_phantom_dataset
 from gi_segmentation.arguments import count_workers, parse_arguments
@@ -41,6 +40,7 @@ from gi_segmentation.inference.predictor import Member, Settings, load_members, 
 from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer
+from tests.support.architectures import ARCHITECTURES, recipe_flags
 
 # Steps before the clock starts. Libraries allocate memory and choose algorithms in the first ones.
 WARM_UP = 2

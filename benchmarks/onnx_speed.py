@@ -16,10 +16,10 @@ import onnxruntime
 import torch
 from transformers import PreTrainedModel, TimmBackboneConfig
 
-from benchmarks.architectures import ARCHITECTURES
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.models.random import build_model, random_config
 from gi_segmentation.publishing.onnx_model import compare_onnx, write_onnx
+from tests.support.architectures import ARCHITECTURES
 
 # The encoder of this recipe is from timm, so its model needs the extra `timm`.
 LITE0 = "upernet-efficientnet-lite0"

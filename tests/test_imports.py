@@ -37,6 +37,7 @@ LIGHT = {
     "gi_segmentation.cross_validate": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.export": {"datasets", "torch", "transformers", "pandas", "onnx", "onnxruntime"},
     "gi_segmentation.publish": {"datasets", "torch", "transformers", "pandas"},
+    "gi_segmentation.table": {"datasets", "torch", "transformers", "pandas"},
     "gi_segmentation.inference.predictor": {"datasets", "albumentations", *CLINIC},
     "gi_segmentation.inference.outputs": {"datasets", "torch", "transformers", *CLINIC},
     "gi_segmentation.scoring.submissions": {"datasets", "torch", "transformers"},
@@ -53,6 +54,7 @@ LIGHT_HELP = {
     "-m gi_segmentation.cross_validate": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.export": {"datasets", "pandas", "torch", "transformers", "onnx", "onnxruntime"},
     "-m gi_segmentation.publish": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
+    "-m gi_segmentation.table": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
     "-m app": {"datasets", "torch", "transformers", *CLINIC},
 }
@@ -158,4 +160,9 @@ def test_nothing_imports_a_test_module() -> None:
         assert not {name for name in names if name.startswith("test_") or name == "conftest"} - {"test_data"}, path
         # The text is put together here, so that this file does not contain it.
         assert "sys.path" + "." not in text, f"{path}: imports need no help"
-        assert path in tests or "tests" not in names, f"{path}: tests import benchmarks, not the other way round"
+        ours = {module for module in imported_modules(path) if module.split(".")[0] in ("tests", "benchmarks")}
+        if path not in tests:
+            ours = {module for module in ours if module.startswith("tests.")}
+            assert all(module.startswith("tests.support.") for module in ours), f"{path}: import tests.support only"
+        elif "support" in path.parts:
+            assert not any(module.startswith("benchmarks") for module in ours), f"{path}: benchmarks import this"

@@ -1,4 +1,4 @@
 """In: a recipe and a dataset with a column `fold`. Out: a training per fold, their pooled scores, one publication.
 
-Imports every other wing. Only the command line `gi_segmentation.cross_validate` imports it.
+Imports every other wing. Only the command lines `cross_validate` and `table` of the package import it.
 """

@@ -18,7 +18,6 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
 import run_segmentation
-from benchmarks.kill import processes_of
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
 from dataset_builder.phantom import write_phantom
@@ -28,7 +27,7 @@ from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import save_model
-from tests.support.processes import CONFIGS, RunPython
+from tests.support.processes import CONFIGS, RunPython, processes_of
 from tests.support.training import arguments
 
 MODEL_ID = "tester/gi-folds"

@@ -25,7 +25,6 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 import dataset_builder  # noqa: F401 (registers the name gi_tract with load_dataset)
-from benchmarks.kill import processes_of
 from dataset_builder.__main__ import main
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig, split_scans
@@ -44,7 +43,7 @@ from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
 from tests.support.loopback_hub import Fault, LoopbackHub, check_card
-from tests.support.processes import RunPython, hold
+from tests.support.processes import RunPython, hold, processes_of
 
 HALVES = GiTractConfig(num_folds=2)
 

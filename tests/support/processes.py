@@ -49,3 +49,16 @@ def hold(lock_file: Path) -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines of all processes that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_text(errors="replace").replace("\0", " ")
+        except OSError:  # the process has ended
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found

@@ -1,6 +1,6 @@
 """Each recipe trains a model of the original project, or a pre-trained encoder under a new head.
 
-`benchmarks/architectures.py` has the models of the original project. The encoders are below.
+`tests/support/architectures.py` has the models of the original project. The encoders are below.
 """
 
 import math
@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from benchmarks.architectures import ARCHITECTURES
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
 from gi_segmentation.models.encoders import pick_stages
 from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.models.random import build_model, parse_overrides, random_config
 from gi_segmentation.training.losses import dice_cross_entropy_loss
+from tests.support.architectures import ARCHITECTURES
 from tests.support.encoders import skip_without_timm
 from tests.support.processes import ROOT
 
