@@ -8,7 +8,7 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 # there, because its builds for CPU and GPU differ.
 LOCKED ?=
 
-.PHONY: demo app test test-long test-transformers fuzz quality lock benchmark table clean
+.PHONY: demo app test pytest test-long test-transformers fuzz quality lock benchmark table clean
 
 demo: $(VENV)/installed  ## The whole pipeline on a phantom, published to a Hub on this machine (about 5 minutes).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
@@ -19,7 +19,11 @@ app: $(VENV)/installed demo/run  ## A web page that predicts scans with the chec
 demo/run:
 	@$(MAKE) demo
 
-test: quality  ## Style, types, doctests and tests.
+test: $(VENV)/installed  ## Style, types, doctests and tests.
+	@# mypy takes a minute of one processor, which may as well be during the tests.
+	@$(MAKE) --no-print-directory --jobs 2 quality pytest
+
+pytest: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 20
 
 test-long: $(VENV)/installed  ## The tests that are too long for `make test`: reference runs, tables, trainings with FSDP.

@@ -3,6 +3,7 @@
 Libraries of Hugging Face read their environment variables when they are imported. So this file sets them first.
 """
 
+import gc
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import TEST_DATA, RunPython
@@ -39,8 +41,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOW.isdisjoint(getattr(item, "fixturenames", ())))
 
 
+def pytest_collection_finish() -> None:
+    """Keep what the imports have made out of every later search for garbage. A training makes several."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def blank_pictures() -> Iterator[None]:
+    """Let trainings in this process write a picture of one pixel, since drawing takes as long as they do.
+
+    Trainings in processes of their own draw real ones.
+    """
+    from gi_segmentation.publishing import figures
+
+    def save_figure(figure: object, path: Path) -> None:
+        Image.new("L", (1, 1)).save(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figure", save_figure)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +86,7 @@ def kaggle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dataset_dir(kaggle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset_dir(kaggle_dir: Path, blank_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset `gi_tract` built from `kaggle_dir`, with 2 patients in each split. Tests only read it."""
     from dataset_builder.build import build
     from dataset_builder.gi_tract import GiTractConfig

@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -28,7 +29,9 @@ from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import save_model
 from tests.support.processes import ROOT
 
-gradio = pytest.importorskip("gradio", reason="needs gradio: pip install -e .[app]")
+# Importing gradio takes seconds, so only the tests of its functions do it.
+if find_spec("gradio") is None:
+    pytest.skip("needs gradio: pip install -e .[app]", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e .[test]")
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")

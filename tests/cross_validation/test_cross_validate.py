@@ -35,7 +35,7 @@ FOLDS = ("0", "1", "2")
 
 
 @pytest.fixture(scope="module")
-def folds_dir(kaggle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folds_dir(kaggle_dir: Path, blank_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of four patients in three folds."""
     folder = tmp_path_factory.mktemp("folds") / "gi_tract"
     build(kaggle_dir, folder, GiTractConfig(num_folds=len(FOLDS)), num_proc=1)

@@ -9,6 +9,7 @@ itself, unless the first process starts in the right environment.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -98,6 +99,7 @@ def become(program: dict[str, Any]) -> None:
         os.close(file)
     first, *rest = program["args"]
     script = first not in ("-c", "-m")
+    sys.orig_argv = [sys.executable, *program["args"]]
     sys.path[:1] = [str(Path(first).resolve().parent) if script else "", *filter(None, path_variable())]
     if first == "-c":
         sys.argv = ["-c", *rest[1:]]
@@ -105,7 +107,8 @@ def become(program: dict[str, Any]) -> None:
         sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(rest[0], "<string>", "exec"), vars(sys.modules["__main__"]))
     elif first == "-m":
-        sys.argv = rest
+        # While Python looks for the module, it has this name.
+        sys.argv = ["-m", *rest[1:]]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = program["args"]
@@ -120,4 +123,6 @@ def path_variable() -> list[str]:
 if __name__ == "__main__":
     for name in [*LIBRARIES, *sys.argv[1:]]:
         importlib.import_module(name)
+    # The programs need not search what is imported for garbage.
+    gc.freeze()
     become(wait_for_program())
