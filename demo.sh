@@ -11,7 +11,7 @@ if [[ "${1:-}" != inside ]]; then
     # Face libraries read these variables when they are imported, so they must be set before. A new HF_HOME keeps the
     # demo apart from the user's own cache.
     export HF_HOME="$PWD/demo/hf_home" TOKENIZERS_PARALLELISM=false
-    exec python -m tests.support.loopback_hub --root demo/hub -- bash demo.sh inside
+    exec python -m loopback_hub --root demo/hub -- bash demo.sh inside
 fi
 
 step() { printf '\n\033[1m== %s\033[0m (%d s)\n' "$1" "$SECONDS"; }

@@ -311,7 +311,7 @@ def kill_predictions(shop: Workshop, model: Path, kills: int) -> None:
 @contextmanager
 def serving(shop: Workshop) -> Iterator[dict[str, str]]:
     """Run the small Hub of the tests in a process, and yield the variables that lead to it."""
-    command = [PYTHON, "-m", "tests.support.loopback_hub", "--root", str(shop.folder / "hub")]
+    command = [PYTHON, "-m", "loopback_hub", "--root", str(shop.folder / "hub")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         endpoint = server.stdout.readline().split()[3].rstrip(",")

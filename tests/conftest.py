@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 from tests.support.processes import TEST_DATA, RunPython
 from tests.support.warm_python import WarmPython
 

@@ -18,8 +18,8 @@ from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import HfApi
 
 from dataset_builder.phantom import write_phantom
+from loopback_hub import LoopbackHub
 from tests.support.encoders import write_encoder
-from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
 from tests.support.volumes import write_scan_series
@@ -29,7 +29,7 @@ README = ROOT / "README.md"
 MAX_README_LINES = 120
 PAGES = [README, *(ROOT / path for path in dict.fromkeys(re.findall(r"\]\((docs/\w+\.md)\)", README.read_text())))]
 
-FOLDERS_WITH_README = ("accelerate_configs", "app", "benchmarks", "model_cards", "tests/support/loopback_hub")
+FOLDERS_WITH_README = ("accelerate_configs", "app", "benchmarks", "model_cards", "loopback_hub")
 KAGGLE_ZIP = "uw-madison-gi-tract-image-segmentation"
 # What a training of a few seconds needs. The last value of a flag wins, so the documented flags are parsed too.
 TINY = (

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import run_segmentation
 from gi_segmentation import predict
-from tests.support.loopback_hub import Fault, LoopbackHub
+from loopback_hub import Fault, LoopbackHub
 from tests.support.models import write_base
 from tests.support.processes import CONFIGS, LAUNCH, ROOT, RunPython
 from tests.support.training import arguments

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 
 from gi_segmentation.arguments import parse_arguments
 from gi_segmentation.errors import InputError, describe_cause, exit_on_input_error
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 
 TOKEN = "hf_madeUpForATest"
 

@@ -25,7 +25,7 @@ from huggingface_hub import HfApi
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.predict import main as predict
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 from tests.support.models import save_model
 from tests.support.processes import ROOT
 

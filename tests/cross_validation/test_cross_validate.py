@@ -25,7 +25,7 @@ from gi_segmentation import cross_validate, predict, score
 from gi_segmentation.arguments import DataArguments
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 from tests.support.models import save_model
 from tests.support.processes import CONFIGS, RunPython, processes_of
 from tests.support.training import arguments

@@ -16,7 +16,7 @@ from gi_segmentation.data.prepared import SOURCE_COLUMNS, PreparedSlices
 from gi_segmentation.data.sampling import StreamingSampler
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
-from tests.support.loopback_hub import Fault, LoopbackHub
+from loopback_hub import Fault, LoopbackHub
 from tests.support.processes import ROOT_ON_PATH, RunPython
 
 # Reads the training slices of a dataset on a Hub with two worker processes, as a training does.

@@ -42,7 +42,7 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
-from tests.support.loopback_hub import Fault, LoopbackHub, check_card
+from loopback_hub import Fault, LoopbackHub, check_card
 from tests.support.processes import RunPython, hold, processes_of
 
 HALVES = GiTractConfig(num_folds=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from gi_segmentation.inference.algorithm import Algorithm, hash_weights
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 from tests.support.models import save_model
 from tests.support.processes import ROOT, RunPython
 

@@ -20,7 +20,7 @@ from gi_segmentation.publishing.eval_results import (
 )
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.model_card import score_titles, write_card
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 from tests.support.processes import RunPython
 from tests.support.training import arguments
 

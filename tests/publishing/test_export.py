@@ -14,7 +14,7 @@ from gi_segmentation.export import main
 from gi_segmentation.publishing import onnx_model
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import ORGANS
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 from tests.support.models import MAX_TIES, SIZE, save_model
 from tests.support.processes import RunPython
 

@@ -16,8 +16,8 @@ from gi_segmentation import publish
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.facts import read_results
 from gi_segmentation.publishing.model_card import CARD, DIGEST, find_own_card, make_card, write_own_card
+from loopback_hub import Fault, LoopbackHub
 from tests.support.hub_faults import FAULTS, PAGE, REPO_ID, START, call_publish, client_of, contents, try_fault
-from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.pages import split_page
 from tests.support.processes import ROOT
 from tests.support.runs import write_run

@@ -18,8 +18,8 @@ from gi_segmentation.publishing.eval_results import SEED_SCORE
 from gi_segmentation.publishing.facts import write_facts
 from gi_segmentation.publishing.model_card import CARD, CASES, OVERLAY, SCAN_SCORES, SCORE_NAMES, write_card
 from gi_segmentation.publishing.repository import RefusedError, find_repository, sign
+from loopback_hub import LoopbackHub
 from tests.support.hub_faults import client_of
-from tests.support.loopback_hub import LoopbackHub
 from tests.support.runs import FACTS, write_run
 
 REPO_ID = "tester/model"

@@ -20,13 +20,13 @@ from huggingface_hub import HfApi, constants
 from gi_segmentation import publish
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing import hub as publishing
-from tests.support import loopback_hub
-from tests.support.loopback_hub import Fault, LoopbackHub
+from loopback_hub import Fault, LoopbackHub
 from tests.support.pages import replace_table
+from tests.support.processes import ROOT
 from tests.support.runs import write_run
 
 REPO_ID = "tester/model"
-PAGE, START = Path(loopback_hub.__file__).with_name("README.md"), "<!-- faults -->\n"
+PAGE, START = ROOT / "loopback_hub" / "README.md", "<!-- faults -->\n"
 COMMIT, TAG, LARGE, FILE, CREATE = "/commit/", "/tag/", "/lfs/[0-9a-f]{64}", "/resolve/", "/repos/create"
 ALWAYS = math.inf
 # What goes wrong, in the words of the table. The faults are made anew for each use, because they count.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loopback_hub import LoopbackHub
 from tests.support.launches import FSDP_ON_CPU, RUN, Launch, Machines, accelerate_commands, two_namespaces
-from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import change_config, save_model
 from tests.support.pages import replace_table
 from tests.support.processes import ROOT

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 
 import run_segmentation
+from loopback_hub import LoopbackHub
 from tests.support.launches import FSDP_ON_CPU, Launch, accelerate_commands, doubled_lines
-from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import NO_DROPOUT, change_config, save_model
 from tests.support.processes import CONFIGS, ROOT
 from tests.support.training import arguments, train_steadily

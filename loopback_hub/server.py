@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.loopback_hub.faults import Fault, Faults
-from tests.support.loopback_hub.routes import Answer, Call, answer_call
-from tests.support.loopback_hub.storage import HubError, Storage
+from loopback_hub.faults import Fault, Faults
+from loopback_hub.routes import Answer, Call, answer_call
+from loopback_hub.storage import HubError, Storage
 
 # Bytes of a file in memory at a time.
 CHUNK = 1 << 20
@@ -120,6 +120,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(piece)
 
     def log_message(self, format: str, *args: Any) -> None:
+        """Log a request, if the server should."""
         if self.server.verbose:
             super().log_message(format, *args)
 
@@ -136,15 +137,19 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own method asks the name server for this machine's name. Offline that may take long.
+        """Take the port, and do not ask the name server for this machine's name as HTTPServer does.
+
+        Offline that may take long.
+        """
         socketserver.TCPServer.server_bind(self)
 
     def shutdown(self) -> None:
+        """Stop serving, also in the threads of open connections."""
         # A thread of a connection that is kept open goes on after the server's end.
         self.stopped.set()
         super().shutdown()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that hangs up is no fault of the server.
+        """Print an error, unless a client hung up. That is no fault of the server."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from tests.support.loopback_hub.cards import SPACE_SDKS, card_tags, check_card, parse_front_matter
-from tests.support.loopback_hub.storage import (
+from loopback_hub.cards import SPACE_SDKS, card_tags, check_card, parse_front_matter
+from loopback_hub.storage import (
     LARGE_FILE_PATTERNS,
     MAX_REGULAR_BYTES,
     REF_NAME,

@@ -8,13 +8,13 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.support.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options. argparse itself gives everything after `--` to `command`."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.support.loopback_hub",
+        prog="python -m loopback_hub",
         usage="%(prog)s --root DIR [--port N] [--verbose] [-- COMMAND ...]",
         description="A Hub server on 127.0.0.1 for tests and rehearsals, never for a network.",
     )

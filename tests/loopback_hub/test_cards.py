@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import DatasetCard, HfApi, ModelCard, constants
 
-from tests.support.loopback_hub import LoopbackHub, check_card
+from loopback_hub import LoopbackHub, check_card
 
 GOOD_CARD = """---
 license: mit

@@ -7,10 +7,10 @@ import fcntl
 import threading
 from pathlib import Path
 
-from tests.support.loopback_hub.cards import check_card
-from tests.support.loopback_hub.faults import Fault, Faults
-from tests.support.loopback_hub.server import Server
-from tests.support.loopback_hub.storage import Storage
+from loopback_hub.cards import check_card
+from loopback_hub.faults import Fault, Faults
+from loopback_hub.server import Server
+from loopback_hub.storage import Storage
 
 __all__ = ["Fault", "LoopbackHub", "check_card"]
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from tests.support.loopback_hub import LoopbackHub
-from tests.support.loopback_hub.storage import replacing
+from loopback_hub import LoopbackHub
+from loopback_hub.storage import replacing
 from tests.support.processes import ROOT
 
 TOKEN = {"Authorization": "Bearer any", "Content-Type": "application/json"}
-COMMAND = [sys.executable, "-m", "tests.support.loopback_hub"]
+COMMAND = [sys.executable, "-m", "loopback_hub"]
 
 
 def send(
