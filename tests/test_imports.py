@@ -52,7 +52,6 @@ LIGHT_HELP = {
     "-m gi_segmentation.export": {"datasets", "pandas", "torch", "transformers", "onnx", "onnxruntime"},
     "-m gi_segmentation.publish": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
     "-m gi_segmentation.table": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
-    "-m gi_segmentation.table": {"datasets", "pandas", "torch", "transformers"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
     "-m app": {"datasets", "torch", "transformers", *CLINIC},
 }
