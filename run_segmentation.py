@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     leave_printing_to_the_main_process()
     keep_freed_memory()
-    from gi_segmentation.arguments import parse_arguments
+    from gi_segmentation.command_line import parse_arguments
 
     model_args, data_args, run_args = parse_arguments(argv)
     # The stages are imported after the arguments are read. Their packages take seconds to load, and `--help` or a
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.publishing.hub import prepare_repository
     from gi_segmentation.publishing.repository import find_repository
     from gi_segmentation.publishing.results import find_wishes, publish_run, summarize, write_results
-    from gi_segmentation.training.ranges import find_training_ranges
     from gi_segmentation.training.trainer import build_trainer, train
+    from gi_segmentation.training.training_ranges import find_training_ranges
 
     is_main = run_args.process_index == 0
     publishes = run_args.push_to_hub and is_main

@@ -31,10 +31,11 @@ from gi_segmentation.schema import COLOURS, ORGANS
 from gi_segmentation.shortages import Advice, describe_shortage
 
 if TYPE_CHECKING:
-    from gi_segmentation.inference.inputs import Scan
-    from gi_segmentation.inference.outputs import Plan, PredictedScan
-    from gi_segmentation.inference.predictor import Member
-    from gi_segmentation.inference.volumes import Volume
+    from gi_segmentation.formats.inputs import InputScan
+    from gi_segmentation.formats.volumes import Volume
+    from gi_segmentation.inference.members import Member
+    from gi_segmentation.inference.outputs import Plan
+    from gi_segmentation.review.predicted_scan import PredictedScan
 
 logger = logging.getLogger(__name__)
 
@@ -218,10 +219,10 @@ def load_members(name: str) -> "list[Member]":
         InputError: If it cannot be used.
     """
     # Imported here, because `--help` must not wait for PyTorch.
-    from gi_segmentation.inference import predictor
     from gi_segmentation.inference.arguments import Computation
+    from gi_segmentation.inference.members import load_members
 
-    return predictor.load_members([name], None, Computation())
+    return load_members([name], None, Computation())
 
 
 def remember_upload(files: list[str], request: gr.Request) -> None:
@@ -281,12 +282,15 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
     Raises:
         InputError: If the input cannot be used, or is too large.
     """
-    from gi_segmentation.inference import outputs, predictor
-    from gi_segmentation.inference.archives import unpacked
-    from gi_segmentation.inference.inputs import find_scans
+    from gi_segmentation.formats.archives import unpacked
+    from gi_segmentation.formats.inputs import find_scans
+    from gi_segmentation.inference import outputs
+    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.members import find_postprocessing
+    from gi_segmentation.inference.scans import predict_scans
 
-    postprocessing, _ = predictor.find_postprocessing(members)
-    settings = predictor.Settings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
+    postprocessing, _ = find_postprocessing(members)
+    settings = Settings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
     shown: list[dict[str, Any]] = []
     with unpacked(path, MAX_FILES, MAX_GROWTH * max_bytes) as source:
         scans = find_scans(source)
@@ -298,7 +302,7 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
                 plans[scan.name] = outputs.plan_outputs(scan, formats)
         usable = [scan for scan in scans.usable if scan.name in plans]
         check_size(scan.volume for scan in usable)
-        for scan, predicted in predictor.predict_scans(members, usable, settings, probabilities=True):
+        for scan, predicted in predict_scans(members, usable, settings, probabilities=True):
             with collected_problems(scan, problems), tempfile.TemporaryDirectory() as folder:
                 if isinstance(predicted, InputError):
                     raise predicted
@@ -316,7 +320,7 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
 
 
 @contextmanager
-def collected_problems(scan: "Scan", problems: list[InputError]) -> Iterator[None]:
+def collected_problems(scan: "InputScan", problems: list[InputError]) -> Iterator[None]:
     """Keep what goes wrong with one scan from the others. The list gets a message for the visitor."""
     try:
         yield
@@ -414,10 +418,9 @@ def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
     }
 
 
-def read_scan(scan: "Scan") -> np.ndarray:
+def read_scan(scan: "InputScan") -> np.ndarray:
     """Read the intensities of a scan as slices, rows and columns: float32. Slices that are missing are 0."""
-    from gi_segmentation.inference.predictor import read_pixels
-    from gi_segmentation.inference.volumes import read_intensities
+    from gi_segmentation.formats.volumes import read_intensities, read_pixels
 
     if scan.volume.read is not None:
         return read_intensities(scan.volume)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
 from dataset_builder.phantom import write_phantom
-from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices, transform_splits
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.schema import scan_name, slice_name

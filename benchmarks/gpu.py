@@ -24,7 +24,7 @@ from benchmarks.model_speed import (
     time_training,
 )
 from benchmarks.training import flag_words, write_phantom_dataset
-from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.command_line import parse_arguments
 from tests.support.architectures import ARCHITECTURES, recipe_flags
 
 HEADINGS = (

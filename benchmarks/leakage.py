@@ -36,7 +36,8 @@ from benchmarks.training import (
     write_phantom_dataset,
 )
 from dataset_builder.difficulty import DIFFICULTIES
-from gi_segmentation.arguments import DataArguments, ModelArguments, parse_arguments
+from gi_segmentation.arguments import DataArguments, ModelArguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.training.evaluation import ComputeMetrics

@@ -35,9 +35,9 @@ from benchmarks.training import (
     run_apart,
     write_phantom_dataset,
 )
-from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices
-from gi_segmentation.inference.masks import resize_logits
+from gi_segmentation.models.masks import resize_logits
 from gi_segmentation.processes import count_cores
 from gi_segmentation.schema import LABELS, ORGANS
 from gi_segmentation.training.losses import cross_entropy_loss

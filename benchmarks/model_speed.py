@@ -31,13 +31,15 @@ from transformers import (
 
 from benchmarks.peer import make_peer
 from benchmarks.training import flag_words, make_trainer, write_phantom_dataset
-from gi_segmentation.arguments import count_workers, parse_arguments
+from gi_segmentation.arguments import count_workers
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import find_dataset, load_slices
+from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.inputs import find_scans
+from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.members import Member, load_members, processor_has
+from gi_segmentation.inference.output_folder import predict_files
 from gi_segmentation.inference.outputs import write_submission
-from gi_segmentation.inference.predictor import Member, Settings, load_members, processor_has
-from gi_segmentation.inference.scans import predict_files
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer
 from tests.support.architectures import ARCHITECTURES, recipe_flags

@@ -24,7 +24,8 @@ from torch.utils.data import default_collate
 from benchmarks.training import write_phantom_dataset
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.sampling import StreamingSampler
-from gi_segmentation.data.slices import check_names, load_slices, plan_scans, transform_splits
+from gi_segmentation.data.scan_plans import plan_scans
+from gi_segmentation.data.slices import check_names, load_slices, transform_splits
 from gi_segmentation.data.streaming import load_index, number_groups
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.publishing.facts import count_sizes, count_split, fingerprint_dataset

@@ -21,7 +21,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy.ndimage import distance_transform_edt, find_objects, zoom
 
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
-from gi_segmentation.scoring.clinical import measure_organ
+from gi_segmentation.scoring.clinical import compare_organ
 from gi_segmentation.scoring.competition import normalised_hausdorff
 
 SHAPE, SPACING_MM = (144, 266, 266), (SLICE_THICKNESS_MM, 1.5, 1.5)
@@ -55,8 +55,8 @@ def draw_scan(seed: int) -> Scan:
 
 
 def score_here(scan: Scan) -> list[list[float]]:
-    """Return Dice, Hausdorff and HD95 of each organ. `measure_organ` computes all other clinical scores too."""
-    scores = [measure_organ(*masks, SPACING_MM) for masks in zip(*scan, strict=True)]
+    """Return Dice, Hausdorff and HD95 of each organ. `compare_organ` computes all other clinical scores too."""
+    scores = [compare_organ(*masks, SPACING_MM) for masks in zip(*scan, strict=True)]
     return [[organ[name] for organ in scores] for name in ("volume_dice", "hausdorff_mm", "hausdorff95_mm")]
 
 

@@ -18,20 +18,16 @@ import numpy as np
 from dataset_builder.phantom import write_phantom
 from gi_segmentation.data.slices import find_dataset
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.inputs import InputScan, find_scans
+from gi_segmentation.formats.volumes import Volume, list_slices, read_pixels
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.inputs import Scan, find_scans
-from gi_segmentation.inference.predictor import Member, Settings, load_members, predict_scans, read_pixels
-from gi_segmentation.inference.report import ReportedScan, report_on
-from gi_segmentation.inference.triage import (
-    Limits,
-    TrainingRanges,
-    Triage,
-    find_deviation,
-    find_features,
-    sort_scan,
-)
-from gi_segmentation.inference.volumes import Volume, list_slices
-from gi_segmentation.training.ranges import find_training_ranges
+from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.members import Member, load_members
+from gi_segmentation.inference.scans import predict_scans
+from gi_segmentation.review.ranges import TrainingRanges, find_deviation, find_features
+from gi_segmentation.review.report import ReportedScan, report_on
+from gi_segmentation.review.triage import Limits, Triage, sort_scan
+from gi_segmentation.training.training_ranges import find_training_ranges
 
 # A scan as in the training: intensities, float32, shape `(slices, rows, columns)`, and its voxel size (z, y, x) in mm.
 Voxels: TypeAlias = tuple[np.ndarray, tuple[float, float, float]]
@@ -107,15 +103,15 @@ def read_scans(path: Path) -> Iterator[Voxels]:
             yield voxels, (first.thickness_mm, *first.pixel_spacing)
 
 
-def to_scan(name: str, voxels: np.ndarray, spacing_mm: tuple[float, float, float]) -> Scan:
+def to_scan(name: str, voxels: np.ndarray, spacing_mm: tuple[float, float, float]) -> InputScan:
     """Return intensities as a scan, whose header says that they lie as in the training."""
     native = np.ascontiguousarray(voxels.transpose(2, 1, 0))
     affine = np.diag([*(-length for length in spacing_mm[::-1]), 1.0])
     volume = Volume(name, Path(name), native.shape, affine, lambda: native)
-    return Scan(name, list_slices([volume]))
+    return InputScan(name, list_slices([volume]))
 
 
-def predict_one(members: list[Member], scan: Scan) -> ReportedScan:
+def predict_one(members: list[Member], scan: InputScan) -> ReportedScan:
     """Predict a scan for its report.
 
     Raises:

@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 from dataset_builder.benchmark import BENCHMARK, benchmark_file
 from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_scans, slice_row
 from dataset_builder.verify import Inspection, inspect_slices
-from gi_segmentation.data.kaggle import KaggleDataError, Scan
 from gi_segmentation.data.synthetic import is_synthetic
 from gi_segmentation.errors import saying_how_to_go_on
 from gi_segmentation.files import check_utf8, clear_leftovers, hash_file, writing_folder, writing_to
+from gi_segmentation.formats.kaggle.folder import KaggleScan
+from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, prepare_repository, publish_folder
@@ -86,7 +87,7 @@ class BuildReport:
         return "\n".join(lines)
 
 
-def check_output_dir(output_dir: Path) -> None:
+def check_dataset_dir(output_dir: Path) -> None:
     """Check that a folder may be replaced, because everything in it would be lost.
 
     Raises:
@@ -117,7 +118,7 @@ def share_progress(counter: Synchronized) -> None:
     progress = counter
 
 
-def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
+def write_file(scans: list[KaggleScan], path: Path, csv_path: Path) -> Inspection:
     """Check scans and write them to a Parquet file. After the first problem, the rest is only checked."""
     found = Inspection()
     schema = dataset_features().arrow_schema
@@ -139,7 +140,9 @@ def write_file(scans: list[Scan], path: Path, csv_path: Path) -> Inspection:
     return found
 
 
-def write_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, data: Path, num_proc: int) -> dict[str, Inspection]:
+def write_splits(
+    splits: dict[str, list[KaggleScan]], kaggle_dir: Path, data: Path, num_proc: int
+) -> dict[str, Inspection]:
     """Check and write all scans in several processes, to files of the form that the Hub uses.
 
     Args:
@@ -155,7 +158,7 @@ def write_splits(splits: dict[str, list[Scan]], kaggle_dir: Path, data: Path, nu
         KaggleDataError: With all problems of all splits, in the order of the scans.
     """
     data.mkdir(parents=True)
-    files: list[tuple[str, list[Scan], Path]] = []
+    files: list[tuple[str, list[KaggleScan], Path]] = []
     for split, scans in splits.items():
         slices = sum(len(scan.slices) for scan in scans)
         count = min(max(num_proc, math.ceil(slices / MAX_SLICES_PER_FILE)), len(scans))
@@ -249,7 +252,7 @@ def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_p
     """Build the dataset folder while no other build does; arguments, result and errors as `build`."""
     # Leftovers come first: they may contain the earlier dataset, which the check must then see.
     clear_leftovers(output_dir, alone=True)
-    check_output_dir(output_dir)
+    check_dataset_dir(output_dir)
     # Names and CSV are checked first, which is quick. Then every image is read.
     scans, excluded = read_training_scans(kaggle_dir, config)
     splits = divide_scans(scans, kaggle_dir, config)

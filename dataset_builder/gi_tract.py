@@ -26,17 +26,11 @@ from dataset_builder import splits, verify
 from dataset_builder.splits import assign_folds
 from dataset_builder.verify import CheckedSlice, check_slice
 from gi_segmentation import files, rle, schema
-from gi_segmentation.data import kaggle
-from gi_segmentation.data.kaggle import (
-    FAULTY_SCANS,
-    Annotation,
-    KaggleDataError,
-    Scan,
-    list_pngs,
-    read_scans,
-    split_names,
-)
 from gi_segmentation.files import check_utf8, find_files
+from gi_segmentation.formats.kaggle import annotations, folder, images, names
+from gi_segmentation.formats.kaggle.annotations import Annotation
+from gi_segmentation.formats.kaggle.folder import FAULTY_SCANS, KaggleScan, list_pngs, read_scans, split_names
+from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.internals import register_dataset
 from gi_segmentation.rle import Runs, fill_runs
 from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
@@ -135,7 +129,7 @@ def slice_row(checked: CheckedSlice, annotations: dict[str, Annotation] | None, 
     return row
 
 
-def read_training_scans(kaggle_dir: Path, config: GiTractConfig) -> tuple[list[Scan], list[Scan]]:
+def read_training_scans(kaggle_dir: Path, config: GiTractConfig) -> tuple[list[KaggleScan], list[KaggleScan]]:
     """List the annotated scans of a Kaggle folder.
 
     Returns:
@@ -151,7 +145,7 @@ def read_training_scans(kaggle_dir: Path, config: GiTractConfig) -> tuple[list[S
     return [scan for scan in scans if scan not in faulty], faulty
 
 
-def divide_scans(scans: list[Scan], kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]]:
+def divide_scans(scans: list[KaggleScan], kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[KaggleScan]]:
     """Divide annotated scans into splits, and add the split `test` if the Kaggle folder has one.
 
     Returns:
@@ -177,7 +171,7 @@ def divide_scans(scans: list[Scan], kaggle_dir: Path, config: GiTractConfig) -> 
     return splits
 
 
-def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[Scan]]:
+def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[KaggleScan]]:
     """Read a Kaggle folder and divide its scans: `read_training_scans`, then `divide_scans`."""
     # Faulty scans are left out before the patients are divided, so they have no influence on the folds.
     scans, _ = read_training_scans(kaggle_dir, config)
@@ -204,7 +198,7 @@ class GiTract(datasets.GeneratorBasedBuilder):
             for split, scans in split_scans(Path(self.config.data_dir), self.config).items()
         ]
 
-    def _generate_examples(self, scans: list[Scan]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    def _generate_examples(self, scans: list[KaggleScan]) -> Iterator[tuple[Key, dict[str, Any]]]:
         csv_path = Path(self.config.data_dir) / "train.csv"
         for scan_index, scan in enumerate(scans):
             for slice_index, slice_file in enumerate(scan.slices):
@@ -229,7 +223,7 @@ def fingerprint(kaggle_dir: Path) -> str:
         each slice.
     """
     digest = hashlib.sha256()
-    for module in (kaggle, files, splits, verify, rle, schema, sys.modules[__name__]):
+    for module in (annotations, folder, images, names, files, splits, verify, rle, schema, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
     csv_path = kaggle_dir / "train.csv"
     if csv_path.is_file():

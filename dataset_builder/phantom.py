@@ -24,9 +24,9 @@ from scipy.interpolate import CubicSpline
 from tqdm.auto import tqdm
 
 from dataset_builder.difficulty import DIFFICULTIES, Difficulty
-from gi_segmentation.data.kaggle import FAULTY_SCANS
 from gi_segmentation.data.synthetic import mark_synthetic
 from gi_segmentation.files import writing_folder
+from gi_segmentation.formats.kaggle.folder import FAULTY_SCANS
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, scan_name, slice_name
@@ -222,7 +222,7 @@ def write_phantom(
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
     scans = _plan_scans(num_cases, days_per_case, slices_per_scan, seed)
-    _check_output_dir(Path(output_dir))
+    _check_phantom_dir(Path(output_dir))
     with writing_folder(Path(output_dir)) as folder:
         results = _write_scans(scans, folder / "train", seed, num_proc or count_cores(), difficulty)
         rows = [row for scan_rows, _ in results for row in scan_rows]
@@ -231,7 +231,7 @@ def write_phantom(
     return PhantomSummary(num_cases, len(scans), sum(scan.num_slices for scan in scans), *counts)
 
 
-def _check_output_dir(output_dir: Path) -> None:
+def _check_phantom_dir(output_dir: Path) -> None:
     """Check that a folder does not exist or is empty."""
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise FileExistsError(

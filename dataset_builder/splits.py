@@ -9,11 +9,12 @@ import warnings
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from gi_segmentation.data.kaggle import KaggleDataError, Scan
+from gi_segmentation.formats.kaggle.folder import KaggleScan
+from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.schema import ORGANS
 
 
-def organ_presence(scan: Scan) -> list[int]:
+def organ_presence(scan: KaggleScan) -> list[int]:
     """Code which organs each slice shows.
 
     Args:
@@ -30,7 +31,7 @@ def organ_presence(scan: Scan) -> list[int]:
     ]
 
 
-def assign_folds(scans: list[Scan], num_folds: int, seed: int) -> dict[int, int]:
+def assign_folds(scans: list[KaggleScan], num_folds: int, seed: int) -> dict[int, int]:
     """Divide the patients into folds in which each combination of organs is about equally frequent.
 
     Args:

@@ -8,17 +8,10 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.kaggle import (
-    Annotation,
-    KaggleDataError,
-    Scan,
-    SliceFile,
-    SliceSizeError,
-    read_scans,
-    read_segmentation,
-    read_slice,
-    split_names,
-)
+from gi_segmentation.formats.kaggle.annotations import Annotation, read_segmentation
+from gi_segmentation.formats.kaggle.folder import KaggleScan, read_scans, split_names
+from gi_segmentation.formats.kaggle.images import SliceSizeError, read_slice
+from gi_segmentation.formats.kaggle.names import KaggleDataError, SliceFile
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import Runs, count_overlap
 from gi_segmentation.schema import ORGANS
@@ -119,14 +112,14 @@ def inspect_slices(
     return found, read
 
 
-def inspect_scan(scan: Scan, csv_path: Path) -> Inspection:
+def inspect_scan(scan: KaggleScan, csv_path: Path) -> Inspection:
     """Inspect a scan, and keep only its problems and counts: a process sends them back, and never images."""
     found, _ = inspect_slices(scan.slices, scan.annotations, csv_path)
     found.counts.update(scans=1)
     return found
 
 
-def inspect_scans(scans: list[Scan], csv_path: Path, num_proc: int | None, description: str) -> Inspection:
+def inspect_scans(scans: list[KaggleScan], csv_path: Path, num_proc: int | None, description: str) -> Inspection:
     """Inspect scans in several processes, with a progress bar.
 
     Args:

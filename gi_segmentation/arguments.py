@@ -1,48 +1,26 @@
 """The arguments of a training run: flags, recipe files, and the flags of the original project."""
 
 import argparse
-import difflib
-import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
-import yaml
 from accelerate.utils import DistributedType
-from transformers import HfArgumentParser, TrainingArguments, integrations
+from transformers import TrainingArguments, integrations
 
-from gi_segmentation.errors import InputError, check_repo_id, one_line
+from gi_segmentation.errors import check_repo_id
 from gi_segmentation.files import check_utf8
 from gi_segmentation.processes import count_cores
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS, LabelMode
 
-# The parser of YAML takes minutes for some thousand brackets inside each other. A recipe has a few.
-MAX_BRACKETS = 200
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 SliceSampling: TypeAlias = Literal["all", "balanced"]
 Sharding: TypeAlias = Literal["FSDP", "DeepSpeed"]
-
-# The original project's flags, for users who come from its command line.
-ALIASES = {
-    "--base_model": "--model_name_or_path",
-    "--train_batch_size": "--per_device_train_batch_size",
-    "--optimizer": "--optim",
-    "--scheduler_name": "--lr_scheduler_type",
-    "--epochs": "--num_train_epochs",
-    "--lr": "--learning_rate",
-}
-# The original project's values that have another name here. Its AdamW uses amsgrad. Its MultiStepLR lowers the
-# learning rate once, after half of the training.
-VALUE_ALIASES = {
-    ("--optimizer", "AdamW"): ["--optim", "adamw_torch", "--optim_args", "amsgrad=True"],
-    ("--scheduler_name", "MultiStepLR"): ["--lr_scheduler_type", "constant", "--lr_drop_at", "0.5"],
-}
 
 # Where `--report_to` can send the log: the package to install, and the function that finds it.
 REPORTERS = {
@@ -60,18 +38,6 @@ REPORTERS = {
     "azure_ml": ("azureml-core", "is_azureml_available"),
     "flyte": ("flytekit", "is_flytekit_available"),
     "kubeflow": ("kubeflow", "is_kubeflow_available"),
-}
-# The sections of `--help` in their order, each with its description.
-SECTIONS = {
-    "General": None,
-    "Model": "The model that the training starts from.",
-    "Data": "The slices, and how they are prepared.",
-    "Training": "The flags of this pipeline, and the flags of TrainingArguments that have another default here.",
-    "Scoring": None,
-    "Publishing": "The model card, and the upload of the best checkpoint.",
-    "TrainingArguments": "All other flags of transformers.TrainingArguments. Help texts and defaults are those of "
-    "transformers.",
-    "Fixed": None,  # argparse leaves out a section whose flags are all hidden
 }
 # Metadata of the fields below. HfArgumentParser hands a field's metadata to `add_argument`, see `RunParser`.
 MODEL, DATA, TRAINING, SCORING, PUBLISHING = (
@@ -513,183 +479,3 @@ class RunArguments(TrainingArguments):
         At least one step remains after the warm-up, because some schedules divide by the number of these steps.
         """
         return min(super().get_warmup_steps(num_training_steps), num_training_steps - 1)
-
-
-class RunParser(HfArgumentParser):
-    """The parser of `run_segmentation.py`: help in sections, and mistakes as `InputError`."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            (ModelArguments, DataArguments, RunArguments),  # type: ignore[arg-type]
-            prog="run_segmentation.py",
-            usage="accelerate launch run_segmentation.py [--config FILE.yaml] [--flag value ...]",
-            description="Fine-tune a semantic segmentation model on gi_tract, score it, write its model card and "
-            "publish it. Each flag that is True by default can be turned off: `--no_augmentation` means "
-            "`--augmentation false`. The names of flags may contain dashes in place of underscores.",
-            epilog="The flags of the original project work too: "
-            + ", ".join(f"{alias} means {flag}" for alias, flag in ALIASES.items())
-            + ". Its values `--optimizer AdamW` and `--scheduler_name MultiStepLR` work as well.",
-            add_help=False,  # it is added below, because every flag needs a section
-            allow_abbrev=False,
-        )
-        self.add_argument("-h", "--help", action="help", group="General", help="Show this help and exit.")
-        self.add_argument(
-            "--config",
-            metavar="FILE.yaml",
-            group="General",
-            help="A recipe, for example recipes/segformer-b0.yaml. Its keys are flags without the leading dashes. "
-            "Flags on the command line win over the recipe.",
-        )
-
-    @cached_property
-    def sections(self) -> dict[str, Any]:
-        """The argument groups by title. All are made at once, because help shows them in the order of creation."""
-        return {title: self.add_argument_group(title, description) for title, description in SECTIONS.items()}
-
-    def add_argument(self, *names: str, group: str = "TrainingArguments", **settings: Any) -> argparse.Action:
-        """Add a flag to its section.
-
-        `HfArgumentParser` calls this method for each field of the dataclasses and passes the field's metadata as
-        keywords. So `group` comes from our fields, and the fields of `TrainingArguments` have none.
-        """
-        # Help would list each flag twice, with underscores and with dashes. `split_words` accepts the dashes.
-        names = tuple(name for name in names if "-" not in name.lstrip("-"))
-        if settings.get("action") == "store_false":
-            settings["help"] = argparse.SUPPRESS  # `--no_flag`: the description explains these flags once
-        return self.sections[group].add_argument(*names, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise an error, where argparse would print the usage and exit."""
-        raise InputError(f"{message}; --help lists every flag")
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Return the end of an error message about an unknown name: the known name that is most similar."""
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {matches[0]}?" if matches else "; --help lists every flag"
-
-
-def split_words(arguments: list[str]) -> list[str]:
-    """Split `--flag=value` into two words, and write flags with underscores.
-
-    Example:
-        >>> split_words(["--learning-rate=2e-4", "--run_name", "a-b"])
-        ['--learning_rate', '2e-4', '--run_name', 'a-b']
-    """
-    words: list[str] = []
-    for word in arguments:
-        if word.startswith("--"):
-            flag, *value = word.split("=", 1)
-            words += [f"--{flag[2:].replace('-', '_')}", *value]
-        else:
-            words.append(word)
-    return words
-
-
-def expand_aliases(arguments: list[str]) -> list[str]:
-    """Replace the original project's flags and values by ours.
-
-    Example:
-        >>> expand_aliases(["--lr", "2e-4", "--scheduler_name", "linear"])
-        ['--learning_rate', '2e-4', '--lr_scheduler_type', 'linear']
-    """
-    expanded: list[str] = []
-    words = split_words(arguments)
-    while words:
-        flag, *rest = words
-        if rest and (flag, rest[0]) in VALUE_ALIASES:
-            expanded += VALUE_ALIASES[flag, rest[0]]
-            words = rest[1:]
-        else:
-            expanded.append(ALIASES.get(flag, flag))
-            words = rest
-    return expanded
-
-
-def load_yaml(text: str) -> Any:
-    """Read YAML that anybody may have written.
-
-    Raises:
-        ValueError: If it is not valid, is nested too deeply, or has aliases.
-    """
-    # A few lines of aliases to aliases stand for more values than any memory holds.
-    try:
-        if text.count("[") + text.count("{") > MAX_BRACKETS:
-            raise ValueError(f"expected at most {MAX_BRACKETS} brackets")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("aliases like *name are not allowed")
-        return yaml.safe_load(text)
-    # A wrong date is a ValueError already. Too many brackets inside each other end the recursion of the parser.
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(one_line(error)) from error
-
-
-def read_recipe(path: Path, known: list[str]) -> list[str]:
-    """Read a recipe and return it as command-line words.
-
-    Args:
-        path: A YAML file. Its keys are flags without the leading dashes.
-        known: All flags, without the leading dashes.
-
-    Raises:
-        InputError: If the file cannot be read, is not a mapping, or has an unknown key or a key without a value.
-    """
-    try:
-        recipe = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--config {path}: not a readable YAML file ({one_line(error)})") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"--config {path}: expected lines of `flag: value`, got {type(recipe).__name__}")
-    words: list[str] = []
-    for key, value in recipe.items():
-        if key not in known:
-            raise InputError(f"--config {path}: unknown key {key!r}{nearest(str(key), known)}")
-        if value is None:
-            raise InputError(f"--config {path}: {key} has no value; give it one or remove the line")
-        values = value if isinstance(value, list) else [value]
-        texts = [json.dumps(item, default=str) if isinstance(item, dict) else str(item) for item in values]
-        # Such a value would become a flag of its own, for example one that publishes the model.
-        if flags := [text for text in texts if re.match(r"--|-[^\d.]", text)]:
-            raise InputError(
-                f"--config {path}: {key} has the value {flags[0][:40]!r}, which looks like a flag; change it"
-            )
-        words += [f"--{key}", *texts]
-    return words
-
-
-def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArguments, RunArguments]:
-    """Read the command line, and the recipe if there is one.
-
-    Args:
-        argv: Command-line words without the program's name; None: those of this process.
-
-    Raises:
-        InputError: If a flag or a key is unknown, or a value is not allowed.
-    """
-    # First only `--config`: the words of the recipe go before the flags, and with argparse the last value wins.
-    recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    recipe_parser.add_argument("--config", type=Path)
-    known = [item.name for group in (ModelArguments, DataArguments, RunArguments) for item in fields(group)]
-    known += [alias[2:] for alias in ALIASES]
-    try:
-        first, words = recipe_parser.parse_known_args(argv)
-        if first.config is not None:
-            words = read_recipe(first.config, known) + words
-        *parsed, unknown = RunParser().parse_args_into_dataclasses(
-            expand_aliases(words), return_remaining_strings=True, look_for_args_file=False
-        )
-        model_args, data_args, run_args = parsed[:3]  # a fourth item holds `--config`
-        if data_args.fold == ALL_FOLDS:
-            run_args.hold_nothing_back()
-    except InputError:  # a kind of ValueError, whose message is complete
-        raise
-    except json.JSONDecodeError as error:
-        raise InputError(f"expected JSON, got {error.doc!r} ({error})") from error
-    # `transformers` checks its own flags in many ways, and some values end in an arithmetic error.
-    except (argparse.ArgumentError, ValueError, TypeError, ImportError, OSError, ArithmeticError) as error:
-        raise InputError(one_line(error)) from error
-    if unknown and not unknown[0].startswith("-"):
-        raise InputError(f"unexpected word {unknown[0]!r}: it belongs to no flag, or its flag takes one value only")
-    if unknown:
-        raise InputError(f"unknown argument {unknown[0]}{nearest(unknown[0].lstrip('-'), known)}")
-    return model_args, data_args, run_args

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.data.slices import find_dataset
     from gi_segmentation.inference.comparison import compare_members, describe_ways, format_comparison
-    from gi_segmentation.inference.predictor import load_members
+    from gi_segmentation.inference.members import load_members
 
     rules = PRESETS[arguments.preset]
     slices = find_dataset(arguments.dataset_name, None)

@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
     keep_freed_memory()
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
-    from gi_segmentation.arguments import parse_arguments as parse_training_arguments
+    from gi_segmentation.command_line import parse_arguments as parse_training_arguments
     from gi_segmentation.cross_validation.pooling import choose_published, pool_folds
     from gi_segmentation.cross_validation.report import (
         format_comparison,
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     from gi_segmentation.cross_validation.runs import (
         check_flags,
-        check_output_dir,
+        check_folds_dir,
         fold_folder,
         list_folds,
         read_everyone,
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     _, data_args, run_args = parse_training_arguments(words)
     if run_args.push_to_hub:
         raise InputError(f"{arguments.config}: push_to_hub would publish each fold alone; use --push_to_hub here")
-    check_output_dir(output_dir)
+    check_folds_dir(output_dir)
     folds = list_folds(data_args)
     if arguments.fold is not None and arguments.fold not in (*folds, ALL_FOLDS):
         raise InputError(

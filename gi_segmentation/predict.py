@@ -19,8 +19,9 @@ from gi_segmentation.shortages import PREDICTION
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from gi_segmentation.inference.inputs import Kind, Scan
-    from gi_segmentation.inference.predictor import Member, Settings
+    from gi_segmentation.formats.inputs import InputScan, Kind
+    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.members import Member
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     """
     arguments = parse_arguments(argv)
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
-    from gi_segmentation.inference.archives import unpacked
+    from gi_segmentation.formats.archives import unpacked
 
     # Each process would unpack its own copy.
     if arguments.input.suffix.lower() == ".zip" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
-    from gi_segmentation.inference.inputs import describe_scan, find_scans
+    from gi_segmentation.formats.inputs import describe_scan, find_scans
     from gi_segmentation.inference.outputs import (
         check_submission,
         choose_formats,
@@ -157,7 +158,7 @@ def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
 def write_predictions(
     members: list["Member"],
     settings: "Settings",
-    scans: Sequence["Scan"],
+    scans: Sequence["InputScan"],
     formats: Mapping["Kind", Sequence[str]],
     output_dir: Path,
     state: "PartialState",
@@ -180,8 +181,8 @@ def write_predictions(
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
 
+    from gi_segmentation.inference.output_folder import describe_failures, describe_results, forget_rows, predict_files
     from gi_segmentation.inference.outputs import write_submission
-    from gi_segmentation.inference.scans import describe_failures, describe_results, forget_rows, predict_files
 
     share = scans[state.process_index :: state.num_processes]
     results = []
@@ -214,13 +215,8 @@ def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Membe
     Raises:
         InputError: If a checkpoint cannot be used.
     """
-    from gi_segmentation.inference.predictor import (
-        Settings,
-        describe_computation,
-        find_postprocessing,
-        load_folds,
-        load_members,
-    )
+    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.members import describe_computation, find_postprocessing, load_folds, load_members
 
     computation = Computation.from_flags(arguments)
     computation = replace(computation, device=computation.device or device)

@@ -11,15 +11,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from gi_segmentation.arguments import (
-    ALIASES,
-    SECTIONS,
-    DataArguments,
-    ModelArguments,
-    RunArguments,
-    expand_aliases,
-    parse_arguments,
-)
+from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
+from gi_segmentation.command_line import ALIASES, SECTIONS, expand_aliases, parse_arguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.rules import DEFAULT_PRESET
 from tests.support.processes import ROOT

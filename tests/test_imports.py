@@ -5,36 +5,50 @@ No test imports a test module.
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import ROOT, RunPython
 
-GROUND = {"schema", "rules", "rle", "errors", "files", "memory", "arguments", "processes", "shortages", "internals"}
 # The installed packages.
 OURS = ("gi_segmentation", "dataset_builder", "loopback_hub")
-# What each wing may import besides itself. A module that is not named here is a command line. It may import
-# everything.
+# The modules on which everything stands.
+GROUND = {
+    *("schema", "rules", "rle", "errors", "files", "memory", "processes", "shortages", "internals"),
+    *("arguments", "command_line", "recipe_files"),
+}
+# What each wing may import besides itself: other wings, or single modules of them. A wing's docstring says the same.
+# A module that is not named here is a command line. It may import everything.
 ALLOWED = {
     "ground": set(),
-    "data": {"ground"},
+    "formats": {"ground"},
+    "data": {"ground", "formats.kaggle"},
     "models": {"ground"},
-    "scoring": {"ground", "data"},
-    "inference": {"ground", "data", "models", "scoring"},
-    "training": {"ground", "data", "models", "scoring", "inference"},
-    "publishing": {"ground", "data", "models", "scoring", "inference", "training"},
-    "cross_validation": {"ground", "data", "models", "scoring", "inference", "training", "publishing"},
-    "dataset_builder": {"ground", "data", "publishing"},
+    "scoring": {"ground", "formats.kaggle", "data.scan_plans"},
+    "postprocessing": {"ground", "scoring.surface"},
+    "review": {"ground", "formats", "data.intensity", "postprocessing"},
+    "training": {"ground", "formats.algorithm", "data", "models", "scoring", "review"},
+    "inference": {"ground", "formats", "data", "models", "scoring", "postprocessing", "review"},
+    "publishing": {"ground", "data", "models", "scoring", "review", "training", "inference"},
+    "cross_validation": {
+        *("ground", "formats", "data", "models", "scoring", "postprocessing", "training", "inference", "publishing")
+    },
+    "dataset_builder": {"ground", "formats.kaggle", "data.synthetic", "publishing"},
     "loopback_hub": set(),
 }
+# No module of these wings loads PyTorch.
+WITHOUT_TORCH = ("formats", "scoring", "postprocessing", "review")
 # The packages of the extra `clinic`, which only files of hospitals need.
 CLINIC = {"nibabel", "pydicom", "highdicom"}
 # Slow packages that modules do not need and must not load. The command lines are below.
 LIGHT = {
-    "gi_segmentation.inference.predictor": {"datasets", "albumentations", *CLINIC},
+    "gi_segmentation.inference.scans": {"datasets", "albumentations", *CLINIC},
     "gi_segmentation.inference.outputs, gi_segmentation.scoring.submissions": {
         *("datasets", "torch", "transformers"),
         *CLINIC,
@@ -67,10 +81,17 @@ def wing_of(module: str) -> str:
     return names[0] if names[0] in ALLOWED else "commands"
 
 
+def module_name(path: Path) -> str:
+    """Return the name under which a file is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
 def imported_modules(path: Path) -> set[str]:
     """Return every module that a file imports, at its top or inside a function."""
     modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -78,6 +99,9 @@ def imported_modules(path: Path) -> set[str]:
             # `from package import name` may mean a module of that package.
             names = [alias.name for alias in node.names if not alias.name.startswith("__")]
             modules |= {str(node.module), *(f"{node.module}.{name}" for name in names)}
+        # `import_module("package.module")`, also by way of a list of names.
+        elif isinstance(node, ast.Constant) and "import_module" in text and str(node.value) in OUR_MODULES:
+            modules.add(str(node.value))
     return modules
 
 
@@ -86,14 +110,55 @@ def product_files() -> list[Path]:
     return sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 
+OUR_MODULES = {module_name(path) for path in product_files()} - set(OURS)
+
+
+def is_allowed(module: str, allowed: set[str]) -> bool:
+    """Return whether a wing may import a module of ours."""
+    name = module.removeprefix("gi_segmentation.")
+    # `from gi_segmentation.formats import kaggle` names the package `gi_segmentation.formats` too.
+    of_a_part = any(one == name or one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in allowed)
+    return wing_of(module) in allowed or of_a_part
+
+
 def test_imports_run_one_way() -> None:
     ours = (*OURS, "run_segmentation", "benchmarks", "tests")
     for path in product_files():
-        wing = wing_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        wing = wing_of(module_name(path))
         allowed = ALLOWED.get(wing, set(ALLOWED) - {"dataset_builder", "loopback_hub"}) | {wing, "gi_segmentation"}
         modules = {module for module in imported_modules(path) if module.split(".")[0] in ours}
-        backwards = sorted(module for module in modules if wing_of(module) not in allowed)
+        backwards = sorted(module for module in modules if not is_allowed(module, allowed))
         assert not backwards, f"{path}: the wing {wing} may import {sorted(allowed)} only"
+
+
+def test_no_modules_import_each_other() -> None:
+    # A package stands in its own graph only through its modules: `from package import name` names it too.
+    graph = {module_name(path): imported_modules(path) & OUR_MODULES for path in product_files()}
+    packages = {module_name(path.parent / "__init__.py") for path in product_files() if path.name == "__init__.py"}
+    graph = {name: modules - packages - {name} for name, modules in graph.items() if name not in packages}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_each_wing_says_what_it_imports() -> None:
+    for wing in set(ALLOWED) - {"ground", "dataset_builder", "loopback_hub"}:
+        source = (ROOT / "gi_segmentation" / wing / "__init__.py").read_text(encoding="utf-8")
+        text = " ".join(str(ast.get_docstring(ast.parse(source))).split())
+        sentence = text[text.rindex("Imports ") :]
+        assert {"ground", *re.findall("`([a-z_.]+)`", sentence)} == ALLOWED[wing], f"{wing}: {sentence}"
+
+
+def test_wings_without_pytorch_do_not_load_it() -> None:
+    # One after the other, so that the first module that loads it is found.
+    modules = sorted(name for name in OUR_MODULES if name.split(".")[1] in WITHOUT_TORCH)
+    program = (
+        f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n"
+        f"    assert not {{'torch', 'transformers'}} & set(sys.modules), name"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("modules", LIGHT)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.errors import InputError, describe_cause, exit_on_input_error
 from loopback_hub import LoopbackHub
 

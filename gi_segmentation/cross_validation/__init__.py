@@ -1,4 +1,6 @@
-"""In: a recipe and a dataset with a column `fold`. Out: a training per fold, their pooled scores, one publication.
+"""In: a recipe and a dataset with a column `fold`. Out: a training per fold, pooled scores, one publication.
 
-Imports every other wing. Only the command lines `cross_validate` and `table` of the package import it.
+Only the command lines `gi_segmentation.cross_validate` and `gi_segmentation.table` import it.
+
+Imports the ground, `formats`, `data`, `models`, `scoring`, `postprocessing`, `training`, `inference` and `publishing`.
 """

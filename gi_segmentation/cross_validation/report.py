@@ -9,11 +9,11 @@ from datasets import Dataset
 
 from gi_segmentation.arguments import DataArguments, RunArguments, shown_folder
 from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
+from gi_segmentation.cross_validation.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_config
 from gi_segmentation.data.slices import attach_scoring_transform, load_slices
 from gi_segmentation.errors import InputError, saying_how_to_go_on
 from gi_segmentation.files import copy_file, write_json, write_text
-from gi_segmentation.inference.postprocessing_search import LearntPostprocessing, learn_from_folds
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, read_results, write_facts
 from gi_segmentation.publishing.figures import ShownSlice, compare_scan, draw_cases, name_slices

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from gi_segmentation.arguments import DataArguments, parse_arguments
+from gi_segmentation.arguments import DataArguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import BUILD_COMMAND, load_slices
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, changed_arguments, read_earlier, read_results
@@ -74,7 +75,7 @@ def list_folds(data_args: DataArguments) -> list[str]:
     return [str(fold) for fold in sorted(folds)]
 
 
-def check_output_dir(output_dir: Path) -> None:
+def check_folds_dir(output_dir: Path) -> None:
     """Check that a folder may become that of a cross-validation.
 
     Raises:

@@ -1,4 +1,4 @@
-"""In: a Kaggle folder, or the dataset `gi_tract`. Out: checked slices, and the tensors that a model needs.
+"""In: the dataset `gi_tract`. Out: slices, checked, cached and augmented, as the tensors that a model needs.
 
-This package imports only the modules `schema`, `rules`, `rle`, `errors`, `arguments` and `internals`.
+Imports the ground and `formats.kaggle`.
 """

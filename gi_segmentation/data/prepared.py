@@ -18,11 +18,12 @@ import pyarrow as pa
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from gi_segmentation import rle
-from gi_segmentation.data import kaggle, preprocessing
-from gi_segmentation.data.kaggle import decode_image
+from gi_segmentation.data import intensity, preprocessing
 from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
 from gi_segmentation.data.streaming import StreamedRows, is_index
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.kaggle import images
+from gi_segmentation.formats.kaggle.images import decode_image
 from gi_segmentation.processes import count_cores
 from gi_segmentation.rle import RleError
 
@@ -99,7 +100,7 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
     """
     # `datasets` finds an earlier result by a fingerprint of the rows, the function's name and these arguments. It does
     # not look into functions of an installed package, so a changed rule would not be noticed without the source code.
-    code = "".join(inspect.getsource(module) for module in (preprocessing, rle, kaggle))
+    code = "".join(inspect.getsource(module) for module in (intensity, preprocessing, rle, images))
     source = cast(Dataset, select_sources(dataset))
     num_proc = min(count_cores(), len(source) // SLICES_PER_PROCESS)
     try:

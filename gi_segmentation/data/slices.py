@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets, config, load_dataset
@@ -12,10 +11,11 @@ from transformers import SegformerImageProcessorPil
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices
-from gi_segmentation.data.preprocessing import SliceTransform, attach_transform
+from gi_segmentation.data.scan_plans import plan_scans
 from gi_segmentation.data.streaming import PICTURES, load_index
+from gi_segmentation.data.transforms import SliceTransform, attach_transform
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, find_voxel_size_mm, scan_name, slice_name
+from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, scan_name, slice_name
 from gi_segmentation.shortages import describe_full_cache
 
 SPLITS = ("train", "validation")
@@ -156,52 +156,6 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
     # The result is not used. A fault of the validation scans is found here, and not after the first epoch.
     plan_scans(validation)
     return DatasetDict(train=train, validation=validation)
-
-
-class ScanPlan(NamedTuple):
-    """The slices of a scan, and their size.
-
-    Attributes:
-        case: Number of the patient.
-        rows: Row of each slice in the dataset, by the number of the slice.
-        size: Height and width of the slices in pixels.
-        spacing_mm: Voxel size (z, y, x) in millimetres; None if slices are missing between the first and the last.
-    """
-
-    case: int
-    rows: dict[int, int]
-    size: tuple[int, int]
-    spacing_mm: tuple[float, float, float] | None
-
-
-def plan_scans(dataset: Dataset) -> dict[str, ScanPlan]:
-    """Return the scans of a split by name, sorted by case and day.
-
-    Raises:
-        InputError: If a scan has slices of several sizes, or a slice twice. The message has the first such scan and
-            their number.
-    """
-    # Only these columns are read, because decoding all images would take minutes.
-    columns = ["case", "day", "scan", "slice", "height", "width", "pixel_spacing"]
-    table = dataset.with_format(None).select_columns(columns).to_pandas()
-    # A list cannot be an element of a set, a tuple can.
-    table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
-    plans: dict[str, ScanPlan] = {}
-    problems = []
-    for (case, _, scan), slices in table.groupby(["case", "day", "scan"]):
-        rows = dict(zip(slices["slice"].tolist(), slices.index.tolist(), strict=True))
-        # A volume needs one size and one spacing. Slices of several sizes cannot be stacked.
-        grids = set(zip(slices["height"], slices["width"], slices["pixel_spacing"], strict=True))
-        if len(grids) > 1:
-            problems.append(f"{scan}: expected slices of one size and spacing, but got {len(grids)}")
-        elif len(rows) < len(slices):
-            problems.append(f"{scan}: expected each slice once, but {len(slices) - len(rows)} come again")
-        # A scan without a problem has one grid. After a problem any will do, because the plans are not returned.
-        height, width, pixel_spacing = min(grids)
-        plans[scan] = ScanPlan(int(case), rows, (height, width), find_voxel_size_mm(rows, pixel_spacing))
-    if problems:
-        raise InputError(f"{problems[0]} ({len(problems)} such scans of {len(plans)}); correct the dataset")
-    return plans
 
 
 def select_samples(slices: DatasetDict, data_args: DataArguments, seed: int) -> DatasetDict:

@@ -1,5 +1,4 @@
-"""In: a checkpoint and slices. Out: masks on the slices' own grid, prediction files, comparisons of checkpoints.
+"""In: checkpoints and scans. Out: masks on the grids of the scans, an output folder with files, comparisons.
 
-This package imports `data`, `models`, `scoring`, and the modules that these may import. It does not import `training`
-or `publishing`.
+Imports the ground, `formats`, `data`, `models`, `scoring`, `postprocessing` and `review`.
 """

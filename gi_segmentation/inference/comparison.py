@@ -11,10 +11,10 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.preprocessing import unpack_labels
 from gi_segmentation.data.slices import attach_scoring_transform
-from gi_segmentation.inference.masks import count_labels, pack_masks, predict_batch
-from gi_segmentation.inference.predictor import Member
+from gi_segmentation.data.transforms import unpack_labels
+from gi_segmentation.inference.members import Member
+from gi_segmentation.models.masks import count_labels, pack_masks, predict_batch
 from gi_segmentation.processes import start_loader
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SCAN_SLICES

@@ -6,23 +6,24 @@ import io
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gi_segmentation.errors import InputError, describe_fault, join_problems, list_some
 from gi_segmentation.files import writing_file
-from gi_segmentation.inference.algorithm import Algorithm
+from gi_segmentation.formats.algorithm import Algorithm
+from gi_segmentation.formats.dicom.files import DicomSeries, check_uids
+from gi_segmentation.formats.dicom.header import check_uid_forms, quiet, read_header
+from gi_segmentation.formats.dicom.rtstruct import build_structure_set, write_rtstruct
+from gi_segmentation.formats.dicom.seg import build_dicom_seg, write_dicom_seg
+from gi_segmentation.formats.inputs import InputScan, InputScans, Kind, require
+from gi_segmentation.formats.nifti import right_angles, write_label_map, write_probabilities
+from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.inference.arguments import FORMATS
-from gi_segmentation.inference.dicom import DicomSeries, check_uids
-from gi_segmentation.inference.dicom_header import check_uid_forms, quiet, read_header
-from gi_segmentation.inference.dicom_seg import build_dicom_seg, write_dicom_seg
-from gi_segmentation.inference.inputs import Kind, Scan, Scans, require
-from gi_segmentation.inference.nifti import right_angles, write_label_map, write_probabilities
-from gi_segmentation.inference.rtstruct import build_structure_set, write_rtstruct
-from gi_segmentation.inference.triage import TrainingRanges
-from gi_segmentation.inference.volumes import Volume, native_grid
+from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, slice_name
 
@@ -59,45 +60,6 @@ SUFFIXES |= {name: (f".{organ}.probability.nii.gz",) for name, organ in PROBABIL
 
 
 @dataclass(frozen=True)
-class PredictedScan:
-    """What was predicted for a scan, for those who write files.
-
-    Attributes:
-        scan: The scan.
-        slice_masks: The masks of each slice: bool, shape `(organs, height, width)`.
-        slice_probabilities: The mean probabilities of each slice over all models and flips, before post-processing:
-            float16, same shapes; None if nobody needs them.
-        algorithm: What made the masks.
-        ranges: The scans that the models were trained on; None if the checkpoints do not say it, or nobody needs it.
-        agreement: By the name of the organ, the smallest Dice between the common masks, before post-processing, and
-            those of one model or one flip alone; None if there is only one, or nobody needs it.
-    """
-
-    scan: Scan
-    slice_masks: Sequence[np.ndarray]
-    slice_probabilities: Sequence[np.ndarray] | None
-    algorithm: Algorithm
-    ranges: TrainingRanges | None = None
-    agreement: Mapping[str, float] | None = None
-
-    @property
-    def volume(self) -> Volume:
-        """The volume of the scan, with its grid in the patient."""
-        return self.scan.volume
-
-    @cached_property
-    def masks(self) -> np.ndarray:
-        """The masks on the grid of the volume: bool, shape `(organs, i, j, k)`."""
-        return native_grid(self.volume, zip(self.scan.slices, self.slice_masks, strict=True))
-
-    @cached_property
-    def probabilities(self) -> np.ndarray:
-        """The mean probabilities on the grid of the volume: float16, shape `(organs, i, j, k)`."""
-        assert self.slice_probabilities is not None
-        return native_grid(self.volume, zip(self.scan.slices, self.slice_probabilities, strict=True))
-
-
-@dataclass(frozen=True)
 class Plan:
     """The files of a scan, as they were found before it was predicted, or as they were written.
 
@@ -114,7 +76,9 @@ class Plan:
     failed: tuple[str, ...] = ()
 
 
-def choose_formats(scans: Scans, wanted: Sequence[str] | None, probabilities: bool = False) -> dict[Kind, list[str]]:
+def choose_formats(
+    scans: InputScans, wanted: Sequence[str] | None, probabilities: bool = False
+) -> dict[Kind, list[str]]:
     """Return the formats to write for each kind of scans.
 
     Args:
@@ -148,17 +112,17 @@ def choose_formats(scans: Scans, wanted: Sequence[str] | None, probabilities: bo
     return formats
 
 
-def leave_out(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> Scans:
+def leave_out(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> InputScans:
     """Leave out scans of a kind for which none of the wanted formats can be written, and say so in a line."""
     others = [scan for scan in scans.usable if not formats[scan.kind]]
     if not others:
         return scans
     wanted = " or ".join(dict.fromkeys(name for names in formats.values() for name in names))
     line = f"left out: no {wanted} can be written for {list_some([scan.name for scan in others])}"
-    return Scans([scan for scan in scans.scans if scan not in others], [*scans.left_out, line])
+    return InputScans([scan for scan in scans.scans if scan not in others], [*scans.left_out, line])
 
 
-def plan_outputs(scan: Scan, wanted: Sequence[str]) -> Plan:
+def plan_outputs(scan: InputScan, wanted: Sequence[str]) -> Plan:
     """Find out which formats can be written for a scan, before it is predicted.
 
     Args:
@@ -181,7 +145,7 @@ def plan_outputs(scan: Scan, wanted: Sequence[str]) -> Plan:
     return Plan(tuple(formats), refused, remarks)
 
 
-def check_masks(scan: Scan, formats: Collection[str], refused: Mapping[str, str]) -> None:
+def check_masks(scan: InputScan, formats: Collection[str], refused: Mapping[str, str]) -> None:
     """Check that a scan gets a file with masks.
 
     Raises:
@@ -232,14 +196,14 @@ def try_contours(name: str, series: DicomSeries) -> None:
         trial.save_as(io.BytesIO(), enforce_file_format=True)
 
 
-def output_paths(name: str, scan: Scan) -> list[Path]:
+def output_paths(name: str, scan: InputScan) -> list[Path]:
     """Return where the files of a format lie in the output folder."""
     # The rows of a scan become a part of `submission.csv` at the end.
     folder = Path(RECORDS) if name == "kaggle" else Path()
     return [folder / (scan.name + suffix) for suffix in SUFFIXES[name]]
 
 
-def list_outputs(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> list[Path]:
+def list_outputs(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> list[Path]:
     """Return where the files lie in the output folder after all scans are done.
 
     Raises:
@@ -258,7 +222,7 @@ def list_outputs(scans: Scans, formats: Mapping[Kind, Sequence[str]]) -> list[Pa
     return paths
 
 
-def describe_plan(scan: Scan, wanted: Sequence[str]) -> list[str]:
+def describe_plan(scan: InputScan, wanted: Sequence[str]) -> list[str]:
     """Return lines for the user on what cannot be written for a scan, and on what is left out."""
     try:
         plan = plan_outputs(scan, wanted)
@@ -316,9 +280,19 @@ def write_scan(name: str, predicted: PredictedScan, plan: Plan, path: Path, *mor
         write_rtstruct(predicted.volume, predicted.masks, path, predicted.algorithm)
     if name == "report":
         # Imported here, because Matplotlib takes a second, and this module is read before the checkpoints are loaded.
-        from gi_segmentation.inference.report import write_report
+        from gi_segmentation.review.report import write_report
 
-        write_report(predicted, plan, path, *more)
+        write_report(predicted, describe_written(predicted.scan, plan), path, *more)
+
+
+def describe_written(scan: InputScan, plan: Plan) -> dict[str, Any]:
+    """Return what was written for a scan and what was not, as it stands in the report."""
+    files = {}
+    for name in plan.formats:
+        names = [SUBMISSION] if name == "kaggle" else [path.name for path in output_paths(name, scan)]
+        files[name] = {"names": names, "reason": ""}
+    files |= {name: {"names": [], "reason": reason} for name, reason in plan.refused.items()}
+    return {"files": files, "remarks": list(plan.remarks)}
 
 
 def write_rows(predicted: PredictedScan, path: Path) -> None:
@@ -330,7 +304,7 @@ def write_rows(predicted: PredictedScan, path: Path) -> None:
             writer.writerows([slice_id, organ, encode(mask)] for organ, mask in zip(ORGANS, masks, strict=True))
 
 
-def write_submission(scans: Iterable[Scan], output_dir: Path) -> Path:
+def write_submission(scans: Iterable[InputScan], output_dir: Path) -> Path:
     """Join the rows of all scans to Kaggle's `submission.csv`.
 
     Args:

@@ -1,354 +1,105 @@
-"""Predict many scans, and write the files of each as soon as it is done.
+"""Predict whole scans: masks, probabilities, agreement, post-processing."""
 
-A scan that cannot be read stops no other one. A record of each scan says what made its files, so that a prediction
-which was interrupted goes on where it stopped.
-"""
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from math import isnan, nan
 
-import errno
-import hashlib
-import json
-import shutil
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+import numpy as np
 
-from gi_segmentation import __version__
-from gi_segmentation.errors import InputError, describe_fault, list_some, one_line, reading
-from gi_segmentation.files import find_files, hash_file, write_json
-from gi_segmentation.inference.inputs import Scan
-from gi_segmentation.inference.outputs import (
-    PROBABILITIES,
-    RECORDS,
-    Plan,
-    PredictedScan,
-    output_paths,
-    plan_outputs,
-    write_formats,
-)
-from gi_segmentation.inference.predictor import Member, Settings, predict_scans
-from gi_segmentation.inference.volumes import check_volumes
-from gi_segmentation.memory import release_memory
-
-# Errors of the system that are due to the name of a scan, and not to the folder.
-SCAN_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+from gi_segmentation.errors import InputError, describe_fault
+from gi_segmentation.formats.algorithm import Algorithm
+from gi_segmentation.formats.inputs import InputScan
+from gi_segmentation.inference.batches import Settings, SliceOrgans, predict_batches
+from gi_segmentation.inference.members import Member, find_common_ranges
+from gi_segmentation.postprocessing.components import remove_components
+from gi_segmentation.postprocessing.limits import Postprocessing
+from gi_segmentation.review.predicted_scan import PredictedScan
+from gi_segmentation.schema import ORGANS
+from gi_segmentation.scoring.dice import dice_score
 
 
-@dataclass(frozen=True)
-class ScanResult:
-    """What became of a scan.
+def predict_scans(
+    members: list[Member], scans: Sequence[InputScan], settings: Settings, probabilities: bool = False
+) -> Iterator[tuple[InputScan, PredictedScan | InputError]]:
+    """Predict scans one after the other, with a progress bar. The slices of the next scans are read meanwhile.
 
-    Attributes:
-        name: Name of the scan.
-        slices: Number of its slices; 0 if they are not known.
-        status: `done`; `partly`, because a format could not be written; `skipped`, because an earlier run has written
-            the same files; or `failed`.
-        seconds: Time from the start of its prediction until its files are written.
-        files: The files in the output folder.
-        message: Why it failed.
-        plan: The formats that were written, and those that could not be; None if it failed.
-    """
-
-    name: str
-    slices: int
-    status: Literal["done", "partly", "skipped", "failed"]
-    seconds: float = 0.0
-    files: list[Path] = field(default_factory=list)
-    message: str = ""
-    plan: Plan | None = None
-
-    @property
-    def refused(self) -> Mapping[str, str]:
-        """The formats that could not be written, and why."""
-        return self.plan.refused if self.plan else {}
-
-    def is_complete(self, asked: bool) -> bool:
-        """Tell whether all is well.
-
-        Args:
-            asked: Whether the user named the formats. If not, what cannot be written for a series is not missing.
-        """
-        return self.status != "failed" and not (self.plan and (self.plan.failed or (asked and self.plan.refused)))
-
-
-def predict_files(
-    members: list[Member], scans: Sequence[Scan], formats: Sequence[str], output_dir: Path, settings: Settings
-) -> Iterator[ScanResult]:
-    """Predict scans and write their files.
+    Only the masks of one scan are kept in memory.
 
     Args:
         members: One checkpoint, or several for an ensemble.
-        scans: The scans, also those with a problem.
-        formats: The formats of the files, see `outputs.choose_formats`.
-        output_dir: Folder for the files. It may have files of an earlier run with the same models and settings.
-        settings: How the scans are predicted.
+        scans: The scans, none of them with a problem.
+        settings: How they are predicted.
+        probabilities: Whether all that a report needs is wanted: probabilities, agreement, and training ranges.
 
     Yields:
-        One result per scan: first those that are not predicted, then each when its files are written and the next one
-        is predicted.
+        A scan, and what was predicted; or the error, if one of its files is damaged.
 
     Raises:
-        InputError: If the folder has files of other models or settings, or if nothing can be written to it.
+        InputError: If the ranges are wanted, and a configuration has them in another form.
     """
-    made_by = describe_prediction(members, settings)
-    check_records(output_dir, made_by)
-    left: dict[str, tuple[Scan, Plan]] = {}
+    algorithm = Algorithm({member.name: member.commit for member in members})
+    ranges = find_common_ranges(members) if probabilities else None
+    # Post-processing needs the mean probability of each component.
+    needed = probabilities or settings.postprocessing is not None
+    batches = predict_batches(members, [one for scan in scans for one in scan.slices], settings, needed, probabilities)
+    slices = (one for batch in batches for one in batch)
     for scan in scans:
-        found = check_scan(scan, formats, output_dir, settings)
-        if isinstance(found, Plan):
-            left[scan.name] = scan, found
-        else:
-            yield found
-    # These formats need more than masks.
-    probabilities = not {"report", *PROBABILITIES}.isdisjoint(formats)
-    started = time.monotonic()
-    # The files of a scan are written in another thread, while this one predicts the next scan. The model stays in this
-    # thread, because only the main thread keeps memory for the next batch, see `memory`.
-    with ThreadPoolExecutor(1) as writer:
-        writing: Future[ScanResult] | None = None
-        for scan, predicted in predict_scans(members, [scan for scan, _ in left.values()], settings, probabilities):
-            if writing is not None:
-                yield writing.result()
-            _, plan = left[scan.name]
-            writing = writer.submit(write_result, scan, predicted, plan, output_dir, made_by, started)
-            # The callback runs when the volumes that the report has needed are gone.
-            writing.add_done_callback(lambda _: release_memory())
-            del predicted
-            started = time.monotonic()
-        if writing is not None:
-            yield writing.result()
+        organs: list[SliceOrgans] = []
+        error = None
+        for one in islice(slices, len(scan.slices)):
+            if isinstance(one, InputError):
+                error = error or one
+                organs.clear()
+            elif error is None:
+                organs.append(one)
+        if error is not None:
+            yield scan, error
+            continue
+        masks = [one.masks for one in organs]
+        means = [one.probabilities for one in organs if one.probabilities is not None]
+        overlaps = [one.overlaps for one in organs if one.overlaps is not None]
+        if settings.postprocessing is not None:
+            try:
+                masks = clean_scan(scan, masks, means, settings.postprocessing)
+            except MemoryError:
+                raise
+            except Exception as fault:
+                yield scan, InputError(f"{scan.name}: {describe_fault(fault)}")
+                continue
+        agreement = find_agreement(np.sum(overlaps, axis=0)) if overlaps else None
+        yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
+        # The next scan needs the memory of this one.
+        del organs, masks, means, overlaps
 
 
-def describe_prediction(members: Sequence[Member], settings: Settings) -> dict[str, Any]:
-    """Return what decides the masks of a scan, in plain values for a record."""
-    limits = settings.postprocessing
+def find_agreement(overlaps: np.ndarray) -> dict[str, float]:
+    """Return the smallest Dice of a model or a flip alone with the common mask, for each organ; NaN without a mask.
+
+    Args:
+        overlaps: Sum over the slices of a scan, shape `(models and flips, organs, 3)`, see `SliceOrgans`.
+
+    Example:
+        >>> find_agreement(np.array([[[1, 2, 1]] * 3, [[1, 1, 1]] * 3]))["stomach"]
+        0.6666666666666666
+    """
+    # One mask of two that is empty has a Dice of 0. Only if both are empty, there is none.
     return {
-        "version": __version__,
-        "checkpoints": sorted(member.commit for member in members),
-        "precision": "bf16" if members[0].bf16 else "fp32",
-        "test_time_flips": settings.flips,
-        "postprocessing": None if limits is None else limits.to_config(),
+        organ: min((dice for one in overlaps[:, index].tolist() if not isnan(dice := dice_score(one))), default=nan)
+        for index, organ in enumerate(ORGANS)
     }
 
 
-def check_records(output_dir: Path, made_by: dict[str, Any]) -> None:
-    """Check that everything in an output folder was made by the same models with the same settings.
-
-    Raises:
-        InputError: If not.
-    """
-    records = find_files(output_dir / RECORDS).files if (output_dir / RECORDS).is_dir() else []
-    # Hidden are the files of a scan that a killed process was writing.
-    for path in (one for one in records if one.suffix == ".json"):
-        earlier = read_record(path)["made_by"]
-        if different := [key for key in made_by if earlier.get(key) != made_by[key]]:
-            key, name = different[0], record_name(path, output_dir)
-            raise InputError(
-                f"{output_dir}: has predictions of {name} with other settings: {key} was {earlier.get(key)} and "
-                f"is now {made_by[key]}; name another --output_dir, or remove this folder with its {RECORDS}"
-            )
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read the record of a scan.
-
-    Raises:
-        InputError: If it is damaged.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {"made_by": dict(record["made_by"]), "input": str(record["input"]), "files": list(record["files"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a record of a prediction; remove it and the files of this scan") from error
-
-
-def record_name(path: Path, output_dir: Path) -> str:
-    """Return the name of the scan that a record is of."""
-    return path.relative_to(output_dir / RECORDS).as_posix().removesuffix(".json")
-
-
-def record_path(scan: Scan, output_dir: Path) -> Path:
-    """Return where the record of a scan lies."""
-    return output_dir / RECORDS / f"{scan.name}.json"
-
-
-def check_scan(scan: Scan, formats: Sequence[str], output_dir: Path, settings: Settings) -> ScanResult | Plan:
-    """Return the result of a scan that need not or cannot be predicted, or what will be written for it."""
-    try:
-        if scan.problem:
-            raise InputError(scan.problem)
-        if settings.postprocessing is not None:
-            reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
-            check_volumes(scan.slices, reason)
-        plan = plan_outputs(scan, formats)
-        files = [output_dir / path for name in plan.formats for path in output_paths(name, scan)]
-        if is_done(scan, files, output_dir):
-            return ScanResult(scan.name, len(scan.slices), "skipped", files=files, plan=plan)
-    except InputError as error:
-        return ScanResult(scan.name, len(scan.slices), "failed", message=str(error))
-    except MemoryError:
-        raise
-    except Exception as error:
-        return ScanResult(scan.name, len(scan.slices), "failed", message=f"{scan.name}: {describe_fault(error)}")
-    return plan
-
-
-def is_done(scan: Scan, files: Sequence[Path], output_dir: Path) -> bool:
-    """Return whether an earlier run has written the files of a scan.
-
-    Raises:
-        InputError: If a file exists that no earlier run has written, or if the scan has other content than then.
-    """
-    path = record_path(scan, output_dir)
-    record = read_record(path) if path.exists() else {"files": []}
-    recorded = [output_dir / name for name in record["files"]]
-    if foreign := [file for file in files if file.exists() and file not in recorded]:
-        raise InputError(f"{foreign[0]}: exists; remove it or name another --output_dir")
-    if not recorded:
-        return False
-    if record["input"] != hash_files(scan.paths):
-        raise InputError(
-            f"{scan.paths[0]}: {output_dir} has predictions of another scan with the name {scan.name}; "
-            f"name another --output_dir"
-        )
-    return all(file.exists() and file in recorded for file in files)
-
-
-def hash_files(paths: Sequence[Path]) -> str:
-    """Return a fingerprint of the contents of files. Neither their names nor their order matter.
-
-    Raises:
-        InputError: If a file cannot be read.
-    """
-    digests = []
-    for path in paths:
-        with reading(path, "cannot be read", "copy it again"):
-            digests.append(bytes.fromhex(hash_file(path)))
-    return "sha256 " + hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-
-
-def write_result(
-    scan: Scan,
-    predicted: PredictedScan | InputError,
-    plan: Plan,
-    output_dir: Path,
-    made_by: dict[str, Any],
-    started: float,
-) -> ScanResult:
-    """Write the files of a scan, if it was predicted, and return its result.
-
-    Raises:
-        InputError: If the folder cannot be written.
-    """
-    try:
-        if isinstance(predicted, InputError):
-            raise predicted
-        plan = write_files(predicted, plan, output_dir, made_by)
-        seconds = time.monotonic() - started
-        files = [output_dir / path for name in plan.formats for path in output_paths(name, scan)]
-        return ScanResult(scan.name, len(scan.slices), "partly" if plan.refused else "done", seconds, files, plan=plan)
-    except InputError as error:
-        message = str(error)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # A full disk is the same for all other scans.
-        if isinstance(error, OSError) and error.errno not in SCAN_ERRORS:
-            raise InputError(
-                f"{output_dir}: cannot be written ({one_line(error)}); start again after a correction"
-            ) from error
-        message = f"{scan.name}: {describe_fault(error)}"
-    return ScanResult(scan.name, len(scan.slices), "failed", time.monotonic() - started, message=message)
-
-
-def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by: dict[str, Any]) -> Plan:
-    """Write the files of a scan, and move them to their places together.
-
-    Returns:
-        What was written, see `outputs.write_formats`.
-    """
-    scan = predicted.scan
-    record = record_path(scan, output_dir)
-    # In the same folder, because a file can be moved in one step only on its own disk. An earlier run that was killed
-    # may have left it.
-    unfinished = record.with_name(f".{record.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        plan = write_formats(predicted, plan, unfinished)
-        paths = [path for name in plan.formats for path in output_paths(name, scan)]
-        earlier = read_record(record)["files"] if record.exists() else []
-        names = list(dict.fromkeys([*earlier, *map(str, paths)]))
-        content = {"made_by": made_by, "input": hash_files(scan.paths), "files": names}
-        # First the record: a run that stops between two moves leaves files that the next run knows as ours.
-        write_json(record, content)
-        for path in paths:
-            (output_dir / path).parent.mkdir(parents=True, exist_ok=True)
-            (unfinished / path.name).replace(output_dir / path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return plan
-
-
-def forget_rows(scans: Sequence[Scan], output_dir: Path) -> None:
-    """Remove the rows of `submission.csv` that were kept per scan, after the whole file was written."""
-    for scan in scans:
-        (rows,), path = output_paths("kaggle", scan), record_path(scan, output_dir)
-        record = read_record(path)
-        record["files"].remove(str(rows))
-        # First the rows: without a record, the next run would take them for those of somebody else.
-        (output_dir / rows).unlink()
-        if record["files"]:
-            write_json(path, record)
-        else:
-            path.unlink()
-    if not any((output_dir / RECORDS).iterdir()):
-        (output_dir / RECORDS).rmdir()
-
-
-def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
-    """Return a table with a row per scan, and below it what could not be written or was left out.
-
-    Example:
-        >>> print(describe_results([ScanResult("a", 80, "done", 1.25, [Path("out/a.nii.gz")])], Path("out")))
-        scan | slices | seconds | status | files
-        a    |     80 |     1.2 | done   | a.nii.gz
-    """
-    rows = [("scan", "slices", "seconds", "status", "files")]
-    notes: dict[str, list[str]] = defaultdict(list)
-    for one in results:
-        files = ", ".join(str(file.relative_to(output_dir)) for file in one.files if file.suffix != ".csv")
-        rows.append((one.name, str(one.slices), f"{one.seconds:.1f}", one.status, files))
-        for refused, reason in one.refused.items():
-            notes[f"no {refused} was written: {reason}"].append(one.name)
-        for remark in one.plan.remarks if one.plan else ():
-            notes[remark].append(one.name)
-    name, slices, seconds, status = (max(len(row[column]) for row in rows) for column in range(4))
-    form = f"{{:{name}}} | {{:>{slices}}} | {{:>{seconds}}} | {{:{status}}} | {{}}"
-    lines = [form.format(*row).rstrip() for row in rows]
-    # Most series of a clinic have the same faults.
-    for note, names in notes.items():
-        lines.append(f"{list_some(names)}: {note}")
-    return "\n".join(lines)
-
-
-def describe_failures(results: Sequence[ScanResult], formats: Sequence[str]) -> str:
-    """Return the message for the user if scans failed, or if files are missing."""
-    failed = [result for result in results if result.status == "failed"]
-    incomplete = [result for result in results if result.refused]
-    texts = []
-    if failed:
-        others = [result.name for result in failed[1:]]
-        first = f"{len(failed)} of {len(results)} scans failed: {failed[0].name} ({failed[0].message})"
-        texts.append("; ".join([first, ", ".join(others)] if others else [first]))
-    if incomplete:
-        lacks = [f"{result.name} has no {' and no '.join(result.refused)}" for result in incomplete]
-        texts.append(f"{len(incomplete)} of {len(results)} scans lack a file: {list_some(lacks)}; the table says why")
-    if "kaggle" in formats:
-        # Kaggle refuses a submission in which rows are missing, so half a file is of no use.
-        texts.append("submission.csv needs all scans, and was not written")
-    texts.append("Start the same command again after a correction; what is done is not predicted again")
-    return ". ".join(texts)
+def clean_scan(
+    scan: InputScan, masks: list[np.ndarray], probabilities: list[np.ndarray], limits: Postprocessing
+) -> list[np.ndarray]:
+    """Return the masks of the slices of a scan after post-processing; shapes as in `PredictedScan`."""
+    first = scan.slices[0]
+    # Slices are on the second axis of a volume, (organs, D, H, W).
+    cleaned = remove_components(
+        np.stack(masks, axis=1),
+        np.stack(probabilities, axis=1),
+        (first.thickness_mm, *first.pixel_spacing),
+        [one.number for one in scan.slices],
+        limits,
+    )
+    return list(cleaned.swapaxes(0, 1))

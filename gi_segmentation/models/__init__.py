@@ -1,4 +1,4 @@
-"""In: a folder, a Hub id or the name of a family. Out: a model with our labels, and its image processor.
+"""In: a folder, a Hub id or the name of a family. Out: a model with our labels, its processor, masks of logits.
 
-This package imports the ground and nothing else of `gi_segmentation`.
+Imports the ground.
 """

@@ -221,7 +221,7 @@ def check_settings(name: str, model: PreTrainedModel, processor: Any) -> None:
         mean, std = find_normalisation(read_settings(processor))
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
-    # `data.preprocessing.normalize` uses these two.
+    # `data.transforms.normalize` uses these two.
     processor.image_mean, processor.image_std = tuple(mean), tuple(std)
     context = getattr(model.config, "slice_context", 0)
     if not is_whole(context, 0, MAX_SLICE_CONTEXT):

@@ -13,9 +13,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gi_segmentation.arguments import ModelArguments, load_yaml
+from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.models.configuration import check_image_size, set_task
+from gi_segmentation.recipe_files import load_yaml
 from gi_segmentation.schema import LabelMode
 
 # Keys of a configuration that follow from the data: the input always has three channels, and the labels are the organs

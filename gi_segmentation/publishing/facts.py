@@ -360,7 +360,7 @@ def prepare_output_dir(run_args: RunArguments, facts: RunFacts) -> Iterator[RunF
         # The main process finds an empty folder and writes `run.json`. The others wait until then, and find a run with
         # the same facts. `local=False`, because the machines of a run share this folder.
         with run_args.main_process_first(local=False, desc="checking the output folder"):
-            check_output_dir(output_dir)
+            check_run_dir(output_dir)
             is_main = run_args.process_index == 0
             if is_main:
                 stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
@@ -406,7 +406,7 @@ def read_earlier(output_dir: Path) -> dict[str, Any] | None:
     return earlier if made or not ours else None
 
 
-def check_output_dir(output_dir: Path) -> None:
+def check_run_dir(output_dir: Path) -> None:
     """Check that a folder is empty, or that of a run.
 
     Raises:

@@ -14,11 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from transformers import PreTrainedModel
 
+from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.data.prepared import read_image
-from gi_segmentation.data.preprocessing import attached_transform, normalize, scale_intensity
+from gi_segmentation.data.transforms import attached_transform, normalize
 from gi_segmentation.files import to_json, writing_file
-from gi_segmentation.inference.masks import predict_masks
-from gi_segmentation.inference.overlays import ORGAN_COLOURS, Panel, draw_outlines
+from gi_segmentation.models.masks import predict_masks
+from gi_segmentation.review.overlays import ORGAN_COLOURS, Panel, draw_outlines
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels, dice_score, nanmean

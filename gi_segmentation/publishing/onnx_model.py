@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
-from gi_segmentation.data.preprocessing import MAX_PIXEL, normalize
+from gi_segmentation.data.intensity import MAX_PIXEL
+from gi_segmentation.data.transforms import normalize
 from gi_segmentation.errors import InputError, hub_errors, one_line
 from gi_segmentation.files import copy_file
-from gi_segmentation.inference.masks import choose_labels, resize_logits
-from gi_segmentation.inference.predictor import find_commit
+from gi_segmentation.inference.members import find_commit
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
+from gi_segmentation.models.masks import choose_labels, resize_logits
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import add_files
 from gi_segmentation.publishing.model_card import CARD

@@ -1,6 +1,6 @@
 """Scores by which clinics compare contours: of one organ in one scan, in millimetres and millilitres.
 
-`measure_organ` returns all of them. The surface of a mask is its voxels with at least one of their six neighbours
+`compare_organ` returns all of them. The surface of a mask is its voxels with at least one of their six neighbours
 outside the mask. Everything beyond the volume is outside.
 
 Two other libraries have such scores:
@@ -179,7 +179,7 @@ def added_path_length(preds: np.ndarray, target: np.ndarray, spacing_mm: Sequenc
     return count_voxels(target & ~preds) * (spacing_mm[1] + spacing_mm[2]) / 2
 
 
-def measure_organ(preds: Any, target: Any, spacing_mm: Sequence[float]) -> dict[str, float]:
+def compare_organ(preds: Any, target: Any, spacing_mm: Sequence[float]) -> dict[str, float]:
     """Return all scores of one organ in one scan.
 
     Args:
@@ -196,7 +196,7 @@ def measure_organ(preds: Any, target: Any, spacing_mm: Sequence[float]) -> dict[
         ValueError: If the shapes differ, a mask is not binary, or a spacing is not positive.
 
     Example:
-        >>> scores = measure_organ(np.ones((1, 2, 2)), np.ones((1, 2, 2)), (3, 1, 1))
+        >>> scores = compare_organ(np.ones((1, 2, 2)), np.ones((1, 2, 2)), (3, 1, 1))
         >>> scores["volume_dice"], scores["hausdorff_mm"], scores["normalised_surface_dice_3mm"]
         (1.0, 0.0, 1.0)
     """
@@ -223,10 +223,10 @@ def measure_organ(preds: Any, target: Any, spacing_mm: Sequence[float]) -> dict[
     }
 
 
-def measure_organs(
+def compare_organs(
     preds: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | None
 ) -> list[dict[str, float]]:
-    """Return the scores of `measure_organ` for each organ of a scan.
+    """Return the scores of `compare_organ` for each organ of a scan.
 
     Args:
         preds: Predicted masks, bool, shape `(organs, D, H, W)`.
@@ -236,4 +236,4 @@ def measure_organs(
     """
     if spacing_mm is None:
         return []
-    return [measure_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]
+    return [compare_organ(*masks, spacing_mm) for masks in zip(preds, target, strict=True)]

@@ -72,7 +72,7 @@ class ScanScore:
         return len(patient), patient, len(name), name
 
 
-def measure_scan(
+def compare_masks(
     patient: Hashable,
     name: Hashable,
     preds: np.ndarray,
@@ -100,7 +100,7 @@ def measure_scan(
         >>> target[0, 0, 0, :2] = target[0, 1, 0, :2] = True
         >>> preds = target.copy()
         >>> preds[0, 1] = False
-        >>> scan = measure_scan("case1", "case1_day0", preds, target)
+        >>> scan = compare_masks("case1", "case1_day0", preds, target)
         >>> scan.dice_sums, scan.dice_numbers, scan.dice
         ((1.0, 0.0, 0.0), (2, 0, 0), 0.5)
     """

@@ -13,13 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from datasets import Dataset
 
-from gi_segmentation.data.slices import plan_scans
+from gi_segmentation.data.scan_plans import plan_scans
 from gi_segmentation.memory import release_memory
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, scan_name
-from gi_segmentation.scoring.clinical import measure_organs
-from gi_segmentation.scoring.scans import ScanScore, measure_scan
+from gi_segmentation.scoring.clinical import compare_organs
+from gi_segmentation.scoring.scans import ScanScore, compare_masks
 
 # At most this many complete scans wait to be measured. So memory stays bounded if the model is faster than the scores.
 MAX_WAITING = 2
@@ -120,8 +120,8 @@ class StreamingScorer:
             preds[:, place] = np.unpackbits(slices[number], count=math.prod(shape)).view(bool).reshape(shape)
             target[:, place] = organ_masks(outlines[place], height, width)
         # Millimetres need the true distance between slices. `plan_scans` gives no voxel size to a scan with a gap.
-        clinical = measure_organs(preds, target, spacing_mm if self.clinical else None)
-        return measure_scan(case, scan, preds, target, self.rules, label_counts, clinical)
+        clinical = compare_organs(preds, target, spacing_mm if self.clinical else None)
+        return compare_masks(case, scan, preds, target, self.rules, label_counts, clinical)
 
     def take(self) -> list[ScanScore]:
         """Return the scores of this process's scans, and get ready for a new evaluation.

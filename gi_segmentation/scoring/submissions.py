@@ -15,23 +15,17 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.kaggle import (
-    ID_PATTERN,
-    Annotation,
-    KaggleDataError,
-    find_slices,
-    read_annotations,
-    read_header,
-    read_table,
-)
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations, read_header, read_table
+from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import ORGANS, find_voxel_size_mm, scan_name
-from gi_segmentation.scoring.clinical import measure_organs
+from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.scans import ScanScore, measure_scan, score_scans
+from gi_segmentation.scoring.scans import ScanScore, compare_masks, score_scans
 from gi_segmentation.scoring.tables import format_interval
 
 # The scores that are printed, in this order. Scores of whole scans are in the table that `--output` writes.
@@ -120,8 +114,8 @@ def measure_pair(pair: ScanPair, truth: Path, submission: Path, rules: Competiti
     preds, more = decode_volume(pair, pair.preds, submission)
     if problems or more:
         return problems + more
-    clinical = measure_organs(preds, target, pair.spacing_mm)
-    return measure_scan(pair.case, pair.name, preds, target, rules, clinical=clinical)
+    clinical = compare_organs(preds, target, pair.spacing_mm)
+    return compare_masks(pair.case, pair.name, preds, target, rules, clinical=clinical)
 
 
 def read_whole_table(path: Path, rle_column: str) -> Annotations:

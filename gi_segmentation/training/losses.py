@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from gi_segmentation.inference.masks import organ_ids, resize_logits
+from gi_segmentation.models.masks import organ_ids, resize_logits
 from gi_segmentation.schema import LABELS, LabelMode
 
 # Ten times the loss of a model that knows nothing. Its Dice loss is at most 1. Its cross-entropy is ln 4, because it

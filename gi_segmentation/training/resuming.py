@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gi_segmentation.arguments import PUBLISHING, SCORING, DataArguments, ModelArguments, RunArguments
-from gi_segmentation.inference.algorithm import hash_weights
+from gi_segmentation.formats.algorithm import hash_weights
 from gi_segmentation.models.random import parse_overrides
 
 logger = logging.getLogger(__name__)

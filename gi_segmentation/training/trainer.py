@@ -28,11 +28,10 @@ from transformers import (
 )
 
 from gi_segmentation.arguments import DataArguments, RunArguments
-from gi_segmentation.data.preprocessing import SliceTransform, attached_transform
 from gi_segmentation.data.sampling import BalancedSampler, StreamingSampler, shown_organs
 from gi_segmentation.data.streaming import is_index, number_groups
+from gi_segmentation.data.transforms import SliceTransform, attached_transform
 from gi_segmentation.errors import InputError, StoppedError
-from gi_segmentation.inference.masks import count_labels, flip_logits, pack_masks, predict_batch, resize_logits
 from gi_segmentation.internals import CheckpointLoading, find_train_batch_size, speed_up_segformer_head
 from gi_segmentation.models.heads import (
     all_logits,
@@ -42,6 +41,7 @@ from gi_segmentation.models.heads import (
     return_auxiliary_logits,
     without_auxiliary_head,
 )
+from gi_segmentation.models.masks import count_labels, flip_logits, pack_masks, predict_batch, resize_logits
 from gi_segmentation.processes import noticing_lost_processes
 from gi_segmentation.schema import LabelMode
 from gi_segmentation.scoring.scans import ScanScore

@@ -345,7 +345,7 @@ def test_a_visitor_cannot_name_a_folder(name: str, monkeypatch: pytest.MonkeyPat
 
 def test_a_header_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
     from app.app import check_size
-    from gi_segmentation.inference.nifti import open_volume
+    from gi_segmentation.formats.nifti import open_volume
 
     # Pixels of 0.001 mm, so the field of the training has 351,000 of them in each direction.
     image = nibabel.Nifti1Image(np.ones((8, 8, 2), np.uint8), np.diag([0.001, 0.001, 3, 1]))

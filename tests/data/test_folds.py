@@ -7,7 +7,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
-from gi_segmentation.arguments import DataArguments, parse_arguments
+from gi_segmentation.arguments import DataArguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing.facts import fingerprint_dataset

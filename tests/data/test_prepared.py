@@ -12,8 +12,9 @@ from datasets import DatasetDict
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices, view_values
-from gi_segmentation.data.preprocessing import attached_transform, prepare_image, prepare_organs
+from gi_segmentation.data.preprocessing import prepare_image, prepare_organs
 from gi_segmentation.data.slices import find_dataset, load_slices, transform_splits
+from gi_segmentation.data.transforms import attached_transform
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.loading import new_processor
 from tests.support.processes import RunPython

@@ -11,19 +11,11 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
-from gi_segmentation.data.preprocessing import (
-    MAX_PIXEL,
-    normalize,
-    prepare_image,
-    resize_image,
-    resize_organs,
-    scale_intensity,
-    to_intensity,
-    to_pixels,
-    unpack_labels,
-)
+from gi_segmentation.data.intensity import MAX_PIXEL, scale_intensity, to_intensity, to_pixels
+from gi_segmentation.data.preprocessing import prepare_image, resize_image, resize_organs
 from gi_segmentation.data.sampling import shown_organs
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
+from gi_segmentation.data.transforms import normalize, unpack_labels
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.rle import encode, organ_masks

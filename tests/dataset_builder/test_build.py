@@ -29,16 +29,10 @@ from dataset_builder.__main__ import main
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig, split_scans
 from dataset_builder.splits import assign_folds, organ_presence
-from gi_segmentation.data.kaggle import (
-    ID_PATTERN,
-    Annotation,
-    KaggleDataError,
-    SliceFile,
-    find_slices,
-    group_scans,
-    read_annotations,
-)
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations
+from gi_segmentation.formats.kaggle.folder import find_slices, group_scans
+from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError, SliceFile
 from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features

@@ -22,16 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_builder.phantom import write_phantom
-from gi_segmentation.data.kaggle import (
-    SliceFile,
-    decode_image,
-    find_slices,
-    parse_slice_path,
-    read_annotations,
-    read_segmentation,
-    read_slice,
-)
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.kaggle.annotations import read_annotations, read_segmentation
+from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.formats.kaggle.images import decode_image, read_slice
+from gi_segmentation.formats.kaggle.names import SliceFile, parse_slice_path
 from gi_segmentation.rle import decode, fill_runs
 from gi_segmentation.schema import ORGANS
 from tests.fuzz import oracles
@@ -336,7 +331,7 @@ def check_png(case: tuple[int, list[tuple[str, float, bytes, int]], bool]) -> Ou
     """All readers of slices refuse a damaged image, or give the pixels of the slow decoder."""
     from gi_segmentation.data.prepared import read_image
     from gi_segmentation.data.preprocessing import prepare_image
-    from gi_segmentation.inference.predictor import read_pixels
+    from gi_segmentation.formats.volumes import read_pixels
 
     number, changes, mend = case
     originals = real_pngs()
@@ -465,7 +460,7 @@ YAMLS = st.one_of(
 
 def check_recipe(data: bytes) -> Outcome:
     """A recipe is refused, or each of its values is that of the flag."""
-    from gi_segmentation.arguments import ALIASES, parse_arguments
+    from gi_segmentation.command_line import ALIASES, parse_arguments
 
     path = scratch() / "recipe.yaml"
     path.write_bytes(data)
@@ -592,7 +587,7 @@ def make_card_of(changes: dict[str, Any], repo_id: str, license_name: str) -> st
 
 def check_card(case: tuple[str | None, ...]) -> Outcome:
     """Names are refused, or the card has the same structure as with usual names, and shows them as they are."""
-    from gi_segmentation.arguments import parse_arguments
+    from gi_segmentation.command_line import parse_arguments
 
     title, device, encoder, folder, license_name, repo_id = case
     given = {"dataset_title": title, "license": license_name, "hub_model_id": repo_id}
@@ -658,9 +653,11 @@ CHECKPOINTS = st.one_of(
 
 def check_checkpoint(case: tuple[str, Any]) -> Outcome:
     """A checkpoint with damaged JSON is refused, or predicts masks of the slice's shape."""
+    from gi_segmentation.formats.inputs import InputScan
     from gi_segmentation.inference.arguments import Computation
-    from gi_segmentation.inference.inputs import Scan
-    from gi_segmentation.inference.predictor import Settings, find_postprocessing, load_members, predict_scans
+    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.members import find_postprocessing, load_members
+    from gi_segmentation.inference.scans import predict_scans
 
     name, change = case
     folder = scratch() / "checkpoint"
@@ -680,7 +677,7 @@ def check_checkpoint(case: tuple[str, Any]) -> Outcome:
             members = load_members([str(folder)], None, Computation("cpu"))
             postprocessing, _ = find_postprocessing(members)
             settings = Settings(num_workers=0, postprocessing=postprocessing)
-            ((_, predicted),) = predict_scans(members, [Scan(one.scan, [one])], settings)
+            ((_, predicted),) = predict_scans(members, [InputScan(one.scan, [one])], settings)
             if isinstance(predicted, InputError):
                 raise predicted
     except Refused:

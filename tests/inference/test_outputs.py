@@ -9,10 +9,11 @@ import pydicom
 import pytest
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference import outputs, predictor
-from gi_segmentation.inference.inputs import Scan, find_scans
+from gi_segmentation.formats.algorithm import Algorithm
+from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
+from gi_segmentation.formats.inputs import InputScan, find_scans
+from gi_segmentation.inference import batches, outputs
 from gi_segmentation.inference.outputs import Plan, plan_outputs
-from gi_segmentation.inference.rtstruct import write_rtstruct
 from gi_segmentation.predict import main
 from tests.support.dicom import write_series
 from tests.support.masks import find_dicom_errors
@@ -28,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"), "segformer", seed=0)
 
 
-def write_scan(folder: Path, shear: float = 0, removed: tuple[str, ...] = (), **values: str) -> Scan:
+def write_scan(folder: Path, shear: float = 0, removed: tuple[str, ...] = (), **values: str) -> InputScan:
     """Write a series and return it. Each slice lies `shear` mm farther back than the one below it."""
     affine = np.diag([-15.0, -15.0, 4.0, 1.0])
     affine[1, 2] = -shear
@@ -131,7 +132,7 @@ def test_a_fault_costs_one_scan(
 ) -> None:
     names = [write_scan(tmp_path / "in" / letter).name for letter in "abc"]
     module, function = {
-        "read": (predictor, "read_pixels"),
+        "read": (batches, "read_pixels"),
         "write": (outputs, "write_label_map"),
         "record": (outputs, "write_rtstruct"),
     }[place]
@@ -170,7 +171,7 @@ def test_points_and_references_are_what_planning_systems_take(empty: bool, tmp_p
     masks = np.zeros((3, *SHAPE), dtype=bool)
     # The finest pattern of a slice, and an organ that was not found.
     masks[0, ::2, ::2] = masks[1, :, :, 2] = not empty
-    write_rtstruct(scan.volume, masks, tmp_path / "out.dcm", predictor.Algorithm({"a": "b"}))
+    write_rtstruct(scan.volume, masks, tmp_path / "out.dcm", Algorithm({"a": "b"}))
     dataset = pydicom.dcmread(tmp_path / "out.dcm")
     source = {pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "in").iterdir()}
     assert (dataset.StudyDate, dataset.ApprovalStatus) == ("20260102", "UNAPPROVED")

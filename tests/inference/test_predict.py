@@ -20,8 +20,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil, pipeline
 
 from gi_segmentation.arguments import ModelArguments
-from gi_segmentation.data.kaggle import find_slices
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode, encode

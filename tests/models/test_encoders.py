@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel, UperNetForSemanticSegmentation
 
-from gi_segmentation.arguments import ModelArguments, parse_arguments
+from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.models import efficientnet
 from gi_segmentation.models.encoders import pick_stages

@@ -13,10 +13,10 @@ from datasets import DatasetDict, load_dataset
 from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
 from gi_segmentation.arguments import DataArguments
-from gi_segmentation.data.kaggle import is_whole_slice
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.data.streaming import load_index
 from gi_segmentation.data.synthetic import MARK, is_synthetic
+from gi_segmentation.formats.kaggle.images import is_whole_slice
 from gi_segmentation.publishing.population import are_all_synthetic
 
 

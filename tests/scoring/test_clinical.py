@@ -18,8 +18,8 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 
 from gi_segmentation.scoring.clinical import (
     SurfaceDistances,
+    compare_organ,
     hausdorff_distance,
-    measure_organ,
     normalised_surface_dice,
 )
 from gi_segmentation.scoring.surface import pack_both, surface_distances
@@ -84,7 +84,7 @@ class TestMonai:
 
     def test_distances(self) -> None:
         for case in CASES:
-            scores, distances = measure_organ(*case), distances_of(case)
+            scores, distances = compare_organ(*case), distances_of(case)
             for ours, theirs in (
                 (scores["hausdorff_mm"], with_monai(compute_hausdorff_distance, case)),
                 (scores["hausdorff95_mm"], with_monai(compute_hausdorff_distance, case, percentile=95)),
@@ -104,7 +104,7 @@ class TestMonai:
     def test_shares(self) -> None:
         for case in CASES:
             dice = with_monai(compute_dice, case, ignore_empty=False) if num_empty(case) < 2 else math.nan
-            scores, distances = measure_organ(*case), distances_of(case)
+            scores, distances = compare_organ(*case), distances_of(case)
             assert scores["volume_dice"] == pytest.approx(dice, rel=1e-5, nan_ok=True)
             for tolerance in (0.0, 1.0, case[2][2], 2 * case[2][1], 3.0, 5.0):
                 expected = with_monai(compute_surface_dice, case, [tolerance])
@@ -122,7 +122,7 @@ class TestSurfaceDistance:
         for preds, target, spacing in CASES:
             if preds.any() or target.any():
                 expected = surface_distance.compute_dice_coefficient(target, preds)
-                assert measure_organ(preds, target, spacing)["volume_dice"] == pytest.approx(expected, abs=1e-15)
+                assert compare_organ(preds, target, spacing)["volume_dice"] == pytest.approx(expected, abs=1e-15)
 
     def test_hausdorff_differs_by_a_voxels_diagonal_at_most(self) -> None:
         for case in CASES:
@@ -130,7 +130,7 @@ class TestSurfaceDistance:
                 preds, target, spacing = case
                 distances = surface_distance.compute_surface_distances(target, preds, spacing)
                 theirs = surface_distance.compute_robust_hausdorff(distances, 100)
-                assert abs(measure_organ(*case)["hausdorff_mm"] - theirs) <= math.hypot(*spacing) + 1e-9
+                assert abs(compare_organ(*case)["hausdorff_mm"] - theirs) <= math.hypot(*spacing) + 1e-9
 
     def test_moved_boxes_are_as_far_apart(self) -> None:
         rng = np.random.default_rng(0)
@@ -143,7 +143,7 @@ class TestSurfaceDistance:
             distances = surface_distance.compute_surface_distances(target, preds, spacing)
             expected = math.hypot(*(step * spacing))
             assert surface_distance.compute_robust_hausdorff(distances, 100) == pytest.approx(expected)
-            assert measure_organ(preds, target, spacing)["hausdorff_mm"] == pytest.approx(expected)
+            assert compare_organ(preds, target, spacing)["hausdorff_mm"] == pytest.approx(expected)
             whole = [surface_distance.compute_surface_dice_at_tolerance(distances, expected + 1e-9)]
             ours = distances_of((preds, target, spacing))
             assert [normalised_surface_dice(ours, expected + 1e-9)] == pytest.approx(whole) == [1.0]
@@ -151,7 +151,7 @@ class TestSurfaceDistance:
 
 def test_volumes_by_definition() -> None:
     for preds, target, spacing in CASES:
-        scores = measure_organ(preds, target, spacing)
+        scores = compare_organ(preds, target, spacing)
         expected = [mask.sum() * math.prod(spacing) / 1000 for mask in (preds, target)]
         assert [scores["volume_preds_ml"], scores["volume_target_ml"]] == pytest.approx(expected)
         assert scores["volume_difference_ml"] == pytest.approx(expected[0] - expected[1])
@@ -163,7 +163,7 @@ def test_added_path_length_by_definition() -> None:
         for slices in zip(preds, target, strict=True):
             drawn, wanted = (mask & ~binary_erosion(mask) for mask in slices)
             pixels += np.count_nonzero(wanted & ~drawn)
-        scores = measure_organ(preds, target, (depth, height, width))
+        scores = compare_organ(preds, target, (depth, height, width))
         assert scores["added_path_length_mm"] == pytest.approx(pixels * (height + width) / 2)
 
 
@@ -181,7 +181,7 @@ class TestByHand:
     )
     def test_two_pixels(self, other: tuple[int, int, int], expected: float) -> None:
         case = pixels((0, 0, 0)), pixels(other), (3.0, 1.5, 2.0)
-        scores, distances = measure_organ(*case), distances_of(case)
+        scores, distances = compare_organ(*case), distances_of(case)
         assert [scores[name] for name in ("hausdorff_mm", "hausdorff95_mm", "mean_surface_distance_mm")] == [
             expected
         ] * 3
@@ -190,13 +190,13 @@ class TestByHand:
             assert normalised_surface_dice(distances, expected - 0.01) == 0
 
     def test_on_2_pixels_2mm_away(self) -> None:
-        assert measure_organ(pixels((3, 3, 2)), pixels((3, 3, 4)), (3, 1, 1))["hausdorff_mm"] == 2
+        assert compare_organ(pixels((3, 3, 2)), pixels((3, 3, 4)), (3, 1, 1))["hausdorff_mm"] == 2
 
     def test_hd95_lies_between_the_greatest_distances(self) -> None:
         # 20 pixels that both have, and one 4 mm off: 95 % of 21 pixels is the 20th, whose distance is 0.
         row = [(0, y, x) for y in range(5) for x in range(4)]
         preds, target = pixels(*row, (0, 0, 7)), pixels(*row)
-        scores = measure_organ(preds, target, (1, 1, 1))
+        scores = compare_organ(preds, target, (1, 1, 1))
         assert (scores["hausdorff_mm"], scores["hausdorff95_mm"]) == (4, 0)
         for masks in ((preds, target), (target, preds)):  # the greater way
             assert hausdorff_distance(distances_of((*masks, (1, 1, 1))), 97.5) == pytest.approx(2)
@@ -206,27 +206,27 @@ class TestByHand:
         hollow = whole.copy()
         hollow[2, 2, 2] = False
         # The six voxels around it, a step below the surface.
-        assert measure_organ(hollow, whole, (1, 1, 1))["hausdorff_mm"] == 1
+        assert compare_organ(hollow, whole, (1, 1, 1))["hausdorff_mm"] == 1
 
     def test_volume_difference_has_a_sign(self) -> None:
         preds, target = pixels((0, 0, 0)), pixels((1, 1, 1), (1, 1, 2), (1, 1, 3))
-        assert measure_organ(preds, target, (10, 10, 10))["volume_difference_ml"] == -2.0
-        assert measure_organ(target, preds, (10, 10, 10))["volume_difference_ml"] == 2.0
+        assert compare_organ(preds, target, (10, 10, 10))["volume_difference_ml"] == -2.0
+        assert compare_organ(target, preds, (10, 10, 10))["volume_difference_ml"] == 2.0
 
     def test_a_square_moved_by_a_pixel(self) -> None:
         target, preds = np.zeros((1, 8, 8), dtype=bool), np.zeros((1, 8, 8), dtype=bool)
         target[0, 1:5, 1:5] = preds[0, 1:5, 2:6] = True
         # Of the 12 contour pixels the upper and the lower row share 3 each with the other square's.
-        assert measure_organ(preds, target, (3, 1.5, 1.5))["added_path_length_mm"] == 6 * 1.5
+        assert compare_organ(preds, target, (3, 1.5, 1.5))["added_path_length_mm"] == 6 * 1.5
 
     def test_paths_are_drawn_slice_by_slice(self) -> None:
         # The truth's contour lies on the next slice of the prediction: near in 3D, yet all of it is to be drawn.
         preds, target = pixels((2, 2, 2)), pixels((3, 2, 2))
-        assert measure_organ(preds, target, (0.1, 1.5, 1.5))["added_path_length_mm"] == 1.5
+        assert compare_organ(preds, target, (0.1, 1.5, 1.5))["added_path_length_mm"] == 1.5
 
     def test_pixels_that_are_not_square(self) -> None:
         target = pixels((0, 0, 0), (0, 0, 1))
-        assert measure_organ(pixels(), target, (3, 1.0, 2.0))["added_path_length_mm"] == 2 * 1.5
+        assert compare_organ(pixels(), target, (3, 1.0, 2.0))["added_path_length_mm"] == 2 * 1.5
 
     def test_empty_masks(self) -> None:
         empty, one = pixels(), pixels((1, 2, 3))
@@ -248,7 +248,7 @@ class TestByHand:
                 "volume_preds_ml": preds.sum() * 0.00675,
                 "volume_target_ml": target.sum() * 0.00675,
             }
-            scores = measure_organ(preds, target, spacing)
+            scores = compare_organ(preds, target, spacing)
             assert list(scores) == list(expected)
             assert scores == pytest.approx(expected, nan_ok=True)
 
@@ -256,18 +256,18 @@ class TestByHand:
 class TestErrors:
     def test_shapes(self) -> None:
         with pytest.raises(ValueError, match=r"one shape \(D, H, W\), but got \(6, 6, 8\) and \(6, 8\)"):
-            measure_organ(pixels(), pixels()[0], (1, 1, 1))
+            compare_organ(pixels(), pixels()[0], (1, 1, 1))
         with pytest.raises(ValueError, match="one shape"):
-            measure_organ(pixels()[0], pixels()[0], (1, 1, 1))
+            compare_organ(pixels()[0], pixels()[0], (1, 1, 1))
 
     def test_masks_that_are_not_binary(self) -> None:
         labels = pixels((1, 2, 3)).astype(np.float32)
-        assert measure_organ(labels, labels, (1, 1, 1))["volume_dice"] == 1
+        assert compare_organ(labels, labels, (1, 1, 1))["volume_dice"] == 1
         labels[4, 5, 6], labels[5, 0, 0] = 0.5, np.nan
         with pytest.raises(ValueError, match=r"preds: .* but got 0.5 at \(4, 5, 6\); 2 voxels are neither"):
-            measure_organ(labels, pixels(), (1, 1, 1))
+            compare_organ(labels, pixels(), (1, 1, 1))
 
     @pytest.mark.parametrize("spacing", [(1, 1), (1, 1, 0), (1, -1, 1), (1, 1, math.nan), (math.inf, 1, 1)])
     def test_spacing(self, spacing: tuple[float, ...]) -> None:
         with pytest.raises(ValueError, match="expected spacing_mm of three positive numbers"):
-            measure_organ(pixels(), pixels(), spacing)
+            compare_organ(pixels(), pixels(), spacing)

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.scans import ScanScore, average_patients, measure_scan, score_scans
+from gi_segmentation.scoring.scans import ScanScore, average_patients, compare_masks, score_scans
 from gi_segmentation.scoring.tables import describe_clinical, format_clinical, tabulate_scans
 
 
@@ -24,7 +24,7 @@ def random_scans(number: int, seed: int = 0, slices: int = 6) -> list[ScanScore]
             target = rng.random((3, slices, 7, 8)) < rng.choice([0, 0.2, 0.5], (3, slices, 1, 1))
             preds = target ^ (rng.random(target.shape) < rng.uniform(0, 0.3))
             labels = rng.integers(0, 40, (4, 3))
-            scans.append(measure_scan(patient, f"case{patient}_day{day}", preds, target, label_counts=labels))
+            scans.append(compare_masks(patient, f"case{patient}_day{day}", preds, target, label_counts=labels))
     return scans
 
 
@@ -46,7 +46,7 @@ class TestScores:
         # Large bowel: 2/3 and 1 on two slices of one scan, nothing on the other's; stomach only predicted there.
         target, preds = np.zeros((2, 3, 2, 1, 4), dtype=bool), np.zeros((2, 3, 2, 1, 4), dtype=bool)
         target[0, 0, :, 0, 0] = preds[0, 0, :, 0, 0] = preds[0, 0, 0, 0, 1] = preds[1, 2, 0, 0, 3] = True
-        scans = [measure_scan("a", f"scan{index}", preds[index], target[index]) for index in range(2)]
+        scans = [compare_masks("a", f"scan{index}", preds[index], target[index]) for index in range(2)]
         scores = score_scans(scans)
         assert scores["dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
         assert (scores["dice_large_bowel"], scores["dice_stomach"]) == (pytest.approx(5 / 6), 0)
@@ -62,7 +62,7 @@ class TestScores:
         target = empty.copy()
         target[0, 0] = True
         rules = PRESETS["first_place"]
-        scores = score_scans([measure_scan("a", "a", empty, target, rules)], rules)
+        scores = score_scans([compare_masks("a", "a", empty, target, rules)], rules)
         assert (scores["dice"], scores["competition_dice"]) == (0, pytest.approx(5 / 6))
         assert scores["hausdorff_score"] == pytest.approx(1 - 1 / 3)  # of each organ: 1, 0 and 0
 
@@ -82,13 +82,13 @@ class TestScores:
                 [((preds == k) & (target == k)).sum(), (preds == k).sum(), (target == k).sum()] for k in range(4)
             ]
             empty = np.zeros((3, 1, 6, 7), dtype=bool)
-            scans.append(measure_scan("a", len(scans), empty, empty, label_counts=np.array(counts)))
+            scans.append(compare_masks("a", len(scans), empty, empty, label_counts=np.array(counts)))
         expected = f1_score(masks[1].reshape(-1), masks[0].reshape(-1), average="macro")
         assert score_scans(scans)["macro_f1_seed"] == pytest.approx(expected, abs=1e-12)
 
     def test_nothing_to_score_is_nan_and_not_a_number_made_up(self) -> None:
         empty = np.zeros((3, 2, 4, 4), dtype=bool)
-        for scans in ([], [measure_scan("a", "a", empty, empty)]):
+        for scans in ([], [compare_masks("a", "a", empty, empty)]):
             assert all(math.isnan(value) for value in score_scans(scans).values())
 
     @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ class TestScores:
     def test_masks_that_do_not_fit(self, shapes: Any) -> None:
         preds, target = (np.zeros(shape, dtype=bool) for shape in shapes)
         with pytest.raises(ValueError, match=r"case1: expected predicted and true masks of one shape \(3, D, H, W\)"):
-            measure_scan(1, "case1", preds, target)
+            compare_masks(1, "case1", preds, target)
 
     def test_a_row_per_scan_and_organ_from_which_the_scores_follow(self) -> None:
         scans = random_scans(8)

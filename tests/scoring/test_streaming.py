@@ -10,12 +10,12 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import EvalPrediction
 
-from gi_segmentation.data.slices import plan_scans
+from gi_segmentation.data.scan_plans import plan_scans
 from gi_segmentation.errors import InputError
-from gi_segmentation.inference.masks import pack_masks
+from gi_segmentation.models.masks import pack_masks
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.scoring.clinical import measure_organ
-from gi_segmentation.scoring.scans import measure_scan, score_scans
+from gi_segmentation.scoring.clinical import compare_organ
+from gi_segmentation.scoring.scans import compare_masks, score_scans
 from gi_segmentation.scoring.streaming import StreamingScorer
 from gi_segmentation.training.evaluation import ComputeMetrics
 
@@ -57,10 +57,10 @@ class TestScanScorer:
             preds = [np.unpackbits(one, count=3 * size[0] * size[1]).reshape(3, *size) for one in bits]
             volume = np.stack(preds, axis=1).astype(bool)
             spacing_mm = (3.0, *rows[0]["pixel_spacing"])
-            clinical = [measure_organ(*masks, spacing_mm) for masks in zip(volume, target, strict=True)]
+            clinical = [compare_organ(*masks, spacing_mm) for masks in zip(volume, target, strict=True)]
             labels = sum(counts for (case, day, _), _, counts in slices if f"case{case}_day{day}" == scan)
             expected.append(
-                measure_scan(rows[0]["case"], scan, volume, target, label_counts=labels, clinical=clinical)
+                compare_masks(rows[0]["case"], scan, volume, target, label_counts=labels, clinical=clinical)
             )
         scores = score_slices(scorer, slices)
         assert scores == score_scans(expected)

@@ -18,7 +18,7 @@ from gi_segmentation.rle import decode, encode
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.score import main
-from gi_segmentation.scoring.clinical import measure_organ
+from gi_segmentation.scoring.clinical import compare_organ
 from tests.support.scoring import score_submission
 
 HEIGHT, WIDTH = 4, 5
@@ -195,7 +195,7 @@ class TestClinical:
         for (scan, organ), found in rows.iterrows():
             target = np.stack([masks[f"{scan}_slice_{n:04d}"][ORGANS.index(organ)] for n in (3, 4, 5)])
             spacing = (3.0, 1.0, 1.5 if scan == "case10_day0" else 2.0)
-            expected = measure_organ(np.roll(target, 1, axis=2), target, spacing)
+            expected = compare_organ(np.roll(target, 1, axis=2), target, spacing)
             assert found[list(expected)].to_dict() == pytest.approx(expected, nan_ok=True)
         out = capsys.readouterr().out
         assert "| mean ± SD over patients [95 % interval of the mean] | large bowel | small bowel | stomach |" in out

@@ -13,8 +13,8 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import PersonName
 
-from gi_segmentation.inference.dicom_series import find_series
-from gi_segmentation.inference.volumes import Volume
+from gi_segmentation.formats.dicom.series import find_series
+from gi_segmentation.formats.volumes import Volume
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gi_segmentation.data.preprocessing import attach_transform
 from gi_segmentation.data.streaming import StreamedRows
+from gi_segmentation.data.transforms import attach_transform
 from gi_segmentation.training.trainer import SegmentationTrainer, train
 from tests.support.training import make_trainer
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 
-from gi_segmentation.arguments import parse_arguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer, train

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gi_segmentation.data.kaggle import find_slices
+from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import ORGANS

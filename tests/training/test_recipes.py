@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
+from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.models.encoders import pick_stages
 from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.models.random import build_model, parse_overrides, random_config

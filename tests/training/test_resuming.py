@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import run_segmentation
-from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
+from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
+from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.publishing import facts as facts_module
 from gi_segmentation.publishing.facts import changed_arguments, continue_facts, describe_start, settle_facts

@@ -1,0 +1,172 @@
+"""Read `train.csv`, or a submission: run-length encodings by slice and organ."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gi_segmentation.errors import one_line
+from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError, SliceFile
+from gi_segmentation.rle import RleError, Runs, parse_runs
+from gi_segmentation.schema import ORGANS
+
+# Characters of one value of a CSV. The longest encoding of a slice of `MAX_PIXELS` is shorter.
+MAX_CHARACTERS = 2**26
+
+
+class Annotation(NamedTuple):
+    """One row of `train.csv`: the mask of an organ on a slice. `row` is the line number in the file."""
+
+    rle: str
+    row: int
+
+
+def read_annotations(
+    csv_path: Path, rle_column: str = "segmentation"
+) -> tuple[dict[str, dict[str, Annotation]], list[str]]:
+    """Read an annotation CSV, or a submission.
+
+    Args:
+        csv_path: File with the columns `id`, `class` and `rle_column`; other columns are ignored.
+        rle_column: Column of the run-length encodings: `segmentation` in `train.csv`, `predicted` in a submission.
+
+    Returns:
+        Annotations by slice id and organ, and the problems of the rows that were left out. The encodings are not
+        checked here, because this needs the size of the image; see `read_segmentation`.
+
+    Raises:
+        KaggleDataError: If the file does not exist, is not a CSV, lacks a column or has no rows.
+    """
+    columns = ("id", "class", rle_column)
+    if not csv_path.is_file():
+        raise KaggleDataError(
+            [f"{csv_path}: no such file; expected Kaggle's CSV with the columns {', '.join(columns)}"]
+        )
+    ids, organs, rles = read_table(csv_path, columns)
+    annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
+    problems: list[str] = []
+    left_out: list[int] = []
+    for index, (slice_id, organ, rle) in enumerate(zip(ids, organs, rles, strict=True)):
+        # Rows are numbered as an editor numbers lines: from 1, and line 1 is the header.
+        row = index + 2
+        where = f"{csv_path}, row {row}"
+        # A blank line is harmless. It was read only so that the rows below keep their numbers.
+        if not (slice_id or organ or rle):
+            continue
+        if not ID_PATTERN.fullmatch(slice_id):
+            problems.append(f"{where}: expected an id like case123_day20_slice_0001, got {slice_id!r}; correct it")
+            left_out.append(index)
+        elif organ not in ORGANS:
+            problems.append(f"{where}: expected a class of {', '.join(ORGANS)}; got {organ!r}; correct it")
+            left_out.append(index)
+        elif organ in annotations[slice_id]:
+            first = annotations[slice_id][organ].row
+            problems.append(f"{where}: {slice_id} {organ} is in row {first} already; remove one")
+        else:
+            annotations[slice_id][organ] = Annotation(rle, row)
+    if not annotations and not problems:
+        raise KaggleDataError([f"{csv_path}: no rows below the header; download it again"])
+    # One mistake must give one message. A row that was left out has been reported, and its slice would be reported
+    # again because it lacks an organ. An empty mask prevents this. It is never used: a folder with problems is not
+    # built, and a submission with problems is not scored.
+    for index in left_out:
+        if meant := guess_row(index, ids, organs, annotations):
+            slice_id, organ = meant
+            annotations[slice_id][organ] = Annotation("", index + 2)
+    return dict(annotations), problems
+
+
+def read_header(csv_path: Path) -> list[str]:
+    """Return the names of the columns of a CSV that `read_table` can read."""
+    with csv_path.open(encoding="utf-8-sig", newline="") as file:
+        return next(csv.reader(file))
+
+
+def read_table(csv_path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """Read columns of a CSV as text. Blank lines are kept, so that the number of a row is its line in the file.
+
+    Returns:
+        The values of each column, in the order of `columns`. Those of a blank line are empty.
+
+    Raises:
+        KaggleDataError: If the file is not a CSV, lacks a column, or has a row with more or fewer values than columns.
+    """
+    # The module `csv` tells a row that was cut off from a row with an empty value. pandas fills up the former.
+    csv.field_size_limit(MAX_CHARACTERS)
+    try:
+        with csv_path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.reader(file, strict=True))
+        if not lines:
+            raise csv.Error("it is empty")
+        header, *rows = lines
+        if separator := next((sign for sign in ";\t|" if len(header) == 1 and sign in header[0]), None):
+            raise KaggleDataError(
+                [f"{csv_path}: expected values separated by commas, got {separator!r} between them; save it again so"]
+            )
+        wrong = next((index for index, row in enumerate(rows) if row and len(row) != len(header)), None)
+        if wrong is not None:
+            raise csv.Error(f"expected {len(header)} values in line {wrong + 2}, got {len(rows[wrong])}")
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        reason = one_line(error)
+        raise KaggleDataError(
+            [f"{csv_path}: expected a CSV in UTF-8, but it is not readable ({reason}); download it again"]
+        ) from error
+    missing = [column for column in columns if header.count(column) != 1]
+    if missing:
+        raise KaggleDataError(
+            [f"{csv_path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing or given twice, "
+             f"got {' '.join(', '.join(header).split())[:200]}; download it again"]
+        )  # fmt: skip
+    places = [header.index(column) for column in columns]
+    return [[row[place] if row else "" for row in rows] for place in places]
+
+
+def guess_row(
+    index: int, ids: Sequence[str], organs: Sequence[str], annotations: dict[str, dict[str, Annotation]]
+) -> tuple[str, str] | None:
+    """Guess which organ of which slice a row with a wrong id or a wrong class stands for.
+
+    Args:
+        index: Index of the row.
+        ids: Column `id` of all rows.
+        organs: Column `class` of all rows.
+        annotations: By slice id and organ, from the rows that are right.
+
+    Returns:
+        Slice id and organ. None if all slices near the row have all their organs.
+    """
+    # The three rows of a slice stand together. So the slice is that of the row itself or, if its id is wrong, that of
+    # a row at most two lines away.
+    near = [ids[other] for other in (index, index - 1, index + 1, index - 2, index + 2) if 0 <= other < len(ids)]
+    possible = (organs[index],) if organs[index] in ORGANS else ORGANS
+    for slice_id in filter(ID_PATTERN.fullmatch, near):
+        for organ in possible:
+            if organ not in annotations.get(slice_id, {}):
+                return slice_id, organ
+    return None
+
+
+def read_segmentation(
+    organs: dict[str, Annotation], slice_file: SliceFile, csv_path: Path
+) -> tuple[dict[str, Runs], list[str]]:
+    """Read and check the encodings of a slice.
+
+    Returns:
+        The runs of each organ with a valid encoding. Then the problems: wrong encodings, and organs without a row.
+    """
+    runs: dict[str, Runs] = {}
+    problems: list[str] = []
+    for organ in ORGANS:
+        if organ not in organs:
+            problems.append(
+                f"{csv_path}: {slice_file.id} has no row for {organ}; add one, with an empty segmentation if need be"
+            )
+            continue
+        try:
+            runs[organ] = parse_runs(organs[organ].rle, slice_file.height * slice_file.width)
+        except RleError as error:
+            problems.append(
+                f"{csv_path}, row {organs[organ].row}: {slice_file.id} {organ}: {error}; correct the segmentation"
+            )
+    return runs, problems

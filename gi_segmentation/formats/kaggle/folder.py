@@ -1,0 +1,245 @@
+"""Read a folder in Kaggle's layout: `train.csv` and the slice images.
+
+A problem of the data does not stop the reading. It becomes one line of text that names the file, the row and what to
+do, so that a user sees all problems at once.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from gi_segmentation.errors import InputError
+from gi_segmentation.files import FoundFiles, find_files, is_hidden
+from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations
+from gi_segmentation.formats.kaggle.names import (
+    FILE_PATTERN,
+    FOLDER_PATTERN,
+    SCAN_PATTERN,
+    KaggleDataError,
+    SliceFile,
+    parse_slice_path,
+    scan_folder,
+)
+from gi_segmentation.schema import slice_name
+
+# Scans with faulty images or outlines, according to the competition's hosts (data tab and its discussion).
+FAULTY_SCANS = frozenset(
+    {
+        "case7_day0",
+        "case9_day27",
+        "case13_day0",
+        "case34_day20",
+        "case43_day18",
+        "case43_day26",
+        "case61_day14",
+        "case81_day30",
+        "case83_day11",
+        "case124_day19",
+        "case138_day0",
+        "case144_day15",
+    }
+)
+
+
+@dataclass(frozen=True)
+class KaggleScan:
+    """One volume.
+
+    Attributes:
+        name: For example `case123_day20`.
+        case: Number of the patient.
+        slices: Sorted by number.
+        annotations: By slice id and organ; None if the split has no annotations.
+        fold: Number of the fold of its patient; None before the patients are divided.
+    """
+
+    name: str
+    case: int
+    slices: list[SliceFile]
+    annotations: dict[str, dict[str, Annotation]] | None = field(default=None, repr=False)
+    fold: int | None = None
+
+
+def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
+    """List the slice images below a folder.
+
+    Args:
+        folder: Any folder above the slices: `train` of a Kaggle folder, or the folder of one scan.
+
+    Returns:
+        The slices, sorted by case, day and number. Then the problems, see `parse_slices`, and links to folders that
+        are missing.
+
+    Raises:
+        KaggleDataError: If a folder cannot be read.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return [], []
+    try:
+        found = find_files(folder) if folder.exists() else FoundFiles([], [folder], [])
+    except InputError as error:
+        raise KaggleDataError([str(error)]) from error
+    slices, problems = parse_slices(list_pngs(found))
+    return slices, [*problems.values(), *find_lost(found.broken).values()]
+
+
+def list_pngs(found: FoundFiles) -> list[Path]:
+    """Return the PNGs of a folder, sorted.
+
+    A link with the name of a scan is a scan, even if its folder is also there under another name. A broken link to a
+    PNG is one of them, because it stands for a slice: who reads it gets an error.
+    """
+    files = found.files + found.broken
+    for folder in found.repeated:
+        if SCAN_PATTERN.fullmatch(scan_folder(folder / "slice.png")):
+            files += [path for path in (*folder.glob("*"), *folder.glob("scans/*")) if not is_hidden(path)]
+    return sorted(path for path in files if path.suffix == ".png")
+
+
+def find_lost(broken: Sequence[Path]) -> dict[Path, str]:
+    """Return the problems of the broken links that have the name of a folder with slices."""
+    return {
+        path: f"{path}: a link to {path.readlink()}, which is missing; correct the link or remove it"
+        for path in broken
+        if FOLDER_PATTERN.fullmatch(path.name)
+    }
+
+
+def parse_slices(paths: Iterable[Path]) -> tuple[list[SliceFile], dict[Path, str]]:
+    """Read the paths of slice images, in any order.
+
+    Returns:
+        The slices, sorted by case, day and number. Then the problems by file: each PNG whose path does not describe a
+        slice, and each PNG with the id of another one.
+    """
+    slices: dict[str, SliceFile] = {}
+    misnamed: dict[Path, str] = {}
+    copies: dict[Path, str] = {}
+    # By links to its folder, one file can have several paths. It is one slice, under a path that is right.
+    resolve = cache(Path.resolve)
+    for path in sorted(paths):
+        try:
+            parsed = parse_slice_path(path)
+        except KaggleDataError as error:
+            misnamed[path] = str(error)
+            continue
+        # Two files can have one id, because the id has neither size nor spacing.
+        first = slices.setdefault(parsed.id, parsed).path
+        if path != first and (path.name, resolve(path.parent)) != (first.name, resolve(first.parent)):
+            copies[path] = f"{path}: the same slice as {first}; remove one of them"
+    if misnamed:
+        right = {(one.path.name, resolve(one.path.parent)) for one in slices.values()}
+        misnamed = {path: text for path, text in misnamed.items() if (path.name, resolve(path.parent)) not in right}
+    problems = dict(sorted((misnamed | copies).items()))
+    # Sorted by numbers: as text, case10 would come before case2.
+    return sorted(slices.values(), key=lambda item: (item.case, item.day, item.number)), problems
+
+
+def split_names(kaggle_dir: Path) -> list[str]:
+    """Return the splits of a Kaggle folder: always `train`, and `test` if that folder has slices or problems."""
+    return ["train", "test"] if any(find_slices(kaggle_dir / "test")) else ["train"]
+
+
+def group_scans(slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]] | None) -> list[KaggleScan]:
+    """Group sorted slices into scans, and add the annotations of their slices."""
+    by_scan: dict[str, list[SliceFile]] = defaultdict(list)
+    for slice_file in slices:
+        by_scan[slice_file.scan].append(slice_file)
+    return [
+        KaggleScan(
+            name=name,
+            case=members[0].case,
+            slices=members,
+            annotations=None if annotations is None else {s.id: annotations.get(s.id, {}) for s in members},
+        )
+        for name, members in by_scan.items()
+    ]
+
+
+def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[KaggleScan], list[str]]:
+    """List the scans of a Kaggle folder and their annotations.
+
+    Args:
+        kaggle_dir: Folder with `train.csv` and `train/`.
+        split: `train`, whose slices need annotations, or `test`, whose slices have none.
+
+    Returns:
+        The scans, sorted by case and day, and the problems of the CSV and of the file names. Pixels are not read. If
+        the CSV is not readable, the scans have no annotations.
+
+    Raises:
+        KaggleDataError: If the folder does not exist.
+    """
+    folder = kaggle_dir / split
+    if not kaggle_dir.is_dir():
+        raise KaggleDataError([f"{kaggle_dir}: no such folder; expected the unpacked Kaggle download"])
+    csv_path = kaggle_dir / "train.csv"
+    annotations: dict[str, dict[str, Annotation]] | None = None
+    problems: list[str] = []
+    if split == "train":
+        try:
+            annotations, problems = read_annotations(csv_path)
+        except KaggleDataError as error:
+            # The images are checked all the same: one run must report all problems.
+            problems = error.problems
+    slices, path_problems = find_slices(folder)
+    problems += path_problems
+    if not slices and not path_problems:
+        problems.append(
+            f"{folder}: no slices; expected caseN/caseN_dayN/scans/slice_*.png below it; unpack them there"
+        )
+    elif annotations is not None:
+        problems += compare_slices(slices, annotations, folder, csv_path)
+    return group_scans(slices, annotations), problems
+
+
+def compare_slices(
+    slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]], folder: Path, csv_path: Path
+) -> list[str]:
+    """Return the problems of slices with an image but no rows, and of slices with rows but no image."""
+    found = {slice_file.id for slice_file in slices}
+    missing: dict[str, list[str]] = defaultdict(list)
+    for slice_id in annotations:
+        if slice_id not in found:
+            missing[slice_id.split("_slice_")[0]].append(slice_id)
+    # Again one message for one mistake: `find_slices` has reported every image with a wrong name, so its slice is not
+    # reported as missing too. Names with a number come first, because they leave fewer slices to choose from.
+    pngs = list_pngs(find_files(folder)) if missing and folder.is_dir() else []
+    misnamed = [path for path in pngs if not FILE_PATTERN.fullmatch(path.name)]
+    for path in sorted(misnamed, key=lambda path: (re.search(r"\d", path.name) is None, path)):
+        candidates = missing.get(scan_folder(path), [])
+        meant = guess_slice(path, candidates)
+        if meant is not None:
+            candidates.remove(meant)
+    problems = [
+        f"{csv_path}, row {min(annotation.row for annotation in annotations[slice_id].values())}: "
+        f"no PNG for {slice_id} under {folder}; add the file or remove its rows"
+        for candidates in missing.values()
+        for slice_id in candidates
+    ]
+    problems += [
+        f"{s.path}: no rows for {s.id} in {csv_path}; add them or remove the file"
+        for s in slices
+        if s.id not in annotations
+    ]
+    return problems
+
+
+def guess_slice(path: Path, candidates: Sequence[str]) -> str | None:
+    """Guess which slice an image with a wrong name is.
+
+    Args:
+        path: The image.
+        candidates: Ids of the slices of its scan that have no image.
+
+    Returns:
+        The slice with the number in the name or, if the scan has only one candidate, this one. Otherwise None.
+    """
+    number = re.search(r"\d+", path.name, re.ASCII)
+    meant = slice_name(scan_folder(path), int(number[0])) if number else None
+    if meant in candidates:
+        return meant
+    return candidates[0] if len(candidates) == 1 else None

@@ -1,0 +1,238 @@
+"""Load the checkpoints that predict, one or several for an ensemble, and read their configurations."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from transformers import PreTrainedModel, SegformerImageProcessorPil
+
+from gi_segmentation.data.transforms import normalize
+from gi_segmentation.errors import InputError, hub_errors
+from gi_segmentation.formats.algorithm import hash_weights
+from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.internals import speed_up_segformer_head
+from gi_segmentation.models.configuration import find_label_mode
+from gi_segmentation.models.loading import load_checkpoint
+from gi_segmentation.models.masks import FLIPS, flip_logits
+from gi_segmentation.postprocessing.limits import Postprocessing
+from gi_segmentation.review.ranges import TrainingRanges, join_ranges
+from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
+from gi_segmentation.shortages import find_shortage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint that is ready to predict, alone or as a member of an ensemble.
+
+    Attributes:
+        name: Folder or Hub id of the checkpoint, and after an @ its revision if one was named.
+        model: The model, on its device.
+        bf16: Whether it computes in 16 bits where autocast does so.
+        processor: Its image processor.
+        slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
+        label_mode: What its channels mean.
+        commit: The commit on the Hub that it was loaded from; for a folder, a fingerprint of its weights.
+    """
+
+    name: str
+    model: PreTrainedModel
+    bf16: bool
+    processor: SegformerImageProcessorPil
+    slice_context: int
+    label_mode: LabelMode
+    commit: str
+
+    def logits(self, images: torch.Tensor, flips: bool = False) -> torch.Tensor:
+        """Return the logits of slices, without a flip and, with `flips`, with each flip.
+
+        Args:
+            images: Prepared pixels, uint16, shape `(B, S, S, 1 or 3)`, on any device.
+            flips: Whether to compute the flips too.
+
+        Returns:
+            float32, shape `(1 or number of flips, B, channels, h, w)`.
+        """
+        pixel_values = normalize(images.to(self.model.device), self.processor)
+        axes = FLIPS if flips else FLIPS[:1]
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            return flip_logits(self.model, pixel_values, axes)
+
+
+def load_members(names: list[str], revision: str | None, computation: Computation) -> list[Member]:
+    """Load one checkpoint, or several for an ensemble.
+
+    Args:
+        names: Folders or Hub ids.
+        revision: Branch, tag or commit of all of them on the Hub; None: the main branch.
+        computation: How the models are computed.
+
+    Raises:
+        InputError: If a checkpoint cannot be used, or if the checkpoints have different labels.
+    """
+    return check_label_modes([load_member(name, revision, computation) for name in names])
+
+
+def load_folds(name: str, computation: Computation) -> list[Member]:
+    """Load the models of all folds of a cross-validation, for an ensemble.
+
+    Args:
+        name: The folder of a cross-validation with folders `fold-K`, or a Hub id with branches `fold-K`.
+        computation: How the models are computed.
+
+    Raises:
+        InputError: If there are no folds, or if a checkpoint cannot be used.
+    """
+    local = Path(name).is_dir()
+    if local:
+        found = [path.name for path in Path(name).iterdir() if path.is_dir()]
+    else:
+        with hub_errors("listing the branches of", name):
+            found = [branch.name for branch in HfApi().list_repo_refs(name).branches]
+    # `fold-all` is not among them: it was trained on all patients. Shorter names come first, so 10 comes after 9.
+    folds = sorted((fold for fold in found if re.fullmatch(r"fold-\d+", fold)), key=lambda fold: (len(fold), fold))
+    if not folds:
+        raise InputError(
+            f"--folds: {name} has no folders or branches fold-0, fold-1, ...; name what cross_validate wrote or "
+            f"published, or leave out --folds"
+        )
+    return check_label_modes(
+        [
+            load_member(str(Path(name) / fold), None, computation) if local else load_member(name, fold, computation)
+            for fold in folds
+        ]
+    )
+
+
+def load_member(name: str, revision: str | None, computation: Computation) -> Member:
+    """Load one checkpoint; arguments as `load_members`."""
+    model, processor = load_checkpoint(name, revision)
+    # Training writes `slice_context` into the configuration. Without it, a model sees the slice alone.
+    context = getattr(model.config, "slice_context", 0)
+    # `load_checkpoint` has refused checkpoints with other labels, so the result is not None.
+    label_mode = cast(LabelMode, find_label_mode(model.config))
+    title = f"{name}@{revision}" if revision else name
+    model = move_model(model, computation.device)
+    if computation.fast_head:
+        speed_up_segformer_head(model)
+    commit = find_commit(name, revision) or hash_weights(Path(name))
+    bf16 = computation.precision == "bf16" or (computation.precision == "auto" and has_bf16_units(model.device))
+    return Member(title, model, bf16, processor, context, label_mode, commit)
+
+
+def find_commit(name: str, revision: str | None) -> str | None:
+    """Return the commit on the Hub from which a checkpoint was loaded; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    # The cache has a folder per commit. A model does not always know its commit.
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Return whether a device has units that multiply matrices of 16-bit numbers (bfloat16)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # On a CPU these units are called AMX.
+    return device.type == "cpu" and processor_has("amx_bf16")
+
+
+def processor_has(capability: str) -> bool:
+    """Return whether the processor has a set of instructions, by PyTorch's name for it."""
+    # Older releases of PyTorch cannot tell.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get(capability))
+
+
+def describe_computation(members: Sequence[Member]) -> str:
+    """Return a line that tells the user where and in which precision the checkpoints are computed."""
+    bits = "16 bits (bf16)" if members[0].bf16 else "32 bits"
+    return f"computes on {members[0].model.device} in {bits}"
+
+
+def check_label_modes(members: list[Member]) -> list[Member]:
+    """Return the members of an ensemble, if their channels mean the same.
+
+    Raises:
+        InputError: If not.
+    """
+    # A softmax over four labels and a sigmoid per organ are different probabilities, and their mean has no meaning.
+    if len({member.label_mode for member in members}) > 1:
+        labels = "; ".join(f"{m.name}: {', '.join(LABELS_BY_MODE[m.label_mode])}" for m in members)
+        raise InputError(f"--model: expected checkpoints of one label mode, got {labels}")
+    return members
+
+
+def move_model(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
+    """Move a model to a device; None: the GPU if there is one.
+
+    Raises:
+        InputError: If the device does not exist.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device)  # type: ignore[arg-type]
+    # PyTorch raises AssertionError if it was built without CUDA.
+    except (RuntimeError, AssertionError) as error:
+        if find_shortage(error):
+            raise
+        raise InputError(f"--device {device}: {error}") from error
+
+
+def find_common_ranges(members: Sequence[Member]) -> TrainingRanges | None:
+    """Return the ranges of the scans that the checkpoints were trained on; None if one of them does not say it.
+
+    Raises:
+        InputError: If a configuration has ranges of another form.
+    """
+    found = []
+    for member in members:
+        ranges = read_config(member, "training_ranges", TrainingRanges.from_config, "leave report out of --format")
+        if ranges is None:
+            return None
+        found.append(ranges)
+    return join_ranges(found)
+
+
+def read_config(member: Member, key: str, read: Callable[[Any], T], way_out: str) -> T | None:
+    """Read what a training wrote into the configuration of a checkpoint; None if it has no such key.
+
+    Args:
+        member: The checkpoint.
+        key: The key.
+        read: Reads and checks the value.
+        way_out: What the user can do if the value is wrong, for the message.
+
+    Raises:
+        InputError: If the value has another form.
+    """
+    value = getattr(member.model.config, key, None)
+    try:
+        return None if value is None else read(value)
+    except InputError as error:
+        raise InputError(f"{member.name}: config.json: {error}; {way_out}") from error
+
+
+def find_postprocessing(members: Sequence[Member]) -> tuple[Postprocessing | None, str]:
+    """Find the post-processing that all checkpoints have in their configuration.
+
+    Returns:
+        The post-processing, or None; and a line for the user, which is empty if no checkpoint has any.
+
+    Raises:
+        InputError: If a configuration has post-processing of another form.
+    """
+    way_out = "--no_postprocessing predicts without it"
+    found = [read_config(member, "postprocessing", Postprocessing.from_config, way_out) for member in members]
+    # The limits of one checkpoint were learnt on its own probabilities. An ensemble has other probabilities, so its
+    # members must at least agree.
+    if any(settings != found[0] for settings in found):
+        return None, "no post-processing is applied, because the checkpoints do not have the same"
+    if found[0] is None:
+        return None, ""
+    return found[0], f"post-processing of the checkpoint: {found[0].describe()} (off: --no_postprocessing)"
