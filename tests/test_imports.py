@@ -150,6 +150,12 @@ def test_each_wing_says_what_it_imports() -> None:
         assert {"ground", *re.findall("`([a-z_.]+)`", sentence)} == ALLOWED[wing], f"{wing}: {sentence}"
 
 
+def test_the_design_lists_what_each_wing_imports() -> None:
+    listed = re.findall(r"^(\w+) +(ground.*)$", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.M)
+    expected = {wing: allowed for wing, allowed in ALLOWED.items() if wing not in ("ground", *OURS)}
+    assert {wing: set(names.split(", ")) for wing, names in listed} == expected
+
+
 def test_wings_without_pytorch_do_not_load_it() -> None:
     # One after the other, so that the first module that loads it is found.
     modules = sorted(name for name in OUR_MODULES if name.split(".")[1] in WITHOUT_TORCH)
