@@ -1,4 +1,4 @@
-"""The arguments of a training run: flags, recipe files, and the flags of the original project."""
+"""The arguments of a training run, with their defaults and their checks. `command_line` reads them."""
 
 import argparse
 import os

@@ -1,14 +1,6 @@
 """The scale of intensities, in NumPy alone: from a raw slice to numbers of 0 to 1, and to 16 bits and back."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    # Prediction imports this module, and `datasets` takes a second to import. Only type checkers need it here.
-
-    pass
-
 
 # The value of a prepared pixel with the intensity 1.
 MAX_PIXEL = 65535

@@ -1,4 +1,4 @@
-"""From a slice to the tensors that a model needs: intensity, size, neighbours, labels, batches.
+"""Prepare a slice for a model: intensity, size, neighbours, organ bits.
 
 A raw slice x of 16 bits becomes a model input in four steps:
 

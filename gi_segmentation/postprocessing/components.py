@@ -1,11 +1,8 @@
-"""Remove small or doubtful pieces from the masks of a scan.
+"""Remove small or doubtful connected components from the masks of a scan.
 
-A model sometimes marks a few voxels far away from an organ. Such a piece hardly changes Dice, but it can decide the
-Hausdorff distance of the whole scan. Each connected piece of a mask is called a component here. It has a volume and a
-confidence, which is the mean probability over its voxels. A component that is below either limit is removed.
-
-The limits are learnt on patients that the model did not see in training, see `postprocessing_search`. They are stored
-in the published configuration of the model, under the name `postprocessing`.
+A model sometimes marks a few voxels far away from an organ. Such a component hardly changes Dice, but it can decide the
+Hausdorff distance of the whole scan. A component has a volume and a confidence, which is the mean probability over its
+voxels. If it is below either limit of its organ, it is removed.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,8 @@
-"""The limits that decide which connected components of a mask stay."""
+"""The limits that decide which connected components of a mask stay.
+
+They are learnt on patients that the model did not see in training, see `cross_validation.postprocessing_search`. They
+are stored in the published configuration of the model, under the name `postprocessing`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

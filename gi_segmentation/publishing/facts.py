@@ -148,7 +148,7 @@ class RunResults(RunFacts):
         worst_patients: For a cross-validation, the patients with the lowest Dice, the lowest first: `patient`, `fold`
             and `dice`.
         postprocessing: For a cross-validation with `--postprocessing`, what was learnt, from
-            `inference.postprocessing_search`. The other scores are without it.
+            `cross_validation.postprocessing_search`. The other scores are without it.
         scored_by: Version and commit of this project that computed the scores, if they are not those of the training.
     """
 

@@ -1,8 +1,7 @@
 """Sort predicted scans into good, look and fail, with reasons in plain words.
 
-The masks are compared with plain limits, and the scan with the ranges of the scans that the model was trained on. The
-ranges are in the published configuration of the model, under the name `training_ranges`. A checkpoint without them is
-judged by the plain limits only.
+The masks are compared with plain limits, and the scan with the ranges of the scans that the model was trained on, see
+`review.ranges`. A checkpoint without ranges is judged by the plain limits only.
 
 How many faults are found is measured by `benchmarks/triage.py`, see docs/clinic.md. A scan that is good here may still
 have wrong outlines: the triage looks for scans that are unlike the training, and not for errors of a contour.

@@ -1,8 +1,4 @@
-"""Read a folder in Kaggle's layout: `train.csv` and the slice images.
-
-A problem of the data does not stop the reading. It becomes one line of text that names the file, the row and what to
-do, so that a user sees all problems at once.
-"""
+"""Find the scans of a folder in Kaggle's layout: its slice images, and their annotations in `train.csv`."""
 
 import re
 from collections import defaultdict
