@@ -13,19 +13,14 @@ for whole batches, on the device of the model, so that only one channel of 16 bi
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gi_segmentation.rle import organ_masks
-
-if TYPE_CHECKING:
-    # Prediction imports this module, and `datasets` takes a second to import. Only type checkers need it here.
-
-    pass
 from gi_segmentation.data.intensity import scale_intensity, to_pixels
+from gi_segmentation.rle import organ_masks
 
 
 def find_neighbours(numbers: Collection[int], number: int, slice_context: int) -> tuple[int, int]:

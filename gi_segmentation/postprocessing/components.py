@@ -1,8 +1,8 @@
 """Remove small or doubtful connected components from the masks of a scan.
 
-A model sometimes marks a few voxels far away from an organ. Such a component hardly changes Dice, but it can decide the
-Hausdorff distance of the whole scan. A component has a volume and a confidence, which is the mean probability over its
-voxels. If it is below either limit of its organ, it is removed.
+A model sometimes marks a few voxels far away from an organ. Such a component hardly changes Dice, but it can decide
+the Hausdorff distance of the whole scan. A component has a volume and a confidence, which is the mean probability over
+its voxels. If it is below either limit of its organ, it is removed.
 """
 
 from collections.abc import Iterator, Sequence
