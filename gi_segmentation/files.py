@@ -227,7 +227,7 @@ def write_json(path: Path, value: Any, **form: Any) -> None:
 
 
 @contextmanager
-def writing_file(path: Path, flush: bool = True) -> Iterator[Path]:
+def writing_file(path: Path) -> Iterator[Path]:
     """Yield a hidden path beside a file. What is written there becomes the file in one step, when the block ends.
 
     After an error nothing has changed. The file has the permissions that it would have without this function. If
@@ -236,7 +236,6 @@ def writing_file(path: Path, flush: bool = True) -> Iterator[Path]:
 
     Args:
         path: The file to write. Its folder must exist. What is no file, such as `/dev/stdout`, is written to directly.
-        flush: Whether to wait until the file is on the disk, so that it outlives a power cut. This takes milliseconds.
 
     Raises:
         OSError: If the file cannot be written.
@@ -251,8 +250,7 @@ def writing_file(path: Path, flush: bool = True) -> Iterator[Path]:
     scratch = path.with_name(f".writing-{name_writer()}-{path.name[-40:]}")
     try:
         yield scratch
-        if flush:
-            flush_file(scratch)
+        flush_file(scratch)
         if path.exists() and not path.is_symlink():
             keep_mode(path, scratch)
         # Replacing a file by another one in the same folder cannot be interrupted half-way.

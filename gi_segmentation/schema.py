@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 # The order is that of the label ids, of the channels of a multilabel model, and of every axis `organs`.
 ORGANS: tuple[str, ...] = ("large_bowel", "small_bowel", "stomach")
 LABELS: tuple[str, ...] = ("background", *ORGANS)
-ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
 
 # What a model's channels mean. `multiclass`: every pixel gets one label, by softmax over four channels. `multilabel`:
 # every organ has a channel and a mask of its own, by sigmoid, so that organs may overlap.

@@ -25,8 +25,8 @@ from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode, encode
-from gi_segmentation.schema import ID2LABEL, ORGANS
-from tests.support.models import FAMILIES, MAX_TIES, SIZE, save_model
+from gi_segmentation.schema import ORGANS
+from tests.support.models import FAMILIES, ID2LABEL, MAX_TIES, SIZE, save_model
 from tests.support.processes import ROOT
 from tests.support.scoring import score_submission
 

@@ -18,9 +18,8 @@ from gi_segmentation.models import efficientnet
 from gi_segmentation.models.encoders import pick_stages
 from gi_segmentation.models.heads import all_logits, find_encoder, return_auxiliary_logits, without_auxiliary_head
 from gi_segmentation.models.loading import load_checkpoint, load_model
-from gi_segmentation.schema import ID2LABEL
 from tests.support.encoders import ENCODERS, VIT, make_model, skip_without_timm, write_encoder
-from tests.support.models import MEAN, STD
+from tests.support.models import ID2LABEL, MEAN, STD
 
 HEAD = {"hidden_size": 8, "pool_scales": [1, 2], "auxiliary_channels": 4}
 TIMM_ARCHITECTURE = (

@@ -28,8 +28,8 @@ from gi_segmentation.models.heads import (
 from gi_segmentation.models.loading import count_parameters, load_checkpoint, load_model
 from gi_segmentation.models.positions import resize_table
 from gi_segmentation.models.random import parse_overrides
-from gi_segmentation.schema import ID2LABEL, ORGANS
-from tests.support.models import FAMILIES, MEAN, SIZE, STD, save_model, write_base
+from gi_segmentation.schema import ORGANS
+from tests.support.models import FAMILIES, ID2LABEL, MEAN, SIZE, STD, save_model, write_base
 
 
 def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:

@@ -10,8 +10,11 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, Segformer
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.models.heads import without_auxiliary_head
 from gi_segmentation.models.loading import load_model
+from gi_segmentation.schema import LABELS
 
 SIZE = 64
+# The names of the label ids in the configuration of a model.
+ID2LABEL = dict(enumerate(LABELS))
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 # The share of pixels that may differ between batch sizes. A sum of floats depends on its order, which a library
 # chooses by the size of the batch. If two labels are equal to the last bits, a pixel may get either of them. We saw

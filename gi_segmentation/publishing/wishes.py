@@ -1,0 +1,60 @@
+"""What a user wants of a publication, and the flags of a command line that say so."""
+
+import argparse
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants of a publication.
+
+    Attributes:
+        private: Whether a new repository is private; None: as the Hub decides.
+        overwrite: Whether files may be replaced that are not as our last publication left them.
+        pictures: Whether pictures of patients may be in a public repository.
+    """
+
+    private: bool | None = True
+    overwrite: bool = False
+    pictures: bool = False
+
+    def to_flags(self) -> list[str]:
+        """Return the words of a command line that say the same."""
+        words = [] if self.private is None else ["--hub_private_repo", str(self.private).lower()]
+        words += ["--overwrite_repository"] if self.overwrite else []
+        return words + (["--publish_pictures"] if self.pictures else [])
+
+
+def add_wishes(parser: argparse.ArgumentParser, private: str | None, private_help: str, pictures: bool = True) -> None:
+    """Add the flags for `read_wishes` to a command line.
+
+    Args:
+        parser: The command line.
+        private: Default of `--hub_private_repo`: true, false, or None.
+        private_help: Help of this flag.
+        pictures: Whether what is published has pictures of patients beside the data.
+    """
+    parser.add_argument(
+        "--hub_private_repo", type=str.lower, choices=("true", "false"), default=private, help=private_help
+    )
+    parser.add_argument(
+        "--overwrite_repository",
+        action="store_true",
+        help="replace everything in the repository, also files that this project did not publish, or that were "
+        "changed since; without this flag, such files stop the command",
+    )
+    if pictures:
+        parser.add_argument(
+            "--publish_pictures",
+            action="store_true",
+            help="publish pictures that show slices of patients in a public repository too; without this flag, they "
+            "stay out of it",
+        )
+    else:
+        parser.set_defaults(publish_pictures=False)
+
+
+def read_wishes(arguments: argparse.Namespace) -> Wishes:
+    """Return what the flags of `add_wishes` say. Without `--hub_private_repo`, `private` is None."""
+    private = None if arguments.hub_private_repo is None else arguments.hub_private_repo == "true"
+    return Wishes(private, arguments.overwrite_repository, arguments.publish_pictures)
