@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
     from gi_segmentation.publishing.hub import prepare_repository
     from gi_segmentation.publishing.repository import find_repository
-    from gi_segmentation.publishing.results import find_wishes, publish_run, summarize, write_results
+    from gi_segmentation.publishing.results import publish_run, summarize, write_results
+    from gi_segmentation.publishing.wishes import find_wishes
     from gi_segmentation.training.trainer import build_trainer, train
     from gi_segmentation.training.training_ranges import find_training_ranges
 

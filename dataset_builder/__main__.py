@@ -8,6 +8,7 @@ from pathlib import Path
 from dataset_builder.difficulty import DIFFICULTIES
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 from gi_segmentation.processes import leaving_no_process_behind
+from gi_segmentation.publishing.wishes import add_wishes, read_wishes
 from gi_segmentation.shortages import POOL
 
 # Each run_* function imports what it needs. pandas, datasets and OpenCV load slowly, and `--help` or a mistake in a
@@ -56,10 +57,10 @@ def run_build(arguments: argparse.Namespace) -> int:
     from dataset_builder.build import build, prepare_push, push_dataset
     from dataset_builder.gi_tract import GiTractConfig
 
-    private = arguments.hub_private_repo == "true"
+    wishes = read_wishes(arguments)
     if arguments.push_to_hub:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
-        arguments.push_to_hub = prepare_push(arguments.push_to_hub, private, arguments.overwrite_repository)
+        arguments.push_to_hub = prepare_push(arguments.push_to_hub, wishes)
     # What was imported stays until the end. Python would look through it for garbage again and again, and once more
     # when it ends, which takes as long as building 500 slices.
     gc.freeze()
@@ -77,7 +78,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         ) from error
     print(report.summary())
     if arguments.push_to_hub:
-        publication = push_dataset(report, arguments.push_to_hub, private, arguments.overwrite_repository)
+        publication = push_dataset(report, arguments.push_to_hub, wishes)
         visibility = "private" if publication.private else "public"
         print(f"published as {publication.url}, tag {publication.tag}, {visibility}")
     return 0
@@ -124,19 +125,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="also publish the dataset on the Hub, in a private repository, because the licence of the data is not "
         "established; without NAMESPACE/, it is that of the user of the token",
     )
-    make.add_argument(
-        "--hub_private_repo",
-        type=str.lower,
-        choices=("true", "false"),
-        default="true",
-        help="true: a new repository is private, and a public one is refused; false: everybody may see the dataset",
-    )
-    make.add_argument(
-        "--overwrite_repository",
-        action="store_true",
-        help="replace everything in the repository, also files that this project did not publish, or that were "
-        "changed since; without this flag, such files stop the command",
-    )
+    shown = "true: a new repository is private, and a public one is refused; false: everybody may see the dataset"
+    add_wishes(make, "true", shown, pictures=False)
     make.set_defaults(run=run_build)
 
     for command in (check, make):

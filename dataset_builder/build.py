@@ -29,6 +29,7 @@ from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, prepare_repository, publish_folder
 from gi_segmentation.publishing.repository import find_repository
+from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
 
 # A line that the card of every build has. A folder whose card has it holds an earlier build.
@@ -277,7 +278,7 @@ def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_p
     return report
 
 
-def prepare_push(repo_id: str, private: bool, overwrite: bool) -> str:
+def prepare_push(repo_id: str, wishes: Wishes) -> str:
     """Create the repository before the build, so that a refusal is seen early; arguments as `push_dataset`.
 
     Returns:
@@ -288,18 +289,17 @@ def prepare_push(repo_id: str, private: bool, overwrite: bool) -> str:
         RefusedError: If `push_dataset` would refuse the repository as it is now.
     """
     repo_id = find_repository("--push_to_hub", repo_id)
-    prepare_repository(repo_id, private, "dataset", overwrite, SHOWN if private else None)
+    prepare_repository(repo_id, wishes.private, "dataset", wishes.overwrite, SHOWN if wishes.private else None)
     return repo_id
 
 
-def push_dataset(report: BuildReport, repo_id: str, private: bool = True, overwrite: bool = False) -> Publication:
+def push_dataset(report: BuildReport, repo_id: str, wishes: Wishes) -> Publication:
     """Publish a built dataset, in a private repository unless the user wants a public one.
 
     Args:
         report: What `build` returned.
         repo_id: `NAMESPACE/gi_tract`.
-        private: Whether a new repository is private, and a public one is refused.
-        overwrite: Whether files may be replaced that are not as our last publication left them.
+        wishes: What the user wants. If a new repository is private, a public one is refused.
 
     Returns:
         Address, tag and commit of what was published.
@@ -319,7 +319,7 @@ def push_dataset(report: BuildReport, repo_id: str, private: bool = True, overwr
             "dataset",
             tag,
             message,
-            private=private,
-            overwrite=overwrite,
-            only_private=SHOWN if private else None,
+            private=wishes.private,
+            overwrite=wishes.overwrite,
+            only_private=SHOWN if wishes.private else None,
         )

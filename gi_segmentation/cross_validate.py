@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.processes import leaving_no_process_behind
+from gi_segmentation.publishing.wishes import Wishes, add_wishes, find_wishes, read_wishes
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.shortages import CROSS_VALIDATION
 
 if TYPE_CHECKING:
     from gi_segmentation.arguments import RunArguments
-    from gi_segmentation.publishing.results import Wishes
 
 # These flags are set for each fold, or belong to the cross-validation as a whole.
 RESERVED = ("--config", "--fold", "--output_dir", "--push_to_hub", "--hub_model_id")
@@ -62,24 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="publish the pooled results on the branch main, and each fold on a branch fold-K; without NAMESPACE/, it "
         "is that of the user of the token",
     )
-    parser.add_argument(
-        "--hub_private_repo",
-        type=str.lower,
-        choices=("true", "false"),
-        help="whether a new repository is private; None: as the recipe says, else private",
-    )
-    parser.add_argument(
-        "--overwrite_repository",
-        action="store_true",
-        help="replace everything in the repository, also files that this "
-        "project did not publish, or that were changed since; without this flag, such files stop the command",
-    )
-    parser.add_argument(
-        "--publish_pictures",
-        action="store_true",
-        help="publish pictures that show slices of patients in a public "
-        "repository too; without this flag, they stay out of it",
-    )
+    add_wishes(parser, None, "whether a new repository is private; None: as the recipe says, else private")
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="more flags for run_segmentation.py")
     arguments = parser.parse_args(argv)
     for word in arguments.flags:
@@ -90,16 +73,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def merge_wishes(arguments: argparse.Namespace, run_args: "RunArguments") -> "Wishes":
+def merge_wishes(arguments: argparse.Namespace, run_args: "RunArguments") -> Wishes:
     """Return what this command line and the arguments of the trainings say about the publication."""
-    # Imported here for the reason given in `main`.
-    from gi_segmentation.publishing.results import Wishes, find_wishes
-
-    trained = find_wishes(run_args)
+    trained, wanted = find_wishes(run_args), read_wishes(arguments)
     return Wishes(
-        private=trained.private if arguments.hub_private_repo is None else arguments.hub_private_repo == "true",
-        overwrite=trained.overwrite or arguments.overwrite_repository,
-        pictures=trained.pictures or arguments.publish_pictures,
+        private=trained.private if wanted.private is None else wanted.private,
+        overwrite=trained.overwrite or wanted.overwrite,
+        pictures=trained.pictures or wanted.pictures,
     )
 
 
@@ -115,24 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.command_line import parse_arguments as parse_training_arguments
-    from gi_segmentation.cross_validation.pooling import choose_published, pool_folds
-    from gi_segmentation.cross_validation.report import (
-        format_comparison,
-        format_pooled,
-        learn_limits,
-        load_held_back,
-        publish_folds,
-        write_pooled,
-    )
-    from gi_segmentation.cross_validation.runs import (
-        check_flags,
-        check_folds_dir,
-        fold_folder,
-        list_folds,
-        read_everyone,
-        read_fold,
-        train_fold,
-    )
+    from gi_segmentation.cross_validation.report import format_comparison, format_pooled, pool_runs, publish_folds
+    from gi_segmentation.cross_validation.runs import check_folds_dir, fold_folder, list_folds, read_fold, train_folds
     from gi_segmentation.publishing.hub import prepare_repository
     from gi_segmentation.publishing.repository import find_repository
 
@@ -156,20 +120,12 @@ def main(argv: list[str] | None = None) -> None:
         prepare_repository(repo_id, wishes.private, overwrite=wishes.overwrite, branches=branches)
 
     wanted = [arguments.fold] if arguments.fold is not None else [] if arguments.collect else folds
-    # All folds are compared before one of them is trained for hours.
-    for fold in wanted:
-        check_flags(fold, output_dir, arguments.config, arguments.flags)
-    for fold in wanted:
-        train_fold(fold, output_dir, arguments.config, arguments.flags, arguments.config_file)
+    train_folds(wanted, output_dir, arguments.config, arguments.flags, arguments.config_file)
     if arguments.fold is not None:
         print("when all folds are trained, --collect pools their scores")
         return
-    runs, everyone = [read_fold(output_dir, fold) for fold in folds], read_everyone(output_dir)
-    published = choose_published(runs, everyone)
-    pooled = pool_folds(runs, published)
-    held_back = load_held_back(runs, data_args)
-    learnt = learn_limits(runs, held_back, run_args) if arguments.postprocessing else None
-    write_pooled(output_dir, runs, held_back, published, pooled, learnt, run_args.license)
+    runs = [read_fold(output_dir, fold) for fold in folds]
+    pooled = pool_runs(output_dir, runs, data_args, run_args, arguments.postprocessing)
     print(format_pooled(output_dir, pooled))
     if baseline:
         print(format_comparison(runs, baseline))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gi_segmentation.errors import check_repo_id, exit_on_input_error
 from gi_segmentation.processes import leaving_no_process_behind
+from gi_segmentation.publishing.wishes import add_wishes, read_wishes
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -17,25 +18,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         required=True,
         help="name of the model on the Hub; without NAMESPACE/, it is that of the user of the token",
     )
-    parser.add_argument(
-        "--hub_private_repo",
-        type=str.lower,
-        choices=("true", "false"),
-        default="true",
-        help="whether a new repository is private (default: true)",
-    )
-    parser.add_argument(
-        "--overwrite_repository",
-        action="store_true",
-        help="replace everything in the repository, also files that this project did not publish, or that were "
-        "changed since; without this flag, such files stop the command",
-    )
-    parser.add_argument(
-        "--publish_pictures",
-        action="store_true",
-        help="publish pictures that show slices of patients in a public repository too; without this flag, they stay "
-        "out of it",
-    )
+    add_wishes(parser, "true", "whether a new repository is private (default: true)")
     return parser.parse_args(argv)
 
 
@@ -51,12 +34,10 @@ def main(argv: list[str] | None = None) -> None:
     check_repo_id("--hub_model_id", arguments.hub_model_id)
     # This import stands here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.publishing.repository import find_repository
-    from gi_segmentation.publishing.results import Wishes, publish_run
+    from gi_segmentation.publishing.results import publish_run
 
     repo_id = find_repository("--hub_model_id", arguments.hub_model_id)
-    private = arguments.hub_private_repo == "true"
-    wishes = Wishes(private, arguments.overwrite_repository, arguments.publish_pictures)
-    print(publish_run(arguments.output_dir, repo_id, wishes).describe())
+    print(publish_run(arguments.output_dir, repo_id, read_wishes(arguments)).describe())
 
 
 if __name__ == "__main__":

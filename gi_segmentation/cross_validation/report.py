@@ -8,9 +8,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from gi_segmentation.arguments import DataArguments, RunArguments, shown_folder
-from gi_segmentation.cross_validation.pooling import compare_folds, tabulate_folds
+from gi_segmentation.cross_validation.pooling import choose_published, compare_folds, pool_folds, tabulate_folds
 from gi_segmentation.cross_validation.postprocessing_search import LearntPostprocessing, learn_from_folds
-from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_config
+from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_config, read_everyone
 from gi_segmentation.data.slices import attach_scoring_transform, load_slices
 from gi_segmentation.errors import InputError, saying_how_to_go_on
 from gi_segmentation.files import copy_file, write_json, write_text
@@ -28,7 +28,8 @@ from gi_segmentation.publishing.model_card import (
     make_card,
     write_card,
 )
-from gi_segmentation.publishing.results import WEIGHTS, Wishes, format_scores, publish_results
+from gi_segmentation.publishing.results import WEIGHTS, format_scores, publish_results
+from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.tables import format_interval
@@ -114,6 +115,32 @@ def write_pooled(
     cases = name_slices(pooled.cases, shown)
     write_facts(output_dir, replace(pooled, cases=cases, postprocessing=asdict(learnt) if learnt else None))
     write_card(output_dir, shown_folder(output_dir), license_name, published=False)
+
+
+def pool_runs(
+    output_dir: Path, runs: Sequence[FoldRun], data_args: DataArguments, run_args: RunArguments, postprocessing: bool
+) -> RunResults:
+    """Pool the scores of all folds, and write everything into the folder of the cross-validation.
+
+    Args:
+        output_dir: Folder of the cross-validation.
+        runs: The training of each fold.
+        data_args: Arguments of the data, the same for all folds.
+        run_args: Arguments of the training.
+        postprocessing: Whether to learn limits for components.
+
+    Returns:
+        The facts of the cross-validation.
+
+    Raises:
+        InputError: If the folds do not belong together, or were trained on another dataset.
+    """
+    published = choose_published(runs, read_everyone(output_dir))
+    pooled = pool_folds(runs, published)
+    held_back = load_held_back(runs, data_args)
+    learnt = learn_limits(runs, held_back, run_args) if postprocessing else None
+    write_pooled(output_dir, runs, held_back, published, pooled, learnt, run_args.license)
+    return pooled
 
 
 def say_why_published(pooled: RunResults) -> str:

@@ -204,6 +204,17 @@ def train_fold(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str], 
     print(f"fold {fold}: {score}, {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 
 
+def train_folds(
+    folds: Sequence[str], output_dir: Path, recipe: Path, flags: Sequence[str], config_file: Path | None
+) -> None:
+    """Train several folds, one after another; arguments and errors as `train_fold` and `check_flags`."""
+    # All folds are compared before one of them is trained for hours.
+    for fold in folds:
+        check_flags(fold, output_dir, recipe, flags)
+    for fold in folds:
+        train_fold(fold, output_dir, recipe, flags, config_file)
+
+
 def read_fold(output_dir: Path, fold: str) -> FoldRun:
     """Read the results of the training of a fold.
 

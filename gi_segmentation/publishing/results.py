@@ -6,7 +6,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from json import JSONDecodeError
@@ -39,6 +39,7 @@ from gi_segmentation.publishing.model_card import (
     write_own_card,
 )
 from gi_segmentation.publishing.repository import RefusedError
+from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.rules import PRESETS, Preset
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.records import write_scans
@@ -57,32 +58,6 @@ SHOWN = (
     "the pictures of the model show slices of patients; run the same command again, which leaves them out, or make "
     "the repository private"
 )
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user wants of a publication.
-
-    Attributes:
-        private: Whether a new repository is private; None: as the Hub decides.
-        overwrite: Whether files may be replaced that are not as our last publication left them.
-        pictures: Whether pictures of patients may be in a public repository.
-    """
-
-    private: bool | None = True
-    overwrite: bool = False
-    pictures: bool = False
-
-    def to_flags(self) -> list[str]:
-        """Return the words of a command line that say the same."""
-        words = [] if self.private is None else ["--hub_private_repo", str(self.private).lower()]
-        words += ["--overwrite_repository"] if self.overwrite else []
-        return words + (["--publish_pictures"] if self.pictures else [])
-
-
-def find_wishes(run_args: RunArguments) -> Wishes:
-    """Return what the arguments of a training say about its publication."""
-    return Wishes(run_args.hub_private_repo, run_args.overwrite_repository, run_args.publish_pictures)
 
 
 def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:

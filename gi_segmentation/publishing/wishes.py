@@ -2,6 +2,11 @@
 
 import argparse
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Its module takes seconds to load, and `--help` does not need it.
+    from gi_segmentation.arguments import RunArguments
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,8 @@ def read_wishes(arguments: argparse.Namespace) -> Wishes:
     """Return what the flags of `add_wishes` say. Without `--hub_private_repo`, `private` is None."""
     private = None if arguments.hub_private_repo is None else arguments.hub_private_repo == "true"
     return Wishes(private, arguments.overwrite_repository, arguments.publish_pictures)
+
+
+def find_wishes(run_args: "RunArguments") -> Wishes:
+    """Return what the arguments of a training say about its publication."""
+    return Wishes(run_args.hub_private_repo, run_args.overwrite_repository, run_args.publish_pictures)

@@ -30,7 +30,8 @@ PUBLISH = """
 import sys
 from pathlib import Path
 from gi_segmentation.publishing.facts import read_results
-from gi_segmentation.publishing.results import Wishes, publish_results
+from gi_segmentation.publishing.results import publish_results
+from gi_segmentation.publishing.wishes import Wishes
 folder = Path(sys.argv[1])
 branch = sys.argv[2] if len(sys.argv) > 2 else None
 card = (folder / "README.md").read_text()
