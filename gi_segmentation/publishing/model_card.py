@@ -1,6 +1,5 @@
 """The model card. All its numbers come from the `run.json` of a finished run."""
 
-import hashlib
 import re
 import statistics
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.files import write_text
+from gi_segmentation.files import hash_file, write_text
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, OF_THE_PRESET, SEED_SCORE
 from gi_segmentation.publishing.facts import RunResults, read_results
@@ -246,19 +245,16 @@ def write_own_card(output_dir: Path, text: str) -> Path:
     path = output_dir / CARD
     write_text(path, text)
     # If the process ends between the two lines, the card counts as changed by hand, and nothing is lost.
-    write_text(output_dir / DIGEST, f"{hash_card(output_dir)}\n")
+    write_text(output_dir / DIGEST, f"{hash_file(path)}\n")
     return path
-
-
-def hash_card(output_dir: Path) -> str:
-    """Return the SHA-256 of the card of a run."""
-    return hashlib.sha256((output_dir / CARD).read_bytes()).hexdigest()
 
 
 def is_own_card(output_dir: Path) -> bool:
     """Return whether the card of a run is as any version of this project left it, by its digest."""
     digest = output_dir / DIGEST
-    return digest.exists() and digest.read_text(encoding="utf-8", errors="replace").strip() == hash_card(output_dir)
+    if not digest.exists():
+        return False
+    return digest.read_text(encoding="utf-8", errors="replace").strip() == hash_file(output_dir / CARD)
 
 
 def find_own_card(output_dir: Path, facts: RunResults, repo_id: str) -> str | None:
