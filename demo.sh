@@ -45,13 +45,7 @@ python -m gi_segmentation.predict --model demo/segformer-gi-tract --input demo/u
 python -m gi_segmentation.score --truth demo/unseen/train.csv --submission demo/predictions/submission.csv
 
 step "Predict a DICOM series: a segmentation and a structure set for a planning system, and a report"
-python - <<'PYTHON'
-from pathlib import Path
-
-from tests.support.volumes import write_scan_series
-
-write_scan_series(Path("demo/series"), Path("demo/unseen/train"))
-PYTHON
+python -m dataset_builder series --kaggle_dir demo/unseen --output_dir demo/series
 python -m gi_segmentation.predict --model demo/segformer-gi-tract --input demo/series --output_dir demo/contours
 
 step "Done"

@@ -1,4 +1,4 @@
-"""`python -m dataset_builder phantom | verify | build`: from a Kaggle folder to the dataset `gi_tract`."""
+"""`python -m dataset_builder phantom | series | verify | build`: from a Kaggle folder to the dataset `gi_tract`."""
 
 import argparse
 import gc
@@ -32,6 +32,20 @@ def run_phantom(arguments: argparse.Namespace) -> int:
     except (ValueError, FileExistsError) as error:
         raise InputError(str(error)) from error
     print(summary)
+    return 0
+
+
+def run_series(arguments: argparse.Namespace) -> int:
+    """Write the first scan of a synthetic Kaggle folder as a DICOM series."""
+    try:
+        from dataset_builder.series import write_scan_series
+    except ImportError as error:
+        raise InputError(
+            f"series: needs {error.name}, which is not installed; run `pip install -e .[clinic]`"
+        ) from error
+
+    files = write_scan_series(arguments.output_dir, arguments.kaggle_dir)
+    print(f"{len(files)} slices in {arguments.output_dir}")
     return 0
 
 
@@ -88,7 +102,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser("python -m dataset_builder", description=__doc__, formatter_class=formatter)
-    commands = parser.add_subparsers(required=True, metavar="phantom | verify | build")
+    commands = parser.add_subparsers(required=True, metavar="phantom | series | verify | build")
 
     phantom = commands.add_parser("phantom", help="write a synthetic Kaggle folder", formatter_class=formatter)
     phantom.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder")
@@ -105,6 +119,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="easy: the organs differ in brightness; hard: they differ only in place and shape, as on real scans",
     )
     phantom.set_defaults(run=run_phantom)
+
+    series = commands.add_parser(
+        "series", help="write the first scan of a synthetic Kaggle folder as a DICOM series", formatter_class=formatter
+    )
+    series.add_argument("--output_dir", type=Path, required=True, help="folder for the files")
+    series.set_defaults(run=run_series)
 
     check = commands.add_parser("verify", help="report every problem of a Kaggle folder", formatter_class=formatter)
     check.set_defaults(run=run_verify)
@@ -129,8 +149,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_wishes(make, "true", shown, pictures=False)
     make.set_defaults(run=run_build)
 
-    for command in (check, make):
-        command.add_argument("--kaggle_dir", type=Path, required=True, help="the unpacked Kaggle download")
+    for command in (series, check, make):
+        command.add_argument(
+            "--kaggle_dir", type=Path, required=True, help="the unpacked Kaggle download, or a phantom"
+        )
     for command in (phantom, check, make):
         command.add_argument("--num_proc", type=int, help="number of processes; None: one per core")
     return parser.parse_args(argv)

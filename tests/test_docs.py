@@ -18,11 +18,11 @@ from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import HfApi
 
 from dataset_builder.phantom import write_phantom
+from dataset_builder.series import write_scan_series
 from loopback_hub import LoopbackHub
 from tests.support.encoders import write_encoder
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
-from tests.support.volumes import write_scan_series
 from tests.support.warm_python import WarmPython
 
 README = ROOT / "README.md"

@@ -9,11 +9,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from dataset_builder.series import write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.archives import unpacked
 from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.predict import main
-from tests.support.dicom import write_series
 from tests.support.volumes import prediction_words
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from dataset_builder.series import KAGGLE_AXES, write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.inputs import InputScans, find_scans
 from gi_segmentation.inference.outputs import choose_formats, leave_out, list_outputs
-from tests.support.dicom import write_series
-from tests.support.volumes import KAGGLE_AXES, prediction_words
+from tests.support.volumes import prediction_words
 
 SHAPE = (24, 20, 5)
 AFFINE = np.eye(4)

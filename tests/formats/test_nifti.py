@@ -9,12 +9,13 @@ import nibabel
 import numpy as np
 import pytest
 
+from dataset_builder.series import KAGGLE_AXES, read_scan
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.nifti import farthest_mm, open_volume, write_label_map, write_probabilities
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.predict import main
 from tests.support.models import MAX_TIES, save_model
-from tests.support.volumes import KAGGLE_AXES, predict_kaggle, prediction_words, read_scan, rotation, store
+from tests.support.volumes import predict_kaggle, prediction_words, rotation, store
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from dataset_builder.series import KAGGLE_AXES
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.inference.arguments import Computation
@@ -23,7 +24,7 @@ from gi_segmentation.predict import main
 from gi_segmentation.schema import ORGANS
 from tests.support.models import save_model
 from tests.support.processes import ROOT, RunPython, hold
-from tests.support.volumes import KAGGLE_AXES, prediction_words
+from tests.support.volumes import prediction_words
 
 CONFIG = str(ROOT / "accelerate_configs" / "multi_cpu.yaml")
 SPACING = (9.0, 9.0, 3.0)

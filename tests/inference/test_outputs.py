@@ -8,6 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from dataset_builder.series import write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
@@ -15,7 +16,6 @@ from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.inference import batches, outputs
 from gi_segmentation.inference.outputs import Plan, plan_outputs
 from gi_segmentation.predict import main
-from tests.support.dicom import write_series
 from tests.support.masks import find_dicom_errors
 from tests.support.models import save_model
 from tests.support.volumes import prediction_words

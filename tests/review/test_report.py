@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_builder.series import read_first_scan
 from gi_segmentation.data.slices import find_dataset
 from gi_segmentation.errors import InputError
 from gi_segmentation.predict import main
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.training.training_ranges import find_training_ranges
 from tests.support.models import save_model
-from tests.support.volumes import prediction_words, read_first_scan
+from tests.support.volumes import prediction_words
 
 # A file name may hold markup. A slash cannot be a part of it.
 NAME = "<img src=x onerror=alert(1)> & 'mr'"

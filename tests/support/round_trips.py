@@ -16,12 +16,13 @@ import highdicom
 import nibabel
 import numpy as np
 
+from dataset_builder.series import TO_LPS, write_series
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import ORGANS
-from tests.support.dicom import TO_LPS, leave_gaps, read_series, write_enhanced, write_series, write_with_uids
+from tests.support.dicom import leave_gaps, read_series, write_enhanced, write_with_uids
 from tests.support.masks import find_dicom_errors, shapes
 from tests.support.processes import TEST_DATA
 from tests.support.volumes import rotation, store

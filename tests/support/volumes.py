@@ -5,24 +5,10 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode
 from gi_segmentation.schema import ORGANS
-from tests.support.dicom import write_series
-
-# The affine of slices in the orientation of the training, with the axes columns, rows, slices.
-KAGGLE_AXES = np.diag([-1.0, -1.0, -1.0])
-
-
-def read_scan(folder: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Read the slices of one Kaggle scan: uint16, shape `(columns, rows, slices)`, and the size of a voxel."""
-    slices, _ = find_slices(folder)
-    voxels = np.stack([np.array(Image.open(one.path)) for one in slices])
-    return voxels.transpose(2, 1, 0).astype(np.uint16), (*slices[0].pixel_spacing[::-1], 3.0)
-
 
 # All 48 ways to store a volume: the order of its axes, and the axes that are flipped.
 ORIENTATIONS = [
@@ -68,16 +54,3 @@ def predict_kaggle(model: Path, folder: Path, output_dir: Path, shape: tuple[int
 def prediction_words(model: Path, folder: Path, output_dir: Path, *flags: str) -> list[str]:
     words = ["--model", str(model), "--input", str(folder), "--output_dir", str(output_dir), "--device", "cpu"]
     return [*words, "--precision", "fp32", "--num_workers", "0", *flags]
-
-
-def write_scan_series(path: Path, folder: Path) -> None:
-    """Write the first Kaggle scan below a folder as a DICOM series."""
-    write_series(path, *read_first_scan(folder))
-
-
-def read_first_scan(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the first Kaggle scan below a folder: uint16, shape `(columns, rows, slices)`, and an affine."""
-    voxels, spacing = read_scan(find_slices(folder)[0][0].path.parent)
-    affine = np.eye(4)
-    affine[:3, :3] = KAGGLE_AXES * spacing
-    return voxels, affine

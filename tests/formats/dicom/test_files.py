@@ -14,6 +14,7 @@ from pydicom.pixels import apply_modality_lut
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import JPEGLosslessSV1
 
+from dataset_builder.series import KAGGLE_AXES, read_first_scan, read_scan, write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.dicom.series import find_series
 from gi_segmentation.formats.inputs import describe_scan, find_scans
@@ -23,19 +24,10 @@ from gi_segmentation.inference.batches import Settings
 from gi_segmentation.inference.members import load_members
 from gi_segmentation.inference.output_folder import predict_files
 from gi_segmentation.predict import main
-from tests.support.dicom import edit, item, read_series, write_enhanced, write_series, write_with_uids
+from tests.support.dicom import edit, item, read_series, write_enhanced, write_with_uids
 from tests.support.masks import check_dicom
 from tests.support.models import MAX_TIES, save_model
-from tests.support.volumes import (
-    KAGGLE_AXES,
-    ORIENTATIONS,
-    predict_kaggle,
-    prediction_words,
-    read_first_scan,
-    read_scan,
-    rotation,
-    store,
-)
+from tests.support.volumes import ORIENTATIONS, predict_kaggle, prediction_words, rotation, store
 
 VOXELS = np.random.default_rng(0).integers(0, 3000, (7, 6, 5)).astype(np.uint16)
 AFFINE = np.diag([-1.5, -1.4, -3.0, 1.0])

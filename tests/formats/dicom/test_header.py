@@ -7,13 +7,14 @@ import numpy as np
 import pydicom
 import pytest
 
+from dataset_builder.series import write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.header import check_uid_forms, read_header
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
-from tests.support.dicom import read_series, set_bytes, write_series
+from tests.support.dicom import read_series, set_bytes
 from tests.support.masks import find_dicom_errors
 
 # The folder of a checkpoint may have letters that the files of a series cannot have.

@@ -10,11 +10,12 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ImplicitVRLittleEndian, JPEGLosslessSV1, RLELossless, generate_uid
 
+from dataset_builder.series import write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.dicom.files import count_tiles_in_protocol
 from gi_segmentation.formats.dicom.series import find_series
 from gi_segmentation.formats.volumes import read_intensities
-from tests.support.dicom import edit, item, read_series, set_bytes, strip_preamble, write_enhanced, write_series
+from tests.support.dicom import edit, item, read_series, set_bytes, strip_preamble, write_enhanced
 
 VOXELS = np.random.default_rng(0).integers(1, 1000, (6, 5, 4)).astype(np.uint16)
 AFFINE = np.diag([-1.5, -1.4, 3.0, 1.0])

@@ -7,15 +7,16 @@ import numpy as np
 import pydicom
 import pytest
 
+from dataset_builder.series import TO_LPS, write_scan_series, write_series
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.rtstruct import trace_contours, write_rtstruct
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
-from tests.support.dicom import TO_LPS, read_series, write_enhanced, write_series
+from tests.support.dicom import read_series, write_enhanced
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import save_model
-from tests.support.volumes import ORIENTATIONS, prediction_words, rotation, store, write_scan_series
+from tests.support.volumes import ORIENTATIONS, prediction_words, rotation, store
 
 ALGORITHM = Algorithm({"name/model": "c0ffee" * 6 + "beef"})
 SHAPE = (31, 26, 7)

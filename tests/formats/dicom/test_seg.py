@@ -7,23 +7,16 @@ import numpy as np
 import pydicom
 import pytest
 
+from dataset_builder.series import KAGGLE_AXES, TO_LPS, read_scan, write_series
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
-from tests.support.dicom import TO_LPS, read_series, write_enhanced, write_series
+from tests.support.dicom import read_series, write_enhanced
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import MAX_TIES, save_model
-from tests.support.volumes import (
-    KAGGLE_AXES,
-    ORIENTATIONS,
-    predict_kaggle,
-    prediction_words,
-    read_scan,
-    rotation,
-    store,
-)
+from tests.support.volumes import ORIENTATIONS, predict_kaggle, prediction_words, rotation, store
 
 SHAPE = (15, 14, 5)
 ALGORITHM = Algorithm({"name/model": "c0ffee" * 6 + "beef", "name/other": "f" * 40})

@@ -9,11 +9,12 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
+from dataset_builder.series import plane, write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.dicom.files import begins_with_attributes, check_uids, is_dicom
 from gi_segmentation.formats.dicom.series import FoundSeries, find_series
 from gi_segmentation.formats.inputs import find_scans
-from tests.support.dicom import edit, item, plane, strip_preamble, write_enhanced, write_series
+from tests.support.dicom import edit, item, strip_preamble, write_enhanced
 from tests.support.volumes import rotation
 
 VOXELS = np.random.default_rng(0).integers(0, 3000, (6, 5, 8)).astype(np.uint16)

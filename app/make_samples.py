@@ -1,4 +1,4 @@
-"""Write the sample scans of the web page: `python -m tests.support.samples FOLDER`."""
+"""Write the sample scans of the web page: `python -m app.make_samples FOLDER`."""
 
 import shutil
 import sys
@@ -6,12 +6,9 @@ import tempfile
 from pathlib import Path
 
 import nibabel
-import numpy as np
 
 from dataset_builder.phantom import write_phantom
-from gi_segmentation.schema import SLICE_THICKNESS_MM
-from tests.support.dicom import write_series
-from tests.support.volumes import KAGGLE_AXES, read_scan
+from dataset_builder.series import read_first_scan, write_series
 
 NUM_SLICES = 16
 # Another seed than that of the demo, so no model of the demo has seen these patients.
@@ -28,10 +25,7 @@ def write_samples(folder: Path) -> None:
         # The two smallest scans.
         scans = sorted(kaggle.rglob("scans"), key=lambda folder: sum(path.stat().st_size for path in folder.iterdir()))
         for scan, name in zip(scans, ("nifti", "dicom"), strict=False):
-            voxels, spacing = read_scan(scan)
-            affine = np.eye(4)
-            # The distance of the slices that the demo is trained on, as all scans of Kaggle.
-            affine[:3, :3] = KAGGLE_AXES * [*spacing[:2], SLICE_THICKNESS_MM]
+            voxels, affine = read_first_scan(scan)
             coarse = voxels // STEP
             if name == "nifti":
                 nibabel.save(nibabel.Nifti1Image(coarse, affine), folder / "phantom_NIfTI.nii.gz")
