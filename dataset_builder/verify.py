@@ -10,14 +10,11 @@ from tqdm.auto import tqdm
 
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_segmentation
 from gi_segmentation.formats.kaggle.folder import KaggleScan, read_scans, split_names
-from gi_segmentation.formats.kaggle.images import SliceSizeError, read_slice
+from gi_segmentation.formats.kaggle.images import read_slice
 from gi_segmentation.formats.kaggle.names import KaggleDataError, SliceFile
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import Runs, count_overlap
 from gi_segmentation.schema import ORGANS
-
-# A height and width in pixels that no encoding can leave. The square of this number still fits into 64 bits.
-ENDLESS = 2**30
 
 
 @dataclass
@@ -45,7 +42,7 @@ class CheckedSlice(NamedTuple):
     Attributes:
         file: The slice.
         image: The bytes of its PNG; empty if the image has a problem.
-        runs: The runs of each organ with a valid encoding; empty in the test split.
+        runs: The runs of each organ with a valid encoding; empty in the test split, and if the image has a problem.
     """
 
     file: SliceFile
@@ -64,21 +61,17 @@ def check_slice(
         csv_path: The file of the annotations, which the messages name.
 
     Returns:
-        The slice, and its problems.
+        The slice, and its problems. The encodings of an image with a problem are not checked.
     """
-    image, problems, sized = b"", [], slice_file
     try:
         image = read_slice(slice_file)
-    except SliceSizeError as error:
-        # Nobody knows which of the two sizes is the one that the encodings were made for. With an endless size they
-        # always fit, so the wrong name is the only problem that is reported.
-        problems, sized = error.problems, slice_file._replace(height=ENDLESS, width=ENDLESS)
     except KaggleDataError as error:
-        problems = error.problems
+        # The encodings fit an image of one size, and nobody knows it while image and name disagree.
+        return CheckedSlice(slice_file, b"", {}), error.problems
     # The test split has no annotations. If a training slice has no rows, that is reported with the problems of the
     # CSV, so there is nothing to add here.
-    runs, wrong = read_segmentation(organs, sized, csv_path) if organs else ({}, [])
-    return CheckedSlice(slice_file, image, runs), problems + wrong
+    runs, problems = read_segmentation(organs, slice_file, csv_path) if organs else ({}, [])
+    return CheckedSlice(slice_file, image, runs), problems
 
 
 def inspect_slices(

@@ -46,20 +46,16 @@ def read_annotations(
     ids, organs, rles = read_table(csv_path, columns)
     annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
     problems: list[str] = []
-    left_out: list[int] = []
-    for index, (slice_id, organ, rle) in enumerate(zip(ids, organs, rles, strict=True)):
-        # Rows are numbered as an editor numbers lines: from 1, and line 1 is the header.
-        row = index + 2
+    # Rows are numbered as an editor numbers lines: from 1, and line 1 is the header.
+    for row, (slice_id, organ, rle) in enumerate(zip(ids, organs, rles, strict=True), start=2):
         where = f"{csv_path}, row {row}"
         # A blank line is harmless. It was read only so that the rows below keep their numbers.
         if not (slice_id or organ or rle):
             continue
         if not ID_PATTERN.fullmatch(slice_id):
             problems.append(f"{where}: expected an id like case123_day20_slice_0001, got {slice_id!r}; correct it")
-            left_out.append(index)
         elif organ not in ORGANS:
             problems.append(f"{where}: expected a class of {', '.join(ORGANS)}; got {organ!r}; correct it")
-            left_out.append(index)
         elif organ in annotations[slice_id]:
             first = annotations[slice_id][organ].row
             problems.append(f"{where}: {slice_id} {organ} is in row {first} already; remove one")
@@ -67,13 +63,6 @@ def read_annotations(
             annotations[slice_id][organ] = Annotation(rle, row)
     if not annotations and not problems:
         raise KaggleDataError([f"{csv_path}: no rows below the header; download it again"])
-    # One mistake must give one message. A row that was left out has been reported, and its slice would be reported
-    # again because it lacks an organ. An empty mask prevents this. It is never used: a folder with problems is not
-    # built, and a submission with problems is not scored.
-    for index in left_out:
-        if meant := guess_row(index, ids, organs, annotations):
-            slice_id, organ = meant
-            annotations[slice_id][organ] = Annotation("", index + 2)
     return dict(annotations), problems
 
 
@@ -120,31 +109,6 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> list[list[str]]:
         )  # fmt: skip
     places = [header.index(column) for column in columns]
     return [[row[place] if row else "" for row in rows] for place in places]
-
-
-def guess_row(
-    index: int, ids: Sequence[str], organs: Sequence[str], annotations: dict[str, dict[str, Annotation]]
-) -> tuple[str, str] | None:
-    """Guess which organ of which slice a row with a wrong id or a wrong class stands for.
-
-    Args:
-        index: Index of the row.
-        ids: Column `id` of all rows.
-        organs: Column `class` of all rows.
-        annotations: By slice id and organ, from the rows that are right.
-
-    Returns:
-        Slice id and organ. None if all slices near the row have all their organs.
-    """
-    # The three rows of a slice stand together. So the slice is that of the row itself or, if its id is wrong, that of
-    # a row at most two lines away.
-    near = [ids[other] for other in (index, index - 1, index + 1, index - 2, index + 2) if 0 <= other < len(ids)]
-    possible = (organs[index],) if organs[index] in ORGANS else ORGANS
-    for slice_id in filter(ID_PATTERN.fullmatch, near):
-        for organ in possible:
-            if organ not in annotations.get(slice_id, {}):
-                return slice_id, organ
-    return None
 
 
 def read_segmentation(

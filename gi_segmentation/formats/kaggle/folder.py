@@ -1,6 +1,5 @@
 """Find the scans of a folder in Kaggle's layout: its slice images, and their annotations in `train.csv`."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.files import FoundFiles, find_files, is_hidden
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations
 from gi_segmentation.formats.kaggle.names import (
-    FILE_PATTERN,
     FOLDER_PATTERN,
     SCAN_PATTERN,
     KaggleDataError,
@@ -19,7 +17,6 @@ from gi_segmentation.formats.kaggle.names import (
     parse_slice_path,
     scan_folder,
 )
-from gi_segmentation.schema import slice_name
 
 # Scans with faulty images or outlines, according to the competition's hosts (data tab and its discussion).
 FAULTY_SCANS = frozenset(
@@ -197,24 +194,11 @@ def compare_slices(
 ) -> list[str]:
     """Return the problems of slices with an image but no rows, and of slices with rows but no image."""
     found = {slice_file.id for slice_file in slices}
-    missing: dict[str, list[str]] = defaultdict(list)
-    for slice_id in annotations:
-        if slice_id not in found:
-            missing[slice_id.split("_slice_")[0]].append(slice_id)
-    # Again one message for one mistake: `find_slices` has reported every image with a wrong name, so its slice is not
-    # reported as missing too. Names with a number come first, because they leave fewer slices to choose from.
-    pngs = list_pngs(find_files(folder)) if missing and folder.is_dir() else []
-    misnamed = [path for path in pngs if not FILE_PATTERN.fullmatch(path.name)]
-    for path in sorted(misnamed, key=lambda path: (re.search(r"\d", path.name) is None, path)):
-        candidates = missing.get(scan_folder(path), [])
-        meant = guess_slice(path, candidates)
-        if meant is not None:
-            candidates.remove(meant)
     problems = [
-        f"{csv_path}, row {min(annotation.row for annotation in annotations[slice_id].values())}: "
+        f"{csv_path}, row {min(annotation.row for annotation in organs.values())}: "
         f"no PNG for {slice_id} under {folder}; add the file or remove its rows"
-        for candidates in missing.values()
-        for slice_id in candidates
+        for slice_id, organs in annotations.items()
+        if slice_id not in found
     ]
     problems += [
         f"{s.path}: no rows for {s.id} in {csv_path}; add them or remove the file"
@@ -222,20 +206,3 @@ def compare_slices(
         if s.id not in annotations
     ]
     return problems
-
-
-def guess_slice(path: Path, candidates: Sequence[str]) -> str | None:
-    """Guess which slice an image with a wrong name is.
-
-    Args:
-        path: The image.
-        candidates: Ids of the slices of its scan that have no image.
-
-    Returns:
-        The slice with the number in the name or, if the scan has only one candidate, this one. Otherwise None.
-    """
-    number = re.search(r"\d+", path.name, re.ASCII)
-    meant = slice_name(scan_folder(path), int(number[0])) if number else None
-    if meant in candidates:
-        return meant
-    return candidates[0] if len(candidates) == 1 else None

@@ -20,13 +20,6 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-class SliceSizeError(KaggleDataError):
-    """A slice image whose size differs from the size in its name.
-
-    `dataset_builder.verify` treats this problem on its own, because the encodings may fit either of the two sizes.
-    """
-
-
 def is_whole_slice(data: bytes, width: int, height: int) -> bool:
     """Tell, without decoding the pixels, whether a file is a whole slice image.
 
@@ -109,7 +102,7 @@ def check_image(data: bytes, name: object, width: int, height: int) -> None:
     if image.mode not in ("I;16", "I"):
         raise KaggleDataError([f"{name}: expected 16-bit grayscale, got mode {image.mode}; use the original file"])
     if image.size != (width, height):
-        raise SliceSizeError(
+        raise KaggleDataError(
             [f"{name}: its name says {width}x{height}, "
              f"the image has {image.size[0]}x{image.size[1]}; correct the name"]
         )  # fmt: skip
