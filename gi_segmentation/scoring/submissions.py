@@ -126,13 +126,16 @@ def read_whole_table(path: Path, rle_column: str) -> Annotations:
             problem and their number.
     """
     annotations, problems = read_annotations(path, rle_column)
-    problems += [
-        f"{path}: {slice_id} has no row for {organ}; add one, with an empty encoding if need be"
-        for slice_id, organs in annotations.items()
-        for organ in ORGANS
-        if organ not in organs
-    ]
+    # A row with a problem is missing in its slice, so these come first.
     raise_first(problems)
+    raise_first(
+        [
+            f"{path}: {slice_id} has no row for {organ}; add one, with an empty encoding if need be"
+            for slice_id, organs in annotations.items()
+            for organ in ORGANS
+            if organ not in organs
+        ]
+    )
     return annotations
 
 
