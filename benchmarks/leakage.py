@@ -46,7 +46,7 @@ from gi_segmentation.training.trainer import SegmentationTrainer, train
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("slice", "scan", "patient")
 # Changes of the demo's recipe: smaller slices, and slices with organs are drawn more often. Both were found by trial
-# (benchmarks/README.md). A leak can be seen only if the model has learnt its own patients.
+# (docs/benchmark_notes.md). A leak can be seen only if the model has learnt its own patients.
 RECIPE = {"config": ROOT / "recipes" / "demo.yaml", "image_size": 96, "slice_sampling": "balanced"}
 
 

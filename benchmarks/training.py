@@ -50,8 +50,8 @@ def write_phantom_dataset(
     from dataset_builder.gi_tract import GiTractConfig
     from dataset_builder.phantom import write_phantom
 
-    # The choices in benchmarks/README.md were made on patients of other seeds. On the same patients, the chosen recipe
-    # would look better than it is.
+    # The choices in docs/benchmark_notes.md were made on patients of other seeds. On the same patients, the chosen
+    # recipe would look better than it is.
     sizes = num_cases, days_per_case, slices_per_scan
     write_phantom(folder / "kaggle", *sizes, seed=1, difficulty=difficulty)
     build(folder / "kaggle", folder / "gi_tract", GiTractConfig(num_folds=num_folds))

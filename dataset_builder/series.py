@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.folder import find_slices
@@ -56,7 +56,7 @@ def read_first_scan(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def base_dataset(class_uid: str, description: str = "axial") -> FileDataset:
     """Return the attributes that all files of a series share."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = class_uid
+    meta.MediaStorageSOPClassUID = UID(class_uid)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID = class_uid

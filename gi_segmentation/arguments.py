@@ -165,14 +165,14 @@ class DataArguments:
         default="balanced",
         metadata=DATA | {"help": "all: an epoch contains every slice once. balanced: an epoch has the same number of "
                                  "slices, drawn at random; slices without organs and slices with each organ are drawn "
-                                 "equally often. benchmarks/README.md explains the default."},
+                                 "equally often. docs/benchmark_notes.md explains the default."},
     )  # fmt: skip
     augmentation: bool = field(default=True, metadata=DATA | {"help": "Change the training slices at random."})
     strong_augmentation: bool = field(
         default=False,
         metadata=DATA | {"help": "Change the training slices more, and without flips: size, shape, contrast, coil "
-                                 "sensitivity, blur and noise. This is for a few patients; benchmarks/README.md has "
-                                 "figures."},
+                                 "sensitivity, blur and noise. This is for a few patients; docs/benchmark_notes.md "
+                                 "has figures."},
     )  # fmt: skip
     cache_slices: bool = field(
         default=True,
@@ -215,7 +215,7 @@ class RunArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of this task, and the pipeline's own training flags.
 
     Batch size, learning rate, weight decay and the number of epochs are the original project's (recipes/seed.yaml).
-    Trials led to the other defaults (benchmarks/README.md). The best checkpoint has the highest `eval_dice`.
+    Trials led to the other defaults (docs/benchmark_notes.md). The best checkpoint has the highest `eval_dice`.
     """
 
     output_dir: str = field(
@@ -275,14 +275,14 @@ class RunArguments(TrainingArguments):
     head_lr_multiplier: float = field(
         default=10.0,
         metadata=TRAINING | {"help": "Factor on --learning_rate for all layers after the encoder. The default is "
-                                     "SegFormer's (arXiv 2105.15203); benchmarks/README.md explains it."},
+                                     "SegFormer's (arXiv 2105.15203); docs/benchmark_notes.md explains it."},
     )  # fmt: skip
     ema_decay: float = field(
         default=0.999,
         metadata=TRAINING | {"help": "Decay per step of the exponential moving average of the weights. The averaged "
                                      "weights are evaluated, saved and published. The decay is smaller at the "
                                      "beginning of the training. With 0, the weights are not averaged. "
-                                     "benchmarks/README.md explains the default."},
+                                     "docs/benchmark_notes.md explains the default."},
     )  # fmt: skip
     fast_head: bool = field(
         default=True,

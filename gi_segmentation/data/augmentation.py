@@ -75,7 +75,7 @@ def usual_changes() -> list[A.BasicTransform]:
 
 
 def strong_changes() -> list[A.BasicTransform]:
-    """Return changes that make few patients look like many. They are our choice, see benchmarks/README.md.
+    """Return changes that make few patients look like many. They are our choice, see docs/benchmark_notes.md.
 
     Patients differ in size, posture and shape, scanners in contrast, noise and the sensitivity of their coils. All
     patients lie in the scanner the same way, so there are no flips.

@@ -1,9 +1,9 @@
-"""Let each command fail in each way, look what becomes of its processes, and write the table of benchmarks/README.md.
+"""Let each command fail in each way, and print what becomes of its processes. benchmarks/README.md has the outcome.
 
 python -m tests.support.fault_table [PART ...]
 
-It takes about 20 minutes on two idle cores. With PARTs, only the rows that have all of them run, and nothing is
-written. The rows with a small /dev/shm need root, because they mount one.
+It takes about 20 minutes on two idle cores. With PARTs, only the rows that have all of them run. The rows with
+a small /dev/shm need root, because they mount one.
 """
 
 import json
@@ -23,11 +23,9 @@ import psutil
 from tests.support.faults import FAULT
 from tests.support.launches import RUN
 from tests.support.models import save_model
-from tests.support.pages import replace_table
 from tests.support.processes import CONFIGS, LAUNCH, ROOT
 from tests.support.training import arguments
 
-PAGE, START = ROOT / "benchmarks" / "README.md", "<!-- ends of errors -->\n"
 # All processes of a command have a variable of this name with a value of their own, so none can hide.
 MARK = "GI_SEGMENTATION_TEST_MARK"
 LIMIT_S = 10.0
@@ -282,14 +280,11 @@ def make_table(rows: Sequence[Row], scratch: Path) -> tuple[str, int]:
 
 
 def main(parts: Sequence[str]) -> int:
-    """Write the table into the page."""
+    """Print the rows, and return how many are wrong."""
     rows = [row for row in list_rows() if all(part in str(row) for part in parts)]
     with tempfile.TemporaryDirectory() as name:
         os.environ |= {"HF_HOME": f"{name}/hf", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-        table, wrong = make_table(rows, Path(name))
-    if not parts:
-        replace_table(PAGE, START, table)
-    return wrong
+        return make_table(rows, Path(name))[1]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from datasets import DatasetDict
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.models.loading import load_model
+from gi_segmentation.training.checkpoints import find_checkpoint
 from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer, train
 from tests.support.models import FAMILIES, STEADY
 
@@ -79,3 +80,22 @@ def weights_after(dataset_dir: Path, output_dir: Path, batch_size: int, steps: i
     settings |= {"config_overrides": json.dumps(STEADY), "eval_steps": steps, "save_steps": steps}
     trainer, _, _ = train_steadily(arguments(dataset_dir, output_dir, max_steps=steps, **settings))
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def assert_same_end(left: Path, right: Path) -> None:
+    """Check that the last checkpoints of two runs are the same, bit by bit, and with them all scores."""
+    last = find_checkpoint(left)
+    assert last is not None and find_checkpoint(right) == right / last.name
+    ends = [last, right / last.name]
+    for name in ("model.safetensors", "training_weights.safetensors"):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
+    for name in ("optimizer.pt", "scheduler.pt"):
+        one, other = (torch.load(end / name) for end in ends)
+        assert str(one) == str(other), name
+    states = [json.loads((end / "trainer_state.json").read_text()) for end in ends]
+    scores = [
+        [(one["step"], one["eval_dice"]) for one in state["log_history"] if "eval_dice" in one] for state in states
+    ]
+    assert scores[0] == scores[1]
+    for key in ("best_global_step", "best_metric", "stateful_callbacks"):
+        assert states[0][key] == states[1][key], key

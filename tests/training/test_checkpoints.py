@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
@@ -24,7 +23,7 @@ from gi_segmentation.training import checkpoints
 from gi_segmentation.training.checkpoints import CHECKSUMS, find_checkpoint, find_fault, read_state
 from gi_segmentation.training.trainer import train
 from tests.support.processes import CONFIGS, LAUNCH, ROOT, hold
-from tests.support.training import arguments, make_trainer
+from tests.support.training import arguments, assert_same_end, make_trainer
 
 # With all that has a state of its own: averaged weights, balanced sampling, patience.
 FLAGS = {"ema_decay": 0.9, "slice_sampling": "balanced", "early_stopping_patience": 50, "save_total_limit": 10}
@@ -45,22 +44,6 @@ def begin(whole: Path, folder: Path, *steps: int) -> None:
     shutil.copy(whole / "run.json", folder)
     for step in steps:
         shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-
-
-def assert_same_end(left: Path, right: Path) -> None:
-    """Check that two runs of 4 steps ended in the same state, bit by bit."""
-    for name in ("model.safetensors", "training_weights.safetensors"):
-        assert (left / "checkpoint-4" / name).read_bytes() == (right / "checkpoint-4" / name).read_bytes(), name
-    for name in ("optimizer.pt", "scheduler.pt"):
-        one, other = (torch.load(folder / "checkpoint-4" / name) for folder in (left, right))
-        assert str(one) == str(other), name
-    states = [json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text()) for folder in (left, right)]
-    scores = [
-        [(one["step"], one["eval_dice"]) for one in state["log_history"] if "eval_dice" in one] for state in states
-    ]
-    assert scores[0] == scores[1]
-    for key in ("best_global_step", "best_metric", "stateful_callbacks"):
-        assert states[0][key] == states[1][key], key
 
 
 def test_a_checkpoint_with_a_damaged_file_is_not_taken_for_whole(whole: Path, tmp_path: Path) -> None:
