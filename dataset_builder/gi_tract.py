@@ -29,7 +29,7 @@ from gi_segmentation import files, rle, schema
 from gi_segmentation.files import check_utf8, find_files
 from gi_segmentation.formats.kaggle import annotations, folder, images, names
 from gi_segmentation.formats.kaggle.annotations import Annotation
-from gi_segmentation.formats.kaggle.folder import FAULTY_SCANS, KaggleScan, list_pngs, read_scans, split_names
+from gi_segmentation.formats.kaggle.folder import FAULTY_SCANS, KaggleScan, list_pngs, list_splits, read_kaggle_scans
 from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.internals import register_dataset
 from gi_segmentation.rle import Runs, fill_runs
@@ -138,7 +138,7 @@ def read_training_scans(kaggle_dir: Path, config: GiTractConfig) -> tuple[list[K
     Raises:
         KaggleDataError: If the CSV or file names have problems.
     """
-    scans, problems = read_scans(kaggle_dir)
+    scans, problems = read_kaggle_scans(kaggle_dir)
     if problems:
         raise KaggleDataError(problems)
     faulty = [scan for scan in scans if scan.name in FAULTY_SCANS and not config.include_faulty_scans]
@@ -164,8 +164,8 @@ def divide_scans(scans: list[KaggleScan], kaggle_dir: Path, config: GiTractConfi
         "train": [scan for scan in scans if scan.fold != config.fold],
         "validation": [scan for scan in scans if scan.fold == config.fold],
     }
-    if "test" in split_names(kaggle_dir):
-        splits["test"], problems = read_scans(kaggle_dir, "test")
+    if "test" in list_splits(kaggle_dir):
+        splits["test"], problems = read_kaggle_scans(kaggle_dir, "test")
         if problems:
             raise KaggleDataError(problems)
     return splits

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_segmentation
-from gi_segmentation.formats.kaggle.folder import KaggleScan, read_scans, split_names
+from gi_segmentation.formats.kaggle.folder import KaggleScan, list_splits, read_kaggle_scans
 from gi_segmentation.formats.kaggle.images import read_slice
 from gi_segmentation.formats.kaggle.names import KaggleDataError, SliceFile
 from gi_segmentation.processes import count_cores, process_pool
@@ -147,9 +147,9 @@ def verify(kaggle_dir: Path, num_proc: int | None = None) -> Inspection:
         All problems, and the counts of the annotated scans. The slices of the test split are in `test_slices`.
     """
     total = Inspection()
-    for split in split_names(kaggle_dir):
+    for split in list_splits(kaggle_dir):
         try:
-            scans, problems = read_scans(kaggle_dir, split)
+            scans, problems = read_kaggle_scans(kaggle_dir, split)
         except KaggleDataError as error:
             # Without the folder there is nothing to inspect.
             total.problems += error.problems

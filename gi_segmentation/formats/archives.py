@@ -20,7 +20,7 @@ MAX_BYTES = 32 * 2**30
 # Archives that are not unpacked here. A `.nii.gz` is none, and `formats.inputs` looks into other `.gz` files.
 OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar", ".iso")
 # Names that Windows does not allow, also with an ending.
-RESERVED = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")
+RESERVED_NAMES = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")
 # A name has at most 255 bytes, and the names of prediction files are longer by some letters.
 MAX_NAME_BYTES = 200
 
@@ -98,7 +98,7 @@ def check_archive(path: Path, archive: zipfile.ZipFile, folder: Path, max_files:
             f"{path}: needs {size / 2**30:.1f} GiB in {folder.parent.parent}, more than is free; set TMPDIR"
         )
     for member in members:
-        parts = split_name(member)
+        parts = split_path(member)
         kind = stat.S_IFMT(member.external_attr >> 16)
         # A letter and a colon at the start are a drive of Windows. A colon elsewhere may be that of a time.
         drive = re.match(r"[A-Za-z]:", member.filename)
@@ -108,7 +108,7 @@ def check_archive(path: Path, archive: zipfile.ZipFile, folder: Path, max_files:
             raise InputError(f"{path}: is encrypted; unpack it yourself and name the folder")
 
 
-def split_name(member: zipfile.ZipInfo) -> tuple[str, ...]:
+def split_path(member: zipfile.ZipInfo) -> tuple[str, ...]:
     """Return the folders and the name of a file in a zip. Some programs of Windows write backslashes."""
     return PurePosixPath(member.filename.replace("\\", "/")).parts
 
@@ -116,7 +116,7 @@ def split_name(member: zipfile.ZipInfo) -> tuple[str, ...]:
 def extract(archive: zipfile.ZipFile, folder: Path) -> None:
     """Write the files of a zip that was checked."""
     members = [member for member in archive.infolist() if not member.filename.endswith(("/", "\\"))]
-    for member, place in zip(members, safe_places(map(split_name, members)), strict=True):
+    for member, place in zip(members, safe_places(map(split_path, members)), strict=True):
         target = folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member) as source, target.open("xb") as file:
@@ -164,7 +164,7 @@ def safe_name(name: str) -> str:
     name = "".join("_" if letter in '<>:"|?*\\/' or not letter.isprintable() else letter for letter in name)
     kept = name.rstrip(". ")
     name = kept + "_" * (len(name) - len(kept))
-    if RESERVED.fullmatch(name):
+    if RESERVED_NAMES.fullmatch(name):
         name = f"_{name}"
     data = name.encode(errors="replace")
     if len(data) > MAX_NAME_BYTES:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from gi_segmentation.errors import InputError, list_some, reading
-from gi_segmentation.formats.nifti import OUR_LABEL_MAPS, find_header, quiet, strip_ending
+from gi_segmentation.formats.nifti import OUR_LABEL_MAPS, find_header, hush_nibabel, strip_ending
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 WITH_SLICER = "convert it to NIfTI, for example with 3D Slicer or SimpleITK"
 WITH_FREESURFER = "convert it to NIfTI, for example with mri_convert of FreeSurfer"
 WITH_DCM2NIIX = "convert it to NIfTI, for example with dcm2niix"
 UNPACK = "unpack it"
 PACKED_DICOM = "a packed DICOM file"
 # Formats of scans that are not read, by their endings, and what to do.
-FORMATS = {
+OTHER_FORMATS = {
     ".nrrd": ("NRRD", WITH_SLICER),
     ".nhdr": ("NRRD", WITH_SLICER),
     ".mha": ("MetaImage", WITH_SLICER),
@@ -54,10 +54,10 @@ SMALL_FILE = 4096
 INTENT_LABEL = 1002
 
 
-def name_format(path: Path) -> str:
+def find_format_problem(path: Path) -> str:
     """Return the problem of a file that is a scan in a format that is not read here; empty for any other file."""
     name = path.name.lower()
-    ending = next((ending for ending in sorted(FORMATS, key=len)[::-1] if name.endswith(ending)), "")
+    ending = next((ending for ending in sorted(OTHER_FORMATS, key=len)[::-1] if name.endswith(ending)), "")
     # Other programs use this ending, too. The voxels are in another file.
     if ending == ".par" and not any(path.with_suffix(other).exists() for other in (".rec", ".REC", ".Rec")):
         return ""
@@ -66,7 +66,7 @@ def name_format(path: Path) -> str:
     if ending == "2dseq" and name != ending:
         return ""
     if ending:
-        what, remedy = FORMATS[ending]
+        what, remedy = OTHER_FORMATS[ending]
     elif name.endswith(".gz") and is_packed_dicom(path):
         what, remedy = PACKED_DICOM, "unpack all of its folder (gunzip)"
     else:
@@ -112,7 +112,7 @@ def find_shape(path: Path) -> tuple[int, ...]:
     """Return the numbers of voxels of a NIfTI file; nothing if it cannot be read."""
     import nibabel
 
-    with suppress(InputError), reading(path, "not a whole NIfTI file", "copy it again"), quiet():
+    with suppress(InputError), reading(path, "not a whole NIfTI file", "copy it again"), hush_nibabel():
         image: Any = nibabel.load(path)
         return tuple(image.shape)
     return ()
@@ -125,7 +125,7 @@ def has_few_values(path: Path) -> bool:
     """
     import nibabel
 
-    with suppress(InputError), reading(path, "not a whole NIfTI file", "copy it again"), quiet():
+    with suppress(InputError), reading(path, "not a whole NIfTI file", "copy it again"), hush_nibabel():
         image: Any = nibabel.load(path)
         size = math.prod(image.shape) * image.get_data_dtype().itemsize
         if path.suffix.lower() == ".gz" and path.stat().st_size > max(PACKED_SHARE * size, SMALL_FILE):
@@ -148,7 +148,7 @@ def is_label_map(path: Path, suspected: bool) -> bool:
     import nibabel
 
     try:
-        with reading(path, "not a whole NIfTI file", "copy it again"), quiet():
+        with reading(path, "not a whole NIfTI file", "copy it again"), hush_nibabel():
             image: Any = nibabel.load(path)
             header = image.header
             marked = "intent_code" in header and int(header["intent_code"]) == INTENT_LABEL

@@ -15,14 +15,14 @@ from typing import Literal, TypeAlias, get_args
 from gi_segmentation.errors import InputError, join_problems, list_some
 from gi_segmentation.files import FoundFiles, find_files
 from gi_segmentation.formats import nifti
-from gi_segmentation.formats.archives import is_archive
+from gi_segmentation.formats.archives import MAX_NAME_BYTES, is_archive
 from gi_segmentation.formats.beside import (
     LABEL_NAME,
     PACKED_DICOM,
-    PICTURES,
+    PICTURE_SUFFIXES,
     describe_group,
+    find_format_problem,
     find_label_maps,
-    name_format,
 )
 from gi_segmentation.formats.dicom import files as dicom
 from gi_segmentation.formats.dicom import series as dicom_series
@@ -32,10 +32,8 @@ from gi_segmentation.formats.volumes import Slice, Volume, VolumeSlice, kaggle_v
 
 Kind: TypeAlias = Literal["kaggle", "nifti", "dicom"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# The names of prediction files are longer than those of scans, and a name has at most 255 bytes.
-MAX_NAME_BYTES = 200
 # What must be installed to read a kind of files, or to write a format.
-PACKAGES: dict[str, tuple[str, ...]] = {
+PACKAGES_BY_KIND: dict[str, tuple[str, ...]] = {
     "kaggle": (),
     "nifti": ("nibabel",),
     "dicom": ("pydicom",),
@@ -138,11 +136,11 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
         beside = files["other"] + [one for one in files["foreign"] if one.parent in folders]
         series = dicom_series.find_series(files["dicom"], beside)
         left_out += [*series.remarks, *dicom_series.describe_alone(path, series.volumes)]
-        scans = check_names(
+        scans = refuse_bad_names(
             [
                 *list_scans("dicom", series.volumes, series.problems, series.descriptions),
                 *list_scans("nifti", *nifti.open_volumes(files["nifti"], root)),
-                *find_foreign(files["foreign"], root),
+                *list_other_formats(files["foreign"], root),
             ]
         )
     # A link that may be the slice of a series is a problem already.
@@ -169,9 +167,9 @@ def sort_files(path: Path, output_dir: Path | None) -> defaultdict[str, list[Pat
         InputError: If there are slices of Kaggle's beside other scans.
     """
     files: dict[str, list[Path]] = defaultdict(list)
-    found = list_files(path, output_dir)
+    found = list_input_files(path, output_dir)
     for one in found.files + found.broken:
-        files[find_kind(one)].append(one)
+        files[find_file_kind(one)].append(one)
     files["broken link"] = [one for one in found.broken if one in files["other"]]
     files["repeated link"] = found.repeated
     if others := files["nifti"] + files["dicom"] + files["foreign"]:
@@ -187,7 +185,7 @@ def sort_files(path: Path, output_dir: Path | None) -> defaultdict[str, list[Pat
     return defaultdict(list, {what: sorted(some) for what, some in files.items()})
 
 
-def list_files(path: Path, output_dir: Path | None) -> FoundFiles:
+def list_input_files(path: Path, output_dir: Path | None) -> FoundFiles:
     """List the files to look at. A slice of Kaggle's stands for the whole folder that it lies in."""
     if not path.is_dir():
         files = path.parent.glob("[!.]*.png") if path.suffix == ".png" else [nifti.find_header(path)]
@@ -205,7 +203,7 @@ def is_circle(link: Path) -> bool:
     return link.parent.resolve().is_relative_to(link.resolve())
 
 
-def find_kind(path: Path) -> str:
+def find_file_kind(path: Path) -> str:
     """Return what a file is, see `sort_files`."""
     if path.suffix == ".png":
         return "kaggle"
@@ -213,12 +211,12 @@ def find_kind(path: Path) -> str:
         return "nifti"
     if is_archive(path):
         return "archive"
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return "picture"
     # Tables need not be opened to know that they are no scans. A DICOM file may have any name.
     if path.suffix == ".csv" or not path.is_file():
         return "other"
-    if name_format(path):
+    if find_format_problem(path):
         # Nobody reads such a file here, so its name decides.
         return "named label map" if LABEL_NAME.search(path.name.lower()) else "foreign"
     return "dicom" if dicom.is_dicom(path) else "other"
@@ -236,7 +234,7 @@ def describe_left_out(files: Mapping[str, list[Path]], root: Path) -> list[str]:
     }
     lines = [describe_group(what, files[what], root, remedy) for what, remedy in remedies.items() if files.get(what)]
     if (foreign := files.get("foreign")) and files.get("kaggle"):
-        lines.append(describe_group("file", foreign, root, name_format(foreign[0]).partition(": ")[2]))
+        lines.append(describe_group("file", foreign, root, find_format_problem(foreign[0]).partition(": ")[2]))
     return lines
 
 
@@ -262,11 +260,11 @@ def choose_scans(scans: list[InputScan], chosen: Sequence[str]) -> tuple[list[In
     """
     for text in chosen:
         if not any(is_meant(scan, text) for scan in scans):
-            names = list_some([name_scan(scan) for scan in scans], limit=20)
+            names = list_some([describe_choice(scan) for scan in scans], limit=20)
             raise InputError(f"--series {text}: no scan has this UID, or this text in its name; there are {names}")
     taken = [scan for scan in scans if any(is_meant(scan, text) for text in chosen)]
     others = [scan for scan in scans if scan not in taken]
-    names = list_some([name_scan(scan) for scan in others])
+    names = list_some([describe_choice(scan) for scan in others])
     return taken, [f"left out by --series: {len(others)} scan{'s' * (len(others) > 1)}: {names}"] * bool(others)
 
 
@@ -280,7 +278,7 @@ def is_meant(scan: InputScan, text: str) -> bool:
     return text.casefold() in f"{scan.name} {scan.description}".casefold()
 
 
-def name_scan(scan: InputScan) -> str:
+def describe_choice(scan: InputScan) -> str:
     """Return the name of a scan, with what helps to choose it."""
     remarks = [scan.description] * bool(scan.description) + ["cannot be predicted"] * bool(scan.problem)
     return f"{scan.name} ({', '.join(remarks)})" if remarks else scan.name
@@ -296,7 +294,7 @@ def require(kind: str, subject: Path | str) -> None:
     Raises:
         InputError: If not.
     """
-    for package in PACKAGES[kind]:
+    for package in PACKAGES_BY_KIND[kind]:
         if find_spec(package) is None:
             raise InputError(f"{subject}: needs {package}, which is not installed; run `pip install -e .[clinic]`")
 
@@ -337,18 +335,18 @@ def list_scans(
     ]
 
 
-def find_foreign(paths: list[Path], root: Path) -> list[InputScan]:
+def list_other_formats(paths: list[Path], root: Path) -> list[InputScan]:
     """List scans in formats that are not read. Packed DICOM files of a folder count as one."""
     scans: dict[str, InputScan] = {}
     for path in paths:
-        problem, name = name_format(path), path.relative_to(root).as_posix()
+        problem, name = find_format_problem(path), path.relative_to(root).as_posix()
         if PACKED_DICOM in problem:
             name = path.parent.relative_to(root).as_posix() if path.parent != root else root.resolve().name
         scans.setdefault(name, InputScan(name, problem=problem, kind="nifti"))
     return list(scans.values())
 
 
-def check_names(scans: list[InputScan]) -> list[InputScan]:
+def refuse_bad_names(scans: list[InputScan]) -> list[InputScan]:
     """Sort scans by their names. Those that share a name, or whose name is too long, become problems."""
     by_name: dict[str, list[InputScan]] = defaultdict(list)
     for scan in scans:

@@ -21,7 +21,7 @@ from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import ORGANS
 
 # A pair of files has the ending `.hdr` for the header and `.img` for the voxels.
-SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz")
 # The length of a header of NIfTI-1 (and of Analyze, which came before it), and of NIfTI-2.
 HEADER_SIZES = (348, 540)
 # How the descriptions of our own files begin.
@@ -54,7 +54,7 @@ class NiftiFile:
 
 def is_nifti(path: Path) -> bool:
     """Tell by its name whether a file is a NIfTI file. A header of a pair must have the right length, too."""
-    if not path.name.lower().endswith(SUFFIXES):
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
         return False
     return ".nii" in path.name.lower()[-len(".nii.gz") :] or has_header(path)
 
@@ -92,7 +92,7 @@ def open_volumes(paths: Iterable[Path], root: Path) -> tuple[list[Volume], dict[
     """
     volumes, problems = [], {}
     for path in paths:
-        name = scan_name(path, root)
+        name = nifti_scan_name(path, root)
         try:
             volumes.append(open_volume(path, name))
         except InputError as error:
@@ -100,16 +100,16 @@ def open_volumes(paths: Iterable[Path], root: Path) -> tuple[list[Volume], dict[
     return volumes, problems
 
 
-def scan_name(path: Path, root: Path) -> str:
+def nifti_scan_name(path: Path, root: Path) -> str:
     """Return the path of a NIfTI file below a folder, without its ending.
 
     In a cohort, each patient's file may have the same name. So the folders belong to the name, and the name of a file
     does not depend on which other files there are.
 
     Example:
-        >>> scan_name(Path("in/mr.2.nii.gz"), Path("in"))
+        >>> nifti_scan_name(Path("in/mr.2.nii.gz"), Path("in"))
         'mr.2'
-        >>> scan_name(Path("in/sub-01/T2.nii"), Path("in"))
+        >>> nifti_scan_name(Path("in/sub-01/T2.nii"), Path("in"))
         'sub-01/T2'
     """
     return path.relative_to(root).with_name(strip_ending(path.name)).as_posix()
@@ -117,12 +117,12 @@ def scan_name(path: Path, root: Path) -> str:
 
 def strip_ending(name: str) -> str:
     """Return the name of a NIfTI file without its ending."""
-    endings = [ending for ending in SUFFIXES if name.lower().endswith(ending)]
+    endings = [ending for ending in NIFTI_SUFFIXES if name.lower().endswith(ending)]
     return (name[: -len(max(endings, key=len))] if endings else name) or name
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def hush_nibabel() -> Iterator[None]:
     """Let nibabel print nothing. It mends odd headers and says so; we refuse them."""
     import nibabel
 
@@ -143,7 +143,7 @@ def open_volume(path: Path, name: str | None = None) -> Volume:
     import nibabel
 
     check_packing(path)
-    with reading(path, "not a whole NIfTI file", "copy it again"), quiet():
+    with reading(path, "not a whole NIfTI file", "copy it again"), hush_nibabel():
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Pair):
             raise InputError(
@@ -172,8 +172,8 @@ def open_volume(path: Path, name: str | None = None) -> Volume:
     affine, notes = find_grid(path, raw, spatial)
     code = int(raw["sform_code"]) or int(raw["qform_code"])
     origin = NiftiFile(paths, shape, code, unit == "mm")
-    name = scan_name(path, path.parent) if name is None else name
-    return Volume(name, path, spatial, affine, partial(read_voxels, path), origin, ", ".join(notes))
+    name = nifti_scan_name(path, path.parent) if name is None else name
+    return Volume(name, path, spatial, affine, partial(read_nifti_voxels, path), origin, ", ".join(notes))
 
 
 def check_packing(path: Path) -> None:
@@ -215,7 +215,7 @@ def find_grid(path: Path, header: Any, shape: tuple[int, int, int]) -> tuple[np.
     odd = (not np.isfinite(size) or size <= 0 for size, number in zip(sizes, shape, strict=True) if number > 1)
     if any(odd):
         raise InputError(
-            f"{path}: expected sizes of voxels above 0, got {describe(sizes)} mm (pixdim); convert it again"
+            f"{path}: expected sizes of voxels above 0, got {format_sizes(sizes)} mm (pixdim); convert it again"
         )
     sform = header.get_sform() if codes[1] else None
     with reading(path, "its qform is no rotation", "convert it again, or set its qform code to 0"):
@@ -228,12 +228,12 @@ def find_grid(path: Path, header: Any, shape: tuple[int, int, int]) -> tuple[np.
     assert affine is not None
     # For its checks of the numbers.
     Volume(path.name, path, shape, affine)
-    notes = check_places(path, sform, qform, sizes, shape) if sform is not None else []
+    notes = check_sform(path, sform, qform, sizes, shape) if sform is not None else []
     affine, more = right_angles(path, affine, shape)
     return affine, notes + more
 
 
-def check_places(
+def check_sform(
     path: Path, sform: np.ndarray, qform: np.ndarray | None, sizes: np.ndarray, shape: tuple[int, int, int]
 ) -> list[str]:
     """Check that a sform agrees with the rest of the header, and return remarks for the user.
@@ -252,8 +252,8 @@ def check_places(
     limit = min(SAME_PLACE_MM, lengths.min() / 2)
     if ((np.array(shape) - 1) * np.abs(lengths - sizes)).max() > limit:
         raise InputError(
-            f"{path}: has voxels of {describe(lengths)} mm by its sform, and of {describe(sizes)} mm by its pixdim, "
-            f"and readers take either; convert it again"
+            f"{path}: has voxels of {format_sizes(lengths)} mm by its sform, and of {format_sizes(sizes)} mm by its "
+            f"pixdim, and readers take either; convert it again"
         )
     if qform is None:
         return []
@@ -325,12 +325,12 @@ def axis_codes(affine: np.ndarray) -> str:
     return "".join(nibabel.aff2axcodes(affine))
 
 
-def describe(sizes: np.ndarray) -> str:
+def format_sizes(sizes: np.ndarray) -> str:
     """Return the sizes of a voxel as text."""
     return " x ".join(f"{size:.4g}" for size in sizes)
 
 
-def read_voxels(path: Path) -> np.ndarray:
+def read_nifti_voxels(path: Path) -> np.ndarray:
     """Read the voxels of a NIfTI file, scaled as its header says: float32, three axes.
 
     Raises:
@@ -338,7 +338,7 @@ def read_voxels(path: Path) -> np.ndarray:
     """
     import nibabel
 
-    with reading(path, "its voxels cannot be read", "copy it again"), quiet():
+    with reading(path, "its voxels cannot be read", "copy it again"), hush_nibabel():
         image: Any = nibabel.load(path)
         voxels = np.asarray(image.dataobj, dtype=np.float32)
     return voxels.reshape(three_axes(voxels.shape))

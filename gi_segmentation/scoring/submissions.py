@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations, read_header, read_table
+from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations, read_column_names, read_table
 from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError
 from gi_segmentation.processes import count_cores, process_pool
@@ -155,7 +155,7 @@ def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str
     # An encoding alone does not give the size of its image: "1 3" is three pixels in an image of any size.
     columns = ["height", "width", *(["spacing_y", "spacing_x"] if clinical else [])]
     grids: dict[str, SliceGrid] = {}
-    if kaggle_dir is None and set(columns) <= set(read_header(truth)):
+    if kaggle_dir is None and set(columns) <= set(read_column_names(truth)):
         several = set()
         try:
             for slice_id, *texts in zip(*read_table(truth, ["id", *columns]), strict=True):

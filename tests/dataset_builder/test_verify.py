@@ -20,7 +20,7 @@ from dataset_builder.build import build
 from dataset_builder.gi_tract import GiTractConfig
 from dataset_builder.verify import verify
 from gi_segmentation.formats.inputs import find_scans
-from gi_segmentation.formats.kaggle.folder import find_slices, read_scans, split_names
+from gi_segmentation.formats.kaggle.folder import find_slices, list_splits, read_kaggle_scans
 from gi_segmentation.formats.kaggle.images import read_slice
 from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.schema import ORGANS
@@ -257,10 +257,10 @@ ARRANGEMENTS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_links_are_followed_and_hidden_files_passed_over(name: str, kaggle_copy: Path) -> None:
-    expected = [(scan.name, [one.id for one in scan.slices]) for scan in read_scans(kaggle_copy)[0]]
+    expected = [(scan.name, [one.id for one in scan.slices]) for scan in read_kaggle_scans(kaggle_copy)[0]]
     ARRANGEMENTS[name](kaggle_copy)
-    assert split_names(kaggle_copy) == ["train"]
-    scans, problems = read_scans(kaggle_copy)
+    assert list_splits(kaggle_copy) == ["train"]
+    scans, problems = read_kaggle_scans(kaggle_copy)
     assert problems == []
     assert [(scan.name, [one.id for one in scan.slices]) for scan in scans] == expected
     assert all(read_slice(one) for scan in scans for one in scan.slices)
@@ -269,7 +269,7 @@ def test_links_are_followed_and_hidden_files_passed_over(name: str, kaggle_copy:
 
 
 def test_a_link_with_the_name_of_another_scan_is_another_scan(kaggle_copy: Path) -> None:
-    (path,) = (kaggle_copy / "train").glob(f"*/{read_scans(kaggle_copy)[0][0].name}")
+    (path,) = (kaggle_copy / "train").glob(f"*/{read_kaggle_scans(kaggle_copy)[0][0].name}")
     (kaggle_copy / "train/case900_day0").symlink_to(path)
     (kaggle_copy / "train/case900_day1").mkdir()
     (kaggle_copy / "train/case900_day1/scans").symlink_to(path / "scans")

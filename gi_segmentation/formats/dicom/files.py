@@ -1,7 +1,7 @@
 """Read DICOM files: tell what is one, and list its slices. A file has one slice, or many frames (enhanced).
 
-What a reader of the same package needs of a file is in a `Frame`. `inference.dicom_series` sorts frames into scans,
-`inference.dicom_geometry` makes volumes of them, and `inference.dicom_pixels` reads their pixels.
+A `Frame` has what the other modules of this package need of a slice. `dicom.series` sorts frames into scans,
+`dicom.geometry` makes volumes of them, and `dicom.pixels` reads their pixels.
 """
 
 import math
@@ -61,7 +61,7 @@ class Frame(NamedTuple):
         thickness_mm: Distance of slices, or their thickness, as the file states it; None if it does not.
         description: Modality, number and description of the series.
         patient: Number, name and birth date of the patient. None is for the screen.
-        kind: What tells it from other images of the same place, see `dicom_kinds.KINDS`.
+        kind: What tells it from other images of the same place, see `dicom.kinds.KIND_ATTRIBUTES`.
         rounding_mm: The last decimal of its position, for example 0.1; 0 if it has more than three.
     """
 
@@ -172,10 +172,10 @@ def read_dataset(path: Path, stop_before_pixels: bool = False) -> Any:
         InputError: If it is damaged.
     """
     with reading(path, "not a whole DICOM file", "copy or export it again"), path.open("rb") as file:
-        return parse(file, stop_before_pixels)
+        return parse_dicom(file, stop_before_pixels)
 
 
-def parse(file: BinaryIO, stop_before_pixels: bool) -> Any:
+def parse_dicom(file: BinaryIO, stop_before_pixels: bool) -> Any:
     """Read an open DICOM file. If it does not say how its values are written, the file tells what was found."""
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -198,7 +198,7 @@ def read_file_header(path: Path) -> tuple[Any, str]:
         InputError: If it is damaged.
     """
     with reading(path, "not a whole DICOM file", "copy or export it again"), path.open("rb") as file:
-        header = parse(file, stop_before_pixels=True)
+        header = parse_dicom(file, stop_before_pixels=True)
         if header.file_meta.TransferSyntaxUID == DEFLATED:
             return header, ""
         return header, find_missing_pixels(file, header)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.dicom.files import ROUNDING_TOLERANCE, DicomSeries, Frame
-from gi_segmentation.formats.dicom.pixels import read_voxels
+from gi_segmentation.formats.dicom.pixels import read_dicom_voxels
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import SLICE_THICKNESS_MM
 
@@ -53,7 +53,7 @@ def build_volume(name: str, frames: list[Frame], remarks: Sequence[str] = ()) ->
     source = first.path if len(series.paths) == 1 else first.path.parent
     note = ", ".join([*describe_frames(frames), *describe_shear(affine[:3, 2], normal), *remarks])
     shape = (first.size[1], first.size[0], len(frames))
-    return Volume(name, source, shape, TO_RAS @ affine, partial(read_voxels, series), series, note)
+    return Volume(name, source, shape, TO_RAS @ affine, partial(read_dicom_voxels, series), series, note)
 
 
 def describe_frames(frames: Sequence[Frame]) -> Iterable[str]:
@@ -96,7 +96,7 @@ def is_parallel(frame: Frame, other: Frame) -> bool:
     return bool(np.abs(np.subtract(frame.orientation, other.orientation)).max() <= DIRECTION_TOLERANCE)
 
 
-def sort_places(frames: Iterable[Frame]) -> list[Frame]:
+def sort_frames(frames: Iterable[Frame]) -> list[Frame]:
     """Sort parallel frames along their normal."""
     frames = list(frames)
     normal = find_normal(frames[0])
@@ -126,7 +126,7 @@ def check_planes(frames: list[Frame]) -> list[Frame]:
                 f"{frame.path}: expected {expected[0]} x {expected[1]} pixels of {expected[2]:g} x {expected[3]:g} mm "
                 f"as in {first.path} of the same series, got {grid[0]} x {grid[1]} of {grid[2]:g} x {grid[3]:g} mm"
             )
-    return sort_places(frames)
+    return sort_frames(frames)
 
 
 def check_steps(frames: Sequence[Frame], positions: np.ndarray, normal: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from gi_segmentation.errors import InputError, reading
 from gi_segmentation.formats.dicom.files import DicomSeries, read_dataset
 
 # Planning systems find the patient by these. They must be there, even if they are empty, and they are never changed.
-IDENTITY = ("PatientName", "PatientID")
+PATIENT_IDENTITY = ("PatientName", "PatientID")
 # These must be there, even if they are empty (type 2 in the standard).
 NOT_OPTIONAL = (
     "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
@@ -54,7 +54,7 @@ def check_uid_forms(series: DicomSeries) -> None:
     """Check that the identifiers that contours have to name are UIDs. They are never changed.
 
     Raises:
-        InputError: If one is not. An empty one is not looked at, see `dicom.check_uids`.
+        InputError: If one is not. An empty one is not looked at, see `files.check_uids`.
     """
     for frame in series.frames:
         for name, uid in frame.uids.items():
@@ -88,7 +88,7 @@ def copy_subject(header: Any) -> tuple[Any, list[str]]:
     from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
-    values = {name: read_bytes(header, name) for name in (*IDENTITY, *NOT_OPTIONAL, *OPTIONAL)}
+    values = {name: read_bytes(header, name) for name in (*PATIENT_IDENTITY, *NOT_OPTIONAL, *OPTIONAL)}
     names, remarks = choose_character_set(header, [value for value in values.values() if value])
     encodings, declared = convert_encodings(list(names)), any(names)
     subject = Dataset()
@@ -96,8 +96,8 @@ def copy_subject(header: Any) -> tuple[Any, list[str]]:
         # pydicom would check and convert a value that it is given in the usual way.
         subject.add(DataElement("SpecificCharacterSet", "CS", names, already_converted=True))
     for name, value in values.items():
-        problem = find_problem(name, value, encodings, declared) if value else ""
-        if problem and name in IDENTITY:
+        problem = find_value_problem(name, value, encodings, declared) if value else ""
+        if problem and name in PATIENT_IDENTITY:
             remarks.append(f"{name} {problem}; it was copied as it is, because programs find the patient by it")
         elif problem:
             remarks.append(f"{name} {problem} and was left {'empty' if name in NOT_OPTIONAL else 'out'}")
@@ -187,7 +187,7 @@ def respell(name: str) -> str:
     return name if match is None else ("ISO 2022 IR " if match[1] else "ISO_IR ") + match[2]
 
 
-def find_problem(name: str, value: bytes, encodings: list[str], declared: bool) -> str:
+def find_value_problem(name: str, value: bytes, encodings: list[str], declared: bool) -> str:
     """Return why the standard does not allow a value; empty if it does.
 
     Args:
@@ -260,7 +260,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def fill(dataset: Any, **values: Any) -> Any:
+def set_attributes(dataset: Any, **values: Any) -> Any:
     """Set attributes of a dataset, and return it."""
     for name, value in values.items():
         setattr(dataset, name, value)
@@ -271,4 +271,4 @@ def new_item(**values: Any) -> Any:
     """Return a dataset with some attributes."""
     from pydicom.dataset import Dataset
 
-    return fill(Dataset(), **values)
+    return set_attributes(Dataset(), **values)

@@ -5,7 +5,7 @@ from typing import Any
 
 # Each name of ours, and where a file has the value: the sequence of an enhanced file, or nothing, and the attribute.
 # Images that differ in one of these are no slices of one volume.
-KINDS: Mapping[str, tuple[tuple[str, str], ...]] = {
+KIND_ATTRIBUTES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "SeriesNumber": (("", "SeriesNumber"),),
     "SeriesDescription": (("", "SeriesDescription"),),
     "Modality": (("", "Modality"),),
@@ -34,7 +34,7 @@ KINDS: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 # These may differ from slice to slice of one volume, because slices are acquired one after the other. They tell apart
 # what has no other difference, and copies.
-TIMES: Mapping[str, tuple[tuple[str, str], ...]] = {
+TIME_ATTRIBUTES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "GradientDirection": (
         ("MRDiffusionSequence", "DiffusionGradientOrientation"),
         ("", "DiffusionGradientOrientation"),
@@ -66,14 +66,17 @@ GE_OFFSET = 1_000_000_000
 
 
 def read_kind(header: Any, groups: Sequence[Any]) -> dict[str, str]:
-    """Return what a frame says about its kind, by the names of `KINDS` and `TIMES`. What it does not say is left out.
+    """Return what a frame says about its kind. What it does not say is left out.
 
     Args:
         header: The header of the file.
         groups: Where an enhanced file may have the values: the functional groups of the frame, and those of all.
+
+    Returns:
+        The values by the names of `KIND_ATTRIBUTES` and `TIME_ATTRIBUTES`.
     """
     kind = {}
-    for name, places in {**KINDS, **TIMES}.items():
+    for name, places in {**KIND_ATTRIBUTES, **TIME_ATTRIBUTES}.items():
         values = (find_text(header, groups, sequence, attribute) for sequence, attribute in places)
         if value := next(filter(None, values), ""):
             kind[name] = value

@@ -9,7 +9,7 @@ from gi_segmentation.errors import InputError, reading
 from gi_segmentation.formats.dicom.files import DicomSeries, Frame, read_dataset
 
 
-def read_voxels(series: DicomSeries) -> np.ndarray:
+def read_dicom_voxels(series: DicomSeries) -> np.ndarray:
     """Read the pixels of a series: float32, shape `(columns, rows, slices)`.
 
     The values are those after the modality LUT or the rescale slope and intercept of each slice. Pixels that a scanner

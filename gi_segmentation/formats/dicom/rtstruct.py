@@ -11,7 +11,7 @@ import numpy as np
 from gi_segmentation import __version__
 from gi_segmentation.formats.algorithm import NAME, TITLE, Algorithm
 from gi_segmentation.formats.dicom.files import ORGAN_CODES, DicomSeries, Frame
-from gi_segmentation.formats.dicom.header import SeriesHeader, fill, new_item, plain_text, quiet, read_header
+from gi_segmentation.formats.dicom.header import SeriesHeader, new_item, plain_text, quiet, read_header, set_attributes
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import COLOURS, ORGANS
 
@@ -53,7 +53,7 @@ def build_structure_set(series: DicomSeries, masks: np.ndarray, algorithm: Algor
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.update(header.subject)
     now = datetime.datetime.now()
-    fill(
+    set_attributes(
         dataset,
         SOPClassUID=meta.MediaStorageSOPClassUID,
         SOPInstanceUID=meta.MediaStorageSOPInstanceUID,

@@ -98,7 +98,7 @@ def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm
     return segmentation
 
 
-def find_places(series: DicomSeries) -> np.ndarray:
+def equidistant_places(series: DicomSeries) -> np.ndarray:
     """Return the places of slices at equal distances between the first and the last one: mm, shape `(slices, 3)`."""
     first, last = (np.array(series.frames[index].position) for index in (0, -1))
     return np.linspace(first, last, len(series.frames))
@@ -114,7 +114,7 @@ def check_shear(series: DicomSeries) -> None:
         InputError: If a slice would be moved by more than half a pixel.
     """
     first = series.frames[0]
-    way = find_places(series)[-1] - first.position
+    way = equidistant_places(series)[-1] - first.position
     normal = np.cross(*np.reshape(first.orientation, (2, 3)))
     beside_mm = float(np.linalg.norm(way - normal * (way @ normal)))
     if beside_mm > min(first.pixel_spacing) / 2:
@@ -141,7 +141,7 @@ def describe_sources(series: DicomSeries, size: tuple[int, int], header: SeriesH
     from pydicom.valuerep import format_number_as_ds as decimal
 
     first: Frame = series.frames[0]
-    places, equal = np.array([frame.position for frame in series.frames]), find_places(series)
+    places, equal = np.array([frame.position for frame in series.frames]), equidistant_places(series)
     if np.abs(places - equal).max() > EQUAL_DISTANCES_MM:
         places = equal
     thickness_mm = header.thickness_mm

@@ -22,7 +22,7 @@ from gi_segmentation.formats.dicom.files import (
 )
 from gi_segmentation.formats.dicom.geometry import build_volume
 from gi_segmentation.formats.dicom.header import quiet
-from gi_segmentation.formats.dicom.kinds import KINDS, read_text
+from gi_segmentation.formats.dicom.kinds import KIND_ATTRIBUTES, read_text
 from gi_segmentation.formats.dicom.sorting import find_localizer, group_frames, is_stack, split_series
 from gi_segmentation.formats.volumes import Volume
 
@@ -82,7 +82,7 @@ def find_series(paths: Iterable[Path], others: Iterable[Path] = ()) -> FoundSeri
     damaged = headers.damaged | find_lost_slices(headers.frames, others)
     lonely = blame_damaged(damaged, headers.frames, problems)
     singles = join_single_slices({key: own for key, own in headers.frames.items() if key not in problems})
-    problems |= find_pieces(
+    problems |= find_split_scans(
         {key: own for key, own in headers.frames.items() if key not in problems.keys() | singles.joined}
     )
     names = name_series({*headers.frames, *problems, *singles.stacks, *singles.problems})
@@ -288,16 +288,16 @@ def join_single_slices(series: Mapping[str, Sequence[Frame]]) -> SingleSlices:
 
     for frames in group_frames(alone, lambda frame: (find_place(frame), frame.size)):
         folder = find_place(frames[0])
-        for own in group_frames(frames, describe_scan):
+        for own in group_frames(frames, scan_key):
             if len(own) > 1 and is_stack(own):
                 singles.stacks[folder].append(own)
                 singles.joined.update(frame.series_uid for frame in own)
         rest = [frame for frame in frames if frame.series_uid not in singles.joined]
         # Slices of one kind that are no scan together are none alone. Neither are those that fit together by chance.
         # Slices of several patients may be alone.
-        for own in [*group_frames(rest, lambda frame: (*frame.patient, *describe_kind(frame))), rest]:
+        for own in [*group_frames(rest, lambda frame: (*frame.patient, *kind_key(frame))), rest]:
             left = [frame for frame in own if frame.series_uid not in singles.joined]
-            alike = len({(frame.patient, describe_kind(frame)) for frame in left}) == 1
+            alike = len({(frame.patient, kind_key(frame)) for frame in left}) == 1
             if len(left) > 2 and (alike or is_stack(left)):
                 singles.joined.update(frame.series_uid for frame in left)
                 singles.problems[folder] = (
@@ -307,17 +307,17 @@ def join_single_slices(series: Mapping[str, Sequence[Frame]]) -> SingleSlices:
     return singles
 
 
-def find_pieces(series: Mapping[str, Sequence[Frame]]) -> dict[str, str]:
+def find_split_scans(series: Mapping[str, Sequence[Frame]]) -> dict[str, str]:
     """Find series that are pieces of one scan, because a program has given a part of its slices another UID.
 
     Returns:
         The problems of these series, by their keys.
     """
-    whole = {key: own for key, own in series.items() if len({describe_scan(frame) for frame in own}) == 1}
+    whole = {key: own for key, own in series.items() if len({scan_key(frame) for frame in own}) == 1}
     # Some archives have a folder for each series. Without the UID of a study, folders may be those of two patients.
     folders = group_frames(
         (own[0] for own in whole.values()),
-        lambda frame: ("" if frame.study_uid else folder_key(frame.path), *describe_scan(frame)),
+        lambda frame: ("" if frame.study_uid else folder_key(frame.path), *scan_key(frame)),
     )
     problems: dict[str, str] = {}
     for firsts in folders:
@@ -334,14 +334,14 @@ def find_pieces(series: Mapping[str, Sequence[Frame]]) -> dict[str, str]:
     return problems
 
 
-def describe_kind(frame: Frame) -> tuple[str, ...]:
+def kind_key(frame: Frame) -> tuple[str, ...]:
     """Return what all slices of a scan have in common, without the UIDs."""
-    return (str(frame.orientation), *(frame.kind.get(name, "") for name in KINDS))
+    return (str(frame.orientation), *(frame.kind.get(name, "") for name in KIND_ATTRIBUTES))
 
 
-def describe_scan(frame: Frame) -> tuple[str, ...]:
+def scan_key(frame: Frame) -> tuple[str, ...]:
     """Return what all slices of a scan have in common, without the UID of the series."""
-    return (*frame.patient, frame.study_uid, frame.frame_of_reference_uid, *describe_kind(frame))
+    return (*frame.patient, frame.study_uid, frame.frame_of_reference_uid, *kind_key(frame))
 
 
 def add_scans(name: str, frames: list[Frame], remarks: Sequence[str], found: FoundSeries) -> None:
@@ -362,7 +362,7 @@ def add_scans(name: str, frames: list[Frame], remarks: Sequence[str], found: Fou
             check_concatenation(part.frames)
             more = [f"{copies} copies passed over"] * bool(copies)
             volume = build_volume(part.name, part.frames, [*remarks, *more])
-            check_numbers(part.frames)
+            check_instance_numbers(part.frames)
             found.volumes.append(volume)
         except InputError as error:
             found.problems[part.name] = str(error)
@@ -383,7 +383,7 @@ def check_concatenation(frames: Sequence[Frame]) -> None:
             )
 
 
-def check_numbers(frames: Sequence[Frame]) -> None:
+def check_instance_numbers(frames: Sequence[Frame]) -> None:
     """Check that slices have different numbers, or all the same one.
 
     Raises:
@@ -409,7 +409,7 @@ def drop_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
         InputError: If pixels must be compared, and cannot be read.
     """
     kept: list[Frame] = []
-    for equal in group_frames(frames, describe_image):
+    for equal in group_frames(frames, image_key):
         contents: set[bytes] = set()
         for frame in equal:
             content = hash_pixels(frame) if len(equal) > 1 else b""
@@ -419,11 +419,11 @@ def drop_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
     return kept, len(frames) - len(kept)
 
 
-def describe_image(frame: Frame) -> tuple[object, ...]:
+def image_key(frame: Frame) -> tuple[object, ...]:
     """Return all that a header says of an image, without its own UID."""
     return (
         frame.number, frame.position, frame.size, frame.pixel_spacing, tuple(sorted(frame.kind.items())),
-        describe_scan(frame),
+        scan_key(frame),
     )  # fmt: skip
 
 

@@ -21,9 +21,9 @@ from gi_segmentation.formats.dicom.geometry import (
     check_steps,
     find_normal,
     is_parallel,
-    sort_places,
+    sort_frames,
 )
-from gi_segmentation.formats.dicom.kinds import KINDS
+from gi_segmentation.formats.dicom.kinds import KIND_ATTRIBUTES
 
 # What a localizer is called by the scanners of several makers.
 LOCALIZER_WORDS = re.compile(
@@ -40,7 +40,7 @@ PLANES = ("sagittal", "coronal", "axial")
 LABEL_LENGTH = 40
 
 
-class Part(NamedTuple):
+class SeriesPart(NamedTuple):
     """Frames that belong together.
 
     Attributes:
@@ -70,7 +70,7 @@ class Difference(NamedTuple):
     certain: bool = False
 
 
-def split_series(name: str, frames: list[Frame]) -> list[Part]:
+def split_series(name: str, frames: list[Frame]) -> list[SeriesPart]:
     """Split the frames of a series into scans.
 
     Args:
@@ -90,11 +90,11 @@ def split_series(name: str, frames: list[Frame]) -> list[Part]:
             parts = []
             for label, own in difference.parts.items():
                 if label in problems:
-                    parts.append(Part(f"{name}_{label}", own, problems[label]))
+                    parts.append(SeriesPart(f"{name}_{label}", own, problems[label]))
                 else:
                     parts += split_series(f"{name}_{label}", own)
             return parts
-    return [Part(name, frames)]
+    return [SeriesPart(name, frames)]
 
 
 def check_difference(difference: Difference) -> dict[str, str]:
@@ -107,7 +107,7 @@ def check_difference(difference: Difference) -> dict[str, str]:
         InputError: If it cannot be told which parts are whole.
     """
     parts = difference.parts
-    places = {label: find_places(own) for label, own in parts.items()}
+    places = {label: distinct_places(own) for label, own in parts.items()}
     everything = [frame for own in parts.values() for frame in own]
     first = next(iter(places.values()))
     if all(one.shape == first.shape and np.allclose(one, first, atol=STEP_TOLERANCE_MM) for one in places.values()):
@@ -116,7 +116,7 @@ def check_difference(difference: Difference) -> dict[str, str]:
         if all(len(own) > 1 for own in parts.values()) and (difference.certain or not is_stack(everything)):
             return {}
         raise InputError(describe_mixture(difference))
-    total = len(find_places(everything))
+    total = len(distinct_places(everything))
     if all(len(one) < total for one in places.values()):
         raise InputError(describe_mixture(difference))
     return {
@@ -137,9 +137,9 @@ def describe_mixture(difference: Difference) -> str:
     )
 
 
-def find_places(frames: Sequence[Frame]) -> np.ndarray:
+def distinct_places(frames: Sequence[Frame]) -> np.ndarray:
     """Return the places of parallel frames, sorted along their normal, each once: shape `(places, 3)`."""
-    positions = np.array([frame.position for frame in sort_places(frames)])
+    positions = np.array([frame.position for frame in sort_frames(frames)])
     along = positions @ find_normal(frames[0])
     return positions[np.diff(along, prepend=-np.inf) > STEP_TOLERANCE_MM / 2]
 
@@ -166,7 +166,7 @@ def by_study(frames: list[Frame]) -> Difference:
     """Two patients can have one SeriesInstanceUID after their data were removed. Without a UID, the date counts."""
     groups = group_frames(frames, lambda frame: frame.study_uid or frame.kind.get("StudyDate", ""))
     parts = {f"study-{number}": own for number, own in enumerate(groups, start=1)}
-    # Slices of one patient in one coordinate system that fit together are pieces of one scan.
+    # Slices of one patient in one coordinate system that fit together are parts of one scan.
     certain = len({(frame.patient, frame.frame_of_reference_uid) for frame in frames}) > 1
     return Difference("StudyInstanceUID or StudyDate", parts, elsewhere=True, certain=certain)
 
@@ -201,11 +201,11 @@ def by_stack(frames: list[Frame]) -> Difference:
 
 def by_kind(frames: list[Frame]) -> Difference:
     """Several echoes, times, b-values or image types of the same slices may be in one series."""
-    return by_values(frames, [name for name in KINDS if name not in STACKS])
+    return by_values(frames, [name for name in KIND_ATTRIBUTES if name not in STACKS])
 
 
 def by_values(frames: list[Frame], names: Iterable[str]) -> Difference:
-    """Group frames by what differs among some names of `dicom_kinds`."""
+    """Group frames by what differs among some names of `dicom.kinds`."""
     names = [name for name in names if len({frame.kind.get(name, "") for frame in frames}) > 1]
     groups = group_frames(frames, lambda frame: tuple(frame.kind.get(name, "") for name in names))
     # One name is enough if it alone tells all parts apart, as the echo time does if the echoes have numbers, too.
@@ -270,13 +270,13 @@ def by_time(frames: list[Frame]) -> Difference:
     trigger times.
     """
     together = all(frame.kind.get("AcquisitionType") == "3D" for frame in frames)
-    doubled = len(find_places(frames)) < len(frames)
+    doubled = len(distinct_places(frames)) < len(frames)
     for name in ("GradientDirection", "AcquisitionNumber", "TriggerTime", "AcquisitionTime"):
         difference = by_values(frames, [name])
         groups = list(difference.parts.values())
         if not 1 < len(groups) <= len(frames) / 2:
             continue
-        places = [find_places(own) for own in groups]
+        places = [distinct_places(own) for own in groups]
         same = all(len(one) == len(own) == len(places[0]) for one, own in zip(places, groups, strict=True))
         if (doubled and same) or (not doubled and (together or name == "TriggerTime") and do_interleave(frames, name)):
             return difference
@@ -285,7 +285,7 @@ def by_time(frames: list[Frame]) -> Difference:
 
 def do_interleave(frames: Sequence[Frame], name: str) -> bool:
     """Tell whether slices with one value of a time lie between those with another one."""
-    values = [frame.kind.get(name, "") for frame in sort_places(frames)]
+    values = [frame.kind.get(name, "") for frame in sort_frames(frames)]
     changes = sum(value != before for before, value in pairwise(values))
     return changes >= len(set(values))
 

@@ -66,7 +66,7 @@ def read_annotations(
     return dict(annotations), problems
 
 
-def read_header(csv_path: Path) -> list[str]:
+def read_column_names(csv_path: Path) -> list[str]:
     """Return the names of the columns of a CSV that `read_table` can read."""
     with csv_path.open(encoding="utf-8-sig", newline="") as file:
         return next(csv.reader(file))

@@ -131,7 +131,7 @@ def parse_slices(paths: Iterable[Path]) -> tuple[list[SliceFile], dict[Path, str
     return sorted(slices.values(), key=lambda item: (item.case, item.day, item.number)), problems
 
 
-def split_names(kaggle_dir: Path) -> list[str]:
+def list_splits(kaggle_dir: Path) -> list[str]:
     """Return the splits of a Kaggle folder: always `train`, and `test` if that folder has slices or problems."""
     return ["train", "test"] if any(find_slices(kaggle_dir / "test")) else ["train"]
 
@@ -152,7 +152,7 @@ def group_scans(slices: list[SliceFile], annotations: dict[str, dict[str, Annota
     ]
 
 
-def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[KaggleScan], list[str]]:
+def read_kaggle_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[KaggleScan], list[str]]:
     """List the scans of a Kaggle folder and their annotations.
 
     Args:
@@ -185,11 +185,11 @@ def read_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[KaggleScan]
             f"{folder}: no slices; expected caseN/caseN_dayN/scans/slice_*.png below it; unpack them there"
         )
     elif annotations is not None:
-        problems += compare_slices(slices, annotations, folder, csv_path)
+        problems += find_unmatched_slices(slices, annotations, folder, csv_path)
     return group_scans(slices, annotations), problems
 
 
-def compare_slices(
+def find_unmatched_slices(
     slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]], folder: Path, csv_path: Path
 ) -> list[str]:
     """Return the problems of slices with an image but no rows, and of slices with rows but no image."""
