@@ -98,6 +98,27 @@ def run_build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_build_flags(make: argparse.ArgumentParser) -> None:
+    """Add the flags that only `build` has."""
+    make.add_argument("--output_dir", type=Path, default=Path("gi_tract"), help="folder for the dataset")
+    make.add_argument("--num_folds", type=int, default=5, help="number of folds that the patients are split into")
+    make.add_argument("--fold", type=int, default=0, help="the fold that becomes the validation split")
+    make.add_argument("--seed", type=int, default=0, help="seed of the split into folds")
+    make.add_argument(
+        "--include_faulty_scans",
+        action="store_true",
+        help="keep the scans that the hosts of the competition call faulty",
+    )
+    make.add_argument(
+        "--push_to_hub",
+        metavar="NAMESPACE/gi_tract",
+        help="also publish the dataset on the Hub, in a private repository, because the licence of the data is not "
+        "established; without NAMESPACE/, it is that of the user of the token",
+    )
+    shown = "true: a new repository is private, and a public one is refused; false: everybody may see the dataset"
+    add_wishes(make, "true", shown, pictures=False)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
@@ -130,23 +151,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     check.set_defaults(run=run_verify)
 
     make = commands.add_parser("build", help="build the dataset from a Kaggle folder", formatter_class=formatter)
-    make.add_argument("--output_dir", type=Path, default=Path("gi_tract"), help="folder for the dataset")
-    make.add_argument("--num_folds", type=int, default=5, help="number of folds that the patients are split into")
-    make.add_argument("--fold", type=int, default=0, help="the fold that becomes the validation split")
-    make.add_argument("--seed", type=int, default=0, help="seed of the split into folds")
-    make.add_argument(
-        "--include_faulty_scans",
-        action="store_true",
-        help="keep the scans that the hosts of the competition call faulty",
-    )
-    make.add_argument(
-        "--push_to_hub",
-        metavar="NAMESPACE/gi_tract",
-        help="also publish the dataset on the Hub, in a private repository, because the licence of the data is not "
-        "established; without NAMESPACE/, it is that of the user of the token",
-    )
-    shown = "true: a new repository is private, and a public one is refused; false: everybody may see the dataset"
-    add_wishes(make, "true", shown, pictures=False)
+    add_build_flags(make)
     make.set_defaults(run=run_build)
 
     for command in (series, check, make):
