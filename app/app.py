@@ -45,13 +45,13 @@ SAMPLES = {path.name.split(".")[0].replace("_", " "): path for path in sorted((F
 MODEL_VARIABLE = "GI_SEGMENTATION_MODEL"
 
 # A study of one visit has some hundred files.
-MAX_FILES = 2_000
+MAX_UPLOAD_FILES = 2_000
 # A zip may grow to this many times the size of an upload. Slices of MR shrink to about a half.
 MAX_GROWTH = 4
 # The progress bar moves after each batch, so batches are smaller than those of the command.
 BATCH_SIZE = 4
 # The browser gets a byte for each voxel, and one for the masks. A whole Kaggle scan has 10 to 16 million voxels.
-MAX_VOXELS = 64_000_000
+MAX_SHOWN_VOXELS = 64_000_000
 # Intensities above this percentile are shown as white. A few voxels beside a coil may be many times as bright.
 BRIGHTEST_PERCENTILE = 99.9
 # The percentile that the first window ends at.
@@ -62,7 +62,7 @@ ADVICE = Advice(*["try again later, upload a smaller scan, or predict it on your
 
 REPORT = "Report (JSON)"
 # The buttons for the files of each format that the page offers.
-LABELS = {"nifti": ["NIfTI"], "dicom-seg": ["DICOM SEG"], "rtstruct": ["RTSTRUCT"], "report": [REPORT, "Report"]}
+BUTTONS = {"nifti": ["NIfTI"], "dicom-seg": ["DICOM SEG"], "rtstruct": ["RTSTRUCT"], "report": [REPORT, "Report"]}
 
 # Gradio fills this argument of a function, and shows the progress bars of `tqdm` with it.
 PROGRESS = gr.Progress(track_tqdm=True)
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     if arguments.model:
         # So a wrong name is an error at once, and the first visitor need not wait.
-        load_members(arguments.model)
+        load_members_once(arguments.model)
     build_page(arguments.model, max_bytes).launch(
         theme=gr.themes.Default(primary_hue="sky", neutral_hue="slate", font=["system-ui", "sans-serif"]),
         css_paths=FOLDER / "page.css",
@@ -117,14 +117,14 @@ def build_page(model: str, max_bytes: int) -> gr.Blocks:
     def predict_upload(name: str, files: list[str] | None, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
         progress(0, desc="Loading the model")
         with shown_errors(), tempfile.TemporaryDirectory(prefix="gi-segmentation-") as folder:
-            members = load_members(find_checkpoint(name, folders))
+            members = load_members_once(check_model_name(name, folders))
             path = take_upload([Path(file) for file in files or []], Path(folder) / "upload", max_bytes)
-            return predict(members, path, max_bytes)
+            return predict_and_show(members, path, max_bytes)
 
     def predict_sample(name: str, sample: str, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
         progress(0, desc="Loading the model")
         with shown_errors():
-            return predict(load_members(find_checkpoint(name, folders)), SAMPLES[sample], max_bytes)
+            return predict_and_show(load_members_once(check_model_name(name, folders)), SAMPLES[sample], max_bytes)
 
     with gr.Blocks(title="Stomach and bowels on MR", analytics_enabled=False, delete_cache=(300, 3600)) as page:
         gr.HTML(
@@ -193,7 +193,7 @@ def public_text(text: str) -> str:
     return re.sub(r"(?<![\w:/.-])/(?:[^/\s]+/)*", "", text)
 
 
-def find_checkpoint(name: str, folders: dict[str, str]) -> str:
+def check_model_name(name: str, folders: dict[str, str]) -> str:
     """Return the Hub id or the folder that a visitor named.
 
     Args:
@@ -212,7 +212,7 @@ def find_checkpoint(name: str, folders: dict[str, str]) -> str:
 
 
 @lru_cache(maxsize=2)
-def load_members(name: str) -> "list[Member]":
+def load_members_once(name: str) -> "list[Member]":
     """Load a checkpoint. The last two stay in memory.
 
     Raises:
@@ -253,9 +253,9 @@ def take_upload(files: list[Path], folder: Path, max_bytes: int) -> Path:
     if not files or not all(file.is_file() for file in files):
         raise InputError("expected a scan, got no file; upload one")
     size = sum(file.stat().st_size for file in files)
-    if len(files) > MAX_FILES or size > max_bytes:
+    if len(files) > MAX_UPLOAD_FILES or size > max_bytes:
         raise InputError(
-            f"expected at most {MAX_FILES} files and {max_bytes / 1e6:.0f} MB, got {len(files)} and "
+            f"expected at most {MAX_UPLOAD_FILES} files and {max_bytes / 1e6:.0f} MB, got {len(files)} and "
             f"{size / 1e6:.0f} MB; run python -m gi_segmentation.predict on your own computer"
         )
     if len(files) > 1 and any(file.suffix.lower() == ".zip" for file in files):
@@ -268,7 +268,7 @@ def take_upload(files: list[Path], folder: Path, max_bytes: int) -> Path:
     return folder if len(files) > 1 else folder / files[0].name
 
 
-def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[str, Any]]:
+def predict_and_show(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[str, Any]]:
     """Predict all scans at a path.
 
     Args:
@@ -277,7 +277,7 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
         max_bytes: The largest upload.
 
     Returns:
-        What the viewer shows, for each scan; see `describe_scan`.
+        What the viewer shows, for each scan; see `describe_view`.
 
     Raises:
         InputError: If the input cannot be used, or is too large.
@@ -292,22 +292,22 @@ def predict(members: "list[Member]", path: Path, max_bytes: int) -> list[dict[st
     postprocessing, _ = find_postprocessing(members)
     settings = Settings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
     shown: list[dict[str, Any]] = []
-    with unpacked(path, MAX_FILES, MAX_GROWTH * max_bytes) as source:
+    with unpacked(path, MAX_UPLOAD_FILES, MAX_GROWTH * max_bytes) as source:
         scans = find_scans(source)
         problems = [InputError(scan.problem) for scan in scans.scans if scan.problem]
         plans = {}
         for scan in scans.usable:
-            formats = [name for name in outputs.POSSIBLE_FORMATS[scan.kind] if name in LABELS]
+            formats = [name for name in outputs.POSSIBLE_FORMATS[scan.kind] if name in BUTTONS]
             with collected_problems(scan, problems):
                 plans[scan.name] = outputs.plan_outputs(scan, formats)
         usable = [scan for scan in scans.usable if scan.name in plans]
-        check_size(scan.volume for scan in usable)
+        check_voxel_count(scan.volume for scan in usable)
         for scan, predicted in predict_scans(members, usable, settings, probabilities=True):
             with collected_problems(scan, problems), tempfile.TemporaryDirectory() as folder:
                 if isinstance(predicted, InputError):
                     raise predicted
                 plan = outputs.write_formats(predicted, plans[scan.name], Path(folder))
-                shown.append(describe_scan(predicted, plan, Path(folder)))
+                shown.append(describe_view(predicted, plan, Path(folder)))
             # The report of the scan has needed volumes of several kinds.
             release_memory()
     if not shown:
@@ -333,7 +333,7 @@ def collected_problems(scan: "InputScan", problems: list[InputError]) -> Iterato
         problems.append(InputError(f"{scan.name}: something went wrong on the server. Its log says what."))
 
 
-def check_size(volumes: "Iterable[Volume]") -> None:
+def check_voxel_count(volumes: "Iterable[Volume]") -> None:
     """Check from the headers that the scans are not too large for memory and for a browser.
 
     Raises:
@@ -345,14 +345,14 @@ def check_size(volumes: "Iterable[Volume]") -> None:
         # The window that the model sees may be much larger than the slice, if a header has a wrong size of pixels.
         _, (seen_height, seen_width) = volume.window
         voxels += depth * max(height * width, seen_height * seen_width)
-    if voxels > MAX_VOXELS:
+    if voxels > MAX_SHOWN_VOXELS:
         raise InputError(
-            f"expected scans of at most {MAX_VOXELS / 1e6:.0f} million voxels together, got {voxels / 1e6:.0f} "
+            f"expected scans of at most {MAX_SHOWN_VOXELS / 1e6:.0f} million voxels together, got {voxels / 1e6:.0f} "
             f"million; upload fewer scans, or run python -m gi_segmentation.predict on your own computer"
         )
 
 
-def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dict[str, Any]:
+def describe_view(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dict[str, Any]:
     """Return what `viewer.js` needs to show a scan.
 
     Args:
@@ -370,16 +370,16 @@ def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
     files: dict[str, Path] = {}
     for name in plan.formats:
         paths = [folder / path.name for path in output_paths(name, predicted.scan)]
-        files |= zip(LABELS[name], paths, strict=True)
+        files |= zip(BUTTONS[name], paths, strict=True)
     *folders, _ = predicted.scan.name.split("/")
     # A visitor has no flags.
     notes = [
-        f"No {LABELS[name][0]}: {public_text(reason).partition(', or choose --format')[0]}"
+        f"No {BUTTONS[name][0]}: {public_text(reason).partition(', or choose --format')[0]}"
         for name, reason in plan.refused.items()
     ]
     report = json.loads(files[REPORT].read_text(encoding="utf-8"))
     volume = predicted.volume
-    intensities = read_scan(predicted.scan)
+    intensities = read_scan_intensities(predicted.scan)
     # 8 bits are enough for a screen, and 16 bits of a whole Kaggle scan would have 25 MB.
     brightest = max(float(np.percentile(intensities, BRIGHTEST_PERCENTILE)), 1.0)
     eight_bits = (np.clip(intensities / brightest, 0, 1) * 255).round().astype(np.uint8)
@@ -396,8 +396,8 @@ def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
         # The slice that shows most of the organs.
         "first_slice": int(areas.argmax()) + 1 if areas.any() else len(areas) // 2 + 1,
         "brightest_percent": float(np.percentile(eight_bits, WINDOW_PERCENTILE)) / 255 * 100,
-        "intensities": pack(eight_bits),
-        "masks": pack(shown),
+        "intensities": compress_to_text(eight_bits),
+        "masks": compress_to_text(shown),
         "organs": [
             {"name": organ.replace("_", " "), "colour": colour, "volume_ml": report["organs"][organ]["volume_ml"]}
             for organ, colour in zip(ORGANS, COLOURS[1:], strict=True)
@@ -418,7 +418,7 @@ def describe_scan(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
     }
 
 
-def read_scan(scan: "InputScan") -> np.ndarray:
+def read_scan_intensities(scan: "InputScan") -> np.ndarray:
     """Read the intensities of a scan as slices, rows and columns: float32. Slices that are missing are 0."""
     from gi_segmentation.formats.volumes import read_intensities, read_pixels
 
@@ -430,7 +430,7 @@ def read_scan(scan: "InputScan") -> np.ndarray:
     return intensities
 
 
-def pack(voxels: np.ndarray) -> str:
+def compress_to_text(voxels: np.ndarray) -> str:
     """Return bytes as text that `viewer.js` unpacks."""
     return base64.b64encode(gzip.compress(voxels.tobytes(), compresslevel=4)).decode()
 

@@ -25,7 +25,7 @@ from benchmarks.training import write_phantom_dataset
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.sampling import StreamingSampler
 from gi_segmentation.data.scan_plans import plan_scans
-from gi_segmentation.data.slices import check_names, load_slices, transform_splits
+from gi_segmentation.data.slices import check_slice_names, load_slices, transform_splits
 from gi_segmentation.data.streaming import load_index, number_groups
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.publishing.facts import count_sizes, count_split, fingerprint_dataset
@@ -83,7 +83,7 @@ def measure_steps(folder: Path, slices: int) -> None:
     print(f"| step, {slices:,} slices | seconds | bytes a slice | minutes for {MANY:,} | GB |\n|---|---|---|---|---|")
     index: DatasetDict = measure("read the index (`load_index`)", lambda: load_index(str(folder), None))
     train = index["train"]
-    measure("check the names of slices and scans", lambda: check_names(train, "gi_tract"))
+    measure("check the names of slices and scans", lambda: check_slice_names(train, "gi_tract"))
     # A training forgets the scans, the counts and the fingerprint's text, and keeps the rest.
     measure("list the scans (`plan_scans`)", lambda: len(plan_scans(train)))
     measure("count slices and sizes for `run.json`", lambda: (count_split(train), count_sizes(train)))

@@ -35,7 +35,7 @@ from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features,
 # A line that the card of every build has. A folder whose card has it holds an earlier build.
 MARKER = "pretty_name: UW-Madison GI Tract"
 # Why a dataset does not go into a public repository.
-SHOWN = (
+DATASET_SHOWN = (
     "everybody could see the dataset; make the repository private in its settings, name another one, or add "
     "--hub_private_repo false if the rules of the data allow it"
 )
@@ -289,7 +289,7 @@ def prepare_push(repo_id: str, wishes: Wishes) -> str:
         RefusedError: If `push_dataset` would refuse the repository as it is now.
     """
     repo_id = find_repository("--push_to_hub", repo_id)
-    prepare_repository(repo_id, wishes.private, "dataset", wishes.overwrite, SHOWN if wishes.private else None)
+    prepare_repository(repo_id, wishes.private, "dataset", wishes.overwrite, DATASET_SHOWN if wishes.private else None)
     return repo_id
 
 
@@ -321,5 +321,5 @@ def push_dataset(report: BuildReport, repo_id: str, wishes: Wishes) -> Publicati
             message,
             private=wishes.private,
             overwrite=wishes.overwrite,
-            only_private=SHOWN if wishes.private else None,
+            only_private=DATASET_SHOWN if wishes.private else None,
         )

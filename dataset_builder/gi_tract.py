@@ -171,7 +171,7 @@ def divide_scans(scans: list[KaggleScan], kaggle_dir: Path, config: GiTractConfi
     return splits
 
 
-def split_scans(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[KaggleScan]]:
+def read_splits(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[KaggleScan]]:
     """Read a Kaggle folder and divide its scans: `read_training_scans`, then `divide_scans`."""
     # Faulty scans are left out before the patients are divided, so they have no influence on the folds.
     scans, _ = read_training_scans(kaggle_dir, config)
@@ -195,7 +195,7 @@ class GiTract(datasets.GeneratorBasedBuilder):
         # own. With a list of scans, each process gets whole scans.
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"scans": scans})
-            for split, scans in split_scans(Path(self.config.data_dir), self.config).items()
+            for split, scans in read_splits(Path(self.config.data_dir), self.config).items()
         ]
 
     def _generate_examples(self, scans: list[KaggleScan]) -> Iterator[tuple[Key, dict[str, Any]]]:

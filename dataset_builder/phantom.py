@@ -102,7 +102,7 @@ class PhantomSummary:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class _PhantomScan:
     """A scan that is to be written: its name, and its size in pixels and slices."""
 
     case: int
@@ -239,7 +239,7 @@ def _check_phantom_dir(output_dir: Path) -> None:
         )
 
 
-def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None, seed: int) -> list[_Scan]:
+def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None, seed: int) -> list[_PhantomScan]:
     """Draw the numbers of cases and days, and give the cases the four sizes in turn. Sort by case and day."""
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     cases = rng.permutation(np.arange(1, max(HIGHEST_CASE, num_cases) + 1))[:num_cases].tolist()
@@ -249,12 +249,12 @@ def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None,
         # `build` leaves out scans whose names are on the list of faulty scans. No synthetic scan gets such a name.
         days = [day for day in range(max(NUM_DAYS, 2 * days_per_case)) if scan_name(case, day) not in FAULTY_SCANS]
         for day in sorted(rng.choice(days, size=days_per_case, replace=False).tolist()):
-            scans.append(_Scan(case, day, slices_per_scan or num_slices, width, height, spacing_mm))
+            scans.append(_PhantomScan(case, day, slices_per_scan or num_slices, width, height, spacing_mm))
     return sorted(scans, key=lambda scan: (scan.case, scan.day))
 
 
 def _write_scans(
-    scans: list[_Scan], train_dir: Path, seed: int, num_proc: int, difficulty: str
+    scans: list[_PhantomScan], train_dir: Path, seed: int, num_proc: int, difficulty: str
 ) -> list[tuple[list[str], list[int]]]:
     """Write all scans, and return for each what `_write_scan` returns."""
     write = partial(_write_scan, train_dir=train_dir, seed=seed, difficulty=DIFFICULTIES[difficulty])
@@ -267,7 +267,7 @@ def _write_scans(
         return list(progress(pool.map(write, scans)))
 
 
-def _write_scan(scan: _Scan, train_dir: Path, seed: int, difficulty: Difficulty) -> tuple[list[str], list[int]]:
+def _write_scan(scan: _PhantomScan, train_dir: Path, seed: int, difficulty: Difficulty) -> tuple[list[str], list[int]]:
     """Write the slices of a scan.
 
     Returns:
@@ -490,7 +490,7 @@ def _stomach(rngs: Rngs, place: Array) -> _Tube:
 class _Painter:
     """Paints the slices of one scan, from head to feet. Some random numbers are drawn anew for each slice."""
 
-    def __init__(self, scan: _Scan, anatomy: _Anatomy, rngs: Rngs, difficulty: Difficulty) -> None:
+    def __init__(self, scan: _PhantomScan, anatomy: _Anatomy, rngs: Rngs, difficulty: Difficulty) -> None:
         patient, self.rng, _ = rngs
         self.anatomy = anatomy
         self.difficulty = difficulty

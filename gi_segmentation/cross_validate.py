@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gi_segmentation.arguments import RunArguments
 
 # These flags are set for each fold, or belong to the cross-validation as a whole.
-RESERVED = ("--config", "--fold", "--output_dir", "--push_to_hub", "--hub_model_id")
+RESERVED_FLAGS = ("--config", "--fold", "--output_dir", "--push_to_hub", "--hub_model_id")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="more flags for run_segmentation.py")
     arguments = parser.parse_args(argv)
     for word in arguments.flags:
-        if word.split("=")[0] in RESERVED:
+        if word.split("=")[0] in RESERVED_FLAGS:
             raise InputError(f"{word} after --: this flag belongs to this command itself, before --")
     if arguments.fold is not None and (arguments.collect or arguments.baseline or arguments.push_to_hub):
         raise InputError("--fold trains one fold and pools nothing; leave out --collect, --baseline and --push_to_hub")
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     # These imports stand here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
     from gi_segmentation.command_line import parse_arguments as parse_training_arguments
-    from gi_segmentation.cross_validation.report import format_comparison, format_pooled, pool_runs, publish_folds
+    from gi_segmentation.cross_validation.report import format_compared_folds, format_pooled, pool_runs, publish_folds
     from gi_segmentation.cross_validation.runs import check_folds_dir, fold_folder, list_folds, read_fold, train_folds
     from gi_segmentation.publishing.hub import prepare_repository
     from gi_segmentation.publishing.repository import find_repository
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     pooled = pool_runs(output_dir, runs, data_args, run_args, arguments.postprocessing)
     print(format_pooled(output_dir, pooled))
     if baseline:
-        print(format_comparison(runs, baseline))
+        print(format_compared_folds(runs, baseline))
     if arguments.push_to_hub:
         print(publish_folds(output_dir, runs, repo_id, run_args, wishes).describe())
 

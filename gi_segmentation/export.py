@@ -8,7 +8,7 @@ from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.processes import leaving_no_process_behind
 
 # The packages of the extra `onnx`: the format, PyTorch's way to it, and the runtime that checks the result.
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             f"--push_to_hub: expected a Hub id as --model, got the folder {arguments.model}; publish the checkpoint "
             f"first, and name its repository"
         )
-    for package in PACKAGES:
+    for package in ONNX_PACKAGES:
         if find_spec(package) is None:
             raise InputError(f"needs {package}, which is not installed; run `pip install -e .[onnx]`")
     return arguments

@@ -113,7 +113,7 @@ def to_organ_masks(mask: Any) -> np.ndarray:
 PackedPair: TypeAlias = tuple[tuple[int, ...], np.ndarray]
 
 
-def check_slice(
+def check_fits_scan(
     scan: Hashable, number: Any, shapes: set[tuple[int, ...]], earlier: Sequence[dict[Any, PackedPair]]
 ) -> None:
     """Check that a slice fits the other slices of its scan.
@@ -193,7 +193,7 @@ class GiTractScores(evaluate.Metric):
             earlier = self.slices.get(scan, {}), added.setdefault(scan, {})
             try:
                 pair = to_organ_masks(predictions[index]), to_organ_masks(references[index])
-                check_slice(scan, number, {mask.shape for mask in pair}, earlier)
+                check_fits_scan(scan, number, {mask.shape for mask in pair}, earlier)
                 added[scan][number] = pair[0].shape, np.packbits(np.stack(pair))
             except ValueError as error:
                 problems.append(f"slice {index}: {error}")
@@ -249,6 +249,6 @@ class GiTractScores(evaluate.Metric):
             # Each pair has the shape (2, organs, height, width). The new axis of slices comes third.
             preds, target = np.stack(pairs, axis=2)
             # Who the patient is has no effect on these scores, so the scan takes its place.
-            measured.append(scans_module.measure_scan(scan, scan, preds, target, rules.PRESETS[preset]))
+            measured.append(scans_module.compare_masks(scan, scan, preds, target, rules.PRESETS[preset]))
         self.slices, self.number = {}, 0
         return scans_module.score_scans(measured, rules.PRESETS[preset])

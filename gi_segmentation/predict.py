@@ -104,10 +104,10 @@ def main(argv: list[str] | None = None) -> list[Path]:
         raise InputError(f"--input {arguments.input}: unpack it first, because several processes read it")
     keep_freed_memory()
     with unpacked(arguments.input) as path:
-        return predict(arguments, path)
+        return predict_input(arguments, path)
 
 
-def predict(arguments: argparse.Namespace, path: Path) -> list[Path]:
+def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
     from gi_segmentation.formats.inputs import describe_scan, find_scans
     from gi_segmentation.inference.outputs import (

@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rules, preset = choose_rules(arguments)
     # These imports stand here because pandas and SciPy load slowly. `--help` or a mistake in a flag needs neither.
     from gi_segmentation.scoring.scans import score_scans
-    from gi_segmentation.scoring.submissions import format_scores, measure_submission
+    from gi_segmentation.scoring.submissions import format_submission, measure_submission
     from gi_segmentation.scoring.tables import describe_clinical, format_clinical, tabulate_scans
 
     files = arguments.truth, arguments.submission, arguments.kaggle_dir
     scans = measure_submission(*files, arguments.num_proc, rules, arguments.clinical)
-    print(format_scores(scans, rules, preset))
+    print(format_submission(scans, rules, preset))
     if arguments.clinical:
         print(format_clinical(describe_clinical(scans)))
     if arguments.output is not None:

@@ -42,22 +42,25 @@ class Advice(NamedTuple):
     shared: str = "enlarge /dev/shm (docker run --shm-size 8g)"
 
 
-SHARED = "enlarge /dev/shm (docker run --shm-size 8g, or --ipc host)"
+ENLARGE_SHARED_MEMORY = "enlarge /dev/shm (docker run --shm-size 8g, or --ipc host)"
 # What helps for each command, with its own flags.
 TRAINING = Advice(
     "take a smaller --per_device_train_batch_size with a larger --gradient_accumulation_steps, a smaller "
     "--per_device_eval_batch_size, --gradient_checkpointing true, or a smaller --image_size",
     "take fewer --dataloader_num_workers, a smaller --per_device_train_batch_size with a larger "
     "--gradient_accumulation_steps, a smaller --per_device_eval_batch_size, or a smaller --image_size",
-    f"{SHARED}, take fewer --dataloader_num_workers (0 needs no shared memory), or smaller batches",
+    f"{ENLARGE_SHARED_MEMORY}, take fewer --dataloader_num_workers (0 needs no shared memory), or smaller batches",
 )
 PREDICTION = Advice(
     "take a smaller --batch_size, fewer checkpoints in --model, or --device cpu",
     "take fewer --num_workers, a smaller --batch_size, or fewer checkpoints in --model",
-    f"{SHARED}, take fewer --num_workers (0 needs no shared memory), or a smaller --batch_size",
+    f"{ENLARGE_SHARED_MEMORY}, take fewer --num_workers (0 needs no shared memory), or a smaller --batch_size",
 )
 CROSS_VALIDATION = Advice(*(f"after --, {one}" for one in TRAINING))
-POOL = Advice(machine="take a smaller --num_proc, or a machine with more memory", shared=f"{SHARED}, or --num_proc 1")
+POOL = Advice(
+    machine="take a smaller --num_proc, or a machine with more memory",
+    shared=f"{ENLARGE_SHARED_MEMORY}, or --num_proc 1",
+)
 
 WHAT: dict[Resource, str] = {
     "device": "the memory of the device is full",

@@ -18,7 +18,7 @@ from loopback_hub.storage import (
     MAX_REGULAR_BYTES,
     REF_NAME,
     Entry,
-    HubError,
+    HttpError,
     Repo,
     Storage,
     Tree,
@@ -79,8 +79,8 @@ class Call:
             return
         if self.headers.get("Authorization"):
             # The clients compare with this wording.
-            raise HubError(401, "Invalid credentials in Authorization header")
-        raise HubError(401, "expected 'Authorization: Bearer TOKEN', got no token; set HF_TOKEN or pass token=")
+            raise HttpError(401, "Invalid credentials in Authorization header")
+        raise HttpError(401, "expected 'Authorization: Bearer TOKEN', got no token; set HF_TOKEN or pass token=")
 
     def open_repo(self, access: str) -> None:
         """Set `repo` from the path; refuse if it does not exist, or is private and the request has no token."""
@@ -117,17 +117,17 @@ def create_repo(call: Call) -> Answer:
     # A name without a namespace belongs to the user.
     repo_id = f"{wanted.get('organization') or USER}/{wanted['name']}"
     if kind not in ("model", "dataset", "space"):
-        raise HubError(400, f"expected a repository type of model, dataset or space, got {kind!r}")
+        raise HttpError(400, f"expected a repository type of model, dataset or space, got {kind!r}")
     if kind == "space" and wanted.get("sdk") not in SPACE_SDKS:
-        raise HubError(400, f"expected a Space's sdk to be one of {', '.join(SPACE_SDKS)}, got {wanted.get('sdk')!r}")
+        raise HttpError(400, f"expected a Space's sdk to be one of {', '.join(SPACE_SDKS)}, got {wanted.get('sdk')!r}")
     try:
         repo = call.storage.repo(f"{kind}s", repo_id)
-    except HubError:
-        raise HubError(400, f"expected a name of letters, digits, '-', '_' and '.', got {repo_id!r}") from None
+    except HttpError:
+        raise HttpError(400, f"expected a name of letters, digits, '-', '_' and '.', got {repo_id!r}") from None
     place = {"url": f"{call.endpoint}/{repo.url_path}", "name": repo_id, "id": repo_id}
     with call.storage.lock:
         if repo.exists:
-            raise HubError(409, f"You already created this {kind} repo: {repo_id}", body=place)
+            raise HttpError(409, f"You already created this {kind} repo: {repo_id}", body=place)
         repo.create(private=wanted.get("visibility") == "private", variables=wanted.get("variables") or [])
     return Answer(place)
 
@@ -199,11 +199,11 @@ def show_folder(path: str, tree: Tree) -> dict[str, Any]:
     return {"type": "directory", "path": path, "oid": hash_json(below), "size": 0}
 
 
-def entry_not_found(call: Call, path: str, commit_id: str) -> HubError:
+def entry_not_found(call: Call, path: str, commit_id: str) -> HttpError:
     """Return the refusal for a missing file."""
     message = f"Entry not found: no {path!r} in {call.repo.repo_id} at {call.revision}; list_repo_files shows what is"
     # The clients cache, by this commit, that the file does not exist.
-    return HubError(404, message, "EntryNotFound", headers={"X-Repo-Commit": commit_id})
+    return HttpError(404, message, "EntryNotFound", headers={"X-Repo-Commit": commit_id})
 
 
 def list_commits(call: Call) -> Answer:
@@ -259,11 +259,11 @@ def create_branch(call: Call) -> Answer:
 def add_ref(call: Call, group: Literal["branches", "tags"], name: str, revision: str) -> Answer:
     """Create a branch or tag. If it exists, refuse with 409, which `exist_ok=True` accepts."""
     if not REF_NAME.fullmatch(name):
-        raise HubError(400, f"expected a name like 'v1.0' for one of the {group}, got {name!r}")
+        raise HttpError(400, f"expected a name like 'v1.0' for one of the {group}, got {name!r}")
     with call.storage.lock:
         commit_id = call.repo.resolve(revision)
         if name in call.repo.read_state()[group]:
-            raise HubError(409, f"Reference already exists: {name!r} in {group} of {call.repo.repo_id}")
+            raise HttpError(409, f"Reference already exists: {name!r} in {group} of {call.repo.repo_id}")
         call.repo.set_ref(group, name, commit_id)
     return Answer({})
 
@@ -271,11 +271,11 @@ def add_ref(call: Call, group: Literal["branches", "tags"], name: str, revision:
 def branch_head(call: Call) -> str:
     """Return the last commit of the branch to write to; refuse a tag, a commit and a pull request."""
     if call.has_flag("create_pr"):
-        raise HubError(400, "expected a commit to a branch, got create_pr: this server has no pull requests")
+        raise HttpError(400, "expected a commit to a branch, got create_pr: this server has no pull requests")
     head = call.repo.read_state()["branches"].get(call.revision)
     if head is None:
         message = f"Invalid rev id: {call.revision}. Expected a branch of {call.repo.repo_id}; create it first"
-        raise HubError(404, message, "RevisionNotFound")
+        raise HttpError(404, message, "RevisionNotFound")
     return str(head)
 
 
@@ -316,7 +316,7 @@ def store_large_file(call: Call) -> Answer:
             file.write(piece)
         if digest.hexdigest() != call.args["oid"]:
             message = f"expected sha256 {call.args['oid']}, got {digest.hexdigest()}; upload the file again"
-            raise HubError(422, message)
+            raise HttpError(422, message)
     return Answer({})
 
 
@@ -330,7 +330,7 @@ def make_commit(call: Call) -> Answer:
         head = branch_head(call)
         if not head.startswith(header.get("parentCommit") or head):
             message = f"A commit has happened since {header['parentCommit']}: the head is {head} now; try again"
-            raise HubError(412, message)
+            raise HttpError(412, message)
         old = call.repo.read_tree(head)
         # The operations change a copy. If one of them fails, the branch stays as it was.
         tree = dict(old)
@@ -338,7 +338,7 @@ def make_commit(call: Call) -> Answer:
             apply_operation(call.repo, tree, line["key"], line["value"])
         # `create_commit` has asked for this check already, but the server must not rely on its clients.
         if errors := check_card(call.repo.read_card(tree), call.repo.kind.removesuffix("s"))[0]:
-            raise HubError(400, "Invalid metadata in README.md: " + "; ".join(errors))
+            raise HttpError(400, "Invalid metadata in README.md: " + "; ".join(errors))
         # An unchanged tree makes no commit.
         if tree != old:
             head = call.repo.add_commit(tree, head, header["summary"], header.get("description") or "")
@@ -358,16 +358,16 @@ def apply_operation(repo: Repo, tree: Tree, key: str, value: Mapping[str, Any]) 
         # The bytes came earlier, by `store_large_file`. This gives them a name.
         stored = repo.content(value["oid"])
         if not stored.is_file():
-            raise HubError(400, f"expected large file {value['oid']} of {path} to be here; upload it first")
+            raise HttpError(400, f"expected large file {value['oid']} of {path} to be here; upload it first")
         tree[path] = Entry(value["oid"], stored.stat().st_size)
     elif key in ("deletedFile", "deletedFolder"):
         doomed = [name for name in tree if name.startswith(f"{path}/")] if key == "deletedFolder" else [path]
         if not doomed or doomed[0] not in tree:
-            raise HubError(404, f"Entry not found: cannot delete {path!r} of {repo.repo_id}", "EntryNotFound")
+            raise HttpError(404, f"Entry not found: cannot delete {path!r} of {repo.repo_id}", "EntryNotFound")
         for name in doomed:
             del tree[name]
     else:
-        raise HubError(400, f"expected a file or a deletion, got {key!r}: this server has no other operations")
+        raise HttpError(400, f"expected a file or a deletion, got {key!r}: this server has no other operations")
 
 
 def send_file(call: Call) -> Answer:
@@ -405,7 +405,7 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
         start, end = max(size - int(match[2]), 0), size
     if start >= end:
         message = f"expected a range within {size} bytes, got {header!r}"
-        raise HubError(416, message, headers={"Content-Range": f"bytes */{size}"})
+        raise HttpError(416, message, headers={"Content-Range": f"bytes */{size}"})
     return start, end
 
 
@@ -450,4 +450,4 @@ def answer_call(call: Call) -> Answer:
         if "repo" in call.args:
             call.open_repo(access)
         return handler(call)
-    raise HubError(404, f"no such endpoint on this server: {call.method} {call.path}; see ROUTES in its routes.py")
+    raise HttpError(404, f"no such endpoint on this server: {call.method} {call.path}; see ROUTES in its routes.py")

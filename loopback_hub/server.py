@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from loopback_hub.faults import Fault, Faults
 from loopback_hub.routes import Answer, Call, answer_call
-from loopback_hub.storage import HubError, Storage
+from loopback_hub.storage import HttpError, Storage
 
 # Bytes of a file in memory at a time.
 CHUNK = 1 << 20
@@ -42,9 +42,9 @@ class Handler(BaseHTTPRequestHandler):
             if "Transfer-Encoding" in self.headers:
                 # No client sends a body of unknown length. The next request on this connection could not be found.
                 self.close_connection = True
-                raise HubError(411, "expected a body with Content-Length, got a chunked one")
+                raise HttpError(411, "expected a body with Content-Length, got a chunked one")
             answer = answer_call(call)
-        except HubError as error:
+        except HttpError as error:
             answer = Answer(error.body, error.status, error.headers)
         except ConnectionError:
             raise
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.action == "page":
             self.send_answer(Answer("<html>Please log in.</html>", headers={"Content-Type": "text/html"}))
         else:
-            refusal = HubError(fault.status or 500, f"a fault on purpose, {fault.status}", headers=fault.headers)
+            refusal = HttpError(fault.status or 500, f"a fault on purpose, {fault.status}", headers=fault.headers)
             self.send_answer(Answer(refusal.body, refusal.status, refusal.headers))
         return True
 

@@ -30,7 +30,7 @@ REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 REF_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*")
 
 
-class HubError(Exception):
+class HttpError(Exception):
     """A refusal: HTTP status, message, and further headers and JSON keys of the answer.
 
     The clients choose their exception by `code`, for example `RepoNotFound`.
@@ -93,7 +93,7 @@ def hash_json(value: Any) -> str:
 def check_path(path: str) -> str:
     """Return a path if it stays inside a repository and does not hide git's own files; refuse it if not."""
     if re.search(r"[\x00-\x1f\\]", path) or {"", ".", "..", ".git"} & set(path.split("/")):
-        raise HubError(400, f"expected a relative path like 'folder/file.txt', got {path!r}; rename the file")
+        raise HttpError(400, f"expected a relative path like 'folder/file.txt', got {path!r}; rename the file")
     return path
 
 
@@ -143,10 +143,10 @@ class Repo:
         """Whether the repository was created."""
         return (self.folder / "repo.json").is_file()
 
-    def not_found(self, status: int = 404) -> HubError:
+    def not_found(self, status: int = 404) -> HttpError:
         """Return the refusal for a repository that does not exist, or that this user may not see."""
         message = f"Repository not found: no {self.kind[:-1]} {self.repo_id} for this token; check name and type"
-        return HubError(status, message, "RepoNotFound")
+        return HttpError(status, message, "RepoNotFound")
 
     def read_state(self) -> dict[str, Any]:
         """Return `private`, a Space's `variables`, and the commits of `branches` and `tags` by name."""
@@ -173,7 +173,7 @@ class Repo:
             if len(found) == 1:
                 return found[0].stem
         message = f"Invalid rev id: {revision}. Expected a branch, tag or commit of {self.repo_id}: {', '.join(refs)}"
-        raise HubError(404, message, "RevisionNotFound")
+        raise HttpError(404, message, "RevisionNotFound")
 
     def set_ref(self, group: Literal["branches", "tags"], name: str, commit_id: str) -> None:
         """Point a branch or tag at a commit. The caller holds the lock."""
@@ -211,7 +211,7 @@ class Repo:
         """Return where the bytes of a file are, or would be."""
         # A name like `../repo.json` must not lead out of the folder.
         if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", content_id):
-            raise HubError(422, f"expected a hash of 40 or 64 hexadecimal digits, got {content_id!r}")
+            raise HttpError(422, f"expected a hash of 40 or 64 hexadecimal digits, got {content_id!r}")
         return self.folder / "files" / content_id
 
     def add_file(self, data: bytes) -> Entry:

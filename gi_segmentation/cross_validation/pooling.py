@@ -21,7 +21,7 @@ from gi_segmentation.scoring.tables import tabulate_scans
 from gi_segmentation.training.trainer import Evaluation
 
 # The facts that all folds must share. Otherwise their scores are not those of one recipe on one dataset.
-SHARED = (
+SHARED_FACTS = (
     "dataset_fingerprint", "competition_preset", "architecture", "model_type", "base_model", "num_parameters",
     "image_size", "label_mode", "slice_context", "slice_sampling", "augmentation", "ema_decay", "learning_rate",
     "head_lr_multiplier", "weight_decay", "optimizer", "lr_scheduler", "train_batch_size",
@@ -31,7 +31,7 @@ NUM_WORST = 5
 COMPARED = ("dice", "dice_volume", "hausdorff_score", "competition_score")
 
 
-def check_shared(runs: Sequence[FoldRun]) -> None:
+def check_shared_facts(runs: Sequence[FoldRun]) -> None:
     """Check that trainings belong together.
 
     Raises:
@@ -39,7 +39,7 @@ def check_shared(runs: Sequence[FoldRun]) -> None:
     """
     first = runs[0]
     for run in runs[1:]:
-        for name in SHARED:
+        for name in SHARED_FACTS:
             ours, theirs = getattr(run.facts, name), getattr(first.facts, name)
             if ours != theirs:
                 raise InputError(
@@ -98,7 +98,7 @@ def pool_folds(runs: Sequence[FoldRun], published: FoldRun) -> RunResults:
     Raises:
         InputError: If the trainings do not belong together, or a patient was held back twice.
     """
-    check_shared([*runs, published])
+    check_shared_facts([*runs, published])
     check_patients(runs)
     rules, scans = PRESETS[runs[0].facts.competition_preset], pool_scans(runs)
     scores = {

@@ -10,7 +10,7 @@ from datasets import Dataset
 from gi_segmentation.arguments import DataArguments, RunArguments, shown_folder
 from gi_segmentation.cross_validation.pooling import choose_published, compare_folds, pool_folds, tabulate_folds
 from gi_segmentation.cross_validation.postprocessing_search import LearntPostprocessing, learn_from_folds
-from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_config, read_everyone
+from gi_segmentation.cross_validation.runs import CONFIG, FoldRun, fold_folder, read_everyone, read_model_config
 from gi_segmentation.data.slices import attach_scoring_transform, load_slices
 from gi_segmentation.errors import InputError, saying_how_to_go_on
 from gi_segmentation.files import copy_file, write_json, write_text
@@ -28,7 +28,7 @@ from gi_segmentation.publishing.model_card import (
     make_card,
     write_card,
 )
-from gi_segmentation.publishing.results import WEIGHTS, format_scores, publish_results
+from gi_segmentation.publishing.results import WEIGHTS, format_run_scores, publish_results
 from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ALL_FOLDS
@@ -64,7 +64,7 @@ def learn_limits(
 
 def write_limits(folder: Path, limits: dict[str, dict[str, float]] | None) -> None:
     """Write limits for components into the configuration of a model, or remove those of an earlier call."""
-    earlier = read_config(folder)
+    earlier = read_model_config(folder)
     config = {key: value for key, value in earlier.items() if key != "postprocessing"}
     if limits is not None:
         config["postprocessing"] = limits
@@ -154,7 +154,7 @@ def format_pooled(output_dir: Path, pooled: RunResults) -> str:
     """Return the summary of a cross-validation, for the terminal."""
     patients = pooled.splits["validation"]["patients"]
     lines = [f"{patients} patients, each scored once, by a model that never saw this patient in training:"]
-    lines += format_scores(pooled)
+    lines += format_run_scores(pooled)
     for fold in pooled.folds:
         scores = ", ".join(
             f"{title} {'none' if fold[name] is None else format(fold[name], '.4f')}"
@@ -171,7 +171,7 @@ def format_pooled(output_dir: Path, pooled: RunResults) -> str:
     return "\n".join(lines)
 
 
-def format_comparison(runs: Sequence[FoldRun], baseline: Sequence[FoldRun]) -> str:
+def format_compared_folds(runs: Sequence[FoldRun], baseline: Sequence[FoldRun]) -> str:
     """Return the comparison of two cross-validations, for the terminal."""
     lines = [f"compared with {baseline[0].folder.parent} over the same patients:"]
     for name, (before, after, interval) in compare_folds(runs, baseline).items():

@@ -13,7 +13,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from gi_segmentation.cross_validation.runs import run_command
 from gi_segmentation.publishing.eval_results import FLIP_SCORE
 from gi_segmentation.publishing.facts import read_results
-from gi_segmentation.publishing.model_card import eval_results
+from gi_segmentation.publishing.model_card import list_model_index_results
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.tables import format_interval
 
@@ -30,7 +30,7 @@ NOTE = (
 )
 
 
-def run(words: list[str], log: Path) -> str | None:
+def run_python(words: list[str], log: Path) -> str | None:
     """Run a Python command, and write its output to a file.
 
     Returns:
@@ -70,13 +70,13 @@ def run_recipe(
     else:
         launch = ["-m", "accelerate.commands.launch", "--quiet", *launcher, "-m", "run_segmentation"]
         words = [*launch, *config, *flags]
-    failed = run(words, log)
+    failed = run_python(words, log)
     if failed is None:
         # `compare` scores a checkpoint on the validation split, alone and with flips, with its intervals. For
         # a cross-validation, only its seconds for a scan are taken, because the scores are the pooled ones.
         model, compared = folder / "fold-0" if cross_validated else folder, folder / "compared.json"
         words = ["-m", "gi_segmentation.compare", "--model", str(model), "--output", str(compared)]
-        failed = run([*words, "--dataset_name", dataset_name], log.with_suffix(".compare.log"))
+        failed = run_python([*words, "--dataset_name", dataset_name], log.with_suffix(".compare.log"))
     if failed is not None:
         return {"failed": failed}
     facts, found = read_results(folder), json.loads(compared.read_text(encoding="utf-8"))
@@ -138,5 +138,5 @@ def model_index(results: Mapping[str, dict[str, Any]]) -> str:
     index = []
     for recipe, result in results.items():
         if "failed" not in result:
-            index += eval_results_to_model_index(recipe, eval_results(result["facts"]))
+            index += eval_results_to_model_index(recipe, list_model_index_results(result["facts"]))
     return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)

@@ -20,7 +20,7 @@ from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, changed_arguments, read_earlier, read_results
 from gi_segmentation.publishing.results import SCANS
 from gi_segmentation.schema import ALL_FOLDS
-from gi_segmentation.scoring.records import read_scans
+from gi_segmentation.scoring.records import read_scan_scores
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.training.resuming import advise, describe_changes, describe_deciding, find_changes
 
@@ -237,11 +237,11 @@ def read_fold(output_dir: Path, fold: str) -> FoldRun:
             f"{folder / RUN_FILE}: expected the training that held back fold {fold}, but it is one with --fold "
             f"{facts.fold}; give each fold its own folder"
         )
-    read_config(folder, facts.best_step)
-    return FoldRun(fold, folder, facts, {} if fold == ALL_FOLDS else read_scans(folder / SCANS))
+    read_model_config(folder, facts.best_step)
+    return FoldRun(fold, folder, facts, {} if fold == ALL_FOLDS else read_scan_scores(folder / SCANS))
 
 
-def read_config(folder: Path, best_step: int | None = None) -> dict[str, Any]:
+def read_model_config(folder: Path, best_step: int | None = None) -> dict[str, Any]:
     """Read the configuration of a trained model.
 
     Args:

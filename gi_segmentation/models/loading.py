@@ -20,7 +20,7 @@ from gi_segmentation.models.sources import (
     check_encoder,
     first_line,
     load_config,
-    load_weights,
+    load_segmentation_model,
 )
 from gi_segmentation.schema import LABELS_BY_MODE
 
@@ -87,7 +87,7 @@ def load_model(
         config = set_task(config, model_args.label_mode, slice_context)
         # The configuration has our labels, so the model gets a head for them. `ignore_mismatched_sizes` lets tensors
         # of another shape keep their random values, where `from_pretrained` would raise an error.
-        model, info = load_weights(name, revision, config=config, ignore_mismatched_sizes=True)
+        model, info = load_segmentation_model(name, revision, config=config, ignore_mismatched_sizes=True)
         check_encoder(model, info)
         mean, std = find_normalisation(read_settings(load_processor(name, revision)))
     except ImportError as error:
@@ -107,7 +107,7 @@ def load_model(
 
 
 def load_processor(name: str, revision: str | None) -> Any:
-    """Return the image processor of a model; arguments as `load_weights`.
+    """Return the image processor of a model; arguments as `load_segmentation_model`.
 
     Raises:
         ValueError: If there is none, or if its file cannot be read.
@@ -166,7 +166,7 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
     try:
         load_config(name, revision)
         # A checkpoint of this project never has a pickle, which is the other form of weights.
-        model, info = load_weights(name, revision, ignore_mismatched_sizes=True)
+        model, info = load_segmentation_model(name, revision, ignore_mismatched_sizes=True)
         processor = load_processor(name, revision)
     except ImportError as error:
         # An encoder of timm. The message of transformers names the missing package in a long text.

@@ -7,7 +7,7 @@ from typing import Any
 CHANNELS = 3
 # What an image processor does to an image of 8 bits before it normalises. Most of them scale it to 0 to 1.
 MAX_BYTE = 255
-SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "rescale_offset")
+PROCESSOR_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "rescale_offset")
 
 
 def find_normalisation(settings: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -63,7 +63,7 @@ def find_normalisation(settings: Mapping[str, Any]) -> tuple[list[float], list[f
 def read_settings(processor: Any) -> dict[str, Any]:
     """Return the settings of an image processor that `find_normalisation` takes."""
     # An attribute of the class is its default, and None means no.
-    return {name: getattr(processor, name, None) for name in SETTINGS}
+    return {name: getattr(processor, name, None) for name in PROCESSOR_SETTINGS}
 
 
 def read_numbers(settings: Mapping[str, Any], name: str) -> list[float]:

@@ -51,15 +51,15 @@ def list_families() -> str:
     return ", ".join(sorted(config.model_type for config in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING))
 
 
-def describe_files(names: Collection[str]) -> str | None:
+def find_model_problem(names: Collection[str]) -> str | None:
     """Return why the files of a folder or a repository are no model that can be loaded; None if they may be one.
 
     Args:
         names: Paths of the files, with `/` between folders.
 
     Example:
-        >>> describe_files(["config.json", "model.safetensors"])
-        >>> describe_files(["adapter_config.json", "adapter_model.safetensors"])[:37]
+        >>> find_model_problem(["config.json", "model.safetensors"])
+        >>> find_model_problem(["adapter_config.json", "adapter_model.safetensors"])[:37]
         'it holds a PEFT adapter and no whole '
     """
     top = {name for name in names if "/" not in name}
@@ -86,7 +86,7 @@ def describe_files(names: Collection[str]) -> str | None:
     return "no config.json and no model.safetensors"
 
 
-def list_files(name: str, revision: str | None) -> list[str] | None:
+def list_model_files(name: str, revision: str | None) -> list[str] | None:
     """Return the paths of the files of a folder, or of a repository of the Hub; None if there is no such thing."""
     folder = Path(name)
     if folder.is_dir():
@@ -109,14 +109,14 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
         ValueError: If there is no such folder or repository, or if it holds anything else. The message is one line.
     """
     path = Path(name)
-    if path.is_dir() and (problem := describe_files(list_files(name, revision) or [])):
+    if path.is_dir() and (problem := find_model_problem(list_model_files(name, revision) or [])):
         raise ValueError(problem)
     if path.is_file():
         raise ValueError("expected a folder or a Hub id, got a file; name its folder")
     try:
         settings, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     except LOAD_ERRORS as error:
-        raise ValueError(explain(name, revision, error)) from error
+        raise ValueError(explain_failure(name, revision, error)) from error
     check_family(settings)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
@@ -126,13 +126,13 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
     return config
 
 
-def explain(name: str, revision: str | None, error: BaseException) -> str:
+def explain_failure(name: str, revision: str | None, error: BaseException) -> str:
     """Return why a configuration or weights cannot be loaded, in one line."""
     # Such a name can only be a path, so the Hub was not asked. The library complains about its form.
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         return "there is no such folder"
-    files = None if Path(name).is_dir() else list_files(name, revision)
-    if files is not None and (problem := describe_files(files)):
+    files = None if Path(name).is_dir() else list_model_files(name, revision)
+    if files is not None and (problem := find_model_problem(files)):
         return problem
     damaged = isinstance(error, SafetensorError)
     return f"its weights are damaged ({first_line(error)}); copy them again" if damaged else first_line(error)
@@ -190,7 +190,9 @@ def check_channels(config: PreTrainedConfig) -> None:
         )
 
 
-def load_weights(name: str, revision: str | None, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_segmentation_model(
+    name: str, revision: str | None, **settings: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a model for semantic segmentation in 32 bits; arguments and result as `load_tensors`."""
     from_pretrained = AutoModelForSemanticSegmentation.from_pretrained
     return load_tensors(from_pretrained, name, revision, **NO_CODE, **settings)
@@ -224,7 +226,7 @@ def load_tensors(
         try:
             return from_pretrained(name, revision=revision or "main", **fixed, **settings, **more)
         except LOAD_ERRORS as error:
-            raise ValueError(explain(name, revision, error)) from error
+            raise ValueError(explain_failure(name, revision, error)) from error
         finally:
             transformers_logging.set_verbosity(verbosity)
 
@@ -235,12 +237,12 @@ def load_tensors(
             key = min(info["unexpected_keys"])
             logger.warning("its tensors have names of a wrapper, such as %s; these parts are taken off", key)
             model, info = bare, bare_info
-    check_formats(name, revision)
+    check_not_quantized(name, revision)
     check_finite(model.state_dict())
     return model, info
 
 
-def check_formats(name: str, revision: str | None) -> None:
+def check_not_quantized(name: str, revision: str | None) -> None:
     """Check that the weights in a file are not quantized; arguments as `load_tensors`, which has loaded the file.
 
     Raises:
@@ -300,7 +302,7 @@ def check_complete(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Check that a model and its file have the same tensors. Only an auxiliary head may be left out.
 
     Args:
-        model: From `load_weights`.
+        model: From `load_segmentation_model`.
         info: The loading info.
 
     Raises:
@@ -332,7 +334,7 @@ def check_encoder(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Check that the encoder of a model was loaded. Its head may be new.
 
     Args:
-        model: From `load_weights`.
+        model: From `load_segmentation_model`.
         info: The loading info.
 
     Raises:

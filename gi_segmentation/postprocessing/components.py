@@ -35,11 +35,11 @@ class Components(NamedTuple):
     confidences: np.ndarray
 
 
-def find_runs(numbers: Sequence[int]) -> Iterator[slice]:
+def split_at_gaps(numbers: Sequence[int]) -> Iterator[slice]:
     """Yield the positions of slices that follow each other without a gap.
 
     Example:
-        >>> list(find_runs([4, 5, 8, 9, 10]))
+        >>> list(split_at_gaps([4, 5, 8, 9, 10]))
         [slice(0, 2, None), slice(2, 5, None)]
     """
     breaks = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
@@ -66,7 +66,7 @@ def find_components(
     """
     labels = np.zeros(mask.shape, dtype=np.int32)
     count = 0
-    for run in find_runs(numbers):
+    for run in split_at_gaps(numbers):
         # An organ fills a small part of the scan, and the search for components takes time for every voxel.
         box = bounding_box(mask[run])
         if box is not None:

@@ -30,12 +30,12 @@ from gi_segmentation.publishing.population import are_all_synthetic, name_datase
 from gi_segmentation.rules import Preset
 from gi_segmentation.schema import ORGANS, LabelMode, hash_splits
 from gi_segmentation.training import resuming
-from gi_segmentation.training.checkpoints import find_checkpoint, find_step
+from gi_segmentation.training.checkpoints import find_last_checkpoint, find_step
 from gi_segmentation.training.resuming import advise, describe_changes, describe_deciding, find_changes
 
 RUN_FILE = "run.json"
 # Libraries that may change a result. Their versions are facts of the run.
-PACKAGES = ("transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "albumentations", "numpy")
+LIBRARIES = ("transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "albumentations", "numpy")
 # A run continues from its checkpoints only if these facts are the same, and the arguments that decide the weights
 # (`training.resuming`).
 IDENTITY = (
@@ -43,7 +43,7 @@ IDENTITY = (
     "dataset_fingerprint", "split_hash", "splits",
 )  # fmt: skip
 # Facts that each start of a run may have of its own. They say how its steps were computed.
-OF_A_START = (
+START_FACTS = (
     "project_version", "git_commit", "versions", "device", "num_processes", "train_batch_size", "arguments",
     "gradient_accumulation_steps", "mixed_precision",
 )  # fmt: skip
@@ -88,7 +88,7 @@ class RunFacts:
             older version wrote the facts.
         deciding: All arguments that decide the weights, from `training.resuming.describe_deciding`.
         earlier_starts: For a run that was interrupted and went on in another way: `until_step`, and the facts of
-            `OF_A_START` with which the steps up to there were made. The facts above are those of the last steps.
+            `START_FACTS` with which the steps up to there were made. The facts above are those of the last steps.
     """
 
     project_version: str
@@ -279,7 +279,7 @@ def describe_run(
         project_version=__version__,
         git_commit=git_commit(),
         versions={"python": platform.python_version(), "torch": torch.__version__}
-        | {package: version(package) for package in PACKAGES},
+        | {package: version(package) for package in LIBRARIES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         num_processes=run_args.world_size,
         architecture=type(model).__name__,
@@ -440,10 +440,10 @@ def check_identity(output_dir: Path, earlier: Mapping[str, Any], facts: RunFacts
 
 
 def describe_start(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of `OF_A_START`, with those arguments that may differ between the starts of a run."""
-    of_a_start = {*resuming.OF_A_START, *resuming.BATCH}
+    """Return the facts of `START_FACTS`, with those arguments that may differ between the starts of a run."""
+    of_a_start = {*resuming.START_ARGUMENTS, *resuming.BATCH}
     arguments = {name: value for name, value in facts["arguments"].items() if name in of_a_start}
-    return {name: facts.get(name) for name in OF_A_START} | {"arguments": arguments}
+    return {name: facts.get(name) for name in START_FACTS} | {"arguments": arguments}
 
 
 def continue_facts(output_dir: Path, earlier: Mapping[str, Any], facts: RunFacts) -> RunFacts:
@@ -454,7 +454,7 @@ def continue_facts(output_dir: Path, earlier: Mapping[str, Any], facts: RunFacts
         earlier: Its facts so far, as `run.json` has them.
         facts: The facts of this start.
     """
-    checkpoint = find_checkpoint(output_dir)
+    checkpoint = find_last_checkpoint(output_dir)
     step = find_step(checkpoint) if checkpoint else 0
     # Steps after the checkpoint are lost, and what they were made with does not count.
     starts: list[dict[str, Any]] = []
@@ -464,7 +464,7 @@ def continue_facts(output_dir: Path, earlier: Mapping[str, Any], facts: RunFacts
         starts.append({**start, "until_step": min(start["until_step"], step)})
     if step == 0 or starts[-1] == {"until_step": step, **describe_start(vars(facts))}:
         starts.pop()
-    new = {*OF_A_START, *OF_THE_CARD, "earlier_starts"}
+    new = {*START_FACTS, *OF_THE_CARD, "earlier_starts"}
     # An older version did not write what decides the weights.
     new |= set() if earlier.get("deciding") else {"deciding"}
     names = {one.name for one in dataclasses.fields(RunFacts)} - new
@@ -488,7 +488,7 @@ def settle_facts(facts: RunFacts, steps: int) -> tuple[RunFacts, dict[str, Any] 
     own = describe_start(vars(facts))["arguments"]
     arguments = {name: value for name, value in facts.arguments.items() if name not in own}
     # An older version did not write all of them.
-    made = {name: last.get(name) for name in OF_A_START} | {"arguments": {**arguments, **last["arguments"]}}
+    made = {name: last.get(name) for name in START_FACTS} | {"arguments": {**arguments, **last["arguments"]}}
     settled = dataclasses.replace(facts, **made, earlier_starts=starts)
     code = ("project_version", "git_commit")
     scored_by = {name: getattr(facts, name) for name in code}

@@ -27,13 +27,13 @@ from gi_segmentation.errors import HubError, describe_cause, find_hub_cause, hub
 from gi_segmentation.files import hash_file
 from gi_segmentation.publishing.repository import (
     HUB_FILE,
-    Head,
+    BranchHead,
     RefusedError,
     check_foreign,
     check_private,
     find_foreign,
     find_head,
-    list_tree,
+    list_commit_files,
     sign,
 )
 
@@ -125,7 +125,7 @@ def try_again(call: Callable[[], T]) -> T:
     return call()
 
 
-def list_files(folder: Path) -> dict[str, Path]:
+def files_by_name(folder: Path) -> dict[str, Path]:
     """Return the files of a folder by the names that they have in a repository, sorted."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -159,10 +159,10 @@ def commit_folder(
         HubError: If somebody else has changed the branch since then.
         RefusedError: If the repository has become public, but must not be.
     """
-    files = list_files(folder)
+    files = files_by_name(folder)
     now, private = find_head(api, repo_id, repo_type, branch)
     if only_private:
-        check_private(repo_id, Head(now, private), only_private)
+        check_private(repo_id, BranchHead(now, private), only_private)
     if now != head:
         # Either an earlier try has arrived although its answer was lost, or somebody else has published.
         names = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=now)) - {HUB_FILE}
@@ -206,7 +206,7 @@ def read_back(api: HfApi, folder: Path, repo_id: str, repo_type: str, commit: st
     """
     # A success of the upload only says that the Hub accepted it. A proxy or a full disk can still damage a file.
     differing = []
-    for name, path in tqdm(list_files(folder).items(), desc="Reading back", unit="file"):
+    for name, path in tqdm(files_by_name(folder).items(), desc="Reading back", unit="file"):
         # Each file gets a new folder. From its usual cache, the client could return a copy that it already has. After
         # the comparison the file is removed, because a dataset may be large.
         with tempfile.TemporaryDirectory() as scratch:
@@ -387,8 +387,8 @@ def sign_addition(api: HfApi, folder: Path, repo_id: str, head: str) -> str | No
     """Return the signature of a commit that adds the files of a folder to a model; None if not all files are ours."""
     if find_foreign(api, repo_id, "model", head):
         return None
-    sizes = {name: file.size for name, file in list_tree(api, repo_id, "model", head).items()}
-    return sign(sizes | {name: path.stat().st_size for name, path in list_files(folder).items()})
+    sizes = {name: file.size for name, file in list_commit_files(api, repo_id, "model", head).items()}
+    return sign(sizes | {name: path.stat().st_size for name, path in files_by_name(folder).items()})
 
 
 def add_files(folder: Path, repo_id: str, message: str, branch: str | None, parent: str | None) -> str:

@@ -27,7 +27,7 @@ CARD, SCAN_SCORES, OOF_SCORES = "README.md", "scan_scores.csv", "oof_scores.csv"
 DIGEST = ".README.sha256"
 OVERLAY, CASES, CURVE = "overlay.png", "cases.png", "learning_curve.png"
 # The pictures that show slices.
-PICTURES = (OVERLAY, CASES)
+SLICE_PICTURES = (OVERLAY, CASES)
 # The scores of every run in the order of the card, with their names there.
 SCORE_NAMES = {
     "eval_dice": "Dice, mean over slices and organs",
@@ -82,7 +82,7 @@ def describe_spread(facts: RunResults) -> dict[str, str]:
     return spreads
 
 
-def eval_results(facts: RunResults) -> list[EvalResult]:
+def list_model_index_results(facts: RunResults) -> list[EvalResult]:
     """Return the scores of a run as entries of the card's `model-index`, from which the Hub reads them.
 
     Two scores can only be compared if they were measured in the same way on the same slices. So each entry has the
@@ -148,7 +148,7 @@ def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
         datasets=facts.dataset if "/" in facts.dataset else None,
         tags=["medical", "synthetic" if facts.synthetic else "mri", "radiotherapy", "semantic-segmentation"],
         model_name=model_name,
-        eval_results=eval_results(facts) or None,
+        eval_results=list_model_index_results(facts) or None,
         # The Hub asks for a name if the licence is `other`.
         license_name=name_other_license(facts) if license_name == "other" else None,
     )
@@ -294,7 +294,7 @@ def card_to_publish(output_dir: Path, facts: RunResults, repo_id: str, pictures:
     own = find_own_card(output_dir, facts, repo_id)
     if own is None:
         return make_card(facts, repo_id, facts.arguments.get("license", "other"), pictures=pictures)
-    shown = [name for name in PICTURES if f"]({name})" in own]
+    shown = [name for name in SLICE_PICTURES if f"]({name})" in own]
     if shown and not pictures:
         raise InputError(
             f"{output_dir / CARD}: it was changed by hand, and shows {' and '.join(shown)}, but pictures of patients "

@@ -23,14 +23,14 @@ class RefusedError(HubError):
     """A publication that this project refuses, because others could lose files or everybody could see patients."""
 
 
-class Head(NamedTuple):
+class BranchHead(NamedTuple):
     """The last commit of a branch, and whether the repository is private."""
 
     commit: str
     private: bool
 
 
-class File(NamedTuple):
+class CommitFile(NamedTuple):
     """A file of a commit: its size in bytes, and the name that git gives to its content."""
 
     size: int
@@ -63,14 +63,14 @@ def find_repository(flag: str, repo_id: str) -> str:
     return f"{user}/{repo_id}"
 
 
-def find_head(api: HfApi, repo_id: str, repo_type: str, branch: str | None) -> Head:
+def find_head(api: HfApi, repo_id: str, repo_type: str, branch: str | None) -> BranchHead:
     """Return the last commit of a branch, and whether the repository is private."""
     info = api.repo_info(repo_id, repo_type=repo_type, revision=branch)
     # A Hub that does not say so may show it to everybody.
-    return Head(str(info.sha), bool(info.private))
+    return BranchHead(str(info.sha), bool(info.private))
 
 
-def check_private(repo_id: str, head: Head, advice: str) -> None:
+def check_private(repo_id: str, head: BranchHead, advice: str) -> None:
     """Check that a repository is private.
 
     Args:
@@ -85,10 +85,10 @@ def check_private(repo_id: str, head: Head, advice: str) -> None:
         raise RefusedError(f"publishing {repo_id} refused: the repository is public, and {advice}")
 
 
-def list_tree(api: HfApi, repo_id: str, repo_type: str, commit: str) -> dict[str, File]:
+def list_commit_files(api: HfApi, repo_id: str, repo_type: str, commit: str) -> dict[str, CommitFile]:
     """Return the files of a commit by name, without the file of the Hub."""
     tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
-    files = {item.path: File(item.size, item.blob_id) for item in tree if isinstance(item, RepoFile)}
+    files = {item.path: CommitFile(item.size, item.blob_id) for item in tree if isinstance(item, RepoFile)}
     return {name: file for name, file in files.items() if name != HUB_FILE}
 
 
@@ -119,14 +119,14 @@ def find_foreign(api: HfApi, repo_id: str, repo_type: str, head: str) -> list[st
         Their names, sorted: files that somebody has added or changed since then. All files if we never published
         there.
     """
-    files = list_tree(api, repo_id, repo_type, head)
+    files = list_commit_files(api, repo_id, repo_type, head)
     if not files:
         return []
-    ours: dict[str, File] = {}
+    ours: dict[str, CommitFile] = {}
     # The newest one comes first.
     for commit in api.list_repo_commits(repo_id, repo_type=repo_type, revision=head):
         if SIGNATURE in commit.message:
-            ours = files if commit.commit_id == head else list_tree(api, repo_id, repo_type, commit.commit_id)
+            ours = files if commit.commit_id == head else list_commit_files(api, repo_id, repo_type, commit.commit_id)
             # A commit that was made anew with an old message has other files.
             if sign({name: file.size for name, file in ours.items()}) in commit.message:
                 break

@@ -28,9 +28,9 @@ from gi_segmentation.publishing.model_card import (
     CURVE,
     OOF_SCORES,
     OVERLAY,
-    PICTURES,
     SCAN_SCORES,
     SCORE_NAMES,
+    SLICE_PICTURES,
     card_to_publish,
     find_own_card,
     make_card,
@@ -42,7 +42,7 @@ from gi_segmentation.publishing.repository import RefusedError
 from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.rules import PRESETS, Preset
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.records import write_scans
+from gi_segmentation.scoring.records import write_scan_scores
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.scoring.tables import describe_clinical, format_interval, tabulate_scans
 from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
@@ -54,7 +54,7 @@ SCANS = "scans.json"
 # A number of a patient or a day with so many digits may tell who it is.
 TELLING_DIGITS = 5
 # Why pictures do not go into a public repository.
-SHOWN = (
+PICTURES_SHOWN = (
     "the pictures of the model show slices of patients; run the same command again, which leaves them out, or make "
     "the repository private"
 )
@@ -155,7 +155,7 @@ def write_results(
     if evaluation.scans:
         trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
         scans = evaluation.scans["eval"]
-        write_scans(evaluation.scans, output_dir / SCANS)
+        write_scan_scores(evaluation.scans, output_dir / SCANS)
         write_text(output_dir / SCAN_SCORES, tabulate_scans(scans).to_csv(index=False))
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
         names = [case["scan"] for case in results.cases.values()]
@@ -214,13 +214,13 @@ def publish_results(
     with tempfile.TemporaryDirectory() as scratch:
         # The entries name the repository and the branch as their source, and both are known only now.
         files = (*published_files(facts), *write_eval_results(output_dir, facts, repo_id, branch))
-        left_out = () if pictures else tuple(name for name in files if name in PICTURES)
+        left_out = () if pictures else tuple(name for name in files if name in SLICE_PICTURES)
         for name in set(files) - {*left_out, CARD}:
             (Path(scratch) / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(output_dir / name, Path(scratch) / name)
         (Path(scratch) / CARD).write_text(card, encoding="utf-8")
         if not hidden:
-            check_scan_names(Path(scratch), repo_id)
+            check_no_telling_names(Path(scratch), repo_id)
         state = name_state(facts)
         # A tag and a branch must not have the same name.
         tag = f"{branch}-{state}" if branch else state
@@ -233,12 +233,12 @@ def publish_results(
             private=wishes.private,
             branch=branch,
             overwrite=wishes.overwrite,
-            only_private=SHOWN if pictures and not harmless else None,
+            only_private=PICTURES_SHOWN if pictures and not harmless else None,
         )
     return replace(publication, left_out=left_out)
 
 
-def check_scan_names(folder: Path, repo_id: str) -> None:
+def check_no_telling_names(folder: Path, repo_id: str) -> None:
     """Check that no scan of a real patient has a number as of a hospital, or a date, before everybody can read it.
 
     Args:
@@ -321,7 +321,7 @@ def publish_run(output_dir: Path, repo_id: str, wishes: Wishes) -> Publication:
     return publication
 
 
-def format_scores(facts: RunResults) -> list[str]:
+def format_run_scores(facts: RunResults) -> list[str]:
     """Return the scores with their intervals, one line each, for the terminal."""
     lines = []
     for key, name in score_titles(facts).items():
@@ -347,7 +347,7 @@ def summarize(run_args: RunArguments, facts: RunResults) -> str:
     if facts.scores:
         lines = [
             f"best checkpoint: step {facts.best_step} of {facts.steps}, scores on unseen patients:",
-            *format_scores(facts),
+            *format_run_scores(facts),
         ]
         files |= {"overlay": OVERLAY, "cases": CASES, "scores of each scan": SCAN_SCORES}
     else:

@@ -31,7 +31,7 @@ ROBUST_PERCENTILE = 95.0
 TOLERANCES_MM = (3.0, 5.0)
 
 
-def check_masks(preds: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+def check_binary_masks(preds: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
     """Check that two masks are binary and have one shape.
 
     Returns:
@@ -42,7 +42,7 @@ def check_masks(preds: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
             the first such voxel and their number.
 
     Example:
-        >>> check_masks(np.ones((1, 1, 2)), [[[0, 2]]])
+        >>> check_binary_masks(np.ones((1, 1, 2)), [[[0, 2]]])
         Traceback (most recent call last):
             ...
         ValueError: target: expected voxels of 0 or 1, but got 2 at (0, 0, 1); 1 voxel is neither
@@ -202,7 +202,7 @@ def compare_organ(preds: Any, target: Any, spacing_mm: Sequence[float]) -> dict[
     """
     spacing = check_spacing(spacing_mm)
     # The box, the surfaces and their distances take nearly all the time. All scores share them.
-    preds, target = pack_both(*check_masks(preds, target))
+    preds, target = pack_both(*check_binary_masks(preds, target))
     distances = surface_distances(preds, target, spacing)
     counts = [count_voxels(mask) for mask in (preds & target, preds, target)]
     # A millilitre has 1000 cubic millimetres.

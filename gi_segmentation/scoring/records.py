@@ -19,7 +19,7 @@ def undefined_to_nan(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(math.nan if value is None else value for value in values)
 
 
-def write_scans(scans: Mapping[str, Sequence[ScanScore]], path: Path) -> None:
+def write_scan_scores(scans: Mapping[str, Sequence[ScanScore]], path: Path) -> None:
     """Write the scores of scans as JSON, sorted by patient and scan.
 
     Args:
@@ -31,7 +31,7 @@ def write_scans(scans: Mapping[str, Sequence[ScanScore]], path: Path) -> None:
     write_json(path, records, indent=1)
 
 
-def read_scan(fields: dict[str, Any]) -> ScanScore:
+def parse_record(fields: dict[str, Any]) -> ScanScore:
     """Return one scan from its record."""
     counts, clinical = fields["label_counts"], fields["clinical"]
     values = {
@@ -45,8 +45,8 @@ def read_scan(fields: dict[str, Any]) -> ScanScore:
     return ScanScore(**{**fields, **values})
 
 
-def read_scans(path: Path) -> dict[str, list[ScanScore]]:
-    """Read what `write_scans` wrote. Every number is the same to the last digit.
+def read_scan_scores(path: Path) -> dict[str, list[ScanScore]]:
+    """Read what `write_scan_scores` wrote. Every number is the same to the last digit.
 
     Args:
         path: The file to read.
@@ -59,14 +59,14 @@ def read_scans(path: Path) -> dict[str, list[ScanScore]]:
         >>> nan = math.nan
         >>> scan = ScanScore(7, "case7_day0", 2, (0.1, 0, 0), (1, 0, 0), (0.3, nan, nan), (0.2,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_scans({"eval": [scan]}, Path(folder, "scans.json"))
-        ...     copy = read_scans(Path(folder, "scans.json"))["eval"][0]
+        ...     write_scan_scores({"eval": [scan]}, Path(folder, "scans.json"))
+        ...     copy = read_scan_scores(Path(folder, "scans.json"))["eval"][0]
         >>> copy.patient, copy.dice_sums, copy.volume_dice
         (7, (0.1, 0, 0), (0.3, nan, nan))
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-        return {way: [read_scan(fields) for fields in members] for way, members in records.items()}
+        return {way: [parse_record(fields) for fields in members] for way, members in records.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path}: expected the scores of scans as a training writes them, but got {error!r}; run the same "

@@ -2,7 +2,7 @@
 
 The way from masks to scores has three steps:
 
-    measure_scan          masks of a scan    -> ScanScore, a few numbers
+    compare_masks         masks of a scan    -> ScanScore, a few numbers
     total_patients        all ScanScores     -> sums for each patient
     scores_from_totals    sums               -> scores
 
@@ -45,7 +45,7 @@ class ScanScore:
         hausdorff: The competition's distance: one of all organs together, or one per organ; NaN if it is skipped.
         label_counts: Per label, with the background first, the pixels in both masks, predicted and true, at the size
             of the model's input: shape `(labels, 3)`; None if they were not counted.
-        clinical: Per organ, the scores of `clinical.measure_organ`; empty if they were not measured.
+        clinical: Per organ, the scores of `clinical.compare_organ`; empty if they were not measured.
     """
 
     patient: Hashable

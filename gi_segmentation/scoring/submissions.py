@@ -37,10 +37,10 @@ COMPETITION_SCORES = (
     "competition_score",
 )
 # Python's `int` and `float` also accept "1_0", "-3", "nan" and digits of other scripts.
-NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,30})?")
+DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,30})?")
 # Voxels of a scan, about ten times as many as in the largest scan of the competition. Truth and prediction of three
 # organs take 1.6 GB then. A size of 60,000 x 60,000 in the CSV or in a file name would fill the memory.
-MAX_VOXELS = 2**28
+MAX_SCORED_VOXELS = 2**28
 # By slice id and organ.
 Annotations = dict[str, dict[str, Annotation]]
 
@@ -162,7 +162,7 @@ def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str
                 # A blank line has no id.
                 if not slice_id:
                     continue
-                if wrong := [text for text in texts if not NUMBER.fullmatch(text)]:
+                if wrong := [text for text in texts if not DECIMAL.fullmatch(text)]:
                     raise ValueError(f"got {wrong[0][:40]!r}")
                 spacing = (float(texts[2]), float(texts[3])) if clinical else None
                 # A slice has a row for each organ, and all of them must state the same size.
@@ -229,7 +229,7 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         grid = grids[ordered[0]]
         if any(grids[slice_id] != grid for slice_id in ordered):
             uneven.append(name)
-        if not 0 < grid.height * grid.width * len(ordered) <= MAX_VOXELS:
+        if not 0 < grid.height * grid.width * len(ordered) <= MAX_SCORED_VOXELS:
             absurd.append(name)
         # The competition's distance takes slices as neighbours even if slices between them are missing, as the graders
         # do. Distances in millimetres would be wrong there.
@@ -241,7 +241,10 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         pairs.append(ScanPair(case, name, grid, spacing_mm, ordered, target, preds))
     for names, what in (
         (uneven, "expected slices of one size and spacing, but got several; correct the sizes"),
-        (absurd, f"expected 1 to {MAX_VOXELS} voxels, but the sizes of its slices say otherwise; correct the sizes"),
+        (
+            absurd,
+            f"expected 1 to {MAX_SCORED_VOXELS} voxels, but the sizes of its slices say otherwise; correct the sizes",
+        ),
         (
             broken,
             "expected every slice from the first to the last, because scores in millimetres need them, but some are "
@@ -298,7 +301,7 @@ def raise_first(problems: list[str]) -> None:
         raise InputError(problems[0] + (f" ({len(problems)} problems)" if problems[1:] else ""))
 
 
-def format_scores(scans: list[ScanScore], rules: CompetitionRules, preset: str) -> str:
+def format_submission(scans: list[ScanScore], rules: CompetitionRules, preset: str) -> str:
     """Format the scores as text: a line with the rules, and a line for each score with its confidence interval.
 
     Args:

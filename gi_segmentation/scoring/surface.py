@@ -138,7 +138,7 @@ def find_surface(packed: np.ndarray, axes: Sequence[int] = (0, 1, 2)) -> np.ndar
     return packed ^ inside.reshape(packed.shape)
 
 
-def find_places(packed: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def indices_to_places(packed: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return the places (z, y, x) of the voxels that `find_indices` found: int64, shape `(n, 3)`.
 
     The first voxel of the box that was packed has the place (1, 1, 1).
@@ -194,7 +194,7 @@ class NearestVoxel:
 
     def __init__(self, packed: np.ndarray, spacing: Sequence[float]) -> None:
         self.spacing = spacing
-        self.places = find_places(packed, find_indices(packed))
+        self.places = indices_to_places(packed, find_indices(packed))
         # Voxels are longer along z than within a slice. The tree must hold lengths, because the nearest voxel by
         # length is often not the nearest by number of steps.
         self.tree = cKDTree(self.places * self.spacing, LEAF_SIZE, compact_nodes=False, balanced_tree=False)
@@ -253,7 +253,7 @@ def distances_to(voxels: np.ndarray, others: np.ndarray, spacing: Sequence[float
         missed = np.flatnonzero(~found)
         waiting, left = waiting[missed], left[missed]
     if waiting.size:
-        distances[waiting] = NearestVoxel(others, spacing).distances(find_places(voxels, left))
+        distances[waiting] = NearestVoxel(others, spacing).distances(indices_to_places(voxels, left))
     return distances
 
 
@@ -295,7 +295,7 @@ def greatest_distance(voxels: np.ndarray, others: np.ndarray, spacing: Sequence[
         5.0
     """
     # Voxels in both masks have the distance 0.
-    places = find_places(voxels, find_indices(voxels & ~others))
+    places = indices_to_places(voxels, find_indices(voxels & ~others))
     if not places.size:
         return 0.0
     # The voxels left are outside B, so the nearest voxel of B is on its surface, and a tree of the surface is enough.

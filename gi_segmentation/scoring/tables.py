@@ -18,7 +18,7 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
     Returns:
         A table with the columns `case`, `scan`, `organ` and `slices`; `dice`, the mean over the slices with the organ
         in at least one mask, and `dice_slices`, their number; `volume_dice`; `hausdorff`, the competition's distance;
-        and the scores of `clinical.measure_organ` if they were measured.
+        and the scores of `clinical.compare_organ` if they were measured.
     """
     rows = []
     for scan in sorted(scans, key=lambda scan: scan.key):

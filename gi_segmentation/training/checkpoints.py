@@ -40,7 +40,7 @@ STATE_FILE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
 
 
-def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+def load_published_weights(model: PreTrainedModel, checkpoint: Path) -> None:
     """Load the published weights of a checkpoint into a model.
 
     Raises:
@@ -76,7 +76,7 @@ def load_training_weights(model: PreTrainedModel, average: AveragedModel | None,
     """
     # The published weights come first. They have no auxiliary head, so the model must have none while they load.
     with without_auxiliary_head(model):
-        load_weights(model, checkpoint)
+        load_published_weights(model, checkpoint)
     if average is not None:
         # At this moment the model holds the averaged weights. The number of averaged steps decides how fast the
         # average moves. It is the step of the checkpoint.
@@ -128,7 +128,7 @@ def find_fault(checkpoint: Path) -> str | None:
     return None
 
 
-def find_checkpoint(output_dir: Path) -> Path | None:
+def find_last_checkpoint(output_dir: Path) -> Path | None:
     """Return the last checkpoint that is whole, and whose best checkpoint is whole; None if there is none.
 
     Later ones are removed. The run makes them again.

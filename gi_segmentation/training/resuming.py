@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FREE_SECTIONS = (PUBLISHING["group"], SCORING["group"])
 # Arguments of a single start: how it computes the steps, or how long it goes on. They may change. `run.json` says
 # which steps were made with which of them.
-OF_A_START = {
+START_ARGUMENTS = {
     "early_stopping_patience": "ends a run sooner or later, and changes no step",
     "gradient_checkpointing": "needs less memory, and computes the same",
     "gradient_checkpointing_kwargs": "as gradient_checkpointing",
@@ -76,7 +76,7 @@ def list_deciding() -> list[str]:
         item.name
         for group in (ModelArguments, DataArguments, RunArguments)
         for item in dataclasses.fields(group)
-        if item.metadata.get("group") not in FREE_SECTIONS and item.name not in {**OF_A_START, **MAY_CHANGE}
+        if item.metadata.get("group") not in FREE_SECTIONS and item.name not in {**START_ARGUMENTS, **MAY_CHANGE}
     ]
 
 

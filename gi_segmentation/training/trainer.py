@@ -49,12 +49,12 @@ from gi_segmentation.training.averaging import AverageCallback, exchanged_weight
 from gi_segmentation.training.checkpoints import (
     CheckpointCallback,
     explaining_failed_saves,
-    find_checkpoint,
     find_good_checkpoint,
+    find_last_checkpoint,
     find_step,
     is_over,
+    load_published_weights,
     load_training_weights,
-    load_weights,
     read_state,
     save_training_weights,
 )
@@ -372,7 +372,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # for the average at the end of the training.
         self.average = None
         drop_auxiliary_head(self.model)
-        load_weights(self.model, checkpoint)
+        load_published_weights(self.model, checkpoint)
 
     def disconnect(self) -> None:
         """Disconnect the processes of the run. Without this, they sometimes abort or hang when the program ends."""
@@ -496,7 +496,7 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
             `train_on`.
         StoppedError: As `train_on`.
     """
-    checkpoint = find_checkpoint(Path(trainer.args.output_dir))
+    checkpoint = find_last_checkpoint(Path(trainer.args.output_dir))
     state = read_state(checkpoint) if checkpoint else None
     if state and is_over(state, trainer.find_max_steps(), trainer.args.early_stopping_patience):
         if trainer.args.sharding is not None:
@@ -514,7 +514,7 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
             logger.warning("Resuming from %s", checkpoint)
         train_on(trainer, checkpoint)
     if trainer.eval_dataset is None:
-        last = cast(Path, find_checkpoint(Path(trainer.args.output_dir)))
+        last = cast(Path, find_last_checkpoint(Path(trainer.args.output_dir)))
         trainer.load_best_weights(last)
         trainer.state.best_model_checkpoint, trainer.state.best_global_step = str(last), find_step(last)
         return Evaluation({}, {})

@@ -334,24 +334,24 @@ def test_visitors_do_not_share_scans(
 
 @pytest.mark.parametrize("name", ["", "tiny", "/etc", "../models", "app/samples", "a/b/c"])
 def test_a_visitor_cannot_name_a_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.app import find_checkpoint
+    from app.app import check_model_name
 
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match="expected a Hub id"):
-        find_checkpoint(name, {"run": "demo/run"})
-    assert find_checkpoint(" run ", {"run": "demo/run"}) == "demo/run"
-    assert find_checkpoint("name/model", {}) == "name/model"
+        check_model_name(name, {"run": "demo/run"})
+    assert check_model_name(" run ", {"run": "demo/run"}) == "demo/run"
+    assert check_model_name("name/model", {}) == "name/model"
 
 
 def test_a_header_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
-    from app.app import check_size
+    from app.app import check_voxel_count
     from gi_segmentation.formats.nifti import open_volume
 
     # Pixels of 0.001 mm, so the field of the training has 351,000 of them in each direction.
     image = nibabel.Nifti1Image(np.ones((8, 8, 2), np.uint8), np.diag([0.001, 0.001, 3, 1]))
     nibabel.save(image, tmp_path / "tiny.nii.gz")
     with pytest.raises(InputError, match="at most 64 million voxels"):
-        check_size([open_volume(tmp_path / "tiny.nii.gz")])
+        check_voxel_count([open_volume(tmp_path / "tiny.nii.gz")])
 
 
 def test_the_space_holds_only_sources(published: LoopbackHub) -> None:

@@ -27,7 +27,7 @@ from PIL import Image
 import dataset_builder  # noqa: F401 (registers the name gi_tract with load_dataset)
 from dataset_builder.__main__ import main
 from dataset_builder.build import build
-from dataset_builder.gi_tract import GiTractConfig, split_scans
+from dataset_builder.gi_tract import GiTractConfig, read_splits
 from dataset_builder.splits import assign_folds, organ_presence
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations
@@ -187,7 +187,7 @@ def test_the_size_of_files_and_groups_does_not_change_the_rows(
 def test_every_fold_separates_the_patients_and_each_patient_validates_once(kaggle_dir: Path) -> None:
     validated: Counter[int] = Counter()
     for fold in range(4):
-        splits = split_scans(kaggle_dir, GiTractConfig(num_folds=4, fold=fold))
+        splits = read_splits(kaggle_dir, GiTractConfig(num_folds=4, fold=fold))
         patients = {split: {scan.case for scan in scans} for split, scans in splits.items()}
         assert not patients["train"] & patients["validation"]
         assert len(patients["train"] | patients["validation"]) == 4

@@ -735,7 +735,7 @@ STATES = st.one_of(
 
 def check_state(change: Any) -> Outcome:
     """A damaged state of a checkpoint is refused or the checkpoint removed, or its step is that of the file."""
-    from gi_segmentation.training.checkpoints import STATE_FILE, find_checkpoint, is_over, read_state, seal
+    from gi_segmentation.training.checkpoints import STATE_FILE, find_last_checkpoint, is_over, read_state, seal
 
     folder = scratch() / "run" / "checkpoint-3"
     folder.mkdir(parents=True, exist_ok=True)
@@ -750,7 +750,7 @@ def check_state(change: Any) -> Outcome:
     seal(folder)
     try:
         with clear_errors():
-            found = find_checkpoint(folder.parent)
+            found = find_last_checkpoint(folder.parent)
             if found is None:
                 raise Refused
             state = read_state(found)

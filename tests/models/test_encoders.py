@@ -403,5 +403,5 @@ class TestEfficientNet:
         with pytest.raises(
             InputError, match=r"expected the \d+ tensors of resnet10t, got \d+ that do not fit"
         ) as error:
-            efficientnet.load_weights("resnet10t", weights)
+            efficientnet.load_timm_weights("resnet10t", weights)
         one_line(error)

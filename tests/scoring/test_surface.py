@@ -14,9 +14,9 @@ from gi_segmentation.scoring.surface import (
     count_voxels,
     distances_to,
     find_indices,
-    find_places,
     find_surface,
     greatest_distance,
+    indices_to_places,
     near_steps,
     pack,
     pack_both,
@@ -107,7 +107,7 @@ class TestRandomMasks:
             packed = pack(mask)
             volume, indices = as_volume(packed), find_indices(packed)
             assert np.array_equal(indices, np.flatnonzero(volume))
-            assert np.array_equal(find_places(packed, indices), np.argwhere(mask) + 1)
+            assert np.array_equal(indices_to_places(packed, indices), np.argwhere(mask) + 1)
             assert count_voxels(packed) == mask.sum()
 
     @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2)])

@@ -98,7 +98,7 @@ def client_of(hub: LoopbackHub) -> Iterator[list[float]]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of all files of a folder."""
-    return {name: path.read_bytes() for name, path in publishing.list_files(folder).items()}
+    return {name: path.read_bytes() for name, path in publishing.files_by_name(folder).items()}
 
 
 def describe_repository(hub: LoopbackHub, run: Path, scratch: Path) -> str:

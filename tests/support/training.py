@@ -11,7 +11,7 @@ from datasets import DatasetDict
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.models.loading import load_model
-from gi_segmentation.training.checkpoints import find_checkpoint
+from gi_segmentation.training.checkpoints import find_last_checkpoint
 from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer, train
 from tests.support.models import FAMILIES, STEADY
 
@@ -84,8 +84,8 @@ def weights_after(dataset_dir: Path, output_dir: Path, batch_size: int, steps: i
 
 def assert_same_end(left: Path, right: Path) -> None:
     """Check that the last checkpoints of two runs are the same, bit by bit, and with them all scores."""
-    last = find_checkpoint(left)
-    assert last is not None and find_checkpoint(right) == right / last.name
+    last = find_last_checkpoint(left)
+    assert last is not None and find_last_checkpoint(right) == right / last.name
     ends = [last, right / last.name]
     for name in ("model.safetensors", "training_weights.safetensors"):
         assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name

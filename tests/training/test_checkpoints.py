@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerState
 import run_segmentation
 from gi_segmentation.errors import InputError, StoppedError
 from gi_segmentation.training import checkpoints
-from gi_segmentation.training.checkpoints import CHECKSUMS, find_checkpoint, find_fault, read_state
+from gi_segmentation.training.checkpoints import CHECKSUMS, find_fault, find_last_checkpoint, read_state
 from gi_segmentation.training.trainer import train
 from tests.support.processes import CONFIGS, LAUNCH, ROOT, hold
 from tests.support.training import arguments, assert_same_end, make_trainer
@@ -60,7 +60,7 @@ def test_a_checkpoint_with_a_damaged_file_is_not_taken_for_whole(whole: Path, tm
             path.write_bytes(cut if damage == "cut" else altered)
             if damage == "removed":
                 path.unlink()
-            assert find_checkpoint(folder) == folder / "checkpoint-3", (name, damage)
+            assert find_last_checkpoint(folder) == folder / "checkpoint-3", (name, damage)
             assert not (folder / "checkpoint-4").exists()
 
 
@@ -80,9 +80,9 @@ def test_a_checkpoint_whose_best_one_is_damaged_does_not_serve(whole: Path, tmp_
     content = json.loads(state.read_text()) | {"best_model_checkpoint": str(tmp_path / "run" / "checkpoint-2")}
     state.write_text(json.dumps(content))
     checkpoints.seal(state.parent)
-    assert find_checkpoint(tmp_path / "run") == state.parent
+    assert find_last_checkpoint(tmp_path / "run") == state.parent
     (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"")
-    assert find_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-1"
+    assert find_last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-1"
 
 
 def test_a_run_whose_folder_was_moved_finds_its_best_checkpoint(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_an_old_checkpoint_is_deleted_only_when_the_new_one_is_whole(
     with pytest.raises(Killed):
         run_segmentation.main(arguments(dataset_dir, tmp_path / "run", **FLAGS | {"save_total_limit": 1}))
     assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").exists()
-    found = find_checkpoint(tmp_path / "run")
+    found = find_last_checkpoint(tmp_path / "run")
     assert found == tmp_path / "run" / "checkpoint-2"
 
 
@@ -149,7 +149,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(dataset_dir: Path,
             train(trainer)
         assert caught.value.status == 128 + number
         assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
-        assert find_checkpoint(folder) == folder / f"checkpoint-{step}"
+        assert find_last_checkpoint(folder) == folder / f"checkpoint-{step}"
         shutil.copy(tmp_path / "whole" / "run.json", folder)
         run_segmentation.main(words)
         assert_same_end(tmp_path / "whole", folder)
@@ -170,7 +170,7 @@ def test_two_processes_stop_at_the_same_step(dataset_dir: Path, tmp_path: Path) 
         running.wait(60)
     printed = (tmp_path / "log").read_text()
     assert printed.count("the same command goes on from there") == 1, printed[-3000:]
-    last = find_checkpoint(tmp_path / "run")
+    last = find_last_checkpoint(tmp_path / "run")
     assert last is not None and f"stopped at step {last.name.split('-')[1]} of" in printed
     # Both have written their part of the last checkpoint, and nothing was removed as damaged.
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in last.iterdir()}
@@ -200,7 +200,7 @@ def test_a_full_disk_ends_in_one_error_and_the_last_checkpoint_serves(
     with largest_file(sizes[name] - 100), pytest.raises(InputError, match=message) as caught:
         run_segmentation.main(words)
     assert "\n" not in str(caught.value)
-    assert find_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
+    assert find_last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
 
 def test_a_second_run_into_the_same_folder_ends_before_it_changes_anything(

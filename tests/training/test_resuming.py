@@ -32,7 +32,7 @@ def describe(words: str, train_batch_size: int | None = 32) -> dict[str, Any]:
 
 def test_every_argument_is_compared_or_named() -> None:
     fields = [item for group in (ModelArguments, DataArguments, RunArguments) for item in dataclasses.fields(group)]
-    named = {**resuming.OF_A_START, **resuming.MAY_CHANGE}
+    named = {**resuming.START_ARGUMENTS, **resuming.MAY_CHANGE}
     assert named.keys() <= {item.name for item in fields} and all(named.values())
     free = {item.name for item in fields if item.metadata.get("group") in resuming.FREE_SECTIONS}
     assert {item.name for item in fields} == free | named.keys() | set(resuming.list_deciding())
@@ -103,7 +103,7 @@ def test_a_folder_is_known_by_its_weights_and_its_path_is_not_written(tmp_path: 
 
 def test_each_part_of_a_run_has_its_own_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = [10]
-    monkeypatch.setattr(facts_module, "find_checkpoint", lambda folder: Path(f"checkpoint-{step[0]}"))
+    monkeypatch.setattr(facts_module, "find_last_checkpoint", lambda folder: Path(f"checkpoint-{step[0]}"))
     own = {item.name for item in dataclasses.fields(facts_module.RunFacts)}
     first = facts_module.RunFacts(**{name: value for name, value in vars(FACTS).items() if name in own})
     same = continue_facts(tmp_path, vars(first), first)
@@ -140,7 +140,7 @@ def test_precision_and_batches_of_each_part_of_a_run_are_on_the_card(
     ):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
         assert parse_arguments(words.split())[2].mixed_precision == expected
-    monkeypatch.setattr(facts_module, "find_checkpoint", lambda folder: Path("checkpoint-2"))
+    monkeypatch.setattr(facts_module, "find_last_checkpoint", lambda folder: Path("checkpoint-2"))
     first = dataclasses.replace(FACTS, mixed_precision="bf16", gradient_accumulation_steps=1, train_batch_size=4)
     second = dataclasses.replace(first, mixed_precision="no", gradient_accumulation_steps=4)
     both = continue_facts(tmp_path, vars(first), second)
