@@ -5,14 +5,11 @@ more computing. First, a few steps of each recipe are timed. From them follows t
 minutes, and the learning rate is planned for this number. The training ends when the minutes are over. Evaluations and
 checkpoints do not count. Each training is a process of its own, and keeps its best checkpoint by `eval_dice`.
 
-With a GPU and real slices, SegFormer-B0 and UPerNet on ConvNeXt-Small start from random weights. Two patients are for
-training and four for validation. Otherwise a small SegFormer is trained on 18 patients of the hard phantom, and six
-are for validation. A patient is never on both sides.
+A small SegFormer is trained on 18 patients of the hard phantom, and six other patients are for validation.
 """
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from datasets import DatasetDict, concatenate_datasets, load_dataset
+from datasets import DatasetDict
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -38,46 +35,25 @@ from benchmarks.training import (
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.models.masks import resize_logits
-from gi_segmentation.processes import count_cores
 from gi_segmentation.schema import LABELS, ORGANS
 from gi_segmentation.training.losses import cross_entropy_loss
 from gi_segmentation.training.trainer import SegmentationTrainer, train
-from tests.support.architectures import ARCHITECTURES, Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Steps of a timing run. The first ones are slower than the rest and are not counted.
 CALIBRATION_STEPS, SLOW_STEPS = 24, 4
-# The patients of our test data with a whole scan.
-REAL_TRAIN_CASES = (16, 6)
-SMALL_SEGFORMER = Architecture(
-    "segformer",
-    {
-        "depths": [2, 2, 2, 2],
-        "hidden_sizes": [16, 32, 80, 128],
-        "num_attention_heads": [1, 2, 4, 4],
-        "decoder_hidden_size": 96,
-    },
-    0.9,
-)
-MODELS = {"small-segformer": SMALL_SEGFORMER, **ARCHITECTURES}
+# Neighbouring slices are much alike, so every sixth validation slice is enough.
+SCORE_EVERY = 6
+SMALL_SEGFORMER = {
+    "depths": [2, 2, 2, 2],
+    "hidden_sizes": [16, 32, 80, 128],
+    "num_attention_heads": [1, 2, 4, 4],
+    "decoder_hidden_size": 96,
+}
 # A recipe is a set of flags. The benchmark sets data, model, sizes and steps itself, and these win over the recipe.
 RECIPES: dict[str, dict[str, Any]] = {"default": {}, "seed": {"config": ROOT / "recipes" / "seed.yaml"}}
 SCORES = ("eval_dice", *(f"eval_dice_{organ}" for organ in ORGANS), "eval_macro_f1_seed")
-
-
-class Task(NamedTuple):
-    """What all recipes share.
-
-    Attributes:
-        dataset: Folder of the dataset.
-        score_every: Step between the validation slices that are scored: 1 scores all, 6 every sixth.
-        flags: Flags that win over those of a recipe.
-    """
-
-    dataset: Path
-    score_every: int
-    flags: dict[str, Any]
 
 
 class Trained(NamedTuple):
@@ -133,73 +109,28 @@ class Stopwatch(TrainerCallback):
             control.should_evaluate = control.should_save = control.should_training_stop = True
 
 
-def find_real_slices() -> Path | None:
-    """Return the Kaggle folder of real slices, or None if there is none."""
-    folder = Path(os.environ.get("GI_SEGMENTATION_TEST_DATA", ROOT.parent / "shared" / "data")) / "uwmgi_sample"
-    return folder if folder.is_dir() else None
-
-
-def write_real_dataset(folder: Path, kaggle_dir: Path) -> Path:
-    """Write a dataset of real slices: whole scans of two patients to train on, single slices of others to score."""
-    import dataset_builder  # noqa: F401 - registers the name
-
-    built = load_dataset("gi_tract", data_dir=str(kaggle_dir), num_folds=2)
-    slices = concatenate_datasets(list(built.values()))
-    (folder / "gi_tract").mkdir()
-    for split, wanted in (("train", True), ("validation", False)):
-        rows = [row for row, case in enumerate(slices["case"]) if (case in REAL_TRAIN_CASES) == wanted]
-        slices.select(rows).to_parquet(folder / "gi_tract" / f"{split}.parquet")
-    return folder / "gi_tract"
-
-
-def make_task(dataset: Path | None, real: bool, folder: Path) -> Task:
-    """Make the dataset and the flags for the comparison.
-
-    Args:
-        dataset: Folder of a dataset; None makes one.
-        real: Whether to take real slices at full size. This needs a GPU.
-        folder: Folder for a dataset that is made here.
-
-    Raises:
-        FileNotFoundError: If real slices are asked for and there are none.
-    """
-    if not real:
-        flags = {"image_size": 96, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}
-        # 24 patients with a whole scan each; one of four folds, six patients, is for validation. Neighbouring slices
-        # are much alike, so every sixth validation slice is enough.
-        return Task(dataset or write_phantom_dataset(folder, 24, 1, 144, num_folds=4), 6, flags)
-    kaggle_dir = find_real_slices()
-    if kaggle_dir is None:
-        raise FileNotFoundError("no real slices: set GI_SEGMENTATION_TEST_DATA to the folder with uwmgi_sample")
-    workers = min(8, count_cores())
-    # The single slices have no neighbours, so there is no slice context.
-    flags = {"image_size": 288, "per_device_train_batch_size": 32, "dataloader_num_workers": workers}
-    return Task(dataset or write_real_dataset(folder, kaggle_dir), 1, {**flags, "slice_context": 0})
-
-
-def run_flags(task: Task, model: str, recipe: str, seed: int, steps: int) -> dict[str, Any]:
+def run_flags(dataset: Path, recipe: str, seed: int, steps: int) -> dict[str, Any]:
     """Return the flags of one training without `output_dir`."""
-    model_type, overrides, _ = MODELS[model]
-    # The pipeline sets these two values itself, so they must not be among the overrides.
-    of_the_run = {"image_size", "use_auxiliary_head"}
     # In a dictionary the later value wins: the recipe first, then what the benchmark fixes.
     return {
         **RECIPES[recipe],
-        "model_type": model_type,
-        "config_overrides": json.dumps({key: value for key, value in overrides.items() if key not in of_the_run}),
-        "dataset_name": task.dataset,
+        "model_type": "segformer",
+        "config_overrides": json.dumps(SMALL_SEGFORMER),
+        "dataset_name": dataset,
         "seed": seed,
         "test_time_flips": False,
         **evaluation_flags(steps),
-        **task.flags,
+        "image_size": 96,
+        "per_device_train_batch_size": 8,
+        "dataloader_num_workers": 0,
     }
 
 
-def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: float) -> Trained:
+def run(flags: dict[str, Any], original_loss: bool, limit: float) -> Trained:
     """Train in this process, for at most `limit` seconds."""
     model_args, data_args, run_args = parse_arguments(flag_words(flags))
     slices = load_slices(data_args)
-    scored = slices["validation"].select(range(0, len(slices["validation"]), score_every))
+    scored = slices["validation"].select(range(0, len(slices["validation"]), SCORE_EVERY))
     samples = DatasetDict(train=slices["train"], validation=scored)
     trainer = make_trainer(slices, samples, model_args, data_args, run_args)
     # The class is exchanged afterwards, so everything else is built by the same function for both recipes.
@@ -211,37 +142,37 @@ def run(flags: dict[str, Any], original_loss: bool, score_every: int, limit: flo
     return Trained(scores, stopwatch.seconds)
 
 
-def run_recipe(task: Task, model: str, recipe: str, seed: int, steps: int, minutes: float) -> Trained:
+def run_recipe(dataset: Path, recipe: str, seed: int, steps: int, minutes: float) -> Trained:
     """Train in a process of its own, for the given steps or until the minutes are over.
 
     Raises:
         RuntimeError: If the training fails.
     """
-    job = {"flags": run_flags(task, model, recipe, seed, steps), "original_loss": recipe == "seed"}
-    job |= {"score_every": task.score_every, "limit": 60 * minutes}
+    flags = run_flags(dataset, recipe, seed, steps)
+    job = {"flags": flags, "original_loss": recipe == "seed", "limit": 60 * minutes}
     return Trained(*run_apart("benchmarks.learning", f"{recipe}, seed {seed}", job))
 
 
-def count_steps(task: Task, model: str, recipes: list[str], minutes: float) -> dict[str, int]:
+def count_steps(dataset: Path, recipes: list[str], minutes: float) -> dict[str, int]:
     """Time two short trainings of each recipe, and return how many steps of each fit into the minutes."""
     tries: dict[str, list[float]] = {recipe: [] for recipe in recipes}
     # The recipes take turns, so a slow minute of the machine does not hit only one of them.
     for recipe in recipes * 2:
-        seconds = run_recipe(task, model, recipe, 0, CALIBRATION_STEPS, minutes=10).seconds[SLOW_STEPS:]
+        seconds = run_recipe(dataset, recipe, 0, CALIBRATION_STEPS, minutes=10).seconds[SLOW_STEPS:]
         tries[recipe].append(statistics.mean(seconds))
     return {recipe: max(NUM_EVALUATIONS, round(60 * minutes / statistics.mean(tries[recipe]))) for recipe in recipes}
 
 
-def compare(task: Task, model: str, recipes: list[str], seeds: list[int], minutes: float) -> None:
+def compare(dataset: Path, recipes: list[str], seeds: list[int], minutes: float) -> None:
     """Train every recipe with every seed, the recipes in turn, and print a table."""
-    steps = count_steps(task, model, recipes, minutes)
-    print(f"\n{model}, {minutes:g} minutes, seeds {', '.join(map(str, seeds))}; mean ± standard deviation\n")
+    steps = count_steps(dataset, recipes, minutes)
+    print(f"\n{minutes:g} minutes, seeds {', '.join(map(str, seeds))}; mean ± standard deviation\n")
     names = ["recipe", *(name.removeprefix("eval_") for name in SCORES), "steps", "seconds"]
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}", flush=True)
     trained_by: dict[str, list[Trained]] = {recipe: [] for recipe in recipes}
     for seed in seeds:
         for recipe in recipes:
-            trained_by[recipe].append(run_recipe(task, model, recipe, seed, steps[recipe], minutes))
+            trained_by[recipe].append(run_recipe(dataset, recipe, seed, steps[recipe], minutes))
     for recipe, runs in trained_by.items():
         cells = [mean_and_spread([trained.scores[name] for trained in runs]) for name in SCORES]
         used = ", ".join(f"{sum(trained.seconds):.0f}" for trained in runs)
@@ -250,30 +181,22 @@ def compare(task: Task, model: str, recipes: list[str], seeds: list[int], minute
 
 
 def main() -> None:
-    """Train every recipe and print a table of each model."""
-    on_gpu = torch.cuda.is_available() and find_real_slices() is not None
+    """Train every recipe and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes to compare")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of weights, order and augmentation"
     )
     parser.add_argument("--minutes", type=float, default=2.0, help="minutes of each training")
-    models = ["segformer-b0", "upernet-convnext-small"] if on_gpu else ["small-segformer"]
-    parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=models, help="models to train from random weights"
-    )
-    real_help = "take real slices at full size; otherwise the phantom"
-    parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=on_gpu, help=real_help)
-    parser.add_argument("--dataset_name", type=Path, help="folder of a dataset to use; None: make one")
     add_job_flag(parser)
     arguments = parser.parse_args()
     if arguments.job:
         do_job(arguments.job, run)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        task = make_task(arguments.dataset_name, arguments.real, Path(scratch))
-        for model in arguments.models:
-            compare(task, model, arguments.recipes, arguments.seeds, arguments.minutes)
+        # 24 patients with a whole scan each; one of four folds, six patients, is for validation.
+        dataset = write_phantom_dataset(Path(scratch), 24, 1, 144, num_folds=4)
+        compare(dataset, arguments.recipes, arguments.seeds, arguments.minutes)
 
 
 if __name__ == "__main__":
