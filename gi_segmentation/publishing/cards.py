@@ -5,6 +5,7 @@ them through `text` or `code`, so that no value becomes a link, a table or HTML.
 """
 
 import re
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -44,12 +45,18 @@ def render_card(template_name: str, **facts: Any) -> str:
     Raises:
         jinja2.UndefinedError: If the template has a variable without a value.
     """
+    return load_template(template_name).render(facts)
+
+
+@cache
+def load_template(name: str) -> jinja2.Template:
+    """Return a card template; `name` is that of a file in `model_cards/`."""
     # `model_cards` is a package, so the templates are also found in an installed copy of this project.
-    template = files("model_cards").joinpath(template_name).read_text(encoding="utf-8")
+    template = files("model_cards").joinpath(name).read_text(encoding="utf-8")
     # `StrictUndefined` makes a missing fact an error. `ModelCard.from_template` of huggingface_hub leaves a blank.
     # `trim_blocks` and `lstrip_blocks` remove the lines of `{% if %}` and `{% for %}`, which would cut a table in two.
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"text": escape_text, "code": clean_code}
-    return environment.from_string(template).render(facts)
+    return environment.from_string(template)
