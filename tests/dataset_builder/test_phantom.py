@@ -194,7 +194,7 @@ def test_days_of_a_patient_are_more_alike_than_patients(volumes: dict[str, np.nd
 
 def test_the_bytes_depend_on_the_seed_alone(tmp_path: Path) -> None:
     for name, seed, num_proc in (("one", 3, 1), ("two", 3, 2), ("other", 4, 1)):
-        write_phantom(tmp_path / name, 2, 1, 3, seed=seed, num_proc=num_proc)
+        write_phantom(tmp_path / name, 2, 1, 2, seed=seed, num_proc=num_proc, difficulty="hard")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     # Another seed draws other patients, so even the names of the files differ.
     assert contents(tmp_path / "one").keys().isdisjoint(contents(tmp_path / "other").keys() - {"train.csv"})
@@ -205,15 +205,9 @@ def test_the_easy_phantom_is_the_default(tmp_path: Path) -> None:
     write_phantom(tmp_path / "default", 1, 1, 3, num_proc=1)
     write_phantom(tmp_path / "easy", 1, 1, 3, num_proc=1, difficulty="easy")
     assert contents(tmp_path / "default") == contents(tmp_path / "easy")
-
-
-def test_the_bytes_of_the_hard_phantom_do_not_depend_on_num_proc(tmp_path: Path) -> None:
-    for name, num_proc in (("one", 1), ("two", 2)):
-        write_phantom(tmp_path / name, 2, 1, 3, num_proc=num_proc, difficulty="hard")
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    write_phantom(tmp_path / "easy", 2, 1, 3, num_proc=1)
-    assert contents(tmp_path / "easy").keys() == contents(tmp_path / "one").keys()
-    assert contents(tmp_path / "easy") != contents(tmp_path / "one")
+    write_phantom(tmp_path / "hard", 1, 1, 3, num_proc=1, difficulty="hard")
+    assert contents(tmp_path / "hard").keys() == contents(tmp_path / "easy").keys()
+    assert contents(tmp_path / "hard") != contents(tmp_path / "easy")
 
 
 def test_brightness_tells_organs_apart_in_the_easy_phantom_only(
@@ -241,7 +235,7 @@ def test_a_hot_spot_is_the_maximum_of_some_hard_scans(written: tuple[Path, Phant
 
 
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
-@pytest.mark.parametrize("num_slices", [1, 2, 5])
+@pytest.mark.parametrize("num_slices", [1, 2])
 def test_few_slices_still_show_every_organ(tmp_path: Path, num_slices: int, difficulty: str) -> None:
     write_phantom(tmp_path / "phantom", 3, 1, num_slices, num_proc=1, difficulty=difficulty)
     with (tmp_path / "phantom" / "train.csv").open(newline="") as file:

@@ -23,8 +23,21 @@ from tests.support.round_trips import (
     read_with_highdicom,
 )
 
+# Each of these shows what one or two of the others show too.
+OFTEN_SHOWN = (
+    "axial",
+    "axial, from feet to head",
+    "sagittal",
+    "coronal",
+    "tilted by 12°",
+    "one file (enhanced)",
+    REAL,
+)
 
-@pytest.fixture(params=[*KINDS, REAL])
+
+@pytest.fixture(
+    params=[pytest.param(kind, marks=[pytest.mark.long] * (kind in OFTEN_SHOWN)) for kind in (*KINDS, REAL)]
+)
 def kind(request: pytest.FixtureRequest) -> str:
     """A kind of series; the real one only where it is."""
     if request.param == REAL:

@@ -90,16 +90,12 @@ def test_an_ensemble_of_a_checkpoint_with_itself_scores_like_the_checkpoint(
     assert scores["all together"] == pytest.approx(scores[folder], abs=1e-3)
 
 
-def test_a_split_that_does_not_exist_is_refused(runs: dict[str, dict[str, Any]], dataset_dir: Path) -> None:
+def test_a_split_that_cannot_be_scored_is_refused(dataset_dir: Path, tmp_path: Path) -> None:
+    model = str(save_model(tmp_path / "model", "segformer", seed=0))
     with pytest.raises(InputError, match="--split test: expected one of train, validation"):
-        compare(list(runs), dataset_dir, "--split", "test")
-
-
-def test_a_split_without_outlines_is_refused(
-    runs: dict[str, dict[str, Any]], dataset_dir: Path, tmp_path: Path
-) -> None:
+        compare([model], dataset_dir, "--split", "test")
     bare = find_validation(dataset_dir).filter(lambda row: not any(row["segmentation"].values()))
     (tmp_path / "bare").mkdir()
     bare.to_parquet(tmp_path / "bare" / "validation.parquet")
     with pytest.raises(InputError, match="--split validation: expected outlines to compare with"):
-        compare(list(runs), tmp_path / "bare")
+        compare([model], tmp_path / "bare")

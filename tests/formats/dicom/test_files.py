@@ -55,9 +55,9 @@ class TestGeometry:
     def test_every_orientation_gives_the_same_slices_at_the_same_places(
         self, degrees: float, enhanced: bool, tmp_path: Path
     ) -> None:
-        # The 48 ways contain sagittal and coronal series, reversed ones, and negative direction cosines.
+        # These 10 of 48 ways contain sagittal and coronal series, reversed ones, and negative direction cosines.
         rng = np.random.default_rng(3)
-        for number, (order, flipped) in enumerate(ORIENTATIONS[:: 1 if degrees else 5]):
+        for number, (order, flipped) in enumerate(ORIENTATIONS[::5]):
             tilted = AFFINE.copy()
             tilted[:3, :3] = rotation(rng, degrees) @ tilted[:3, :3]
             stored, affine = store(VOXELS, tilted, order, flipped)
@@ -289,6 +289,7 @@ def real_series(test_data: Path, tmp_path: Path) -> Path:
     return tmp_path / "series"
 
 
+@pytest.mark.long
 def test_a_real_series_becomes_files_of_a_planning_system(real_series: Path, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "segformer", seed=0)
     words = prediction_words(model, real_series, tmp_path / "out", "--format", "dicom-seg", "rtstruct")
