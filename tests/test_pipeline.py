@@ -14,7 +14,7 @@ import run_segmentation
 from gi_segmentation import predict
 from loopback_hub import Fault, LoopbackHub
 from tests.support.models import write_base
-from tests.support.processes import CONFIGS, LAUNCH, ROOT, RunPython
+from tests.support.processes import ROOT, RunPython
 from tests.support.training import arguments
 from tests.support.volumes import prediction_words
 
@@ -47,8 +47,8 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     run_command(run_python, [*build, "--push_to_hub", DATASET_ID], tmp_path, hub)
     words = arguments(tmp_path / "gi_tract", tmp_path / "run", learning_rate=1e-4, max_steps=3, max_eval_samples=None)
     words[words.index("--dataset_name") + 1] = DATASET_ID
-    launch = [*LAUNCH, str(CONFIGS / "cpu.yaml"), RUN, *words, "--push_to_hub", "--hub_model_id", MODEL_ID]
-    assert f"published: {hub.endpoint}/{MODEL_ID}" in run_command(run_python, launch, tmp_path, hub)
+    train = [RUN, *words, "--push_to_hub", "--hub_model_id", MODEL_ID]
+    assert f"published: {hub.endpoint}/{MODEL_ID}" in run_command(run_python, train, tmp_path, hub)
 
     api = HfApi(endpoint=hub.endpoint, token="any")
     published = {path for path in api.list_repo_files(MODEL_ID) if path != ".gitattributes"}
@@ -100,7 +100,7 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
 @pytest.mark.parametrize(
     "recipe",
     [
-        "segformer-b0",
+        pytest.param("segformer-b0", marks=pytest.mark.long),
         pytest.param("upernet-convnext-small", marks=pytest.mark.long),
         pytest.param("dpt-large", marks=pytest.mark.long),
         "beit-base",

@@ -82,9 +82,9 @@ def parse_slice_path(path: Path) -> SliceFile:
         KaggleDataError: If the file or its folder has another form of name.
 
     Example:
-        >>> parsed = parse_slice_path(Path("case12_day3/scans/slice_0007_360_310_1.50_1.50.png"))
+        >>> parsed = parse_slice_path(Path("case12_day3/scans/slice_0007_360_310_1.50_1.63.png"))
         >>> parsed.id, parsed.height, parsed.width, parsed.pixel_spacing
-        ('case12_day3_slice_0007', 310, 360, (1.5, 1.5))
+        ('case12_day3_slice_0007', 310, 360, (1.63, 1.5))
     """
     name = FILE_PATTERN.fullmatch(path.name)
     scan = SCAN_PATTERN.fullmatch(scan_folder(path))
