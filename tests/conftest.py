@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -56,10 +56,13 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def blank_pictures() -> Iterator[None]:
+def blank_pictures() -> Iterator[Callable[..., None]]:
     """Let trainings in this process write a picture of one pixel, since drawing takes as long as they do.
 
     Trainings in processes of their own draw real ones.
+
+    Yields:
+        The function that writes real ones.
     """
     from gi_segmentation.publishing import figures
 
@@ -67,8 +70,9 @@ def blank_pictures() -> Iterator[None]:
         Image.new("L", (1, 1)).save(path)
 
     with pytest.MonkeyPatch.context() as patch:
+        drawing = figures.save_figure
         patch.setattr(figures, "save_figure", save_figure)
-        yield
+        yield drawing
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from safetensors.torch import load_file
 
 import run_segmentation
+from dataset_builder.build import build
+from dataset_builder.gi_tract import GiTractConfig
 from gi_segmentation import predict
 from loopback_hub import Fault, LoopbackHub
 from tests.support.models import write_base
@@ -136,13 +138,14 @@ def test_a_recipe_trains_resumes_publishes_and_predicts_with_a_tiny_model_of_its
 
 
 def test_the_original_projects_command_runs_unchanged(
-    dataset_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
+    small_kaggle_dir: Path, tmp_path: Path, hub: LoopbackHub, run_python: RunPython
 ) -> None:
     name = "openmmlab/upernet-convnext-small"
     api = HfApi(endpoint=hub.endpoint, token="any")
     api.create_repo(name)
     api.upload_folder(repo_id=name, folder_path=write_base(tmp_path / "base", "upernet"))
-    (tmp_path / "gi_tract").symlink_to(dataset_dir)
+    # Three slices to train on, of 288 pixels, since that is the original's size.
+    build(small_kaggle_dir, tmp_path / "gi_tract", GiTractConfig(num_folds=2), num_proc=1)
     command = (
         "--base_model openmmlab/upernet-convnext-small --train_batch_size 32 --weight_decay 1e-4 --optimizer AdamW "
         "--scheduler_name MultiStepLR --epochs 6 --lr 2e-4"

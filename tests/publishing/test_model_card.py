@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from PIL import Image
 import run_segmentation
 from gi_segmentation.arguments import shown_folder
 from gi_segmentation.errors import InputError
+from gi_segmentation.publishing import figures
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.figures import fullest_slice
 from gi_segmentation.publishing.model_card import make_card, score_titles, write_card
@@ -34,13 +35,15 @@ from tests.support.training import arguments
 
 
 @pytest.fixture(scope="module")
-def run_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(dataset_dir: Path, blank_pictures: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny model that predicts some pixels of each organ, scored with the preset first_place."""
     folder = tmp_path_factory.mktemp("card")
     base = save_model(folder / "base", "segformer", seed=0)
     flags = {"model_type": None, "config_overrides": None, "model_name_or_path": base, "max_eval_samples": None}
     flags |= {"learning_rate": 1e-6, "max_steps": 1, "test_time_flips": True, "preset": "first_place"}
-    run_segmentation.main(arguments(dataset_dir, folder / "run", **flags))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figure", blank_pictures)
+        run_segmentation.main(arguments(dataset_dir, folder / "run", **flags))
     return folder / "run"
 
 
