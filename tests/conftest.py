@@ -32,6 +32,8 @@ for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE")
     os.environ.pop(variable, None)
 
 
+# These have neither tests nor doctests, and import much.
+collect_ignore_glob = ["fuzz/*", "support/*"]
 # Fixtures of tests that start programs.
 SLOW = {"run_python", "trained", "execution", "hub"}
 
