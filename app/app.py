@@ -321,7 +321,7 @@ def predict_and_show(members: "list[Member]", path: Path, max_bytes: int) -> lis
 
 @contextmanager
 def collected_problems(scan: "InputScan", problems: list[InputError]) -> Iterator[None]:
-    """Keep what goes wrong with one scan from the others. The list gets a message for the visitor."""
+    """Let an error of one scan not stop the others. The list gets a message for the visitor."""
     try:
         yield
     except InputError as error:

@@ -37,7 +37,7 @@ def benchmark_file(config: GiTractConfig, split_hash: str, synthetic: bool) -> s
         f"validation split is fold {config.fold} of {config.num_folds}, split hash {split_hash[:12]}. The notes of an "
         "entry name the split hash of its patients. Compare only entries with the same hash."
     )
-    # `id` is required. The default of `split` would be `test`, which has no outlines here and cannot be scored.
+    # `id` is required. The default of `split` would be `test`, which has no annotations here and cannot be scored.
     tasks = [{"id": task, "config": "default", "split": "validation"} for task in list_tasks()]
     content = {
         "name": "UW-Madison GI Tract" + (" phantom" if synthetic else ""),

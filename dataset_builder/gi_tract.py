@@ -100,8 +100,8 @@ def slice_row(checked: CheckedSlice, annotations: dict[str, Annotation] | None, 
 
     Args:
         checked: The slice, without problems.
-        annotations: Its organs by name; None in a split without outlines.
-        fold: The fold of its patient; None in a split without outlines.
+        annotations: Its organs by name; None in a split without annotations.
+        fold: The fold of its patient; None in a split without annotations.
     """
     file = checked.file
     row: dict[str, Any] = {

@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     if arguments.split not in slices:
         raise InputError(f"--split {arguments.split}: expected one of {', '.join(slices)}")
     dataset = slices[arguments.split]
-    # The split `test` has no outlines: its `segmentation` is None, or all its texts are empty.
+    # The split `test` has no annotations: its `segmentation` is None, or all its texts are empty.
     if not any(rle for organs in dataset["segmentation"] for rle in (organs or {}).values()):
-        raise InputError(f"--split {arguments.split}: expected outlines to compare with, but no slice has any")
+        raise InputError(f"--split {arguments.split}: expected annotations to compare with, but no slice has any")
     members = load_members(arguments.model, arguments.revision, Computation.from_flags(arguments))
     scans, seconds = compare_members(members, dataset, arguments.batch_size, arguments.num_workers, rules)
     # Each way is scored on the same scans, so the differences between the ways have intervals of their own.

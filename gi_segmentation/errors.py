@@ -78,7 +78,7 @@ def join_problems(problems: Iterable[str]) -> str:
 
 
 def describe_fault(error: BaseException) -> str:
-    """Return one line on an error that nobody foresaw, with the place in the code, for a message that goes on.
+    """Return one line about an unexpected error, with its place in the code, as a part of a message.
 
     Example:
         >>> try:
@@ -196,7 +196,7 @@ def exit_on_input_error(advice: Advice = Advice()) -> Iterator[None]:  # noqa: B
             line = hide_token(unwrap(str(error)))
         elif line is None and isinstance(error, OSError) and error.errno in DISK_FULL:
             line = f"{one_line(error)}; free some space, and run the same command again"
-        # Any other exception is a fault of this program. It keeps its traceback, which shows where the fault is.
+        # Any other exception is a bug in this program. It keeps its traceback, which shows where the bug is.
         if line is None:
             raise
         fail(line)
@@ -269,7 +269,7 @@ def hub_errors(action: str, repo_id: str) -> Iterator[None]:
             raise InputError(line) from error
         cause = find_hub_cause(error)
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        # Who is refused needs another token. For all other failures, the Hub or the way to it is to blame.
+        # After a refusal, another token helps. Every other failure comes from the Hub or from the connection to it.
         if status in (401, 403, 404):
             advice = f"check HF_TOKEN (write access to {repo_id.split('/')[0]}) and HF_ENDPOINT"
         else:

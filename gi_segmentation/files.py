@@ -67,9 +67,9 @@ class FoundFiles(NamedTuple):
 
 
 def is_hidden(path: Path) -> bool:
-    """Tell whether a file or folder is passed over everywhere, because a program made it for itself.
+    """Tell whether a file or folder is ignored everywhere, because a program made it for its own use.
 
-    The name of a link counts, and not that of its target: git-annex and DVC keep the files in a hidden folder.
+    For a link, its own name counts and not that of its target: git-annex and DVC keep their files in a hidden folder.
 
     Example:
         >>> [is_hidden(Path(name)) for name in ("a/._x.png", "a/.ipynb_checkpoints", "__MACOSX", ".git/x.png")]
@@ -171,13 +171,13 @@ def sort_entries(folder: Path, found: FoundFiles, folders: list[Path], links: li
                 found.files.append(path)
         elif entry.is_dir():
             folders.append(path)
-        # Whoever opens a pipe or a socket may wait for ever.
+        # Opening a pipe or a socket could block forever.
         elif entry.is_file():
             found.files.append(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step. Whoever reads it, after a crash too, finds the old text or the new one.
+    """Write a text file in one step. A reader finds the old text or the new one, even after a crash.
 
     A letter that UTF-8 does not have comes from a file name in another encoding. It is written as its number.
     """
@@ -280,7 +280,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 @contextmanager
 def writing_folder(folder: Path, alone: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside another one. It takes its place when the block ends, and after an error nothing.
+    """Yield an empty folder that takes the place of another one when the block ends. After an error, nothing changes.
 
     Linux exchanges the two folders in one step. Where the system cannot, an earlier folder is moved away first: if the
     process is killed in this moment, `clear_leftovers` moves it back.
@@ -366,7 +366,7 @@ def is_dead(path: Path, writer: str) -> bool:
         except PermissionError:
             pass
         return False
-    # Nobody can ask another machine.
+    # The process runs on another machine, where it cannot be checked. So the age of the file decides.
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime > DEAD_AFTER_S
     return False
@@ -417,7 +417,8 @@ def writing_to(folder: Path, lock_file: Path) -> Iterator[None]:
             f"again"
         ) from error
     finally:
-        # While the lock is held. A process that has opened this file already will find that it has no name any more.
+        # The file is removed while this process still holds the lock. `FileLock` notices if a file that it has opened
+        # was removed, and opens a new one. So another process never locks the removed file.
         lock_file.unlink(missing_ok=True)
         lock.release()
 

@@ -150,7 +150,7 @@ def speed_up_segformer_head(model: Any) -> bool:
 def register_dataset(name: str, find: Callable[[str | None], Any | None]) -> None:
     """Teach `datasets.load_dataset` a name.
 
-    Reason: `datasets` loads no scripts any more, only builders that it knows by name, and it offers no way to add one.
+    Reason: `datasets` no longer loads scripts, only builders that it knows by name, and it offers no way to add one.
     An entry in its private table of packaged builders would have three faults. It does not notice that `train.csv` was
     edited, and loads the old rows. Without `data_dir` it reads the current folder. And it needs 40 s to list the files
     of the whole competition.

@@ -17,9 +17,9 @@ def keep_freed_memory() -> None:
     As a rule, glibc returns a large block to the system as soon as it is freed. The next batch asks for memory again,
     and the system clears it page by page. On a CPU, this took a third of the time of a SegFormer-B0.
 
-    Every other thread has a heap of its own, which is too small for large blocks, so it does not profit. All threads
-    could share one heap. But then, the volumes of one thread would break up the memory of another one, and it would
-    grow.
+    This helps only the main thread. Every other thread has a heap of its own, which is too small for large blocks. All
+    threads could share one heap. But then the volumes of one thread would fragment the memory of the others, and the
+    process would grow.
     """
     mallopt = find_function("mallopt")
     if mallopt is not None:
@@ -30,8 +30,8 @@ def keep_freed_memory() -> None:
 
 def release_memory() -> None:
     """Give free memory back to the system."""
-    # Volumes of many sizes break free memory into pieces that fit no other volume. Without this, the process would
-    # grow with the number of scans.
+    # Volumes of many sizes fragment the free memory, so that no other volume fits into it. Without this call, the
+    # process would grow with the number of scans.
     trim = find_function("malloc_trim")
     if trim is not None:
         # The argument is the number of free bytes to keep.

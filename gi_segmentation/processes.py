@@ -1,4 +1,4 @@
-"""Several processes of one run: how many, who prints, and what becomes of them when one of them ends.
+"""Several processes of one run: how many there are, which one prints, and what happens when one of them ends.
 
 `accelerate launch` and `torchrun` start the processes and give each of them its number: `RANK` among all, and
 `LOCAL_RANK` on its machine. A run starts more of them to read files, and these must never outlive it.
@@ -23,7 +23,7 @@ from typing import Any
 from gi_segmentation.errors import InputError
 from gi_segmentation.internals import end_if_a_batch_is_lost
 
-# What the libraries say about a process that does not answer any more: gloo on CPUs, and NCCL on GPUs.
+# What the libraries say when a process no longer answers: gloo on CPUs, and NCCL on GPUs.
 LOST = re.compile(r"(closed|reset) by peer|Broken pipe|remote process", re.I)
 # Seconds that Python gets to end after an error. Some libraries wait for ever for threads and connections.
 ENDING_S = 4
@@ -50,7 +50,7 @@ def leave_printing_to_the_main_process() -> None:
 
 @contextmanager
 def noticing_lost_processes() -> Iterator[None]:
-    """Turn the error of a process that waits for another one in vain into an `InputError`.
+    """Turn the error of a process that has lost another process of its run into an `InputError`.
 
     Raises:
         InputError: If another process has ended.
@@ -71,7 +71,8 @@ def leaving_no_process_behind() -> Iterator[None]:
     """Let this process and all that it has started end within seconds, if the block ends with an error.
 
     It stands around everything that a command does. Python would first wait for each process that it has started, and
-    for each thread. A process that loads slices may wait for us, and a connection for a process that is no more.
+    for each thread. But a process that loads slices may wait for this one, and a connection for a process that has
+    ended.
     """
     statuses: list[int] = []
     # Python calls such functions in reverse order: this one after those of the libraries, which a command imports

@@ -15,7 +15,7 @@ from gi_segmentation.shortages import POOL
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser("python -m gi_segmentation.score", description=__doc__)
-    parser.add_argument("--truth", type=Path, required=True, help="train.csv with the true outlines")
+    parser.add_argument("--truth", type=Path, required=True, help="train.csv with the annotations")
     parser.add_argument("--submission", type=Path, required=True, help="submission.csv to score")
     parser.add_argument("--kaggle_dir", type=Path, help="folder with the slices (default: the folder of --truth)")
     parser.add_argument("--num_proc", type=int, help="number of processes (default: one per core)")

@@ -1,4 +1,4 @@
-"""What ran out when a command fails for want of memory or of room in a cache, and what helps."""
+"""What ran out when a command fails, memory or disk space of a cache, and what a user can do about it."""
 
 import errno
 import os
@@ -21,10 +21,10 @@ SIGNS: dict[Resource, re.Pattern[str]] = {
         re.I,
     ),
 }
-# How the system refuses to write: no room, or no right.
+# The system refuses to write because there is no space, or no permission.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SHARED_MEMORY = Path("/dev/shm")
-# Less than this is no room for a slice.
+# Less free space than this does not hold a slice.
 LITTLE_BYTES = 2**20
 
 
@@ -96,7 +96,7 @@ def find_shortage(error: BaseException) -> Resource | None:
 
 
 def is_full(folder: Path) -> bool:
-    """Return whether a file system has next to no room left."""
+    """Return whether a file system has almost no space left."""
     try:
         return shutil.disk_usage(folder).free < LITTLE_BYTES
     except OSError:

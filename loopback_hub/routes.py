@@ -35,7 +35,7 @@ COMMITS_PER_PAGE = 50
 
 @dataclass
 class Call:
-    """A request. `path` is still percent-encoded, and the pieces of `body` can be read once.
+    """A request. `path` is still percent-encoded, and the chunks of `body` can be read once.
 
     The route adds `args`, the decoded parts of its pattern, and `repo` if it has one.
     """

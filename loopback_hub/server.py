@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def read_body(self) -> Iterator[bytes]:
-        """Yield the body in pieces."""
+        """Yield the body in chunks."""
         left = int(self.headers.get("Content-Length") or 0)
         while left > 0:
             piece = self.rfile.read(min(left, CHUNK))

@@ -27,7 +27,7 @@ SHARED_FACTS = (
     "head_lr_multiplier", "weight_decay", "optimizer", "lr_scheduler", "train_batch_size",
 )  # fmt: skip
 NUM_WORST = 5
-# The scores of a comparison of two cross-validations.
+# The scores by which two cross-validations are compared.
 COMPARED = ("dice", "dice_volume", "hausdorff_score", "competition_score")
 
 
@@ -147,7 +147,7 @@ def find_worst_patients(runs: Sequence[FoldRun]) -> list[dict[str, object]]:
         for scan in run.scans["eval"]:
             scans_of.setdefault((run.fold, str(scan.patient)), []).append(scan)
     patients = [(score_scans(scans)["dice"], fold, patient) for (fold, patient), scans in scans_of.items()]
-    # A patient without any organ, outlined or predicted, has no Dice.
+    # A patient has no Dice if no organ was annotated or predicted.
     scored = sorted(item for item in patients if not math.isnan(item[0]))
     return [{"patient": patient, "fold": fold, "dice": dice} for dice, fold, patient in scored[:NUM_WORST]]
 

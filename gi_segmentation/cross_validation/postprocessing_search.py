@@ -200,7 +200,7 @@ def predict_held_back_scans(
         # Shapes: a slice is (1, organs, H, W), and a scan (organs, D, H, W).
         masks, probabilities = (torch.cat(parts).cpu().numpy().swapaxes(0, 1) for parts in zip(*slices, strict=True))
         truth = rows[[plan.rows[number] for number in numbers]]
-        target = np.stack([organ_masks(outlines, *plan.size) for outlines in truth["segmentation"]], axis=1)
+        target = np.stack([organ_masks(encodings, *plan.size) for encodings in truth["segmentation"]], axis=1)
         # `plan.spacing_mm` is None for a scan with a gap. But a single voxel has its size in such a scan too.
         spacing_mm = (SLICE_THICKNESS_MM, *truth["pixel_spacing"][0])
         components = [

@@ -9,7 +9,7 @@ A raw slice x of 16 bits becomes a model input in four steps:
 
 The first three steps prepare a slice. Their result depends on the slice alone, so a training keeps it in a cache
 (`data.prepared`). The augmentation comes before the last step, and its result is rounded too. The last step is done
-for whole batches, on the device of the model, so that only one channel of 16 bits has to travel there.
+for whole batches, on the device of the model, so that only one channel of 16 bits is copied to it.
 """
 
 from collections.abc import Collection
@@ -111,5 +111,5 @@ def resize_organs(bits: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def prepare_organs(row: dict[str, Any], image_size: int) -> np.ndarray:
-    """Decode the outlines of a row, and resize them: organ bits, uint8, shape `(image_size, image_size)`."""
+    """Decode the annotations of a row, and resize them: organ bits, uint8, shape `(image_size, image_size)`."""
     return resize_organs(pack_organs(organ_masks(row["segmentation"], row["height"], row["width"])), image_size)

@@ -27,8 +27,8 @@ class BalancedSampler(Sampler[int]):
     """
 
     def __init__(self, organs: np.ndarray, seed: int, epoch: torch.Tensor) -> None:
-        # A group of n slices gives 1 / n to each of its slices, so the weights of every group add up to 1. Slice i is
-        # drawn with a weight of the sum over its groups. An empty group gives nothing, and `clip` prevents 0 / 0.
+        # Each slice gets the weight 1 / n from a group of n slices, so every group has a total weight of 1. A slice in
+        # two groups gets the sum of both weights. An empty group adds nothing, and `clip` prevents 0 / 0.
         groups = np.column_stack([~organs.any(axis=1), organs])
         self.weights = torch.from_numpy((groups / groups.sum(axis=0).clip(min=1)).sum(axis=1))
         self.seed = seed

@@ -53,7 +53,7 @@ def load_index(path: str, revision: str | None) -> DatasetDict:
 
 
 def open_file(name: str) -> Any:
-    """Open a file in a folder or on a Hub, so that only those bytes travel that a reader asks for."""
+    """Open a file in a folder or on a Hub, so that only the bytes that a reader asks for are downloaded."""
     system, path = url_to_fs(name)
     # By default, 50 MB more are read from a Hub at each request, and a row group has 4 MB. `pre_buffer` of the reader
     # joins the requests for columns that lie beside each other.

@@ -1,7 +1,8 @@
-"""The mark of synthetic slices: whoever has a slice can tell whether it shows a real patient.
+"""The mark of synthetic slices. It tells whether a slice shows a real patient.
 
 `dataset_builder phantom` writes the mark into each PNG, and every later step keeps the bytes of the file. So a folder
-or a dataset that mixes synthetic and real slices cannot pass for synthetic. A slice without the mark is a patient's.
+or a dataset with synthetic and real slices is never taken for a synthetic one. A slice without the mark counts as a
+patient's.
 """
 
 import struct

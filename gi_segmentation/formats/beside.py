@@ -1,4 +1,4 @@
-"""What lies beside scans and is none: label maps, pictures, archives, and scans in formats that are not read here."""
+"""Files beside scans that are not read as scans: label maps, pictures, archives, and scans in other formats."""
 
 import gzip
 import math
@@ -142,7 +142,7 @@ def is_label_map(path: Path, suspected: bool) -> bool:
     """Tell whether a NIfTI file is a label map or a map of probabilities.
 
     Args:
-        path: The file. If it is damaged, whoever reads it as a scan gets the reason.
+        path: The file. If it is damaged, this is reported when it is read as a scan.
         suspected: Whether its name speaks for it. If not, its header must.
     """
     import nibabel

@@ -199,7 +199,7 @@ def list_input_files(path: Path, output_dir: Path | None) -> FoundFiles:
 
 
 def is_circle(link: Path) -> bool:
-    """Tell whether a link leads to a folder that it lies in. Nobody expects scans behind it."""
+    """Tell whether a link leads to a folder above itself. There are no other scans behind it."""
     return link.parent.resolve().is_relative_to(link.resolve())
 
 
@@ -217,7 +217,7 @@ def find_file_kind(path: Path) -> str:
     if path.suffix == ".csv" or not path.is_file():
         return "other"
     if find_format_problem(path):
-        # Nobody reads such a file here, so its name decides.
+        # Such a file is never opened here, so its name decides.
         return "named label map" if LABEL_NAME.search(path.name.lower()) else "foreign"
     return "dicom" if dicom.is_dicom(path) else "other"
 

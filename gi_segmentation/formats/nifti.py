@@ -1,8 +1,8 @@
 """Read scans from NIfTI files, and write label maps on their grid.
 
 A header has two places for the grid: the qform (a rotation and voxel sizes) and the sform (a matrix). Some readers
-take one of them and some the other, and each mends odd values in its own way. So a file is read only if all of them
-place it alike, and only such files are written.
+take one of them and some the other, and each repairs wrong values in its own way. So a file is read only if all of
+them place it alike, and only such files are written.
 """
 
 import itertools
@@ -123,7 +123,7 @@ def strip_ending(name: str) -> str:
 
 @contextmanager
 def hush_nibabel() -> Iterator[None]:
-    """Let nibabel print nothing. It mends odd headers and says so; we refuse them."""
+    """Suppress the messages of nibabel. It repairs unusual headers and says so, but we refuse them."""
     import nibabel
 
     with nibabel.imageglobals.LoggingOutputSuppressor():
@@ -154,7 +154,7 @@ def open_volume(path: Path, name: str | None = None) -> Volume:
         unit = header.get_xyzt_units()[0]
         paths = tuple(Path(str(holder.filename)) for holder in image.file_map.values())
         with image.file_map["header" if len(paths) > 1 else "image"].get_prepare_fileobj("rb") as file:
-            # As it stands in the file. `image.header` has been mended.
+            # As it stands in the file. nibabel has repaired `image.header`.
             raw = type(header).from_fileobj(file, check=False)
     shape = tuple(int(length) for length in image.shape)
     # A file may have a fourth axis of length 1 for time, or be a single slice.

@@ -6,7 +6,7 @@ way round.
 
 The slices of Kaggle are axial. The slice numbers grow from head to feet, the rows from front to back, and the columns
 from the patient's right to the left. The real slices of our test data show it: the liver is at the left of the image,
-and the spine at the bottom. In all 22 real scans with outlines, the stomach is right of the middle and comes before
+and the spine at the bottom. In all 22 annotated real scans, the stomach is right of the middle and comes before
 the small bowel. A volume is brought to this orientation by swapping and flipping axes. No voxel is interpolated, so a
 mask goes back to the volume's own grid without a loss.
 """

@@ -1,7 +1,7 @@
 """Where weights come from: what a folder or a repository holds, and whether its weights fit its configuration.
 
-`from_pretrained` gives tensors that it does not find random values, and only logs that. So a file of another model
-would be a start from nothing, and a prediction would be nonsense.
+`from_pretrained` gives tensors that it does not find random values, and only logs that. So with a
+file of another model, a training would start from random weights, and a prediction would be nonsense.
 """
 
 import logging
@@ -93,7 +93,7 @@ def list_model_files(name: str, revision: str | None) -> list[str] | None:
         return [path.relative_to(folder).as_posix() for depth in ("*", "*/*") for path in folder.glob(depth)]
     try:
         return HfApi().list_repo_files(name, revision=revision)
-    # Whatever the Hub or the client says, the first error is the one to report.
+    # The caller reports the error that it has already. A second one from the Hub would only hide it.
     except Exception:
         return None
 

@@ -16,7 +16,7 @@ from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.surface import bounding_box
 
 # Voxels that share a face, an edge or a corner belong to one component: 26 neighbours in 3D. With faces only, a thin
-# piece of bowel that runs diagonally would fall apart into single voxels.
+# bowel that runs diagonally would fall apart into single voxels.
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
 CUBIC_MM_PER_ML = 1000.0
 

@@ -182,12 +182,12 @@ def git_commit() -> str | None:
 
 
 def fingerprint_dataset(slices: DatasetDict) -> str:
-    """Return the SHA-256 of the ids and outlines of all slices, 64 hexadecimal digits.
+    """Return the SHA-256 of the ids and annotations of all slices, 64 hexadecimal digits.
 
-    It is the same on every machine and for every fold, and it changes if a slice or an outline changes.
+    It is the same on every machine and for every fold, and it changes if a slice or an annotation changes.
 
     Args:
-        slices: All splits with outlines.
+        slices: All splits with annotations.
     """
     # `datasets` has a fingerprint too, but it also depends on paths and versions. The images are left out, because all
     # of them would have to be read at every start. The ids say which images they are.
@@ -195,8 +195,8 @@ def fingerprint_dataset(slices: DatasetDict) -> str:
     for dataset in slices.values():
         for row in dataset.select_columns(["id", "segmentation"]):
             # The organs come in a fixed order, because the order of the columns has no meaning.
-            outlines = " ".join(f"{organ}:{row['segmentation'][organ]}" for organ in ORGANS)
-            lines.append(f"{row['id']} {outlines}\n")
+            encodings = " ".join(f"{organ}:{row['segmentation'][organ]}" for organ in ORGANS)
+            lines.append(f"{row['id']} {encodings}\n")
     # Another fold has the same slices in other splits, so in another order.
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
@@ -388,7 +388,7 @@ def is_finished(earlier: Mapping[str, Any] | None) -> bool:
 def read_earlier(output_dir: Path) -> dict[str, Any] | None:
     """Return the facts in the folder of a run; None if nothing was made with them.
 
-    A start that ended before its first checkpoint binds nobody: it may have had too large batches.
+    A start that ended before its first checkpoint does not fix the arguments: its batches may have been too large.
 
     Raises:
         InputError: If `run.json` is not that of a run.

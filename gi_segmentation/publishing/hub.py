@@ -46,9 +46,9 @@ WORK = {"model": "training", "dataset": "build"}
 # A call that fails is repeated after these seconds. The client itself repeats only some requests (listing files,
 # sending a large file): five times each, within 23 s. It repeats no commit, no tag and no creation of a repository.
 WAITS_S = (1, 4, 15)
-# Nobody waits longer than this when a Hub answers `Retry-After`. The publication then waits for the user.
+# The longest `Retry-After` of a Hub that is obeyed. After a longer one, the user has to publish again later.
 MAX_WAIT_S = 300
-# The client waits for ever for most answers. With this limit, a Hub that hangs is a Hub that fails.
+# By default the client waits forever for most answers. With this limit, a Hub that does not answer counts as failed.
 TIMEOUT_S = 120
 # Answers after which another try makes sense: too busy, broken, or somebody else changed the repository meanwhile.
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
@@ -371,7 +371,7 @@ def publish_folder(
         # The tag comes last. So whatever has a tag was compared.
         name = try_again(partial(tag_commit, api, repo_id, repo_type, commit, tag))
         is_private = try_again(partial(find_head, *where)).private
-        # Nobody can look and publish at the same moment.
+        # The repository may have become public between the check and the commit.
         if only_private and not is_private:
             raise RefusedError(
                 f"publishing {repo_id}: the repository became public meanwhile, and everybody can see the commit "

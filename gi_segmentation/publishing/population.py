@@ -1,4 +1,4 @@
-"""Whose slices a dataset has: synthetic patients or real ones, and what a card calls them."""
+"""Whether the slices of a dataset show synthetic patients or real ones, and what a card calls the dataset."""
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ def name_dataset(title: str | None, synthetic: bool) -> str:
     """
     if title is None:
         return SYNTHETIC_TITLE if synthetic else KAGGLE_TITLE
-    # No title may pass synthetic patients off as real ones.
+    # A title must not present synthetic patients as real ones.
     return f"{title} (synthetic patients)" if synthetic and "synthetic" not in title.lower() else title
 
 

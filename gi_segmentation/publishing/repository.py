@@ -66,7 +66,7 @@ def find_repository(flag: str, repo_id: str) -> str:
 def find_head(api: HfApi, repo_id: str, repo_type: str, branch: str | None) -> BranchHead:
     """Return the last commit of a branch, and whether the repository is private."""
     info = api.repo_info(repo_id, repo_type=repo_type, revision=branch)
-    # A Hub that does not say so may show it to everybody.
+    # If the Hub does not answer this, the repository counts as public.
     return BranchHead(str(info.sha), bool(info.private))
 
 

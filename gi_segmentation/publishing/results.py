@@ -131,8 +131,8 @@ def write_results(
         The facts of the finished run.
     """
     output_dir = Path(trainer.args.output_dir)
-    # Until the end of this function, the folder counts as that of a run that has not ended: its facts have no results,
-    # and it has no card. If this process is killed, nobody takes half of these files for a whole run.
+    # Until the end of this function, the folder counts as that of an unfinished run: its facts have no results, and it
+    # has no card. So if this process is killed, these files are not mistaken for a finished run.
     facts, scored_by = settle_facts(facts, trainer.state.global_step)
     date = find_date(output_dir, trainer.state.global_step)
     write_facts(output_dir, facts)

@@ -1,4 +1,4 @@
-"""In: predicted masks and masks drawn by hand. Out: the scores of scans, their intervals over patients, tables.
+"""In: predicted masks and annotations. Out: the scores of scans, their intervals over patients, tables.
 
 It does not know which model predicted, and imports no PyTorch.
 

@@ -44,7 +44,7 @@ class StreamingScorer:
         self, dataset: Dataset, rules: CompetitionRules = DEFAULT_RULES, share: tuple[int, int] = (0, 1)
     ) -> None:
         # The truth of a scan is decoded when the scan is measured, and not before. Images are never read.
-        self.outlines = dataset.with_format(None).select_columns(["segmentation"])
+        self.annotations = dataset.with_format(None).select_columns(["segmentation"])
         self.plans = plan_scans(dataset)
         # Every process gets all slices of all processes, and ignores those of scans that are not its own. So each scan
         # is measured once, and the work is spread evenly.
@@ -80,7 +80,7 @@ class StreamingScorer:
 
         Raises:
             ValueError: If the split does not have the slice, or if it was added before.
-            Exception: What went wrong with the scores of an earlier scan.
+            Exception: The error of an earlier scan whose scores failed.
         """
         case, day, number = (int(part) for part in slice_id)
         scan = scan_name(case, day)
@@ -113,12 +113,12 @@ class StreamingScorer:
         """
         case, rows, (height, width), spacing_mm = self.plans[scan]
         numbers, shape = sorted(rows), (len(ORGANS), height, width)
-        outlines = self.outlines[[rows[number] for number in numbers]]["segmentation"]
+        encodings = self.annotations[[rows[number] for number in numbers]]["segmentation"]
         preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
         for place, number in enumerate(numbers):
             # All slices of a batch have the bytes of the largest one. `count` leaves the padding out.
             preds[:, place] = np.unpackbits(slices[number], count=math.prod(shape)).view(bool).reshape(shape)
-            target[:, place] = organ_masks(outlines[place], height, width)
+            target[:, place] = organ_masks(encodings[place], height, width)
         # Millimetres need the true distance between slices. `plan_scans` gives no voxel size to a scan with a gap.
         clinical = compare_organs(preds, target, spacing_mm if self.clinical else None)
         return compare_masks(case, scan, preds, target, self.rules, label_counts, clinical)

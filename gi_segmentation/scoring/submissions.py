@@ -1,4 +1,4 @@
-"""Score a submission file against the outlines drawn by hand.
+"""Score a submission file against the annotations.
 
 Three steps: read both files, pair their slices scan by scan, and measure the scans in several processes. Files with
 problems are not scored. The error has the first problem and the number of all.

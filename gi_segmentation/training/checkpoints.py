@@ -7,8 +7,8 @@ A checkpoint holds up to two sets of weights:
 - `training_weights.safetensors` has the weights from which an interrupted training continues: those of the last step,
   with the auxiliary head. It is missing if both sets are the same.
 
-A checkpoint is whole if its files have the checksums in `checksums.json`, which is written last. All else, such as a
-checkpoint that was being written when its process was killed, is not resumed.
+A checkpoint is whole if its files have the checksums in the checksum file `checksums.json`, which is written last. Any
+other checkpoint is not resumed, for example one whose process was killed while it was written.
 """
 
 import json
@@ -103,10 +103,10 @@ def step_folder(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the checksums of the files of a checkpoint, which make it whole."""
+    """Write the checksum file of a checkpoint, which makes it whole."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != CHECKSUMS]
     for path in files:
-        # The checksums must not outlive a power cut that the files do not.
+        # The files reach the disk before their checksums. So a power cut leaves no checksum file of lost files.
         flush_file(path)
     write_json(checkpoint / CHECKSUMS, {path.relative_to(checkpoint).as_posix(): hash_file(path) for path in files})
 

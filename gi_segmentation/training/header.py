@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 TIMED_STEPS, FIRST_STEPS = 10, 2
 # A shorter rest of a run needs no estimate.
 SHORT_S = 60
-# The driver of NVIDIA makes this folder, whatever PyTorch thinks.
+# The driver of NVIDIA makes this folder, even if PyTorch does not find a GPU.
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 PRECISIONS = {"no": "32 bits", "bf16": "16 bits (bf16)", "fp16": "16 bits (fp16)"}
 

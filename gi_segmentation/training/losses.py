@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gi_segmentation.models.masks import organ_ids, resize_logits
 from gi_segmentation.schema import LABELS, LabelMode
 
-# Ten times the loss of a model that knows nothing. Its Dice loss is at most 1. Its cross-entropy is ln 4, because it
+# Ten times the loss of an untrained model. Its Dice loss is at most 1. Its cross-entropy is ln 4, because it
 # gives each of the four labels the probability 1/4.
 MAX_LOSS = 10 * (1 + math.log(len(LABELS)))
 # Positions on the first axis of `dice_sums`.

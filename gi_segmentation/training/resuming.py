@@ -1,7 +1,7 @@
 """Which arguments must stay the same when a run goes on from its checkpoints, and what differs from an earlier start.
 
 Every argument decides the weights, unless this file or its section of the help says that it does not. So a new
-argument is compared without anybody thinking of it.
+argument is compared by default.
 """
 
 import dataclasses

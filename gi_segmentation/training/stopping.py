@@ -17,7 +17,7 @@ from gi_segmentation.processes import start_loader
 
 # SIGTERM is what Slurm, spot machines and containers send before they kill. SIGINT is Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# One wish to stop may arrive twice: from the system, and from the program that started the processes.
+# One request to stop may arrive twice: from the system, and from the program that started the processes.
 REPEATED_WITHIN_S = 1.0
 
 

@@ -250,7 +250,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         return loss
 
     def check_loss(self) -> None:
-        """Stop a run that cannot learn any more.
+        """Stop a run that can no longer learn.
 
         Raises:
             InputError: If a loss since the last call is not finite, or is ten times as high as the loss of a model
@@ -466,7 +466,8 @@ def train_on(trainer: SegmentationTrainer, checkpoint: Path | None) -> None:
     trainer.add_callback(stop)
     # `Trainer` restores the optimizer, the scheduler, the random numbers and the place in the epoch. Our methods
     # `load_training_weights` and, at the end, `load_best_weights` restore the weights.
-    # If another process ends while a checkpoint is written, the disk is not to blame.
+    # `noticing_lost_processes` is the inner block: if another process ends while a checkpoint is written, the message
+    # must name the lost process, and not the disk.
     with stop.listening(), explaining_failed_saves(trainer), noticing_lost_processes():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The signal may have come after the last step.

@@ -17,7 +17,7 @@ MAX_SCANS = 60
 
 
 def find_training_ranges(dataset: Dataset) -> TrainingRanges:
-    """Measure the scans of a split as they were outlined by hand.
+    """Measure the annotated scans of a split.
 
     Args:
         dataset: The split. Of many scans, `MAX_SCANS` are measured, evenly by patient and day.
@@ -32,16 +32,16 @@ def find_training_ranges(dataset: Dataset) -> TrainingRanges:
     positions = np.unique(np.linspace(0, len(plans) - 1, min(len(plans), MAX_SCANS)).round().astype(int))
     # For a streamed dataset, this looks up where all rows are. So it is done once.
     sources = select_sources(dataset)
-    return find_ranges([measure_outlined_scan(dataset, sources, plans[position]) for position in positions])
+    return find_ranges([measure_annotated_scan(dataset, sources, plans[position]) for position in positions])
 
 
-def measure_outlined_scan(dataset: Dataset, sources: Dataset | StreamedRows, plan: ScanPlan) -> ScanMeasures:
-    """Measure a scan of the dataset with the outlines that were drawn by hand; `sources` has its images."""
+def measure_annotated_scan(dataset: Dataset, sources: Dataset | StreamedRows, plan: ScanPlan) -> ScanMeasures:
+    """Measure a scan of the dataset with its annotations; `sources` has its images."""
     numbers = sorted(plan.rows)
     rows = [plan.rows[number] for number in numbers]
-    outlines = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"]).select(rows)
+    annotated = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"]).select(rows)
     images = [sources[rows[place]] for place in pick_intensity_slices(len(rows))]
-    masks = np.stack([organ_masks(row["segmentation"], *plan.size) for row in outlines], axis=1)
+    masks = np.stack([organ_masks(row["segmentation"], *plan.size) for row in annotated], axis=1)
     scaled = np.stack([scale_intensity(read_image(row)) for row in images])
-    height_mm, width_mm = outlines[0]["pixel_spacing"]
+    height_mm, width_mm = annotated[0]["pixel_spacing"]
     return measure_scan(masks, scaled, (SLICE_THICKNESS_MM, height_mm, width_mm), numbers)

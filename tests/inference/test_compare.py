@@ -97,5 +97,5 @@ def test_a_split_that_cannot_be_scored_is_refused(dataset_dir: Path, tmp_path: P
     bare = find_validation(dataset_dir).filter(lambda row: not any(row["segmentation"].values()))
     (tmp_path / "bare").mkdir()
     bare.to_parquet(tmp_path / "bare" / "validation.parquet")
-    with pytest.raises(InputError, match="--split validation: expected outlines to compare with"):
+    with pytest.raises(InputError, match="--split validation: expected annotations to compare with"):
         compare([model], tmp_path / "bare")

@@ -115,7 +115,7 @@ def is_dicom(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(MAX_FIRST_LENGTH)
     except OSError:
-        # It may be a slice. Whoever reads it gets the reason.
+        # It may be a slice. The function that reads it reports the error.
         return path.suffix.lower() in DICOM_SUFFIXES or not path.suffix[1:].isalpha()
     return start[128:132] == b"DICM" or begins_with_attributes(start)
 

@@ -112,7 +112,7 @@ def check_planes(frames: list[Frame]) -> list[Frame]:
     """
     first = frames[0]
     directions = np.reshape(first.orientation, (2, 3))
-    # A comparison with a number that is none is false, so this one must be the right one to be true.
+    # `not <=` and not `>`, because every comparison with NaN is false.
     if not np.abs(directions @ directions.T - np.eye(2)).max() <= DIRECTION_TOLERANCE:
         raise InputError(f"{first.path}: its rows and columns are not at right angles; export it again")
     for frame in frames:
@@ -154,7 +154,7 @@ def check_steps(frames: Sequence[Frame], positions: np.ndarray, normal: np.ndarr
     if len(frames) < 3 or is_rounded_line(positions, min(frame.rounding_mm for frame in frames)):
         return
     tolerance = min(STEP_TOLERANCE_MM, 0.05 * usual)
-    # The step that fits worst says best what is wrong.
+    # The message is about the distance that differs most from the usual one.
     worst = int(np.abs(distances - usual).argmax())
     if abs(distances[worst] - usual) > tolerance:
         x, y, z = positions[worst]

@@ -1,8 +1,9 @@
 """Copy the patient and the study of a series into the DICOM files that refer to it.
 
 Clinics have headers that break the standard, such as a sex of `UNKNOWN` or a birth date `1990/01/`. Writers refuse
-such values, and one of them must not cost the contours of a scan. So a value that is not lawful is left out here, and
-named. Planning systems find the patient by name and ID. These two are copied byte for byte, in their character set.
+such values, and one bad value must not prevent the contours of a scan. So a value that breaks the standard is left out
+here, and a remark names it. Planning systems find the patient by name and ID. These two are copied byte for byte, in
+their character set.
 """
 
 import math
@@ -66,7 +67,7 @@ def check_uid_forms(series: DicomSeries) -> None:
 
 
 def read_header(series: DicomSeries) -> SeriesHeader:
-    """Read what the files that refer to a series take from it. What is not lawful is left out.
+    """Read what the files that refer to a series take from it. A value that breaks the standard is left out.
 
     Raises:
         InputError: If a file is damaged.
@@ -254,7 +255,7 @@ def plain_text(text: str, length: int) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the warnings of pydicom off the screen. A remark says what they are about."""
+    """Suppress the warnings of pydicom. Our own remarks say what is wrong."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

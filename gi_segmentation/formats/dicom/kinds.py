@@ -106,11 +106,11 @@ def read_text(item: Any, attribute: Any) -> str:
         value = getattr(value, "value", value)
         value = str(value) if isinstance(value, PersonName) else value
         values = [] if value is None else [value] if isinstance(value, str | bytes | int | float) else list(value)
-    # The library reads a value when it is asked for it. One damaged value must not cost the whole file.
+    # The library decodes a value at its first access. One damaged value must not make the whole file unusable.
     except Exception:
         return "damaged"
     words = (f"{float(f'{one:.4g}'):g}" if isinstance(one, float) else str(one) for one in values)
-    # They go to the terminal, and a sequence of control characters could do there what it wants.
+    # The text is printed to the terminal, where control characters could do harm.
     return "\\".join("".join(filter(str.isprintable, word)).strip() for word in words)
 
 

@@ -162,7 +162,7 @@ def describe_contour(points: np.ndarray, frame: Frame) -> Any:
 
 
 def trace_contours(mask: np.ndarray) -> list[np.ndarray]:
-    """Trace the pieces of a mask. Each becomes one contour; a hole is connected to the outside by a keyhole.
+    """Trace the connected components of a mask, each as one contour. A keyhole connects a hole to the outside.
 
     A contour runs half-way between the centres of pixels inside and outside. So a program that asks which centres lie
     inside gets exactly the mask back. A single pixel becomes a diamond.
@@ -174,7 +174,8 @@ def trace_contours(mask: np.ndarray) -> list[np.ndarray]:
         mask: bool, shape `(rows, columns)`.
 
     Returns:
-        For each piece, column and row of its points, shape `(points, 2)`. The last point is not the first one again.
+        For each component, column and row of its points, shape `(points, 2)`. The first point is not repeated at the
+        end.
 
     Source: DICOM PS3.3, C.8.8.6.3, https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_c.8.8.6.html
 
@@ -196,9 +197,9 @@ def trace_contours(mask: np.ndarray) -> list[np.ndarray]:
     corner = np.array([columns[0] - 1, rows[0] - 1])
     contours = []
     for points, ends in zip(*filled, strict=True):
-        # The first ring is the outline of a piece, and the others are its holes. A ring ends with its first point.
-        outline, *holes = [remove_middle_points(points[a : b - 1]) for a, b in pairwise(ends.tolist())]
-        contours.append(cut_keyholes(outline, holes) + corner)
+        # The first ring is the border of a component, and the others are its holes. A ring ends with its first point.
+        border, *holes = [remove_middle_points(points[a : b - 1]) for a, b in pairwise(ends.tolist())]
+        contours.append(cut_keyholes(border, holes) + corner)
     return contours
 
 
@@ -208,11 +209,11 @@ def remove_middle_points(ring: np.ndarray) -> np.ndarray:
     return ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
 
 
-def cut_keyholes(outline: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
-    """Connect the holes of a piece to its outline, each where they are nearest.
+def cut_keyholes(border: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
+    """Connect the holes of a component to its border, each where both are nearest.
 
     Args:
-        outline: Closed ring of points, shape `(points, 2)`.
+        border: Closed ring of points, shape `(points, 2)`.
         holes: Closed rings inside, which run the other way round.
 
     Returns:
@@ -223,19 +224,19 @@ def cut_keyholes(outline: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray
         >>> cut_keyholes(square, [np.array([[1, 1], [1, 2], [2, 1]])]).tolist()
         [[0, 0], [1, 1], [1, 2], [2, 1], [1, 1], [0, 0], [4, 0], [4, 4], [0, 4]]
     """
-    left = [(*find_nearest(outline, hole), hole) for hole in holes]
+    left = [(*find_nearest(border, hole), hole) for hole in holes]
     while left:
         # The nearest hole comes first, so that no channel runs through another hole.
         _, point, start, hole = left.pop(int(np.argmin([distance for distance, *_ in left])))
-        at = int(np.flatnonzero((outline == point).all(axis=1))[0])
+        at = int(np.flatnonzero((border == point).all(axis=1))[0])
         around = np.roll(hole, -start, axis=0)
-        outline = np.concatenate([outline[: at + 1], around, around[:1], outline[at:]])
-        # The other holes may be nearer to this one than to the outline.
+        border = np.concatenate([border[: at + 1], around, around[:1], border[at:]])
+        # The other holes may be nearer to this one than to the border.
         left = [
             (*min((distance, point, start), find_nearest(hole, other), key=lambda found: found[0]), other)
             for distance, point, start, other in left
         ]
-    return outline
+    return border
 
 
 def find_nearest(ring: np.ndarray, hole: np.ndarray) -> tuple[float, np.ndarray, int]:

@@ -14,7 +14,7 @@ from gi_segmentation.formats.dicom.header import SeriesHeader, new_item, plain_t
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import COLOURS, ORGANS, SLICE_THICKNESS_MM
 
-# What highdicom wants to know of each slice, besides its place. The patient and the study are copied afterwards.
+# What highdicom requires of each slice, besides its position. The patient and the study are copied afterwards.
 NOT_NEEDED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime",

@@ -146,7 +146,7 @@ def series_key(path: Path, header: Any) -> str:
         InputError: If the UID is none.
     """
     uid = str(header.get("SeriesInstanceUID") or "")
-    # The output files are named by it, so a file that somebody made up must not lead to another folder.
+    # The output files are named by it, so a crafted UID must not lead out of the output folder.
     if len(uid) > MAX_UID_LENGTH:
         raise InputError(
             f"{path}: expected at most {MAX_UID_LENGTH} letters as SeriesInstanceUID, got {len(uid)}; export it again"
@@ -308,7 +308,7 @@ def join_single_slices(series: Mapping[str, Sequence[Frame]]) -> SingleSlices:
 
 
 def find_split_scans(series: Mapping[str, Sequence[Frame]]) -> dict[str, str]:
-    """Find series that are pieces of one scan, because a program has given a part of its slices another UID.
+    """Find series that are parts of one scan, because a program has given some of its slices another UID.
 
     Returns:
         The problems of these series, by their keys.

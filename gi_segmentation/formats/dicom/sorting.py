@@ -1,8 +1,8 @@
 """Split the frames of a series into scans: one patient, one study, one stack of slices, one kind of image.
 
 An archive or a program that removes the patient's data may have put several of them into one series. Each part that is
-a whole scan by itself becomes one. If parts complement each other, nobody can tell what is whole, and the series is
-refused.
+a whole scan by itself becomes one. If parts complement each other, it cannot be known which scan is whole, and the
+series is refused.
 """
 
 import re

@@ -18,7 +18,7 @@ from gi_segmentation.formats.kaggle.names import (
     scan_folder,
 )
 
-# Scans with faulty images or outlines, according to the competition's hosts (data tab and its discussion).
+# Scans with faulty images or annotations, according to the competition's hosts (data tab and its discussion).
 FAULTY_SCANS = frozenset(
     {
         "case7_day0",
@@ -83,7 +83,7 @@ def list_pngs(found: FoundFiles) -> list[Path]:
     """Return the PNGs of a folder, sorted.
 
     A link with the name of a scan is a scan, even if its folder is also there under another name. A broken link to a
-    PNG is one of them, because it stands for a slice: who reads it gets an error.
+    PNG is one of them, because it stands for a slice. Reading it raises an error.
     """
     files = found.files + found.broken
     for folder in found.repeated:
