@@ -1,13 +1,14 @@
 """Streamed slices are those of the dataset, each comes once an epoch, and each row group is read by one process."""
 
 import io
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from huggingface_hub import HfApi
 
 from gi_segmentation.arguments import DataArguments
@@ -17,7 +18,9 @@ from gi_segmentation.data.sampling import StreamingSampler
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
 from loopback_hub import Fault, LoopbackHub
-from tests.support.processes import ROOT_ON_PATH, RunPython
+from tests.support.launches import Launch, accelerate_commands
+from tests.support.processes import ROOT, ROOT_ON_PATH, RunPython
+from tests.support.training import arguments
 
 # Reads the training slices of a dataset on a Hub with two worker processes, as a training does.
 READ_FROM_HUB = """
@@ -111,6 +114,57 @@ def test_few_groups_are_read_twice_whatever_their_sizes() -> None:
 def test_groups_of_many_sizes_and_fewer_groups_than_lanes_lose_no_slice() -> None:
     for groups, lanes in ((np.repeat(np.arange(9), np.arange(1, 10)), 4), (np.zeros(5, dtype=int), 3)):
         assert sorted(order_of(groups, lanes, epoch=0)) == list(range(len(groups)))
+
+
+def read_steps(records: Path) -> dict[int, list[tuple[int, ...]]]:
+    """Return the slices of all processes, by step. A step that was repeated after a kill counts once."""
+    steps: dict[int, set[tuple[int, ...]]] = {}
+    for step, slices in map(json.loads, records.read_text().splitlines()):
+        steps.setdefault(step, set()).update(map(tuple, slices))
+    return {step: sorted(slices) for step, slices in steps.items()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (2, 2)])
+def test_a_training_sees_each_slice_once_an_epoch_and_goes_on_at_its_place_after_a_kill(
+    processes: int, workers: int, dataset_dir: Path, tmp_path: Path
+) -> None:
+    # 24 slices in batches of 4, for two epochs.
+    steps = 24 // (4 * processes)
+    flags = {"streaming": True, "dataloader_num_workers": workers, "max_steps": 2 * steps, "save_total_limit": 9}
+
+    def run(name: str, last_step: int) -> None:
+        words = [str(tmp_path / f"{name}.jsonl"), str(last_step), *arguments(dataset_dir, tmp_path / name, **flags)]
+        program = ROOT / "tests" / "support" / "stream_once.py"
+        commands = accelerate_commands("multi_cpu" if processes > 1 else "cpu", words, processes, program=program)
+        with Launch(tmp_path / f"log {name}", commands) as launch:
+            assert (launch.wait() == [0]) == (last_step == 0), launch.said()[-3000:]
+
+    run("whole", 0)
+    whole = read_steps(tmp_path / "whole.jsonl")
+    epochs = [[whole[step] for step in range(first, first + steps)] for first in (0, steps)]
+    for epoch in epochs:
+        assert len({one for slices in epoch for one in slices}) == sum(map(len, epoch)) == 24
+    assert epochs[0] != epochs[1]
+    # Amid the second epoch.
+    run("killed", steps + steps // 2 + 1)
+    assert max(read_steps(tmp_path / "killed.jsonl")) < max(whole)
+    run("killed", 0)
+    assert read_steps(tmp_path / "killed.jsonl") == whole
+
+
+def test_the_engine_of_datasets_still_loses_slices_at_a_resume() -> None:
+    # If this fails, the reason why docs/design.md keeps our sampler is gone.
+    def stream() -> IterableDataset:
+        slices = Dataset.from_dict({"slice": range(320)}).to_iterable_dataset(num_shards=16)
+        return slices.shuffle(seed=0, buffer_size=160)
+
+    first = stream()
+    seen = [row["slice"] for row, _ in zip(first, range(160), strict=False)]
+    assert len(seen) == 160
+    later = stream()
+    later.load_state_dict(first.state_dict())
+    assert len({*seen, *(row["slice"] for row in later)}) < 320
 
 
 def test_a_dataset_on_a_hub_is_streamed_and_no_picture_is_kept(
