@@ -51,6 +51,7 @@ class StreamingSampler(Sampler[int]):
     The row groups are shuffled, and their slices are listed group by group. The processes that load slices take the
     batches of an epoch in turn. So the list is cut into equal lanes, one for each of these processes. In each lane,
     the slices of `WINDOW_GROUPS` groups at a time are shuffled. Then the lanes give a batch each, in turn.
+    docs/design.md says why `datasets.IterableDataset` does not do this.
 
     Args:
         groups: The row group of each slice, numbered from 0: int, shape `(slices,)`.
