@@ -60,7 +60,7 @@ NOT_RUN = {
     "pip install -e .[clinic]": "needs a package registry; the extra is looked up",
     "pip install -e .[onnx]": "needs a package registry; the extra is looked up",
     "python -m gi_segmentation.export --model NAMESPACE/NAME --output_dir exported --push_to_hub": "needs a published "
-    "model; tests/publishing/test_export.py publishes one",
+    "model; tests/test_export.py publishes one",
     "pip install -e .[timm]": "needs a package registry; the extra is looked up",
     "python -m gi_segmentation.models.efficientnet --output_dir backbones/efficientnet-lite0": "needs the extra timm; "
     "tests/models/test_encoders.py makes such a folder where timm is installed",
