@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessorPil
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.models.heads import without_auxiliary_head
@@ -83,3 +83,9 @@ def write_base(folder: Path, family: str, num_labels: int = 150) -> Path:
     AutoModelForSemanticSegmentation.from_config(config).save_pretrained(folder)
     SegformerImageProcessorPil(image_mean=MEAN, image_std=STD).save_pretrained(folder)
     return folder
+
+
+def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:
+    """Return a model of a family with random weights and our labels, and its image processor."""
+    text = json.dumps(FAMILIES[family] if overrides is None else overrides)
+    return load_model(ModelArguments(model_type=family, config_overrides=text), SIZE)

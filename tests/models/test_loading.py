@@ -18,23 +18,10 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
-from gi_segmentation.models.heads import (
-    all_logits,
-    enable_gradient_checkpointing,
-    find_encoder,
-    return_auxiliary_logits,
-    without_auxiliary_head,
-)
+from gi_segmentation.models.heads import enable_gradient_checkpointing, find_encoder
 from gi_segmentation.models.loading import count_parameters, load_checkpoint, load_model
-from gi_segmentation.models.positions import resize_table
-from gi_segmentation.models.random import parse_overrides
 from gi_segmentation.schema import ORGANS
-from tests.support.models import FAMILIES, ID2LABEL, MEAN, SIZE, STD, save_model, write_base
-
-
-def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:
-    text = json.dumps(FAMILIES[family] if overrides is None else overrides)
-    return load_model(ModelArguments(model_type=family, config_overrides=text), SIZE)
+from tests.support.models import FAMILIES, ID2LABEL, MEAN, SIZE, STD, new_model, save_model, write_base
 
 
 def random_tables(model: PreTrainedModel) -> None:
@@ -181,56 +168,6 @@ class TestFamilies:
         assert config["id2label"] == {str(index): name for index, name in ID2LABEL.items()}
 
 
-class TestOverrides:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("", {}),
-            ("depths=[1,2],drop_path_rate=0.1", {"depths": [1, 2], "drop_path_rate": 0.1}),
-            ("initializer_range=2e-2, rates=[1e-3]", {"initializer_range": 0.02, "rates": [0.001]}),
-            ('{"a": {"b": 1e-05}, "c": null}', {"a": {"b": 1e-5}, "c": None}),
-            ("use_mean_pooling=false,hidden_act=gelu", {"use_mean_pooling": False, "hidden_act": "gelu"}),
-        ],
-    )
-    def test_overrides_are_parsed(self, text: str, expected: dict[str, Any]) -> None:
-        assert parse_overrides(text) == expected
-
-    @pytest.mark.parametrize("text", ["depths", "depths=", "depths=[1,1", "a=b=c", "1=2", '{"a": ', "a=1}", "[1, 2]"])
-    def test_malformed_overrides_are_refused(self, text: str) -> None:
-        with pytest.raises(InputError, match="expected key=value,key=value or JSON"):
-            parse_overrides(text)
-
-    @pytest.mark.parametrize(
-        ("overrides", "message"),
-        [
-            ({"depht": [1, 1]}, "segformer has no depht"),
-            ({"to_dict": 1}, "segformer has no to_dict"),
-            ({"image_size": 32}, "segformer has no image_size"),
-            ({"num_labels": 7}, "num_labels cannot be set"),
-            ({"num_channels": 1}, "num_channels cannot be set"),
-            ({"depths": "many"}, "depths"),
-            ({"hidden_sizes": [8]}, "these values make no segformer"),
-        ],
-    )
-    def test_overrides_that_no_segformer_has_are_refused(self, overrides: dict[str, Any], message: str) -> None:
-        with pytest.raises(InputError, match=f"--config_overrides: .*{message}"):
-            new_model("segformer", overrides)
-
-    def test_an_override_must_not_contradict_the_image_size(self) -> None:
-        assert new_model("beit", {**FAMILIES["beit"], "image_size": SIZE})[0].config.image_size == SIZE
-        with pytest.raises(InputError, match="image_size is 32, but --image_size 64"):
-            new_model("beit", {**FAMILIES["beit"], "image_size": 32})
-
-    def test_overrides_need_a_model_type(self) -> None:
-        with pytest.raises(InputError, match="needs --model_type"):
-            load_model(ModelArguments(config_overrides="depths=[1,1]"), SIZE)
-
-    @pytest.mark.parametrize("family", ["segfromer", "vit", "bert", ""])
-    def test_an_unknown_family_is_refused(self, family: str) -> None:
-        with pytest.raises(InputError, match=r"--model_type: expected one of .*segformer.*; got"):
-            load_model(ModelArguments(model_type=family), SIZE)
-
-
 @pytest.mark.parametrize(
     ("family", "image_size", "nearest"),
     [("dpt", 100, "96 and 112"), ("beit", 33, "32 and 48"), ("upernet", 255, "252 and 256"), ("dpt", 36, "32 and 48")],
@@ -245,71 +182,6 @@ def test_an_input_size_that_a_checkpoint_cannot_take_is_refused(tmp_path: Path) 
     base = str(write_base(tmp_path, "beit"))
     with pytest.raises(InputError, match=r"^--image_size 100: beit cuts patches of 16 pixels"):
         load_model(ModelArguments(model_name_or_path=base), 100)
-
-
-class TestPositionTables:
-    def test_position_embeddings_solved_by_hand(self) -> None:
-        # The table has a class token (9) and a grid of 1 x 1 positions (4). Enlarged to 3 x 3, all nine positions are
-        # 4, and the class token stays.
-        table = torch.tensor([[[9.0], [4.0]]])
-        assert resize_table("dpt.embeddings.position_embeddings", table, 10).flatten().tolist() == [9.0] + [4.0] * 9
-
-    @pytest.mark.parametrize("name", ["dpt.embeddings.position_embeddings", "beit.embeddings.position_embeddings"])
-    def test_a_ramp_stays_a_ramp(self, name: str) -> None:
-        ramp = torch.arange(8.0).expand(8, 8).reshape(64, 1)
-        table = torch.cat([torch.tensor([[-1.0]]), ramp])[None]
-        resized = resize_table(name, table, 1 + 16 * 16)[0]
-        assert resized[0].item() == -1
-        # The ramp rises by 1 per position. With twice as many positions it rises by 1/2, and the first one lies 1/4
-        # before the old first one. Bicubic interpolation bends the ends, so only the inner part is compared.
-        inner = resized[1:].reshape(16, 16)[3:-3, 3:-3]
-        torch.testing.assert_close(
-            inner, (torch.arange(16.0) / 2 - 0.25).expand(16, 16)[3:-3, 3:-3], atol=0.05, rtol=0
-        )
-
-    def test_relative_biases_keep_the_entries_of_the_class_token(self) -> None:
-        table = torch.randn(7 * 7 + 3, 2)
-        name = "beit.layers.0.relative_position_bias_table"
-        resized = resize_table(name, table, 11 * 11 + 3)
-        assert resized.shape == (11 * 11 + 3, 2) and torch.equal(resized[-3:], table[-3:])
-        centre = resized[:-3].reshape(11, 11, 2)[5, 5]
-        # The middle of the table is the bias of a position to itself, on each grid.
-        torch.testing.assert_close(centre, table[:-3].reshape(7, 7, 2)[3, 3])
-        torch.testing.assert_close(resize_table(name, table, 7 * 7 + 3), table)
-
-    def test_tensors_that_are_not_position_tables_are_refused(self) -> None:
-        with pytest.raises(InputError, match="cannot be interpolated"):
-            resize_table("encoder.weight", torch.zeros(4, 4), 9)
-        with pytest.raises(InputError, match="no square"):
-            resize_table("dpt.embeddings.position_embeddings", torch.zeros(1, 7, 2), 10)
-
-
-class TestAuxiliaryHead:
-    def test_auxiliary_logits_are_returned_only_in_training(self) -> None:
-        for family in ("upernet", "beit", "dpt"):
-            model, _ = new_model(family)
-            return_auxiliary_logits(model)
-            images = torch.randn(2, 3, SIZE, SIZE)
-            head, auxiliary = all_logits(model.train()(pixel_values=images))
-            assert head.shape[:2] == auxiliary.shape[:2] == (2, 4)
-            auxiliary.sum().backward()
-            assert all(p.grad is not None for p in model.auxiliary_head.parameters())
-            assert len(all_logits(model.eval()(pixel_values=images))) == 1
-
-    @pytest.mark.parametrize("family", ["upernet", "beit", "dpt"])
-    def test_a_model_is_saved_without_its_auxiliary_head_and_keeps_it(self, family: str, tmp_path: Path) -> None:
-        model, processor = new_model(family)
-        images = torch.randn(2, 3, SIZE, SIZE)
-        expected = model.eval()(pixel_values=images).logits
-        names = set(model.state_dict())
-        with without_auxiliary_head(model):
-            torch.testing.assert_close(model(pixel_values=images).logits, expected)
-            model.save_pretrained(tmp_path)
-            processor.save_pretrained(tmp_path)
-        assert set(model.state_dict()) == names and model.config.use_auxiliary_head
-        loaded, _ = load_checkpoint(str(tmp_path))
-        assert set(loaded.state_dict()) == {name for name in names if not name.startswith("auxiliary_head")}
-        torch.testing.assert_close(loaded(pixel_values=images).logits, expected)
 
 
 @pytest.fixture
