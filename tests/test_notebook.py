@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
-from gi_segmentation.inference.batches import count_slices
+from gi_segmentation.inference.splits import count_slices
 from gi_segmentation.publishing.figures import Panel, compare_slice
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels

@@ -22,21 +22,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
 from gi_segmentation.data.scan_plans import plan_scans
-from gi_segmentation.data.slices import attach_scoring_transform
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.batches import Settings, compute_logits, predict_slices
 from gi_segmentation.inference.members import Member, load_members
+from gi_segmentation.inference.splits import read_split
 from gi_segmentation.memory import release_memory
-from gi_segmentation.models.masks import predict_organs
 from gi_segmentation.postprocessing.components import Components, find_components, keep_components, select_components
 from gi_segmentation.postprocessing.limits import NO_POSTPROCESSING, OrganLimits, Postprocessing
-from gi_segmentation.processes import start_loader
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
@@ -186,19 +183,21 @@ def predict_held_back_scans(
         InputError: As `plan_scans`.
     """
     plans = plan_scans(dataset)
-    # The slices of each scan in the order of their numbers, so that the logits of a scan come one after the other.
+    # The slices of each scan in the order of their numbers, so that those of a scan come one after the other.
     ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
-    ready = attach_scoring_transform(ordered, member.processor, member.label_mode, member.slice_context)
-    loader = DataLoader(
-        ready, batch_size, num_workers=num_workers, collate_fn=default_collate, worker_init_fn=start_loader
+    batches = compute_logits([member], read_split([member], ordered), Settings(batch_size, num_workers))
+    slices = (
+        organs
+        for batch, (logits,) in batches
+        for organs in predict_slices(batch, [logits[0]], member.label_mode, probabilities=True)
     )
-    logits = predict_logits(member, loader)
     rows = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"])
     for name, plan in plans.items():
         numbers = sorted(plan.rows)
-        slices = [predict_organs([one], member.label_mode, *plan.size) for one in islice(logits, len(numbers))]
-        # Shapes: a slice is (1, organs, H, W), and a scan (organs, D, H, W).
-        masks, probabilities = (torch.cat(parts).cpu().numpy().swapaxes(0, 1) for parts in zip(*slices, strict=True))
+        predicted = list(islice(slices, len(numbers)))
+        # Shapes: a slice is (organs, H, W), and a scan (organs, D, H, W).
+        masks = np.stack([one.masks for one in predicted], axis=1)
+        probabilities = np.stack([one.probabilities for one in predicted if one.probabilities is not None], axis=1)
         truth = rows[[plan.rows[number] for number in numbers]]
         target = np.stack([organ_masks(encodings, *plan.size) for encodings in truth["segmentation"]], axis=1)
         # `plan.spacing_mm` is None for a scan with a gap. But a single voxel has its size in such a scan too.
@@ -208,15 +207,6 @@ def predict_held_back_scans(
             for mask, probability in zip(masks, probabilities, strict=True)
         ]
         yield HeldBackScan(fold, plan.case, name, components, target)
-
-
-def predict_logits(member: Member, loader: DataLoader) -> Iterator[torch.Tensor]:
-    """Yield the logits of each slice, shape `(1, channels, h, w)`, in the order of the loader."""
-    for batch in loader:
-        with torch.no_grad():
-            logits = member.logits(batch["images"])[0]
-        # `split` keeps the axis of the batch, which `predict_organs` expects.
-        yield from logits.split(1)
 
 
 def score_settings(scans: Iterable[HeldBackScan], settings: Postprocessing, rules: CompetitionRules) -> float:

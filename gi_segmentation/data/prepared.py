@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from gi_segmentation import rle
 from gi_segmentation.data import intensity, preprocessing
-from gi_segmentation.data.preprocessing import find_neighbours, prepare_image, prepare_organs
+from gi_segmentation.data.preprocessing import find_channels, prepare_image, prepare_organs, stack_channels
 from gi_segmentation.data.streaming import StreamedRows, is_index
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle import images
@@ -173,7 +172,7 @@ class PreparedSlices:
             slice_context
             and len(dataset)
             and all(
-                find_neighbours(numbers, number, slice_context) == (number, number)
+                len(set(find_channels(numbers, number, slice_context))) == 1
                 for numbers in self.rows.values()
                 for number in numbers
             )
@@ -183,14 +182,6 @@ class PreparedSlices:
                 f"scan, but none of the {len(dataset)} slices of a split has one; use 0, or build the dataset from "
                 f"whole scans"
             )
-
-    def find_rows(self, scan: str, number: int) -> list[int]:
-        """Return the rows of the slices that a model is shown for a slice: the slice alone, or three slices."""
-        numbers = self.rows[scan]
-        if not self.slice_context:
-            return [numbers[number]]
-        before, after = find_neighbours(numbers, number, self.slice_context)
-        return [numbers[before], numbers[number], numbers[after]]
 
     def read(self, slices: Sequence[tuple[str, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield what a model is shown for some slices.
@@ -202,7 +193,7 @@ class PreparedSlices:
             For each slice: prepared pixels, uint16, shape `(S, S, 1 or 3)`; and the organ bits of the slice itself,
             uint8, shape `(S, S)`. Neither may be changed.
         """
-        rows = [self.find_rows(scan, number) for scan, number in slices]
+        rows = [find_channels(self.rows[scan], number, self.slice_context) for scan, number in slices]
         if self.cache is None:
             yield from map(self.prepare, rows)
             return
@@ -213,13 +204,11 @@ class PreparedSlices:
         organs = view_values(table.column("organs"), np.uint8, shape)
         for shown in rows:
             images, bits = (list(islice(values, len(shown))) for values in (pixels, organs))
-            # `merge` does what `numpy.stack` does on the last axis, five times as fast.
-            image = cv2.merge(images) if self.slice_context else images[0][..., None]
             # The slice itself is in the middle of those that are shown.
-            yield image, bits[len(shown) // 2]
+            yield stack_channels(images), bits[len(shown) // 2]
 
     def prepare(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Do the work of the cache for one slice, see `read`."""
         shown = [self.images[row] for row in rows]
         pixels = [prepare_image(read_image(row), self.image_size) for row in shown]
-        return np.stack(pixels, axis=-1), prepare_outlines(shown[len(shown) // 2], self.image_size)
+        return stack_channels(pixels), prepare_outlines(shown[len(shown) // 2], self.image_size)

@@ -2,20 +2,17 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader, default_collate
-from tqdm.auto import tqdm
 
-from gi_segmentation.data.slices import attach_scoring_transform
 from gi_segmentation.data.transforms import unpack_labels
+from gi_segmentation.inference.batches import Example, Settings, compute_logits
 from gi_segmentation.inference.members import Member
+from gi_segmentation.inference.splits import read_split
 from gi_segmentation.models.masks import count_labels, pack_masks, predict_batch
-from gi_segmentation.processes import start_loader
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import ORGANS, SCAN_SLICES
 from gi_segmentation.scoring.intervals import find_intervals
@@ -37,7 +34,7 @@ def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[s
 
     Args:
         members: The checkpoints.
-        logits: Logits of each checkpoint, from `flip_logits`: shape `(flips, B, channels, h, w)`.
+        logits: Logits of each checkpoint with flips, shape `(flips, B, channels, h, w)`.
 
     Returns:
         By the name of the way, one tensor of shape `(B, channels, h, w)` per checkpoint that it uses.
@@ -51,25 +48,6 @@ def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[s
         ways["all together"] = [flipped[0] for flipped in logits]
         ways["all together, flips"] = [flipped.mean(dim=0) for flipped in logits]
     return ways
-
-
-def read_batches(
-    members: list[Member], dataset: Dataset, batch_size: int, num_workers: int
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the same slices for all checkpoints, batch by batch: one batch per checkpoint, prepared for it."""
-    # Checkpoints may differ in input size and neighbours, so each needs its own transform. The loaders read the slices
-    # in the same order.
-    loaders = []
-    for member in members:
-        ready = attach_scoring_transform(dataset, member.processor, member.label_mode, member.slice_context)
-        # The processes are shared among the loaders. If any are wanted, each loader has at least one.
-        workers = max(num_workers // len(members), min(num_workers, 1))
-        loader = DataLoader(
-            ready, batch_size, num_workers=workers, collate_fn=default_collate, worker_init_fn=start_loader
-        )
-        loaders.append(loader)
-    for batches in zip(*loaders, strict=True):
-        yield list(batches)
 
 
 def compare_members(
@@ -90,34 +68,30 @@ def compare_members(
     """
     scorers: dict[str, StreamingScorer] = defaultdict(partial(StreamingScorer, dataset, rules))
     seconds, number, label_mode = 0.0, 0, members[0].label_mode
-    progress = tqdm(total=len(dataset), desc="Comparing", unit="slice")
-    with progress, torch.no_grad():
-        for batches in read_batches(members, dataset, batch_size, num_workers):
-            logits = [
-                member.logits(batch["images"], flips=True).cpu()
-                for member, batch in zip(members, batches, strict=True)
-            ]
-            # Sizes and ids are the same in all batches. The labels have the input size of the first checkpoint.
-            batch = batches[0]
-            labels = unpack_labels(batch["organs"], label_mode)
-            for way, chosen in ways_to_predict(members, logits).items():
-                packed = pack_masks(predict_batch(chosen, label_mode, batch["native_size"])).numpy()
-                label_counts = count_labels(chosen, label_mode, labels).numpy()
-                for one in zip(batch["slice_id"].tolist(), packed, label_counts, strict=True):
-                    scorers[way].add(*one)
-            # The time of a usual scan is enough, so only the first slices are predicted a second time for it.
-            seconds += time_first(members[0], batch) if number < SCAN_SLICES else 0
-            number += len(labels) if number < SCAN_SLICES else 0
-            progress.update(len(labels))
+    settings = Settings(batch_size, num_workers, flips=True)
+    for batch, logits in compute_logits(members, read_split(members, dataset), settings, "Comparing"):
+        # Sizes and ids are the same for all checkpoints. The labels have the input size of the first one.
+        examples = batch.examples[0]
+        labels = unpack_labels(examples["organs"], label_mode)
+        for way, chosen in ways_to_predict(members, [one.cpu() for one in logits]).items():
+            packed = pack_masks(predict_batch(chosen, label_mode, examples["native_size"])).numpy()
+            label_counts = count_labels(chosen, label_mode, labels).numpy()
+            for one in zip(examples["slice_id"].tolist(), packed, label_counts, strict=True):
+                scorers[way].add(*one)
+        # The time of a usual scan is enough, so only the first slices are predicted a second time for it.
+        if number < SCAN_SLICES:
+            seconds += time_first(members[0], examples)
+            number += len(labels)
     return {way: scorer.take() for way, scorer in scorers.items()}, seconds / max(number, 1) * SCAN_SLICES
 
 
-def time_first(member: Member, batch: dict[str, Any]) -> float:
+@torch.no_grad()
+def time_first(member: Member, examples: Example) -> float:
     """Measure the seconds from intensities to masks on the native grid."""
     start = time.perf_counter()
-    logits = member.logits(batch["images"])[0]
+    logits = member.logits(examples["images"])[0]
     # A GPU works on while Python goes on. `cpu()` waits until a mask is there, so the time is that of the whole work.
-    for mask in predict_batch([logits], member.label_mode, batch["native_size"]):
+    for mask in predict_batch([logits], member.label_mode, examples["native_size"]):
         mask.cpu()
     return time.perf_counter() - start
 

@@ -5,16 +5,19 @@ from itertools import islice
 from math import isnan, nan
 
 import numpy as np
+import torch
 
 from gi_segmentation.errors import InputError, describe_fault
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.inputs import InputScan
-from gi_segmentation.inference.batches import Settings, SliceOrgans, predict_batches
+from gi_segmentation.formats.volumes import Slice
+from gi_segmentation.inference.batches import Settings, SliceFolder, SliceOrgans, compute_logits, predict_slices
 from gi_segmentation.inference.members import Member, find_common_ranges
+from gi_segmentation.models.masks import predict_masks
 from gi_segmentation.postprocessing.components import remove_components
 from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.review.predicted_scan import PredictedScan
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.schema import ORGANS, LabelMode
 from gi_segmentation.scoring.dice import dice_score
 
 
@@ -41,8 +44,9 @@ def predict_scans(
     ranges = find_common_ranges(members) if probabilities else None
     # Post-processing needs the mean probability of each component.
     needed = probabilities or settings.postprocessing is not None
-    batches = predict_batches(members, [one for scan in scans for one in scan.slices], settings, needed, probabilities)
-    slices = (one for batch in batches for one in batch)
+    slices = predict_slice_files(
+        members, [one for scan in scans for one in scan.slices], settings, needed, probabilities
+    )
     for scan in scans:
         organs: list[SliceOrgans] = []
         error = None
@@ -70,6 +74,43 @@ def predict_scans(
         yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
         # The next scan needs the memory of this one.
         del organs, masks, means, overlaps
+
+
+def predict_slice_files(
+    members: list[Member], files: Sequence[Slice], settings: Settings, probabilities: bool, agreement: bool
+) -> Iterator[SliceOrgans | InputError]:
+    """Yield, for each slice file, what was predicted or why it was not, with a progress bar."""
+    label_mode = members[0].label_mode
+    for batch, votes in compute_logits(members, SliceFolder(files, members), settings, "Predicting"):
+        means = [one.mean(dim=0) for one in votes]
+        organs = predict_slices(batch, means, label_mode, probabilities)
+        # One model without flips always agrees with itself.
+        if agreement and sum(map(len, votes)) > 1:
+            overlaps = count_overlaps(votes, means, label_mode)
+            organs = [one._replace(overlaps=counts) for one, counts in zip(organs, overlaps, strict=True)]
+        predicted = iter(organs)
+        for problem in batch.problems:
+            yield next(predicted) if problem is None else problem
+
+
+def count_overlaps(votes: list[torch.Tensor], means: list[torch.Tensor], label_mode: LabelMode) -> np.ndarray:
+    """Compare the masks of each model and each flip alone with the common masks, on the grid of its own logits.
+
+    Args:
+        votes: From `compute_logits`.
+        means: Their means over the flips, from which the common masks are made.
+        label_mode: What the channels mean.
+
+    Returns:
+        int64, shape `(B, models and flips, organs, 3)`, see `SliceOrgans`.
+    """
+    counts = []
+    for one in votes:
+        common = predict_masks(means, label_mode, *one.shape[-2:]).flatten(2)
+        for alone in one:
+            masks = predict_masks([alone], label_mode, *one.shape[-2:]).flatten(2)
+            counts.append(torch.stack([(masks & common).sum(2), masks.sum(2), common.sum(2)], dim=-1))
+    return torch.stack(counts, dim=1).cpu().numpy()
 
 
 def find_agreement(overlaps: np.ndarray) -> dict[str, float]:

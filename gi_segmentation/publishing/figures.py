@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,9 +15,9 @@ from transformers import PreTrainedModel
 
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.data.prepared import read_image
-from gi_segmentation.data.transforms import attached_transform, normalize
+from gi_segmentation.data.transforms import attached_transform
 from gi_segmentation.files import to_json, writing_file
-from gi_segmentation.models.masks import predict_masks
+from gi_segmentation.inference.splits import predict_split
 from gi_segmentation.review.overlays import ORGAN_COLOURS, Panel, draw_outlines
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import ORGANS
@@ -105,23 +104,17 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
 
     Args:
         model: The model that predicts.
-        dataset: A split with a `SliceTransform` attached.
+        dataset: A split with a scoring `SliceTransform` attached.
         index: Row of the slice.
 
     Returns:
         Both slices. The title of the second one has the mean Dice of its organs.
     """
     # `with_format(None)` gives the stored row, and not the tensors of the transform. A streamed row has no image.
-    row, transform = dataset.with_format(None)[index], attached_transform(dataset)
-    slices = transform.slices
+    row, slices = dataset.with_format(None)[index], attached_transform(dataset).slices
     row["image"] = read_image(slices.images[slices.rows[row["scan"]][row["slice"]]])
     truth = outlined_by_hand(row, f"{row['id']}\nreference outlines")
-    with torch.no_grad():
-        ((pixels, _),) = slices.read([(row["scan"], row["slice"])])
-        # PyTorch takes only arrays that can be written to.
-        images = torch.from_numpy(pixels.copy())[None].to(model.device)
-        logits = [model(pixel_values=normalize(images, transform.processor)).logits]
-        preds = predict_masks(logits, transform.label_mode, row["height"], row["width"])[0].cpu().numpy()
+    (preds,) = predict_split(model, dataset.select([index]))
     dice = score_slice(preds, truth.masks)
     return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
 
