@@ -47,6 +47,7 @@ def encode_labels(organs: dict[str, str], height: int, width: int) -> bytes:
     image = Image.fromarray(labels.reshape(height, width))
     image.putpalette(PALETTE)
     buffer = io.BytesIO()
+    # The compression of the build, so that both sides write as many bytes.
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 

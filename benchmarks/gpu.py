@@ -68,6 +68,7 @@ def measure(setting: Setting, rounds: int, scratch: Path) -> list[str]:
     """Measure a setting, and return the cells of its row after the batch size."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    # Each way gets a trainer of its own, because a training changes the weights and the state of the optimizer.
     with GpuMeter() as meter:
         ours = time_training(setting, make_ours(setting, scratch))
     peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if torch.cuda.is_available() else "–"
@@ -117,6 +118,7 @@ def main() -> None:
                 try:
                     cells = measure(setting, arguments.rounds, scratch)
                 except torch.cuda.OutOfMemoryError:
+                    # This is a result too: it says which batch the GPU cannot hold.
                     cells = ["out of memory", *[""] * (len(HEADINGS) - 3)]
                 print(f"| {recipe} | {batch_size} | {' | '.join(cells)} |", flush=True)
 

@@ -78,6 +78,7 @@ def measure(dataset_dir: Path, image_size: int, slice_context: int, batches: int
         )
         slices = load_slices(data_args)
         train, _ = transform_splits(slices, slices, new_processor(image_size), ModelArguments(), data_args, seed=0)
+        # `train=train` binds the dataset of this round. Without it, both functions would read the last one.
         ways[name] = lambda rows, train=train: read_batch(train, rows)  # type: ignore[misc]
     return slices_per_second(ways, len(train), batches)
 

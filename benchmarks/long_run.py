@@ -83,6 +83,7 @@ def main() -> None:
             running = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HOME": folder})
         root = psutil.Process(running.pid)
         while running.poll() is None:
+            # The last checkpoint tells how far the training is, without a look into its log.
             part = min(find_last_step(scratch / "run") * PARTS // steps, PARTS - 1)
             try:
                 seen = [proportional_memory(root) / 1e9, *count_files(root), count_bytes(scratch / "run") / 1e6]

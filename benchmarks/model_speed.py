@@ -284,6 +284,7 @@ def compare_prediction(setting: Setting, rounds: int, scratch: Path) -> dict[str
     members = load_members([str(scratch / "model")], None, Computation(precision="bf16" if setting.bf16 else "fp32"))
     pixel_values, _ = read_batch(trainer, setting.batch_size)
     kaggle_dir = setting.dataset_dir.parent / "kaggle"
+    # As with evaluations, the first prediction of a process does not count.
     time_prediction(setting, members, kaggle_dir, scratch)
     ways = {
         "ours": lambda: time_prediction(setting, members, kaggle_dir, scratch),

@@ -61,6 +61,7 @@ def measure(recipe: str, image_size: int, batch_size: int, rounds: int, path: Pa
     write_onnx(model, processor, path)
     check = compare_onnx(model, processor, path)
     options = onnxruntime.SessionOptions()
+    # ONNX Runtime takes all cores by default, and PyTorch may have been given fewer.
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     pixel_values = torch.randn(batch_size, 3, image_size, image_size)

@@ -45,6 +45,7 @@ def mean_iou(prediction: EvalPrediction) -> dict[str, float]:
     logits = torch.from_numpy(np.asarray(prediction.predictions))
     num_labels = logits.shape[1]
     preds = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False).argmax(dim=1).numpy()
+    # As in `evaluate`: the pixels of each label in both masks, in the prediction and in the truth.
     counts = np.zeros((3, num_labels), dtype=np.int64)
     edges = np.arange(num_labels + 1) - 0.5
     for pred, label in zip(preds, labels, strict=True):

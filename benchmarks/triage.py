@@ -105,6 +105,8 @@ def read_scans(path: Path) -> Iterator[Voxels]:
 
 def to_scan(name: str, voxels: np.ndarray, spacing_mm: tuple[float, float, float]) -> InputScan:
     """Return intensities as a scan, whose header says that they lie as in the training."""
+    # Columns, rows and slices, all against the patient's axes. For `formats.volumes`, this is the orientation of the
+    # training.
     native = np.ascontiguousarray(voxels.transpose(2, 1, 0))
     affine = np.diag([*(-length for length in spacing_mm[::-1]), 1.0])
     volume = Volume(name, Path(name), native.shape, affine, lambda: native)
@@ -117,6 +119,7 @@ def predict_one(members: list[Member], scan: InputScan) -> ReportedScan:
     Raises:
         InputError: If the scan cannot be used. It counts as flagged.
     """
+    # The voxels are in memory already, so no process has to read them.
     settings = Settings(num_workers=0)
     ((_, predicted),) = predict_scans(members, [scan], settings, probabilities=True)
     if isinstance(predicted, InputError):
@@ -137,6 +140,7 @@ def choose_limits(scans: Iterable[ReportedScan], ranges: TrainingRanges) -> tupl
         deviations.append(max(worst)[0])
         confidences.append(np.nanmin([one.confidence for one in scan.measured.organs.values()]))
         print(f"{scan.name}: deviation {deviations[-1]:.2f} ({max(worst)[1]}), confidence {confidences[-1]:.2f}")
+    # The lists begin with the strictest limit, and the strictest one with few enough false alarms is chosen.
     far = [limit for limit in DEVIATIONS if np.mean(np.array(deviations) > limit) <= FALSE_ALARMS]
     sure = [limit for limit in CONFIDENCES if np.mean(np.array(confidences) < limit) <= FALSE_ALARMS]
     return far[0], sure[0]

@@ -98,6 +98,7 @@ def find_label_maps(paths: Sequence[Path], root: Path) -> list[Path]:
     found, plain = [], []
     for path in paths:
         stem = strip_ending(path.name)
+        # If the folder has `sub1` too, `sub1_seg` most likely is a mask of that scan.
         starts = (stem[: match.start()] for match in re.finditer(r"[^A-Za-z0-9]", stem))
         suspected = bool(LABEL_NAME.search(path.relative_to(root).as_posix().lower()))
         if is_label_map(path, suspected or any((path.parent, start) in stems for start in starts)):
@@ -130,6 +131,7 @@ def has_few_values(path: Path) -> bool:
         size = math.prod(image.shape) * image.get_data_dtype().itemsize
         if path.suffix.lower() == ".gz" and path.stat().st_size > max(PACKED_SHARE * size, SMALL_FILE):
             return False
+        # The middle slice rules out nearly all scans, so their other voxels need not be read.
         middle = np.asanyarray(image.dataobj[..., image.shape[-1] // 2])
         if not has_labels(middle) or len(np.unique(middle)) > FEW_VALUES:
             return False
@@ -176,6 +178,7 @@ def has_labels(voxels: np.ndarray) -> bool:
     values = np.unique(voxels)
     if len(values) > MAX_LABELS or not np.array_equal(values, np.rint(values)):
         return False
+    # Two neighbours of background are equal in every kind of image, so these pairs do not count.
     first, second = voxels[:-1], voxels[1:]
     border = (first != 0) | (second != 0)
     return len(values) <= FEW_VALUES or bool((first == second)[border].mean() > 0.5)

@@ -132,12 +132,14 @@ def begins_with_attributes(data: bytes) -> bool:
         >>> begins_with_attributes(b"A text of more than eight bytes")
         False
     """
+    # The first attribute is in group 0002 or 0008. If its high byte comes first, the file is big-endian.
     order = ">" if data[:2] in (b"\x00\x02", b"\x00\x08") else "<"
     place, last = 0, (0, 0)
     for number in range(3):
         if len(data) < place + 12:
             return number > 0
         tag = struct.unpack_from(f"{order}HH", data, place)
+        # Attributes are sorted by their tags.
         if tag <= last or (number == 0 and tag[0] not in (0x0002, 0x0008)):
             return False
         value_type, start = data[place + 4 : place + 6], 8
@@ -149,6 +151,7 @@ def begins_with_attributes(data: bytes) -> bool:
             (length,) = struct.unpack_from(f"{order}H", data, place + 6)
         if length == UNDEFINED_LENGTH:
             return True
+        # The standard pads each value to an even length.
         if length % 2 or length > MAX_FIRST_LENGTH:
             return False
         place, last = place + start + length, tag
@@ -215,6 +218,7 @@ def find_missing_pixels(file: BinaryIO, header: Any) -> str:
     size = file.seek(0, os.SEEK_END)
     implicit, little = header.original_encoding
     order = "<" if little else ">"
+    # A tag and a length of 4 bytes each. An explicit file has the type of the value and 2 reserved bytes between them.
     start = 8 if implicit else 12
     if place + start > size:
         return "it ends before its pixels"
@@ -409,6 +413,7 @@ def read_frame(path: Path, number: int, dataset: Any, groups: Sequence[Any]) -> 
     """
 
     def find(sequence: str, name: str) -> Any:
+        # The frame's own group comes first, so it wins over the group that all frames share.
         for group in groups:
             for item in (group, *(group.get(sequence) or ())):
                 if item.get(name) is not None:

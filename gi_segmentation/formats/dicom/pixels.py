@@ -21,6 +21,7 @@ def read_dicom_voxels(series: DicomSeries) -> np.ndarray:
     rows, columns = series.frames[0].size
     voxels = np.empty((len(series.frames), rows, columns), dtype=np.float32)
     filled = np.zeros(voxels.shape, dtype=bool)
+    # Sorted by file, because a file with many frames is decoded as a whole, and should be decoded once.
     placed = sorted(enumerate(series.frames), key=lambda place: (place[1].path, place[1].number))
     for path, group in groupby(placed, key=lambda place: place[1].path):
         with reading(path, "its pixels cannot be decoded", "export it uncompressed"):

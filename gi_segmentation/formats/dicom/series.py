@@ -412,6 +412,7 @@ def drop_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
     for equal in group_frames(frames, image_key):
         contents: set[bytes] = set()
         for frame in equal:
+            # Only where all headers are equal, because this reads the whole file.
             content = hash_pixels(frame) if len(equal) > 1 else b""
             if content not in contents:
                 kept.append(frame)

@@ -83,6 +83,8 @@ def split_series(name: str, frames: list[Frame]) -> list[SeriesPart]:
     criteria: tuple[Callable[[list[Frame]], Difference], ...] = (
         by_study, by_patient, by_frame_of_reference, by_stack, by_orientation, by_kind, by_time, by_folder,
     )  # fmt: skip
+    # From the coarsest criterion to the finest. The first one that finds a difference splits the series, and all of them
+    # split each part again.
     for criterion in criteria:
         difference = criterion(frames)
         if len(difference.parts) > 1:
@@ -110,12 +112,16 @@ def check_difference(difference: Difference) -> dict[str, str]:
     places = {label: distinct_places(own) for label, own in parts.items()}
     everything = [frame for own in parts.values() for frame in own]
     first = next(iter(places.values()))
+    # Parts at the same places, such as echoes, are whole scans.
     if all(one.shape == first.shape and np.allclose(one, first, atol=STEP_TOLERANCE_MM) for one in places.values()):
         return {}
+    # Parts at different places may be whole scans too, unless they form one stack together: then a scan was
+    # probably divided.
     if difference.elsewhere:
         if all(len(own) > 1 for own in parts.values()) and (difference.certain or not is_stack(everything)):
             return {}
         raise InputError(describe_mixture(difference))
+    # A part with a slice at each place is whole. If there is no such part, the missing slices cannot be told.
     total = len(distinct_places(everything))
     if all(len(one) < total for one in places.values()):
         raise InputError(describe_mixture(difference))
@@ -274,6 +280,7 @@ def by_time(frames: list[Frame]) -> Difference:
     for name in ("GradientDirection", "AcquisitionNumber", "TriggerTime", "AcquisitionTime"):
         difference = by_values(frames, [name])
         groups = list(difference.parts.values())
+        # With more groups, this value only counts the slices and tells no scans apart.
         if not 1 < len(groups) <= len(frames) / 2:
             continue
         places = [distinct_places(own) for own in groups]
