@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_command(hub: LoopbackHub, command: list[str]) -> int:
+def run_with_hub(hub: LoopbackHub, command: list[str]) -> int:
     """Run a command against the server, and return its exit status as a shell would."""
     process = subprocess.Popen(command, env={**os.environ, **hub.environment()})
     # Control-C in a terminal reaches the command too, and the server must outlive it. SIGTERM reaches only the server.
@@ -45,7 +45,7 @@ def main() -> int:
     try:
         with LoopbackHub(options.root, options.port, options.verbose) as hub:
             print(f"Loopback Hub on {hub.endpoint}, storage in {options.root}", flush=True)
-            return run_command(hub, options.command) if options.command else int(not stop.wait())
+            return run_with_hub(hub, options.command) if options.command else int(not stop.wait())
     except (RuntimeError, OSError) as error:
         print(f"loopback_hub: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.schema import find_voxel_size_mm
 
 
-class ScanPlan(NamedTuple):
+class DatasetScan(NamedTuple):
     """The slices of a scan, and their size.
 
     Attributes:
@@ -24,7 +24,7 @@ class ScanPlan(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
 
 
-def plan_scans(dataset: Dataset) -> dict[str, ScanPlan]:
+def plan_scans(dataset: Dataset) -> dict[str, DatasetScan]:
     """Return the scans of a split by name, sorted by case and day.
 
     Raises:
@@ -36,7 +36,7 @@ def plan_scans(dataset: Dataset) -> dict[str, ScanPlan]:
     table = dataset.with_format(None).select_columns(columns).to_pandas()
     # A list cannot be an element of a set, a tuple can.
     table["pixel_spacing"] = table["pixel_spacing"].map(tuple)
-    plans: dict[str, ScanPlan] = {}
+    plans: dict[str, DatasetScan] = {}
     problems = []
     for (case, _, scan), slices in table.groupby(["case", "day", "scan"]):
         rows = dict(zip(slices["slice"].tolist(), slices.index.tolist(), strict=True))
@@ -48,7 +48,7 @@ def plan_scans(dataset: Dataset) -> dict[str, ScanPlan]:
             problems.append(f"{scan}: expected each slice once, but {len(slices) - len(rows)} come again")
         # A scan without a problem has one grid. After a problem any will do, because the plans are not returned.
         height, width, pixel_spacing = min(grids)
-        plans[scan] = ScanPlan(int(case), rows, (height, width), find_voxel_size_mm(rows, pixel_spacing))
+        plans[scan] = DatasetScan(int(case), rows, (height, width), find_voxel_size_mm(rows, pixel_spacing))
     if problems:
         raise InputError(f"{problems[0]} ({len(problems)} such scans of {len(plans)}); correct the dataset")
     return plans

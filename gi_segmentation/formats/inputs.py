@@ -325,7 +325,7 @@ def list_scans(
     """List the scans of NIfTI or DICOM files, also those that cannot be predicted."""
 
     def describe(name: str) -> str:
-        # The name of a series may begin with that of another one, as `A` and `A_T2` do. So the longest that fits is taken.
+        # The name of a series may begin with that of another one, as `A_T2` with `A`. The longest that fits is taken.
         series = [one for one in descriptions if name == one or name.startswith(f"{one}_")]
         return descriptions[max(series, key=len)] if series else ""
 

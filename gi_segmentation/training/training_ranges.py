@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.data.prepared import read_image, select_sources
-from gi_segmentation.data.scan_plans import ScanPlan, plan_scans
+from gi_segmentation.data.scan_plans import DatasetScan, plan_scans
 from gi_segmentation.data.streaming import StreamedRows
 from gi_segmentation.review.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.review.ranges import TrainingRanges, find_ranges
@@ -35,7 +35,7 @@ def find_training_ranges(dataset: Dataset) -> TrainingRanges:
     return find_ranges([measure_annotated_scan(dataset, sources, plans[position]) for position in positions])
 
 
-def measure_annotated_scan(dataset: Dataset, sources: Dataset | StreamedRows, plan: ScanPlan) -> ScanMeasures:
+def measure_annotated_scan(dataset: Dataset, sources: Dataset | StreamedRows, plan: DatasetScan) -> ScanMeasures:
     """Measure a scan of the dataset with its annotations; `sources` has its images."""
     numbers = sorted(plan.rows)
     rows = [plan.rows[number] for number in numbers]

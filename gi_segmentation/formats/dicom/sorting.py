@@ -83,8 +83,8 @@ def split_series(name: str, frames: list[Frame]) -> list[SeriesPart]:
     criteria: tuple[Callable[[list[Frame]], Difference], ...] = (
         by_study, by_patient, by_frame_of_reference, by_stack, by_orientation, by_kind, by_time, by_folder,
     )  # fmt: skip
-    # From the coarsest criterion to the finest. The first one that finds a difference splits the series, and all of them
-    # split each part again.
+    # From the coarsest criterion to the finest. The first one that finds a difference splits the series. Then all of
+    # them split each part again.
     for criterion in criteria:
         difference = criterion(frames)
         if len(difference.parts) > 1:
