@@ -24,7 +24,7 @@ from torch.utils.data import default_collate
 from benchmarks.training import write_phantom_dataset
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.sampling import StreamingSampler
-from gi_segmentation.data.scan_plans import plan_scans
+from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.data.slices import check_slice_names, load_slices, transform_splits
 from gi_segmentation.data.streaming import load_index, number_groups
 from gi_segmentation.models.loading import new_processor
@@ -86,7 +86,7 @@ def measure_steps(folder: Path, slices: int) -> None:
     train = index["train"]
     measure("check the names of slices and scans", lambda: check_slice_names(train, "gi_tract"))
     # A training forgets the scans, the counts and the fingerprint's text, and keeps the rest.
-    measure("list the scans (`plan_scans`)", lambda: len(plan_scans(train)))
+    measure("list the scans (`list_dataset_scans`)", lambda: len(list_dataset_scans(train)))
     measure("count slices and sizes for `run.json`", lambda: (count_split(train), count_sizes(train)))
     measure("fingerprint of the dataset", lambda: fingerprint_dataset(index))
     data_args, processor = DataArguments(streaming=True, slice_sampling="all"), new_processor(288)

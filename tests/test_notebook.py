@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
-from gi_segmentation.inference.splits import count_slices
+from gi_segmentation.inference.splits import count_slice_pixels
 from gi_segmentation.publishing.figures import Panel, compare_slice
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels
@@ -58,7 +58,7 @@ def execution(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ex
     scores = trainer.evaluate()
     model, validation = trainer.model.eval(), trainer.eval_dataset
     pairs = [compare_slice(model, validation, index) for index in range(len(samples["validation"]))]
-    counts = count_slices(model, validation, batch_size=5)
+    counts = count_slice_pixels(model, validation, batch_size=5)
     return Execution(execute(dataset_dir, folder, scratch), scores, pairs, counts)
 
 

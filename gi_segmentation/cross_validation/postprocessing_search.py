@@ -25,7 +25,7 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.scan_plans import plan_scans
+from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import Settings, compute_logits, predict_slices
@@ -180,9 +180,9 @@ def predict_held_back_scans(
         The scans, sorted by case and day.
 
     Raises:
-        InputError: As `plan_scans`.
+        InputError: As `list_dataset_scans`.
     """
-    plans = plan_scans(dataset)
+    plans = list_dataset_scans(dataset)
     # The slices of each scan in the order of their numbers, so that those of a scan come one after the other.
     ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
     batches = compute_logits([member], read_split([member], ordered), Settings(batch_size, num_workers))

@@ -16,7 +16,7 @@ from gi_segmentation.errors import InputError, saying_how_to_go_on
 from gi_segmentation.files import copy_file, write_json, write_text
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.publishing.facts import RunResults, fingerprint_dataset, read_results, write_facts
-from gi_segmentation.publishing.figures import ShownSlice, compare_scan, draw_cases, name_slices
+from gi_segmentation.publishing.figures import ShownSlice, add_shown_slices, compare_fullest_slice, draw_cases
 from gi_segmentation.publishing.hub import Publication
 from gi_segmentation.publishing.model_card import (
     CARD,
@@ -77,7 +77,7 @@ def show_held_back(run: FoldRun, dataset: Dataset, scans: Sequence[str]) -> dict
     """Return one slice of each of these scans, predicted by the fold that held them back."""
     model, processor = load_checkpoint(str(run.folder))
     ready = attach_scoring_transform(dataset, processor, run.facts.label_mode, run.facts.slice_context)
-    return {scan: compare_scan(model, ready, scan) for scan in scans}
+    return {scan: compare_fullest_slice(model, ready, scan) for scan in scans}
 
 
 def write_pooled(
@@ -112,7 +112,7 @@ def write_pooled(
         scans = [str(scan.name) for scan in run.scans["eval"] if scan.name in names]
         shown |= show_held_back(run, dataset, scans) if scans else {}
     draw_cases(pooled.cases, shown, output_dir / CASES)
-    cases = name_slices(pooled.cases, shown)
+    cases = add_shown_slices(pooled.cases, shown)
     write_facts(output_dir, replace(pooled, cases=cases, postprocessing=asdict(learnt) if learnt else None))
     write_card(output_dir, shown_folder(output_dir), license_name, published=False)
 

@@ -29,7 +29,7 @@ from gi_segmentation.rle import RleError
 # The columns of the dataset from which a slice is prepared.
 SOURCE_COLUMNS = ["id", "image", "segmentation", "height", "width"]
 # The columns of the cache: prepared pixels with two bytes each, and organ bits with one byte per pixel. `large_binary`
-# has room for more than 2 GB in one piece.
+# holds more than 2 GB in one buffer.
 CACHE_FEATURES = Features({"pixels": Value("large_binary"), "organs": Value("large_binary")})
 BYTES_PER_PIXEL = 3
 # With fewer slices than this, a process takes longer to start than to work.
@@ -55,11 +55,11 @@ def read_image(row: dict[str, Any]) -> np.ndarray:
     return decode_image(data, row["id"], row["width"], row["height"])
 
 
-def prepare_outlines(row: dict[str, Any], image_size: int) -> np.ndarray:
-    """Check and prepare the outlines of a row of `select_sources`: organ bits, uint8, `(image_size, image_size)`.
+def prepare_annotations(row: dict[str, Any], image_size: int) -> np.ndarray:
+    """Check and prepare the annotations of a row of `select_sources`: organ bits, uint8, `(image_size, image_size)`.
 
     Raises:
-        InputError: If an outline is missing, or is not a mask of the slice.
+        InputError: If an annotation is missing, or is not a mask of the slice.
     """
     try:
         if row["segmentation"] is None or None in row["segmentation"].values():
@@ -78,12 +78,12 @@ def prepare_rows(rows: dict[str, list[Any]], image_size: int, code: str) -> dict
         code: Not used. It is a part of the fingerprint under which `datasets` keeps the result.
 
     Raises:
-        InputError: As `read_image` and `prepare_outlines`.
+        InputError: As `read_image` and `prepare_annotations`.
     """
     columns = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
     return {
         "pixels": [prepare_image(read_image(row), image_size).tobytes() for row in columns],
-        "organs": [prepare_outlines(row, image_size).tobytes() for row in columns],
+        "organs": [prepare_annotations(row, image_size).tobytes() for row in columns],
     }
 
 
@@ -211,4 +211,4 @@ class PreparedSlices:
         """Do the work of the cache for one slice, see `read`."""
         shown = [self.images[row] for row in rows]
         pixels = [prepare_image(read_image(row), self.image_size) for row in shown]
-        return stack_channels(pixels), prepare_outlines(shown[len(shown) // 2], self.image_size)
+        return stack_channels(pixels), prepare_annotations(shown[len(shown) // 2], self.image_size)

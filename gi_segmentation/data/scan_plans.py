@@ -24,7 +24,7 @@ class DatasetScan(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
 
 
-def plan_scans(dataset: Dataset) -> dict[str, DatasetScan]:
+def list_dataset_scans(dataset: Dataset) -> dict[str, DatasetScan]:
     """Return the scans of a split by name, sorted by case and day.
 
     Raises:

@@ -11,7 +11,7 @@ from transformers import SegformerImageProcessorPil
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices
-from gi_segmentation.data.scan_plans import plan_scans
+from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.data.streaming import PICTURE_COLUMNS, load_index
 from gi_segmentation.data.transforms import SliceTransform, attach_transform
 from gi_segmentation.errors import InputError
@@ -154,7 +154,7 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"would be too good; split by patient"
         )
     # The result is not used. A fault of the validation scans is found here, and not after the first epoch.
-    plan_scans(validation)
+    list_dataset_scans(validation)
     return DatasetDict(train=train, validation=validation)
 
 

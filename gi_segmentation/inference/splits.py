@@ -51,7 +51,7 @@ def predict_split(
             yield one.masks
 
 
-def count_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16) -> np.ndarray:
+def count_slice_pixels(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16) -> np.ndarray:
     """Predict a split and count the pixels of the masks of each slice, with a progress bar.
 
     The counts give the Dice of single slices.
@@ -65,11 +65,11 @@ def count_slices(model: PreTrainedModel, dataset: Dataset, batch_size: int = 16)
         Pixels in both masks, predicted and true, on the native grid: int64, shape `(slices, organs, 3)`.
     """
     # The truth comes from the encodings and not from `labels`, which have the size of the model's input.
-    outlines = dataset.with_format(None)["segmentation"]
+    annotated = dataset.with_format(None)["segmentation"]
     predicted = predict_split(model, dataset, batch_size, "Scoring")
     return np.stack(
         [
             count_pixels(preds, organ_masks(one, *preds.shape[1:]))
-            for preds, one in zip(predicted, outlines, strict=True)
+            for preds, one in zip(predicted, annotated, strict=True)
         ]
     )

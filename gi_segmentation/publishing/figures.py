@@ -28,8 +28,8 @@ class ShownSlice(NamedTuple):
     """The slice of a scan that a picture shows.
 
     Attributes:
-        truth: The slice with the outlines of the dataset.
-        predicted: The same slice with the predicted outlines.
+        truth: The slice with the annotations of the dataset.
+        predicted: The same slice with the predicted masks.
         number: Its number in the scan.
         dice: Mean Dice over its organs; None if no organ is in either mask.
     """
@@ -40,8 +40,8 @@ class ShownSlice(NamedTuple):
     dice: float | None
 
 
-def outlined_by_hand(row: dict[str, Any], title: str) -> Panel:
-    """Return a slice with the outlines of the dataset: drawn by hand, or by a phantom.
+def annotated_panel(row: dict[str, Any], title: str) -> Panel:
+    """Return a slice with the annotations of the dataset, which a phantom may have made.
 
     Args:
         row: A row of the dataset, without a transform.
@@ -100,7 +100,7 @@ def pick_slices(dataset: Dataset, number: int) -> list[int]:
 
 
 def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple[Panel, Panel]:
-    """Return a slice with the outlines of the dataset, and the same slice with the predicted outlines.
+    """Return a slice with the annotations of the dataset, and the same slice with the predicted masks.
 
     Args:
         model: The model that predicts.
@@ -113,7 +113,7 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
     # `with_format(None)` gives the stored row, and not the tensors of the transform. A streamed row has no image.
     row, slices = dataset.with_format(None)[index], attached_transform(dataset).slices
     row["image"] = read_image(slices.images[slices.rows[row["scan"]][row["slice"]]])
-    truth = outlined_by_hand(row, f"{row['id']}\nreference outlines")
+    truth = annotated_panel(row, f"{row['id']}\nreference outlines")
     (preds,) = predict_split(model, dataset.select([index]))
     dice = score_slice(preds, truth.masks)
     return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
@@ -157,8 +157,8 @@ def fullest_slice(dataset: Dataset, scan: str) -> int:
     return rows[int(np.argmax(areas))]
 
 
-def compare_scan(model: PreTrainedModel, dataset: Dataset, scan: str) -> ShownSlice:
-    """Return the slice of a scan that shows most of the organs, with both outlines.
+def compare_fullest_slice(model: PreTrainedModel, dataset: Dataset, scan: str) -> ShownSlice:
+    """Return the slice of a scan that shows most of the organs, once with its annotations and once as predicted.
 
     Args:
         model: The model that predicts.
@@ -172,12 +172,12 @@ def compare_scan(model: PreTrainedModel, dataset: Dataset, scan: str) -> ShownSl
     return ShownSlice(truth, predicted, number, to_json(dice))
 
 
-def name_slices(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice]) -> dict[str, dict[str, Any]]:
+def add_shown_slices(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice]) -> dict[str, dict[str, Any]]:
     """Return single scans with the slice that the picture shows, and its own Dice: `slice` and `slice_dice`.
 
     Args:
         cases: Single scans, from `results.pick_cases`.
-        shown: The slice of each scan, from `compare_scan`.
+        shown: The slice of each scan, from `compare_fullest_slice`.
     """
     return {
         name: {**case, "slice": shown[case["scan"]].number, "slice_dice": shown[case["scan"]].dice}
@@ -190,7 +190,7 @@ def draw_cases(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice], p
 
     Args:
         cases: Single scans, from `results.pick_cases`.
-        shown: The slice of each scan, from `compare_scan`.
+        shown: The slice of each scan, from `compare_fullest_slice`.
         path: The PNG file to write.
     """
     by_hand, predicted = [], []

@@ -20,7 +20,13 @@ from gi_segmentation.errors import InputError, one_line, saying_how_to_go_on
 from gi_segmentation.files import copy_file, to_json, write_text
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, settle_facts, write_facts
-from gi_segmentation.publishing.figures import compare_scan, draw_cases, draw_learning_curve, draw_overlay, name_slices
+from gi_segmentation.publishing.figures import (
+    add_shown_slices,
+    compare_fullest_slice,
+    draw_cases,
+    draw_learning_curve,
+    draw_overlay,
+)
 from gi_segmentation.publishing.hub import Publication, is_repository_private, publish_folder
 from gi_segmentation.publishing.model_card import (
     CARD,
@@ -159,9 +165,9 @@ def write_results(
         write_text(output_dir / SCAN_SCORES, tabulate_scans(scans).to_csv(index=False))
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
         names = [case["scan"] for case in results.cases.values()]
-        shown = {scan: compare_scan(trainer.model, validation, scan) for scan in names}
+        shown = {scan: compare_fullest_slice(trainer.model, validation, scan) for scan in names}
         draw_cases(results.cases, shown, output_dir / CASES)
-        results = replace(results, cases=name_slices(results.cases, shown))
+        results = replace(results, cases=add_shown_slices(results.cases, shown))
     draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
     # The card comes last. `write_card` reads `run.json`.
     write_facts(output_dir, results)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from datasets import Dataset
 
-from gi_segmentation.data.scan_plans import plan_scans
+from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.memory import release_memory
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
@@ -37,7 +37,7 @@ class StreamingScorer:
         share: Index of this process and number of processes. Each process measures its own part of the scans.
 
     Raises:
-        InputError: As `plan_scans`.
+        InputError: As `list_dataset_scans`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class StreamingScorer:
     ) -> None:
         # The truth of a scan is decoded when the scan is measured, and not before. Images are never read.
         self.annotations = dataset.with_format(None).select_columns(["segmentation"])
-        self.plans = plan_scans(dataset)
+        self.plans = list_dataset_scans(dataset)
         # Every process gets all slices of all processes, and ignores those of scans that are not its own. So each scan
         # is measured once, and the work is spread evenly.
         index, number = share
@@ -119,7 +119,7 @@ class StreamingScorer:
             # All slices of a batch have the bytes of the largest one. `count` leaves the padding out.
             preds[:, place] = np.unpackbits(slices[number], count=math.prod(shape)).view(bool).reshape(shape)
             target[:, place] = organ_masks(encodings[place], height, width)
-        # Millimetres need the true distance between slices. `plan_scans` gives no voxel size to a scan with a gap.
+        # Millimetres need the true distance between slices. A scan with a gap has no voxel size, see `DatasetScan`.
         clinical = compare_organs(preds, target, spacing_mm if self.clinical else None)
         return compare_masks(case, scan, preds, target, self.rules, label_counts, clinical)
 

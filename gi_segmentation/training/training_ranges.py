@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.data.prepared import read_image, select_sources
-from gi_segmentation.data.scan_plans import DatasetScan, plan_scans
+from gi_segmentation.data.scan_plans import DatasetScan, list_dataset_scans
 from gi_segmentation.data.streaming import StreamedRows
 from gi_segmentation.review.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.review.ranges import TrainingRanges, find_ranges
@@ -28,7 +28,7 @@ def find_training_ranges(dataset: Dataset) -> TrainingRanges:
     Raises:
         InputError: If the slices of a scan do not form a volume.
     """
-    plans = list(plan_scans(dataset).values())
+    plans = list(list_dataset_scans(dataset).values())
     positions = np.unique(np.linspace(0, len(plans) - 1, min(len(plans), MAX_SCANS)).round().astype(int))
     # For a streamed dataset, this looks up where all rows are. So it is done once.
     sources = select_sources(dataset)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import EvalPrediction
 
-from gi_segmentation.data.scan_plans import plan_scans
+from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.masks import pack_masks
 from gi_segmentation.rle import organ_masks
@@ -108,7 +108,7 @@ class TestScanScorer:
 
     def test_millimetres_are_those_of_the_file_names(self, dataset_dir: Path) -> None:
         splits = load_dataset(str(dataset_dir))
-        found = {plan.spacing_mm for split in splits.values() for plan in plan_scans(split).values()}
+        found = {plan.spacing_mm for split in splits.values() for plan in list_dataset_scans(split).values()}
         assert found == {(3.0, 1.5, 1.5), (3.0, 1.63, 1.63)}
 
     def test_a_gap_between_slices_gives_no_millimetres(self, validation: Dataset) -> None:

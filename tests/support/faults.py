@@ -24,7 +24,7 @@ FAULT = "GI_SEGMENTATION_TEST_FAULT"
 # Where the function is that fails: module, class or nothing, function.
 PLACES: dict[str, tuple[str, str, str]] = {
     "import": ("gi_segmentation.publishing.facts", "", ""),
-    "preparation": ("gi_segmentation.data.prepared", "", "prepare_outlines"),
+    "preparation": ("gi_segmentation.data.prepared", "", "prepare_annotations"),
     "loader": ("gi_segmentation.data.transforms", "SliceTransform", "__call__"),
     "step": ("gi_segmentation.training.trainer", "SegmentationTrainer", "compute_loss"),
     "callback": ("gi_segmentation.training.averaging", "AverageCallback", "on_step_end"),
