@@ -66,7 +66,7 @@ def check_slice(
     try:
         image = read_slice(slice_file)
     except KaggleDataError as error:
-        # The encodings fit an image of one size, and nobody knows it while image and name disagree.
+        # The encodings fit an image of one size, which is unknown while image and name disagree.
         return CheckedSlice(slice_file, b"", {}), error.problems
     # The test split has no annotations. If a training slice has no rows, that is reported with the problems of the
     # CSV, so there is nothing to add here.

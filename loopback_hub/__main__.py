@@ -39,7 +39,7 @@ def run_with_hub(hub: LoopbackHub, command: list[str]) -> int:
 def main() -> int:
     """Run the command line, and return the exit status."""
     options, stop = parse_arguments(), threading.Event()
-    # Whoever reads the line below may send a signal at once.
+    # A program that reads the line below may send a signal at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:

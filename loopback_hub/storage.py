@@ -229,7 +229,7 @@ class Repo:
 
 
 class Storage:
-    """All repositories under a root folder. Whoever changes a `repo.json` holds `lock`."""
+    """All repositories under a root folder. A change of a `repo.json` needs `lock`."""
 
     def __init__(self, root: Path) -> None:
         # One lock is enough. An upload takes long but needs no lock, and moving a branch takes milliseconds.

@@ -37,7 +37,7 @@ SLICES_PER_PROCESS = 500
 
 
 def select_sources(dataset: Dataset) -> Dataset | StreamedRows:
-    """Return the columns `SOURCE_COLUMNS`, with images as bytes that nobody has decoded."""
+    """Return the columns `SOURCE_COLUMNS`, with images as bytes, not decoded."""
     if is_index(dataset):
         return StreamedRows(dataset, SOURCE_COLUMNS)
     return dataset.with_format(None).select_columns(SOURCE_COLUMNS).cast_column("image", Image(decode=False))
@@ -156,7 +156,7 @@ class PreparedSlices:
     def __init__(self, dataset: Dataset, image_size: int, slice_context: int = 0) -> None:
         self.image_size = image_size
         self.slice_context = slice_context
-        # With the format `arrow`, a row of the cache is not copied. A cache of another size is of no use.
+        # With the format `arrow`, a row of the cache is not copied. A cache of another size is not used.
         self.cache: Dataset | None = None
         if len(dataset) and set(CACHE_FEATURES) <= set(dataset.column_names):
             cache = dataset.select_columns(list(CACHE_FEATURES)).with_format("arrow")
@@ -167,7 +167,7 @@ class PreparedSlices:
         self.rows: dict[str, dict[int, int]] = defaultdict(dict)
         for row, (scan, number) in enumerate(zip(plain["scan"], plain["slice"], strict=True)):
             self.rows[scan][number] = row
-        # If every slice were its own neighbour, the model would see three equal channels, and nobody would notice.
+        # If every slice were its own neighbour, the model would see three equal channels without any sign of it.
         if (
             slice_context
             and len(dataset)

@@ -44,7 +44,7 @@ def load_index(path: str, revision: str | None) -> DatasetDict:
     splits = {}
     for split, paths in files.items():
         table = pa.concat_tables([index_file(name, names.index(name)) for name in paths])
-        # Reading leaves memory with Arrow that it does not need any more.
+        # After reading, Arrow keeps memory that it no longer needs.
         pa.default_memory_pool().release_unused()
         features = {**dataset_features(), **places}
         info = DatasetInfo(features=Features({name: features[name] for name in table.column_names}))

@@ -17,7 +17,7 @@ from gi_segmentation.errors import DISK_FULL, InputError, one_line
 # A study has some thousand files and some gigabytes. More is a mistake, or an archive made to fill the disk.
 MAX_FILES = 100_000
 MAX_BYTES = 32 * 2**30
-# Archives that are not unpacked here. A `.nii.gz` is none, and `formats.inputs` looks into other `.gz` files.
+# Archives that are not unpacked here. A `.nii.gz` is no archive, and `formats.inputs` looks into other `.gz` files.
 OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar", ".iso")
 # Names that Windows does not allow, also with an ending.
 RESERVED_NAMES = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")

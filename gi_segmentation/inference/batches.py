@@ -95,7 +95,7 @@ class SliceFolder(Dataset):
         items: list[list[Example] | InputError] = []
         for slice_file in (self.slices[index] for index in indices):
             try:
-                # The other slices of such a scan are of no use. To read a damaged volume again for each takes long.
+                # The other slices of such a scan are not needed, and reading a damaged volume takes long.
                 if slice_file.scan in self.unreadable:
                     raise self.unreadable[slice_file.scan]
                 scan, native_size = self.scans[slice_file.scan], torch.tensor([slice_file.height, slice_file.width])
@@ -135,7 +135,7 @@ def stack_slices(items: list[Any]) -> Batch:
     problems = [item if isinstance(item, InputError) else None for item in items]
     whole = [item for item in items if not isinstance(item, InputError)]
     # In a process of a loader, this function puts tensors into shared memory. PyTorch would do so later, in a thread
-    # whose errors nobody hears, for example if this memory is full.
+    # whose errors are lost, for example if this memory is full.
     return Batch(problems, default_collate(whole) if whole else [])
 
 

@@ -20,7 +20,7 @@ def find_normalisation(settings: Mapping[str, Any]) -> tuple[list[float], list[f
         settings: Settings of an image processor, as its `preprocessor_config.json` has them.
 
     Raises:
-        ValueError: If a setting is missing or has no meaning, or if nobody can tell the range of the input.
+        ValueError: If a setting is missing or has no meaning, or if the range of the input is not known.
 
     Example:
         >>> find_normalisation({"do_normalize": False})

@@ -110,11 +110,11 @@ def list_entries(facts: "RunResults", repo_id: str, branch: str | None = None) -
         EvalResultEntry(
             dataset_id=facts.dataset,
             task_id=name_task(score, facts.competition_preset),
-            # As many digits as in the card, so that nobody finds two different numbers.
+            # As many digits as in the card, so that both show the same number.
             value=round(value, 4),
             dataset_revision=revision if re.fullmatch("[0-9a-f]{40}", revision) else None,
             date=facts.date,
-            # The entry leads to the card and to `run.json`. Nobody knows here whether the namespace is a user or an
+            # The entry leads to the card and to `run.json`. It is not known here whether the namespace is a user or an
             # organisation, so neither is named.
             source_url=f"{constants.ENDPOINT}/{repo_id}" + (f"/tree/{branch}" if branch else ""),
             source_name="Model card",

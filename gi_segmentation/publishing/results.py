@@ -334,7 +334,7 @@ def format_run_scores(facts: RunResults) -> list[str]:
         score, interval = facts.scores[key], format_interval(facts.intervals[key], ".3f")
         lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
     patients = facts.splits["validation"]["patients"]
-    # With one patient, nobody can tell how far the scores vary from patient to patient.
+    # One patient does not show how far the scores vary from patient to patient.
     lines.append(
         f"in brackets 95 % intervals over {patients} patients" if patients > 1 else "no intervals: one patient"
     )

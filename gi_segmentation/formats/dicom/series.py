@@ -127,7 +127,7 @@ def read_headers(paths: Iterable[Path]) -> Headers:
 
 
 def describe_captured(path: Path, header: Any) -> Iterable[str]:
-    """Yield a remark for a file whose frames may be slices, but whose places nobody knows."""
+    """Yield a remark for a file whose frames may be slices, but at unknown places."""
     if str(header.get("SOPClassUID")) in CAPTURED_FRAMES and header.get("Modality") in ("MR", "CT"):
         count = read_text(header, "NumberOfFrames") or "1"
         yield f"{path}: passed over: a secondary capture with {count} frames, which do not say where they lie"
@@ -143,7 +143,7 @@ def series_key(path: Path, header: Any) -> str:
     """Return the UID of the series of a file. Without a UID, a folder is a series.
 
     Raises:
-        InputError: If the UID is none.
+        InputError: If it is not a valid UID.
     """
     uid = str(header.get("SeriesInstanceUID") or "")
     # The output files are named by it, so a crafted UID must not lead out of the output folder.
@@ -293,7 +293,7 @@ def join_single_slices(series: Mapping[str, Sequence[Frame]]) -> SingleSlices:
                 singles.stacks[folder].append(own)
                 singles.joined.update(frame.series_uid for frame in own)
         rest = [frame for frame in frames if frame.series_uid not in singles.joined]
-        # Slices of one kind that are no scan together are none alone. Neither are those that fit together by chance.
+        # Slices of one kind that form no scan together form none alone. Neither do those that fit together by chance.
         # Slices of several patients may be alone.
         for own in [*group_frames(rest, lambda frame: (*frame.patient, *kind_key(frame))), rest]:
             left = [frame for frame in own if frame.series_uid not in singles.joined]

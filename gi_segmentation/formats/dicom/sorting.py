@@ -103,7 +103,7 @@ def check_difference(difference: Difference) -> dict[str, str]:
     """Check that parts of a series are scans by themselves.
 
     Returns:
-        The problems of the parts that are none, by the ends of their names.
+        The problems of the parts that are no scans, by the ends of their names.
 
     Raises:
         InputError: If it cannot be told which parts are whole.
