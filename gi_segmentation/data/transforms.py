@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import SegformerImageProcessorPil
 
+from gi_segmentation.data.intensity import MAX_PIXEL, to_intensity, to_pixels
 from gi_segmentation.schema import ORGANS, LabelMode
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from gi_segmentation.data.prepared import PreparedSlices
-from gi_segmentation.data.intensity import MAX_PIXEL, to_intensity, to_pixels
 
 # A function of image, organ bits and seed. It returns both, changed at random.
 Augment: TypeAlias = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
