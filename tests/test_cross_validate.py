@@ -174,13 +174,14 @@ def test_the_publication_has_a_branch_for_each_fold(
     assert {branch.name for branch in refs.branches} == {"main", *(f"fold-{fold}" for fold in FOLDS)}
     program = (
         "import sys, torch; from transformers import AutoModelForSemanticSegmentation as M\n"
-        "theirs, ours = M.from_pretrained(sys.argv[1], revision=sys.argv[2]), M.from_pretrained(sys.argv[3])\n"
         "image = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)\n"
-        "assert torch.equal(theirs(image).logits, ours(image).logits)\n"
+        "for branch, folder in zip(sys.argv[2::2], sys.argv[3::2], strict=True):\n"
+        "    theirs, ours = M.from_pretrained(sys.argv[1], revision=branch), M.from_pretrained(folder)\n"
+        "    assert torch.equal(theirs(image).logits, ours(image).logits), branch\n"
     )
-    for branch, source in (("fold-1", "fold-1"), ("fold-2", "fold-2"), ("main", "fold-all")):
-        done = run_python(["-c", program, MODEL_ID, branch, str(folder / source)], cwd=tmp_path, env=hub.environment())
-        assert done.returncode == 0, done.stderr
+    branches = ("fold-1", folder / "fold-1", "fold-2", folder / "fold-2", "main", folder / "fold-all")
+    done = run_python(["-c", program, MODEL_ID, *map(str, branches)], cwd=tmp_path, env=hub.environment())
+    assert done.returncode == 0, done.stderr
     main = ModelCard.load(api.hf_hub_download(MODEL_ID, "README.md", local_dir=tmp_path / "main"))
     (dice, *_), facts = main.data.eval_results, read_facts(folder)
     assert dice.metric_value == round(facts["scores"]["eval_dice"], 4) and dice.metric_args["patients"] == 4
