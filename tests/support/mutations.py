@@ -51,7 +51,7 @@ MUTATIONS = [
     Mutation("two empty masks have a Dice of 1", "scoring/dice.py", "if total else math.nan\n\n\ndef sum", "if total else 1.0\n\n\ndef sum", "gi_segmentation/scoring/dice.py tests/scoring/test_dice.py"),
     Mutation("a probability of 0.5 is inside", "models/masks.py", "label_mode) > 0.5", "label_mode) >= 0.5", MASKS),
     Mutation("masks resized in place of logits", "models/masks.py", 'mode="bilinear", align_corners=False', 'mode="nearest"', f"{MASKS} tests/test_predict.py"),
-    Mutation("scans of one process counted twice", "training/evaluation.py", "gather_object(self.scorer.take())", "(lambda own: gather_object(own) + gather_object(own)[:1])(self.scorer.take())", "tests/training/test_accelerate.py -k losses"),
+    Mutation("scans of one process counted twice", "training/evaluation.py", "gather_object(self.scorer.take())", "(lambda own: gather_object(own) + own)(self.scorer.take())", "tests/training/test_accelerate.py -k losses"),
 ]  # fmt: skip
 
 
