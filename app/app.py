@@ -8,7 +8,6 @@ import argparse
 import base64
 import gzip
 import html
-import json
 import logging
 import os
 import re
@@ -27,7 +26,7 @@ import numpy as np
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.memory import keep_freed_memory, release_memory
 from gi_segmentation.processes import leaving_no_process_behind
-from gi_segmentation.schema import COLOURS, ORGANS
+from gi_segmentation.schema import COLOURS
 from gi_segmentation.shortages import Advice, describe_shortage
 
 if TYPE_CHECKING:
@@ -60,9 +59,13 @@ WINDOW_PERCENTILE = 99.0
 # What a visitor can do if the server has not enough memory.
 ADVICE = Advice(*["try again later, upload a smaller scan, or predict it on your own computer"] * 3)
 
-REPORT = "Report (JSON)"
 # The buttons for the files of each format that the page offers.
-BUTTONS = {"nifti": ["NIfTI"], "dicom-seg": ["DICOM SEG"], "rtstruct": ["RTSTRUCT"], "report": [REPORT, "Report"]}
+BUTTONS = {
+    "nifti": ["NIfTI"],
+    "dicom-seg": ["DICOM SEG"],
+    "rtstruct": ["RTSTRUCT"],
+    "report": ["Report (JSON)", "Report"],
+}
 
 # Gradio fills this argument of a function, and shows the progress bars of `tqdm` with it.
 PROGRESS = gr.Progress(track_tqdm=True)
@@ -297,7 +300,7 @@ def predict_and_show(members: "list[Member]", path: Path, max_bytes: int) -> lis
         problems = [InputError(scan.problem) for scan in scans.scans if scan.problem]
         plans = {}
         for scan in scans.usable:
-            formats = [name for name in outputs.POSSIBLE_FORMATS[scan.kind] if name in BUTTONS]
+            formats = [name for name in outputs.possible_formats(scan.kind) if name in BUTTONS]
             with collected_problems(scan, problems):
                 plans[scan.name] = outputs.plan_outputs(scan, formats)
         usable = [scan for scan in scans.usable if scan.name in plans]
@@ -361,25 +364,39 @@ def describe_view(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
         folder: The folder with its files.
 
     Returns:
-        Names, sizes and volumes of organs in millilitres; the verdict of the report; intensities and masks as one byte
-        for each voxel, packed; the files in base64, and what was left out. The axes are slices from head to feet, rows
-        and columns.
+        Names, sizes and volumes of organs in millilitres; the verdict; intensities and masks as one byte for each
+        voxel, packed; the files in base64, and what was left out. The axes are slices from head to feet, rows and
+        columns.
     """
-    from gi_segmentation.inference.outputs import output_paths
-
-    files: dict[str, Path] = {}
-    for name in plan.formats:
-        paths = [folder / path.name for path in output_paths(name, predicted.scan)]
-        files |= zip(BUTTONS[name], paths, strict=True)
-    *folders, _ = predicted.scan.name.split("/")
     # A visitor has no flags.
     notes = [
         f"No {BUTTONS[name][0]}: {public_text(reason).partition(', or choose --format')[0]}"
         for name, reason in plan.refused.items()
     ]
-    report = json.loads(files[REPORT].read_text(encoding="utf-8"))
-    volume = predicted.volume
-    intensities = read_scan_intensities(predicted.scan)
+    return {
+        "name": predicted.volume.name,
+        "shape": predicted.volume.training_shape,
+        "spacing_mm": predicted.volume.spacing_mm,
+        **describe_voxels(predicted),
+        "organs": [
+            {"name": organ.replace("_", " "), "colour": colour, "volume_ml": one.volume_ml}
+            for (organ, one), colour in zip(predicted.measured.organs.items(), COLOURS[1:], strict=True)
+        ],
+        "verdict": predicted.triage.verdict,
+        "reasons": [reason.text for reason in predicted.triage.reasons],
+        "unchecked": list(predicted.triage.unchecked),
+        "files": describe_files(predicted.scan, plan, folder),
+        "notes": [*notes, *plan.remarks],
+    }
+
+
+def describe_voxels(predicted: "PredictedScan") -> dict[str, Any]:
+    """Return the intensities and the masks of a scan for `viewer.js`, and with what it begins; see `describe_view`."""
+    volume, numbers = predicted.volume, predicted.numbers
+    # Slices that are missing are 0.
+    intensities = np.zeros(volume.training_shape, dtype=np.float32)
+    for place, number in enumerate(numbers):
+        intensities[number - numbers[0]] = predicted.read_slice(place)
     # 8 bits are enough for a screen, and 16 bits of a whole Kaggle scan would have 25 MB.
     brightest = max(float(np.percentile(intensities, BRIGHTEST_PERCENTILE)), 1.0)
     eight_bits = (np.clip(intensities / brightest, 0, 1) * 255).round().astype(np.uint8)
@@ -390,44 +407,29 @@ def describe_view(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dic
     shown = volume.to_training(bits)
     areas = np.count_nonzero(shown, axis=(1, 2))
     return {
-        "name": volume.name,
-        "shape": volume.training_shape,
-        "spacing_mm": volume.spacing_mm,
         # The slice that shows most of the organs.
         "first_slice": int(areas.argmax()) + 1 if areas.any() else len(areas) // 2 + 1,
         "brightest_percent": float(np.percentile(eight_bits, WINDOW_PERCENTILE)) / 255 * 100,
         "intensities": compress_to_text(eight_bits),
         "masks": compress_to_text(shown),
-        "organs": [
-            {"name": organ.replace("_", " "), "colour": colour, "volume_ml": report["organs"][organ]["volume_ml"]}
-            for organ, colour in zip(ORGANS, COLOURS[1:], strict=True)
-        ],
-        "verdict": report["verdict"],
-        "reasons": [reason["text"] for reason in report["reasons"]],
-        "unchecked": report["unchecked"],
-        "files": [
-            # Files of two patients may have one name, and all of them are saved to one folder.
-            {
-                "label": label,
-                "name": "_".join([*folders, file.name]),
-                "data": base64.b64encode(file.read_bytes()).decode(),
-            }
-            for label, file in files.items()
-        ],
-        "notes": [*notes, *plan.remarks],
     }
 
 
-def read_scan_intensities(scan: "InputScan") -> np.ndarray:
-    """Read the intensities of a scan as slices, rows and columns: float32. Slices that are missing are 0."""
-    from gi_segmentation.formats.volumes import read_intensities, read_pixels
+def describe_files(scan: "InputScan", plan: "Plan", folder: Path) -> list[dict[str, str]]:
+    """Return label, name and content of each file of a scan; see `describe_view`."""
+    from gi_segmentation.inference.outputs import output_paths
 
-    if scan.volume.read is not None:
-        return read_intensities(scan.volume)
-    intensities = np.zeros(scan.volume.training_shape, dtype=np.float32)
-    for one in scan.slices:
-        intensities[one.number - scan.slices[0].number] = read_pixels(one)
-    return intensities
+    *folders, _ = scan.name.split("/")
+    return [
+        # Files of two patients may have one name, and all of them are saved to one folder.
+        {
+            "label": label,
+            "name": "_".join([*folders, path.name]),
+            "data": base64.b64encode((folder / path.name).read_bytes()).decode(),
+        }
+        for name in plan.formats
+        for label, path in zip(BUTTONS[name], output_paths(name, scan), strict=True)
+    ]
 
 
 def compress_to_text(voxels: np.ndarray) -> str:

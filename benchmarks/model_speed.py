@@ -38,8 +38,8 @@ from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import Settings
 from gi_segmentation.inference.members import Member, load_members, processor_has
-from gi_segmentation.inference.output_folder import predict_files
-from gi_segmentation.inference.outputs import write_submission
+from gi_segmentation.inference.output_folder import write_submission
+from gi_segmentation.inference.prediction import predict_files
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer
 from tests.support.architectures import ARCHITECTURES, recipe_flags

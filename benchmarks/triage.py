@@ -24,8 +24,8 @@ from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import Settings
 from gi_segmentation.inference.members import Member, load_members
 from gi_segmentation.inference.scans import predict_scans
+from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.review.ranges import TrainingRanges, find_deviation, find_features
-from gi_segmentation.review.report import ReportedScan, report_on
 from gi_segmentation.review.triage import Limits, Triage, sort_scan
 from gi_segmentation.training.training_ranges import find_training_ranges
 
@@ -113,8 +113,8 @@ def to_scan(name: str, voxels: np.ndarray, spacing_mm: tuple[float, float, float
     return InputScan(name, list_slices([volume]))
 
 
-def predict_one(members: list[Member], scan: InputScan) -> ReportedScan:
-    """Predict a scan for its report.
+def predict_one(members: list[Member], scan: InputScan) -> PredictedScan:
+    """Predict a scan, with all that a verdict needs.
 
     Raises:
         InputError: If the scan cannot be used. It counts as flagged.
@@ -124,10 +124,10 @@ def predict_one(members: list[Member], scan: InputScan) -> ReportedScan:
     ((_, predicted),) = predict_scans(members, [scan], settings, probabilities=True)
     if isinstance(predicted, InputError):
         raise predicted
-    return report_on(predicted)
+    return predicted
 
 
-def choose_limits(scans: Iterable[ReportedScan], ranges: TrainingRanges) -> tuple[float, float]:
+def choose_limits(scans: Iterable[PredictedScan], ranges: TrainingRanges) -> tuple[float, float]:
     """Return the deviation and the confidence at which at most `FALSE_ALARMS` of good scans are flagged by each."""
     deviations, confidences = [], []
     for scan in scans:
@@ -139,7 +139,7 @@ def choose_limits(scans: Iterable[ReportedScan], ranges: TrainingRanges) -> tupl
         ]
         deviations.append(max(worst)[0])
         confidences.append(np.nanmin([one.confidence for one in scan.measured.organs.values()]))
-        print(f"{scan.name}: deviation {deviations[-1]:.2f} ({max(worst)[1]}), confidence {confidences[-1]:.2f}")
+        print(f"{scan.scan.name}: deviation {deviations[-1]:.2f} ({max(worst)[1]}), confidence {confidences[-1]:.2f}")
     # The lists begin with the strictest limit, and the strictest one with few enough false alarms is chosen.
     far = [limit for limit in DEVIATIONS if np.mean(np.array(deviations) > limit) <= FALSE_ALARMS]
     sure = [limit for limit in CONFIDENCES if np.mean(np.array(confidences) < limit) <= FALSE_ALARMS]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.inference.arguments import FORMATS, Computation, add_prediction_flags, check_prediction_flags
+from gi_segmentation.inference.arguments import FORMAT_NAMES, Computation, add_prediction_flags, check_prediction_flags
 from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.shortages import PREDICTION
@@ -68,7 +68,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--format",
         nargs="+",
-        choices=FORMATS,
+        choices=FORMAT_NAMES,
         help="kaggle writes submission.csv, nifti a label map per scan, dicom-seg a segmentation and "
         "rtstruct a structure set per series, report two files per scan with its measures and a triage; "
         "None: what fits the input",
@@ -110,13 +110,8 @@ def main(argv: list[str] | None = None) -> list[Path]:
 def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
     from gi_segmentation.formats.inputs import describe_scan, find_scans
-    from gi_segmentation.inference.outputs import (
-        check_submission,
-        choose_formats,
-        describe_plan,
-        leave_out,
-        list_outputs,
-    )
+    from gi_segmentation.inference.output_folder import check_submission
+    from gi_segmentation.inference.outputs import choose_formats, describe_plan, leave_out, list_outputs
 
     output_dir = arguments.output_dir
     scans = find_scans(path, output_dir, arguments.series)
@@ -181,8 +176,8 @@ def write_predictions(
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
 
-    from gi_segmentation.inference.output_folder import describe_failures, describe_results, forget_rows, predict_files
-    from gi_segmentation.inference.outputs import write_submission
+    from gi_segmentation.inference.output_folder import forget_rows, write_submission
+    from gi_segmentation.inference.prediction import describe_failures, describe_results, predict_files
 
     share = scans[state.process_index :: state.num_processes]
     results = []

@@ -32,15 +32,8 @@ from gi_segmentation.formats.volumes import Slice, Volume, VolumeSlice, kaggle_v
 
 Kind: TypeAlias = Literal["kaggle", "nifti", "dicom"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# What must be installed to read a kind of files, or to write a format.
-PACKAGES_BY_KIND: dict[str, tuple[str, ...]] = {
-    "kaggle": (),
-    "nifti": ("nibabel",),
-    "dicom": ("pydicom",),
-    "dicom-seg": ("highdicom",),
-    "rtstruct": ("pydicom",),
-    "report": (),
-}
+# What must be installed to read a kind of files.
+PACKAGES_BY_KIND: dict[Kind, tuple[str, ...]] = {"kaggle": (), "nifti": ("nibabel",), "dicom": ("pydicom",)}
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
     root = path if path.is_dir() else path.parent
     files = sort_files(path, output_dir)
     for kind in (one for one in KINDS if files[one]):
-        require(kind, files[kind][0])
+        require(PACKAGES_BY_KIND[kind], files[kind][0])
     files["label map"] = find_label_maps(files["nifti"], root)
     files["nifti"] = sorted({*files["nifti"]} - {*files["label map"]})
     left_out: list[str] = []
@@ -284,17 +277,17 @@ def describe_choice(scan: InputScan) -> str:
     return f"{scan.name} ({', '.join(remarks)})" if remarks else scan.name
 
 
-def require(kind: str, subject: Path | str) -> None:
-    """Check that the packages for a kind of files, or for a format, are installed.
+def require(packages: Iterable[str], subject: Path | str) -> None:
+    """Check that packages for files of clinics are installed.
 
     Args:
-        kind: The kind or the format.
+        packages: Their names.
         subject: A file or a flag that needs them, for the message.
 
     Raises:
         InputError: If not.
     """
-    for package in PACKAGES_BY_KIND[kind]:
+    for package in packages:
         if find_spec(package) is None:
             raise InputError(f"{subject}: needs {package}, which is not installed; run `pip install -e .[clinic]`")
 

@@ -329,13 +329,25 @@ def native_grid(volume: Volume, predictions: Iterable[tuple[Slice, np.ndarray]])
         The same type, shape `(organs, i, j, k)`. Slices that are missing are 0, and
         so are voxels that the model did not see.
     """
-    depth, height, width = volume.training_shape
     predictions = list(predictions)
     (start, arrays) = predictions[0]
-    stacked = np.zeros((len(arrays), depth, height, width), dtype=arrays.dtype)
+    stacked = np.zeros((len(arrays), *volume.training_shape), dtype=arrays.dtype)
     for one, arrays in predictions:
-        if isinstance(one, VolumeSlice):
-            (top, left), _ = volume.window
-            arrays = cut_window(arrays, (-top, -left), (height, width))
-        stacked[:, one.number - start.number] = arrays
+        stacked[:, one.number - start.number] = whole_field(one, arrays)
     return np.stack([volume.to_native(organ) for organ in stacked])
+
+
+def whole_field(one: Slice, organs: np.ndarray) -> np.ndarray:
+    """Return the masks or the probabilities of a slice with its whole field of view.
+
+    Args:
+        one: The slice.
+        organs: What was predicted for the window that the model sees: shape `(organs, height, width)`.
+
+    Returns:
+        Shape `(organs, rows, columns)`. Pixels that the model did not see are 0.
+    """
+    if not isinstance(one, VolumeSlice):
+        return organs
+    (top, left), _ = one.volume.window
+    return cut_window(organs, (-top, -left), one.volume.training_shape[1:])

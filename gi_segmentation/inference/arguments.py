@@ -10,8 +10,8 @@ from typing import Literal, get_args
 from gi_segmentation.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
-# The formats of prediction files, see `inference.outputs`.
-FORMATS = ("kaggle", "nifti", "dicom-seg", "rtstruct", "report")
+# The formats of prediction files that can be chosen, see `inference.outputs`.
+FORMAT_NAMES = ("kaggle", "nifti", "dicom-seg", "rtstruct", "report")
 
 
 @dataclass(frozen=True)

@@ -1,132 +1,22 @@
-"""Predict many scans, and write the files of each as soon as it is done.
+"""The folder that predictions are written to: the records of its scans, and Kaggle's `submission.csv`.
 
-A scan that cannot be read stops no other one. A record of each scan says what made its files, so that a prediction
-which was interrupted goes on where it stopped.
+A record of each scan says what made its files, so that a prediction which was interrupted goes on where it stopped.
+This module does not import PyTorch.
 """
 
-import errno
+import filecmp
 import hashlib
 import json
 import shutil
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from gi_segmentation import __version__
-from gi_segmentation.errors import InputError, describe_fault, list_some, one_line, reading
-from gi_segmentation.files import find_files, hash_file, write_json
+from gi_segmentation.errors import InputError, reading
+from gi_segmentation.files import find_files, hash_file, write_json, writing_file
 from gi_segmentation.formats.inputs import InputScan
-from gi_segmentation.formats.volumes import check_volumes
-from gi_segmentation.inference.batches import Settings
-from gi_segmentation.inference.members import Member
-from gi_segmentation.inference.outputs import PROBABILITIES, RECORDS, Plan, output_paths, plan_outputs, write_formats
-from gi_segmentation.inference.scans import predict_scans
-from gi_segmentation.memory import release_memory
+from gi_segmentation.inference.outputs import RECORDS, SUBMISSION, Plan, output_paths, write_formats
 from gi_segmentation.review.predicted_scan import PredictedScan
-
-# Errors of the system that are due to the name of a scan, and not to the folder.
-SCAN_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-
-
-@dataclass(frozen=True)
-class ScanResult:
-    """What became of a scan.
-
-    Attributes:
-        name: Name of the scan.
-        slices: Number of its slices; 0 if they are not known.
-        status: `done`; `partly`, because a format could not be written; `skipped`, because an earlier run has written
-            the same files; or `failed`.
-        seconds: Time from the start of its prediction until its files are written.
-        files: The files in the output folder.
-        message: Why it failed.
-        plan: The formats that were written, and those that could not be; None if it failed.
-    """
-
-    name: str
-    slices: int
-    status: Literal["done", "partly", "skipped", "failed"]
-    seconds: float = 0.0
-    files: list[Path] = field(default_factory=list)
-    message: str = ""
-    plan: Plan | None = None
-
-    @property
-    def refused(self) -> Mapping[str, str]:
-        """The formats that could not be written, and why."""
-        return self.plan.refused if self.plan else {}
-
-    def is_complete(self, asked: bool) -> bool:
-        """Tell whether all is well.
-
-        Args:
-            asked: Whether the user named the formats. If not, what cannot be written for a series is not missing.
-        """
-        return self.status != "failed" and not (self.plan and (self.plan.failed or (asked and self.plan.refused)))
-
-
-def predict_files(
-    members: list[Member], scans: Sequence[InputScan], formats: Sequence[str], output_dir: Path, settings: Settings
-) -> Iterator[ScanResult]:
-    """Predict scans and write their files.
-
-    Args:
-        members: One checkpoint, or several for an ensemble.
-        scans: The scans, also those with a problem.
-        formats: The formats of the files, see `outputs.choose_formats`.
-        output_dir: Folder for the files. It may have files of an earlier run with the same models and settings.
-        settings: How the scans are predicted.
-
-    Yields:
-        One result per scan: first those that are not predicted, then each when its files are written and the next one
-        is predicted.
-
-    Raises:
-        InputError: If the folder has files of other models or settings, or if nothing can be written to it.
-    """
-    made_by = describe_prediction(members, settings)
-    check_records(output_dir, made_by)
-    left: dict[str, tuple[InputScan, Plan]] = {}
-    for scan in scans:
-        found = check_scan(scan, formats, output_dir, settings)
-        if isinstance(found, Plan):
-            left[scan.name] = scan, found
-        else:
-            yield found
-    # These formats need more than masks.
-    probabilities = not {"report", *PROBABILITIES}.isdisjoint(formats)
-    started = time.monotonic()
-    # The files of a scan are written in another thread, while this one predicts the next scan. The model stays in this
-    # thread, because only the main thread keeps memory for the next batch, see `memory`.
-    with ThreadPoolExecutor(1) as writer:
-        writing: Future[ScanResult] | None = None
-        for scan, predicted in predict_scans(members, [scan for scan, _ in left.values()], settings, probabilities):
-            if writing is not None:
-                yield writing.result()
-            _, plan = left[scan.name]
-            writing = writer.submit(write_result, scan, predicted, plan, output_dir, made_by, started)
-            # The callback runs when the volumes that the report has needed are gone.
-            writing.add_done_callback(lambda _: release_memory())
-            del predicted
-            started = time.monotonic()
-        if writing is not None:
-            yield writing.result()
-
-
-def describe_prediction(members: Sequence[Member], settings: Settings) -> dict[str, Any]:
-    """Return what decides the masks of a scan, in plain values for a record."""
-    limits = settings.postprocessing
-    return {
-        "version": __version__,
-        "checkpoints": sorted(member.commit for member in members),
-        "precision": "bf16" if members[0].bf16 else "fp32",
-        "test_time_flips": settings.flips,
-        "postprocessing": None if limits is None else limits.to_config(),
-    }
 
 
 def check_records(output_dir: Path, made_by: dict[str, Any]) -> None:
@@ -170,27 +60,6 @@ def record_path(scan: InputScan, output_dir: Path) -> Path:
     return output_dir / RECORDS / f"{scan.name}.json"
 
 
-def check_scan(scan: InputScan, formats: Sequence[str], output_dir: Path, settings: Settings) -> ScanResult | Plan:
-    """Return the result of a scan that need not or cannot be predicted, or what will be written for it."""
-    try:
-        if scan.problem:
-            raise InputError(scan.problem)
-        if settings.postprocessing is not None:
-            reason = "post-processing works on whole scans; correct the file name, or add --no_postprocessing"
-            check_volumes(scan.slices, reason)
-        plan = plan_outputs(scan, formats)
-        files = [output_dir / path for name in plan.formats for path in output_paths(name, scan)]
-        if is_done(scan, files, output_dir):
-            return ScanResult(scan.name, len(scan.slices), "skipped", files=files, plan=plan)
-    except InputError as error:
-        return ScanResult(scan.name, len(scan.slices), "failed", message=str(error))
-    except MemoryError:
-        raise
-    except Exception as error:
-        return ScanResult(scan.name, len(scan.slices), "failed", message=f"{scan.name}: {describe_fault(error)}")
-    return plan
-
-
 def is_done(scan: InputScan, files: Sequence[Path], output_dir: Path) -> bool:
     """Return whether an earlier run has written the files of a scan.
 
@@ -225,40 +94,6 @@ def hash_files(paths: Sequence[Path]) -> str:
     return "sha256 " + hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def write_result(
-    scan: InputScan,
-    predicted: PredictedScan | InputError,
-    plan: Plan,
-    output_dir: Path,
-    made_by: dict[str, Any],
-    started: float,
-) -> ScanResult:
-    """Write the files of a scan, if it was predicted, and return its result.
-
-    Raises:
-        InputError: If the folder cannot be written.
-    """
-    try:
-        if isinstance(predicted, InputError):
-            raise predicted
-        plan = write_files(predicted, plan, output_dir, made_by)
-        seconds = time.monotonic() - started
-        files = [output_dir / path for name in plan.formats for path in output_paths(name, scan)]
-        return ScanResult(scan.name, len(scan.slices), "partly" if plan.refused else "done", seconds, files, plan=plan)
-    except InputError as error:
-        message = str(error)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # A full disk is the same for all other scans.
-        if isinstance(error, OSError) and error.errno not in SCAN_ERRORS:
-            raise InputError(
-                f"{output_dir}: cannot be written ({one_line(error)}); start again after a correction"
-            ) from error
-        message = f"{scan.name}: {describe_fault(error)}"
-    return ScanResult(scan.name, len(scan.slices), "failed", time.monotonic() - started, message=message)
-
-
 def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by: dict[str, Any]) -> Plan:
     """Write the files of a scan, and move them to their places together.
 
@@ -274,7 +109,7 @@ def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by:
     unfinished.mkdir(parents=True)
     try:
         plan = write_formats(predicted, plan, unfinished)
-        paths = [path for name in plan.formats for path in output_paths(name, scan)]
+        paths = plan.paths(scan)
         earlier = read_record(record)["files"] if record.exists() else []
         names = list(dict.fromkeys([*earlier, *map(str, paths)]))
         content = {"made_by": made_by, "input": hash_files(scan.paths), "files": names}
@@ -286,6 +121,45 @@ def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return plan
+
+
+def write_submission(scans: Iterable[InputScan], output_dir: Path) -> Path:
+    """Join the rows of all scans to Kaggle's `submission.csv`.
+
+    Args:
+        scans: The scans, in order. All have been predicted.
+        output_dir: The folder of the prediction.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: If there is another `submission.csv`.
+    """
+    path = output_dir / SUBMISSION
+    with writing_file(path) as unfinished:
+        with unfinished.open("wb") as file:
+            file.write(b"id,class,predicted\n")
+            for scan in scans:
+                for part in output_paths("kaggle", scan):
+                    with (output_dir / part).open("rb") as rows:
+                        shutil.copyfileobj(rows, file)
+        if path.exists() and not filecmp.cmp(path, unfinished, shallow=False):
+            raise InputError(f"{path}: exists; remove it or name another --output_dir")
+    return path
+
+
+def check_submission(output_dir: Path) -> None:
+    """Check that there is no `submission.csv` of an earlier prediction.
+
+    Raises:
+        InputError: If there is one.
+    """
+    # If rows of single scans are left, the earlier prediction was killed when it had just written the file. Its
+    # command must be able to go on. `write_submission` compares both files then.
+    path = output_dir / SUBMISSION
+    if path.exists() and not any((output_dir / RECORDS).glob("*.csv")):
+        raise InputError(f"{path}: exists; remove it or name another --output_dir")
 
 
 def forget_rows(scans: Sequence[InputScan], output_dir: Path) -> None:
@@ -302,48 +176,3 @@ def forget_rows(scans: Sequence[InputScan], output_dir: Path) -> None:
             path.unlink()
     if not any((output_dir / RECORDS).iterdir()):
         (output_dir / RECORDS).rmdir()
-
-
-def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
-    """Return a table with a row per scan, and below it what could not be written or was left out.
-
-    Example:
-        >>> print(describe_results([ScanResult("a", 80, "done", 1.25, [Path("out/a.nii.gz")])], Path("out")))
-        scan | slices | seconds | status | files
-        a    |     80 |     1.2 | done   | a.nii.gz
-    """
-    rows = [("scan", "slices", "seconds", "status", "files")]
-    notes: dict[str, list[str]] = defaultdict(list)
-    for one in results:
-        files = ", ".join(str(file.relative_to(output_dir)) for file in one.files if file.suffix != ".csv")
-        rows.append((one.name, str(one.slices), f"{one.seconds:.1f}", one.status, files))
-        for refused, reason in one.refused.items():
-            notes[f"no {refused} was written: {reason}"].append(one.name)
-        for remark in one.plan.remarks if one.plan else ():
-            notes[remark].append(one.name)
-    name, slices, seconds, status = (max(len(row[column]) for row in rows) for column in range(4))
-    form = f"{{:{name}}} | {{:>{slices}}} | {{:>{seconds}}} | {{:{status}}} | {{}}"
-    lines = [form.format(*row).rstrip() for row in rows]
-    # Most series of a clinic have the same faults.
-    for note, names in notes.items():
-        lines.append(f"{list_some(names)}: {note}")
-    return "\n".join(lines)
-
-
-def describe_failures(results: Sequence[ScanResult], formats: Sequence[str]) -> str:
-    """Return the message for the user if scans failed, or if files are missing."""
-    failed = [result for result in results if result.status == "failed"]
-    incomplete = [result for result in results if result.refused]
-    texts = []
-    if failed:
-        others = [result.name for result in failed[1:]]
-        first = f"{len(failed)} of {len(results)} scans failed: {failed[0].name} ({failed[0].message})"
-        texts.append("; ".join([first, ", ".join(others)] if others else [first]))
-    if incomplete:
-        lacks = [f"{result.name} has no {' and no '.join(result.refused)}" for result in incomplete]
-        texts.append(f"{len(incomplete)} of {len(results)} scans lack a file: {list_some(lacks)}; the table says why")
-    if "kaggle" in formats:
-        # Kaggle refuses a submission in which rows are missing, so half a file is of no use.
-        texts.append("submission.csv needs all scans, and was not written")
-    texts.append("Start the same command again after a correction; what is done is not predicted again")
-    return ". ".join(texts)

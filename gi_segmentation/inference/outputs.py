@@ -1,10 +1,8 @@
-"""Write the prediction files of a scan, and Kaggle's `submission.csv`."""
+"""Which files can be written for a scan, and how: a table of the formats, and a plan for each scan."""
 
 import csv
-import filecmp
 import io
-import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from gi_segmentation.errors import InputError, describe_fault, join_problems, list_some
-from gi_segmentation.files import writing_file
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.files import DicomSeries, check_uids
 from gi_segmentation.formats.dicom.header import check_uid_forms, quiet, read_header
@@ -22,41 +19,104 @@ from gi_segmentation.formats.dicom.seg import build_dicom_seg, write_dicom_seg
 from gi_segmentation.formats.inputs import InputScan, InputScans, Kind, require
 from gi_segmentation.formats.nifti import right_angles, write_label_map, write_probabilities
 from gi_segmentation.formats.volumes import Volume
-from gi_segmentation.inference.arguments import FORMATS
 from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.rle import encode
 from gi_segmentation.schema import ORGANS, slice_name
 
-# The formats that a kind of input has without `--format`, and all that it can have.
-DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
-    "kaggle": ("kaggle",),
-    "nifti": ("nifti", "report"),
-    "dicom": ("dicom-seg", "rtstruct", "report"),
-}
-POSSIBLE_FORMATS: dict[Kind, tuple[str, ...]] = {
-    "kaggle": ("kaggle", "nifti", "report"),
-    "nifti": ("nifti", "report"),
-    "dicom": ("nifti", "dicom-seg", "rtstruct", "report"),
-}
-# The formats that name the slices of a DICOM series.
-CONTOURS = ("dicom-seg", "rtstruct")
 # Number of trials that are remembered, see `find_obstacle`.
 TRIALS = 256
 # The hidden folder in an output folder. It has a record for each scan, and the rows of `submission.csv` until all
 # scans are done.
 RECORDS = ".predictions"
 SUBMISSION = "submission.csv"
-# The ends of the file names of all formats, after the name of the scan.
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    "kaggle": (".csv",),
-    "nifti": (".nii.gz",),
-    "dicom-seg": (".seg.dcm",),
-    "rtstruct": (".rtstruct.dcm",),
-    "report": (".report.json", ".report.html"),
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of prediction files.
+
+    Attributes:
+        suffixes: The ends of the names of its files, after the name of the scan.
+        kinds: The kinds of input that it can be chosen for.
+        defaults: Those that have it without `--format`.
+        write: Writes the files of a scan: takes the scan, the plan with what was written so far, and a path for each
+            suffix.
+        check: Raises an error if it cannot be written for a volume; None if it always can.
+        packages: What must be installed to write it.
+        probabilities: Whether it needs more than masks, see `predict_scans`.
+        names_patient: Whether its files take the patient and the study from a DICOM series.
+        comes_with: The format that it cannot be without, if it has not been chosen itself.
+        joined: The file that its files of all scans are joined to, if they are.
+    """
+
+    suffixes: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    defaults: tuple[Kind, ...]
+    write: Callable[..., None]
+    check: Callable[[Volume], object] | None = None
+    packages: tuple[str, ...] = ()
+    probabilities: bool = False
+    names_patient: bool = False
+    comes_with: str = ""
+    joined: str = ""
+
+
+def probability_format(index: int, organ: str) -> Format:
+    """Return the format of an organ's file of `--probabilities`. Viewers take only one number per voxel."""
+    return Format(
+        (f".{organ}.probability.nii.gz",),
+        kinds=(),
+        defaults=(),
+        write=lambda scan, _, path: write_probabilities(scan.volume, scan.probabilities[index], organ, path),
+        probabilities=True,
+        comes_with="nifti",
+    )
+
+
+# All formats, in the order in which they are listed.
+FORMATS: dict[str, Format] = {
+    "kaggle": Format(
+        (".csv",),
+        kinds=("kaggle",),
+        defaults=("kaggle",),
+        write=lambda scan, _, path: write_rows(scan, path),
+        joined=SUBMISSION,
+    ),
+    "nifti": Format(
+        (".nii.gz",),
+        kinds=("kaggle", "nifti", "dicom"),
+        defaults=("nifti",),
+        write=lambda scan, _, path: write_label_map(scan.volume, scan.masks, path),
+        check=lambda volume: right_angles(volume.path, volume.affine, volume.shape),
+        packages=("nibabel",),
+    ),
+    "dicom-seg": Format(
+        (".seg.dcm",),
+        kinds=("dicom",),
+        defaults=("dicom",),
+        write=lambda scan, _, path: write_dicom_seg(scan.volume, scan.masks, path, scan.algorithm),
+        check=lambda volume: try_contours(build_dicom_seg, volume.origin),
+        packages=("highdicom",),
+        names_patient=True,
+    ),
+    "rtstruct": Format(
+        (".rtstruct.dcm",),
+        kinds=("dicom",),
+        defaults=("dicom",),
+        write=lambda scan, _, path: write_rtstruct(scan.volume, scan.masks, path, scan.algorithm),
+        check=lambda volume: try_contours(build_structure_set, volume.origin),
+        packages=("pydicom",),
+        names_patient=True,
+    ),
+    "report": Format(
+        (".report.json", ".report.html"),
+        kinds=("kaggle", "nifti", "dicom"),
+        defaults=("nifti", "dicom"),
+        write=lambda scan, plan, *paths: write_report_files(scan, plan, *paths),
+        probabilities=True,
+    ),
+    **{f"probability-{organ}": probability_format(index, organ) for index, organ in enumerate(ORGANS)},
 }
-# The files of `--probabilities`: one for each organ, as viewers take only one number per voxel. They count as formats.
-PROBABILITIES: dict[str, str] = {f"probability-{organ}": organ for organ in ORGANS}
-SUFFIXES |= {name: (f".{organ}.probability.nii.gz",) for name, organ in PROBABILITIES.items()}
 
 
 @dataclass(frozen=True)
@@ -75,6 +135,15 @@ class Plan:
     remarks: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 
+    def paths(self, scan: InputScan) -> list[Path]:
+        """Return where the files of the scan lie in the output folder."""
+        return [path for name in self.formats for path in output_paths(name, scan)]
+
+
+def possible_formats(kind: Kind) -> list[str]:
+    """Return the formats that can be chosen for a kind of input."""
+    return [name for name, one in FORMATS.items() if kind in one.kinds]
+
 
 def choose_formats(
     scans: InputScans, wanted: Sequence[str] | None, probabilities: bool = False
@@ -89,21 +158,21 @@ def choose_formats(
     Raises:
         InputError: If a format cannot be written for this input, or needs a package that is not installed.
     """
-    kinds = scans.kinds
-    possible = {name for kind in kinds for name in POSSIBLE_FORMATS[kind]}
-    if impossible := [name for name in wanted or () if name not in possible]:
+    possible = {kind: possible_formats(kind) for kind in scans.kinds}
+    known = [name for name in FORMATS if any(name in names for names in possible.values())]
+    if impossible := [name for name in wanted or () if name not in known]:
         raise InputError(
-            f"--format {impossible[0]}: cannot be written for {' and '.join(kinds)} input; "
-            f"choose from {', '.join(name for name in FORMATS if name in possible)}"
+            f"--format {impossible[0]}: cannot be written for {' and '.join(possible)} input; "
+            f"choose from {', '.join(known)}"
         )
     formats: dict[Kind, list[str]] = {}
-    for kind in kinds:
-        names = dict.fromkeys(wanted or DEFAULT_FORMATS[kind])
-        formats[kind] = [name for name in names if name in POSSIBLE_FORMATS[kind]]
+    for kind, names in possible.items():
+        chosen = wanted or [name for name in names if kind in FORMATS[name].defaults]
+        formats[kind] = [name for name in dict.fromkeys(chosen) if name in names]
         for name in formats[kind]:
-            require(name, f"--format {name}")
-        if probabilities and "nifti" in formats[kind]:
-            formats[kind] += PROBABILITIES
+            require(FORMATS[name].packages, f"--format {name}")
+        if probabilities:
+            formats[kind] += [name for name, one in FORMATS.items() if one.comes_with in formats[kind]]
     if probabilities and not any("nifti" in names for names in formats.values()):
         raise InputError(
             f"--probabilities: are NIfTI files; add nifti to --format, which is "
@@ -135,13 +204,12 @@ def plan_outputs(scan: InputScan, wanted: Sequence[str]) -> Plan:
     if set(wanted) == {"kaggle"}:
         return Plan(tuple(wanted), {})
     volume = scan.volume
-    obstacles = {name: find_obstacle(name, volume) for name in wanted if name in (*CONTOURS, "nifti")}
-    refused = {name: reason for name, reason in obstacles.items() if reason}
-    formats = [name for name in wanted if name not in refused and not ("nifti" in refused and name in PROBABILITIES)]
+    refused = {name: reason for name in wanted if (reason := find_obstacle(name, volume))}
+    formats = [name for name in wanted if name not in refused and FORMATS[name].comes_with not in refused]
     if "dicom-seg" in refused and "rtstruct" not in wanted and not find_obstacle("rtstruct", volume):
         formats.insert(0, "rtstruct")
     check_masks(scan, formats, refused)
-    remarks = read_header(volume.origin).remarks if set(CONTOURS) & set(formats) else ()
+    remarks = read_header(volume.origin).remarks if any(FORMATS[name].names_patient for name in formats) else ()
     return Plan(tuple(formats), refused, remarks)
 
 
@@ -164,14 +232,12 @@ def find_obstacle(name: str, volume: Volume) -> str:
     library refuses is found before the scan is predicted.
 
     Args:
-        name: `nifti`, or one of `CONTOURS`.
+        name: The format.
         volume: The volume.
     """
     try:
-        if name == "nifti":
-            right_angles(volume.path, volume.affine, volume.shape)
-        else:
-            try_contours(name, volume.origin)
+        if (check := FORMATS[name].check) is not None:
+            check(volume)
     except MemoryError:
         raise
     # The header of a series may have anything.
@@ -184,13 +250,12 @@ def find_obstacle(name: str, volume: Volume) -> str:
     return ""
 
 
-def try_contours(name: str, series: DicomSeries) -> None:
-    """Write a file that names the slices of a series into memory."""
+def try_contours(build: Callable[..., Any], series: DicomSeries) -> None:
+    """Write a file that names the slices of a series into memory; `build` makes it."""
     check_uids(series)
     check_uid_forms(series)
     masks = np.zeros((len(ORGANS), 1, 1, len(series.frames)), dtype=bool)
     masks[0, ..., [0, -1]] = True
-    build = build_dicom_seg if name == "dicom-seg" else build_structure_set
     with quiet():
         trial = build(series, masks, Algorithm({"trial": ""}), read_header(series))
         trial.save_as(io.BytesIO(), enforce_file_format=True)
@@ -199,8 +264,8 @@ def try_contours(name: str, series: DicomSeries) -> None:
 def output_paths(name: str, scan: InputScan) -> list[Path]:
     """Return where the files of a format lie in the output folder."""
     # The rows of a scan become a part of `submission.csv` at the end.
-    folder = Path(RECORDS) if name == "kaggle" else Path()
-    return [folder / (scan.name + suffix) for suffix in SUFFIXES[name]]
+    folder = Path(RECORDS) if FORMATS[name].joined else Path()
+    return [folder / (scan.name + suffix) for suffix in FORMATS[name].suffixes]
 
 
 def list_outputs(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> list[Path]:
@@ -213,7 +278,7 @@ def list_outputs(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> li
     problems = [scan.problem for scan in scans.scans if scan.problem]
     for scan in scans.usable:
         try:
-            names = [name for name in plan_outputs(scan, formats[scan.kind]).formats if name != "kaggle"]
+            names = [name for name in plan_outputs(scan, formats[scan.kind]).formats if not FORMATS[name].joined]
             paths += [path for name in names for path in output_paths(name, scan)]
         except InputError as error:
             problems.append(str(error))
@@ -253,7 +318,8 @@ def write_formats(predicted: PredictedScan, plan: Plan, folder: Path) -> Plan:
     for name in sorted(plan.formats, key="report".__eq__):
         paths = [folder / path.name for path in output_paths(name, predicted.scan)]
         try:
-            write_scan(name, predicted, replace(plan, formats=(*written, name), refused=refused), *paths)
+            so_far = replace(plan, formats=(*written, name), refused=refused)
+            FORMATS[name].write(predicted, so_far, *paths)
             written.append(name)
         except (OSError, MemoryError):
             raise
@@ -265,31 +331,20 @@ def write_formats(predicted: PredictedScan, plan: Plan, folder: Path) -> Plan:
     return replace(plan, formats=tuple(written), refused=refused, failed=tuple(refused.keys() - plan.refused.keys()))
 
 
-def write_scan(name: str, predicted: PredictedScan, plan: Plan, path: Path, *more: Path) -> None:
-    """Write the files of a scan in one format."""
-    if name in PROBABILITIES:
-        organ = PROBABILITIES[name]
-        write_probabilities(predicted.volume, predicted.probabilities[ORGANS.index(organ)], organ, path)
-    if name == "kaggle":
-        write_rows(predicted, path)
-    if name == "nifti":
-        write_label_map(predicted.volume, predicted.masks, path)
-    if name == "dicom-seg":
-        write_dicom_seg(predicted.volume, predicted.masks, path, predicted.algorithm)
-    if name == "rtstruct":
-        write_rtstruct(predicted.volume, predicted.masks, path, predicted.algorithm)
-    if name == "report":
-        # Imported here, because Matplotlib takes a second, and this module is read before the checkpoints are loaded.
-        from gi_segmentation.review.report import write_report
+def write_report_files(predicted: PredictedScan, plan: Plan, json_path: Path, html_path: Path) -> None:
+    """Write the report of a scan. It has what was written and what was not."""
+    # Imported here, because Matplotlib takes a second, and this module is read before the checkpoints are loaded.
+    from gi_segmentation.review.report import write_report
 
-        write_report(predicted, describe_written(predicted.scan, plan), path, *more)
+    write_report(predicted, describe_written(predicted.scan, plan), json_path, html_path)
 
 
 def describe_written(scan: InputScan, plan: Plan) -> dict[str, Any]:
     """Return what was written for a scan and what was not, as it stands in the report."""
     files = {}
     for name in plan.formats:
-        names = [SUBMISSION] if name == "kaggle" else [path.name for path in output_paths(name, scan)]
+        joined = FORMATS[name].joined
+        names = [joined] if joined else [path.name for path in output_paths(name, scan)]
         files[name] = {"names": names, "reason": ""}
     files |= {name: {"names": [], "reason": reason} for name, reason in plan.refused.items()}
     return {"files": files, "remarks": list(plan.remarks)}
@@ -302,42 +357,3 @@ def write_rows(predicted: PredictedScan, path: Path) -> None:
         for one, masks in zip(predicted.scan.slices, predicted.slice_masks, strict=True):
             slice_id = slice_name(one.scan, one.number)
             writer.writerows([slice_id, organ, encode(mask)] for organ, mask in zip(ORGANS, masks, strict=True))
-
-
-def write_submission(scans: Iterable[InputScan], output_dir: Path) -> Path:
-    """Join the rows of all scans to Kaggle's `submission.csv`.
-
-    Args:
-        scans: The scans, in order. All have been predicted.
-        output_dir: The folder of the prediction.
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: If there is another `submission.csv`.
-    """
-    path = output_dir / SUBMISSION
-    with writing_file(path) as unfinished:
-        with unfinished.open("wb") as file:
-            file.write(b"id,class,predicted\n")
-            for scan in scans:
-                for part in output_paths("kaggle", scan):
-                    with (output_dir / part).open("rb") as rows:
-                        shutil.copyfileobj(rows, file)
-        if path.exists() and not filecmp.cmp(path, unfinished, shallow=False):
-            raise InputError(f"{path}: exists; remove it or name another --output_dir")
-    return path
-
-
-def check_submission(output_dir: Path) -> None:
-    """Check that there is no `submission.csv` of an earlier prediction.
-
-    Raises:
-        InputError: If there is one.
-    """
-    # If rows of single scans are left, the earlier prediction was killed when it had just written the file. Its
-    # command must be able to go on. `write_submission` compares both files then.
-    path = output_dir / SUBMISSION
-    if path.exists() and not any((output_dir / RECORDS).glob("*.csv")):
-        raise InputError(f"{path}: exists; remove it or name another --output_dir")

@@ -5,9 +5,8 @@ The HTML file is complete in itself: the pictures are in it, and it loads nothin
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,9 @@ from matplotlib.figure import Figure
 from gi_segmentation import __version__
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.files import to_json, write_json, write_text
-from gi_segmentation.formats.volumes import read_intensities, read_pixels
-from gi_segmentation.review.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.review.overlays import Panel, draw_outlines
 from gi_segmentation.review.predicted_scan import PredictedScan
-from gi_segmentation.review.ranges import FEATURES, TrainingRanges, find_features
-from gi_segmentation.review.triage import Triage, sort_scan
+from gi_segmentation.review.ranges import FEATURES, find_features
 from gi_segmentation.schema import COLOURS, ORGANS
 
 # Decimal places of the numbers in the JSON file.
@@ -39,58 +35,6 @@ MEANINGS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class ReportedScan:
-    """A scan with what was predicted for it, in the orientation of the training, see `formats.volumes`.
-
-    Attributes:
-        name: Name of the scan.
-        masks: bool, shape `(organs, D, H, W)`.
-        probabilities: Probability of each organ, float, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres.
-        numbers: Numbers of the slices, ascending, shape `(D,)`.
-        read: Returns the raw intensities of the slice at a position from 0 on, shape `(H, W)`.
-        grid: A line on the scan's own grid: size, spacing, and orientation.
-        agreement: See `triage.sort_scan`.
-    """
-
-    name: str
-    masks: np.ndarray
-    probabilities: np.ndarray
-    spacing_mm: tuple[float, float, float]
-    numbers: Sequence[int]
-    read: Callable[[int], np.ndarray]
-    grid: str = ""
-    agreement: Mapping[str, float] | None = None
-
-    @cached_property
-    def measured(self) -> ScanMeasures:
-        """The measures of the scan."""
-        scaled = np.stack([scale_intensity(self.read(place)) for place in pick_intensity_slices(len(self.numbers))])
-        return measure_scan(self.masks, scaled, self.spacing_mm, self.numbers, self.probabilities)
-
-
-def report_on(predicted: PredictedScan) -> ReportedScan:
-    """Bring a predicted scan, with probabilities, to the orientation of the training."""
-    volume, slices = predicted.volume, predicted.scan.slices
-    numbers = [one.number for one in slices]
-    # The grid has a slice for each number from the first on. Slices that are missing are left out here.
-    places = np.array(numbers) - numbers[0]
-    masks, probabilities = (
-        np.stack([volume.to_training(organ)[places] for organ in native])
-        for native in (predicted.masks, predicted.probabilities)
-    )
-    # The whole field of view, and not only what the model sees. A volume is read once.
-    whole = None if volume.read is None else read_intensities(volume)
-
-    def read(place: int) -> np.ndarray:
-        return read_pixels(slices[place]) if whole is None else whole[place]
-
-    return ReportedScan(
-        volume.name, masks, probabilities, volume.spacing_mm, numbers, read, volume.describe(), predicted.agreement
-    )
-
-
 def write_report(predicted: PredictedScan, written: Mapping[str, Any], json_path: Path, html_path: Path) -> None:
     """Write the report of a predicted scan, with probabilities, as JSON and HTML.
 
@@ -100,33 +44,28 @@ def write_report(predicted: PredictedScan, written: Mapping[str, Any], json_path
         json_path: The file for programs.
         html_path: The file to look at.
     """
-    scan = report_on(predicted)
-    triage = sort_scan(scan.measured, predicted.ranges, scan.agreement)
-    report = describe_report(scan, triage, predicted.algorithm.commits, predicted.ranges)
-    report |= written
+    report = describe_report(predicted) | written
     write_json(json_path, report, ensure_ascii=False)
-    write_text(html_path, render_report(report, draw_slices(scan)))
+    write_text(html_path, render_report(report, draw_slices(predicted)))
 
 
-def describe_report(
-    scan: ReportedScan, triage: Triage, checkpoints: Mapping[str, str], ranges: TrainingRanges | None
-) -> dict[str, Any]:
+def describe_report(predicted: PredictedScan) -> dict[str, Any]:
     """Return the report as it stands in the JSON file. What is not known is None."""
-    measured = scan.measured
+    measured, triage, ranges = predicted.measured, predicted.triage, predicted.ranges
     organs = {
-        organ: {**asdict(one), "agreement": (scan.agreement or {}).get(organ)}
+        organ: {**asdict(one), "agreement": (predicted.agreement or {}).get(organ)}
         for organ, one in measured.organs.items()
     }
     features = find_features(measured)
     report = {
-        "scan": scan.name,
+        "scan": predicted.volume.name,
         "verdict": triage.verdict,
         "reasons": [reason._asdict() for reason in triage.reasons],
         "unchecked": list(triage.unchecked),
         "organs": organs,
         "geometry": {
-            "grid": scan.grid,
-            "first_slice": scan.numbers[0],
+            "grid": predicted.volume.describe(),
+            "first_slice": predicted.numbers[0],
             "shape": measured.shape,
             "spacing_mm": measured.spacing_mm,
             "field_mm": measured.field_mm,
@@ -142,35 +81,36 @@ def describe_report(
                 for name, (low, high) in ranges.ranges.items()
             },
         },
-        "checkpoints": dict(checkpoints),
+        "checkpoints": dict(predicted.algorithm.commits),
         "version": __version__,
     }
     return to_json(report, DIGITS)
 
 
-def pick_shown_slices(masks: np.ndarray) -> list[int]:
+def pick_shown_slices(masks: Sequence[np.ndarray]) -> list[int]:
     """Choose the slices to show: evenly among those with an organ, or among all if no organ was found.
 
     Args:
-        masks: bool, shape `(organs, D, H, W)`.
+        masks: The masks of each slice: bool, shape `(organs, H, W)`.
 
     Returns:
         Their positions.
     """
-    shown = np.flatnonzero(masks.any(axis=(0, 2, 3)))
-    places = shown if len(shown) else np.arange(masks.shape[1])
+    shown = np.flatnonzero([one.any() for one in masks])
+    places = shown if len(shown) else np.arange(len(masks))
     return places[np.unique(np.linspace(0, len(places) - 1, min(len(places), PICTURES)).round().astype(int))].tolist()
 
 
-def draw_slices(scan: ReportedScan) -> list[tuple[int, str]]:
+def draw_slices(predicted: PredictedScan) -> list[tuple[int, str]]:
     """Draw slices with outlines.
 
     Returns:
         The number of each slice, and its picture as a data URI.
     """
+    masks = predicted.in_whole_field(predicted.slice_masks)
     return [
-        (scan.numbers[place], draw_slice(scan.read(place), scan.masks[:, place], scan.spacing_mm))
-        for place in pick_shown_slices(scan.masks)
+        (predicted.numbers[place], draw_slice(predicted.read_slice(place), masks[place], predicted.volume.spacing_mm))
+        for place in pick_shown_slices(masks)
     ]
 
 

@@ -18,8 +18,9 @@ from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import Settings
 from gi_segmentation.inference.members import Member, load_members
-from gi_segmentation.inference.output_folder import ScanResult, predict_files
-from gi_segmentation.inference.outputs import output_paths, write_submission
+from gi_segmentation.inference.output_folder import write_submission
+from gi_segmentation.inference.outputs import output_paths
+from gi_segmentation.inference.prediction import ScanResult, predict_files
 from gi_segmentation.predict import main
 from gi_segmentation.schema import ORGANS
 from tests.support.models import save_model

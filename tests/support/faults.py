@@ -37,7 +37,7 @@ PLACES: dict[str, tuple[str, str, str]] = {
     "model": ("gi_segmentation.inference.members", "", "load_members"),
     "forward pass": ("gi_segmentation.inference.members", "Member", "logits"),
     "reader": ("gi_segmentation.inference.batches", "SliceFolder", "__getitems__"),
-    "writer thread": ("gi_segmentation.inference.outputs", "", "write_scan"),
+    "writer thread": ("gi_segmentation.inference.outputs", "", "write_label_map"),
     "pool": ("dataset_builder.verify", "", "inspect_slices"),
     "scoring pool": ("gi_segmentation.scoring.submissions", "", "measure_pair"),
 }

@@ -22,7 +22,7 @@ from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import Settings
 from gi_segmentation.inference.members import load_members
-from gi_segmentation.inference.output_folder import predict_files
+from gi_segmentation.inference.prediction import predict_files
 from gi_segmentation.predict import main
 from tests.support.dicom import edit, item, read_series, write_enhanced, write_with_uids
 from tests.support.masks import check_dicom
