@@ -49,8 +49,8 @@ CLINIC = {"nibabel", "pydicom", "highdicom"}
 # Slow packages that modules do not need and must not load. The command lines are below.
 LIGHT = {
     "gi_segmentation.inference.scans": {"datasets", "albumentations", *CLINIC},
-    "gi_segmentation.inference.outputs, gi_segmentation.scoring.submissions": {
-        *("datasets", "torch", "transformers"),
+    "gi_segmentation.inference.output_folder, gi_segmentation.scoring.submissions": {
+        *("datasets", "torch", "transformers", "matplotlib"),
         *CLINIC,
     },
     "dataset_builder": {"torch", "transformers"},

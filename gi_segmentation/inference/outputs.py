@@ -45,7 +45,7 @@ class Format:
         packages: What must be installed to write it.
         probabilities: Whether it needs more than masks, see `predict_scans`.
         names_patient: Whether its files take the patient and the study from a DICOM series.
-        comes_with: The format that it cannot be without, if it has not been chosen itself.
+        comes_with: The format that it comes with, if it cannot be chosen itself.
         joined: The file that its files of all scans are joined to, if they are.
     """
 

@@ -44,7 +44,7 @@ def write_report(predicted: PredictedScan, written: Mapping[str, Any], json_path
         json_path: The file for programs.
         html_path: The file to look at.
     """
-    report = describe_report(predicted) | written
+    report = {**describe_report(predicted), **written}
     write_json(json_path, report, ensure_ascii=False)
     write_text(html_path, render_report(report, draw_slices(predicted)))
 

@@ -14,7 +14,8 @@ from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.inference import batches, outputs
-from gi_segmentation.inference.outputs import Plan, plan_outputs
+from gi_segmentation.inference.arguments import FORMAT_NAMES
+from gi_segmentation.inference.outputs import FORMATS, Plan, plan_outputs
 from gi_segmentation.predict import main
 from tests.support.masks import find_dicom_errors
 from tests.support.models import save_model
@@ -43,6 +44,10 @@ def write_scan(folder: Path, shear: float = 0, removed: tuple[str, ...] = (), **
         dataset.save_as(path)
     (scan,) = find_scans(folder).scans
     return scan
+
+
+def test_each_format_of_the_command_line_is_in_the_table() -> None:
+    assert tuple(name for name, one in FORMATS.items() if not one.comes_with) == FORMAT_NAMES
 
 
 class TestPlan:
