@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gi_segmentation.formats.inputs import InputScan
     from gi_segmentation.formats.volumes import Volume
     from gi_segmentation.inference.members import Member
-    from gi_segmentation.inference.outputs import Plan
+    from gi_segmentation.inference.outputs import OutputPlan
     from gi_segmentation.review.predicted_scan import PredictedScan
 
 logger = logging.getLogger(__name__)
@@ -288,12 +288,12 @@ def predict_and_show(members: "list[Member]", path: Path, max_bytes: int) -> lis
     from gi_segmentation.formats.archives import unpacked
     from gi_segmentation.formats.inputs import find_scans
     from gi_segmentation.inference import outputs
-    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import find_postprocessing
     from gi_segmentation.inference.scans import predict_scans
 
     postprocessing, _ = find_postprocessing(members)
-    settings = Settings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
+    settings = PredictionSettings(BATCH_SIZE, num_workers=0, postprocessing=postprocessing)
     shown: list[dict[str, Any]] = []
     with unpacked(path, MAX_UPLOAD_FILES, MAX_GROWTH * max_bytes) as source:
         scans = find_scans(source)
@@ -355,7 +355,7 @@ def check_voxel_count(volumes: "Iterable[Volume]") -> None:
         )
 
 
-def describe_view(predicted: "PredictedScan", plan: "Plan", folder: Path) -> dict[str, Any]:
+def describe_view(predicted: "PredictedScan", plan: "OutputPlan", folder: Path) -> dict[str, Any]:
     """Return what `viewer.js` needs to show a scan.
 
     Args:
@@ -415,7 +415,7 @@ def describe_voxels(predicted: "PredictedScan") -> dict[str, Any]:
     }
 
 
-def describe_files(scan: "InputScan", plan: "Plan", folder: Path) -> list[dict[str, str]]:
+def describe_files(scan: "InputScan", plan: "OutputPlan", folder: Path) -> list[dict[str, str]]:
     """Return label, name and content of each file of a scan; see `describe_view`."""
     from gi_segmentation.inference.outputs import output_paths
 

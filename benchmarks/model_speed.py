@@ -36,7 +36,7 @@ from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import find_dataset, load_slices
 from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member, load_members, processor_has
 from gi_segmentation.inference.output_folder import write_submission
 from gi_segmentation.inference.prediction import predict_files
@@ -227,7 +227,11 @@ def time_prediction(setting: Setting, members: list[Member], kaggle_dir: Path, s
     scans = find_scans(kaggle_dir).scans[:1]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         started = now()
-        list(predict_files(members, scans, ["kaggle"], Path(folder), Settings(setting.batch_size, count_workers())))
+        list(
+            predict_files(
+                members, scans, ["kaggle"], Path(folder), PredictionSettings(setting.batch_size, count_workers())
+            )
+        )
         write_submission(scans, Path(folder))
         return (now() - started) / SCAN
 

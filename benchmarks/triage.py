@@ -3,7 +3,7 @@
 Each phantom patient is predicted as it is, and with one deliberate fault at a time. The limits are chosen before, on
 other patients: the smallest deviation, and the largest confidence, at which at most one in twenty good scans is
 flagged. A scan fails at four times this deviation, or if the confidence is lower by 0.2. The defaults of
-`triage.Limits` are what the documented run chose.
+`triage.TriageLimits` are what the documented run chose.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.formats.volumes import Volume, list_slices, read_pixels
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member, load_members
 from gi_segmentation.inference.scans import predict_scans
 from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.review.ranges import TrainingRanges, find_deviation, find_features
-from gi_segmentation.review.triage import Limits, Triage, sort_scan
+from gi_segmentation.review.triage import Triage, TriageLimits, judge_scan
 from gi_segmentation.training.training_ranges import find_training_ranges
 
 # A scan as in the training: intensities, float32, shape `(slices, rows, columns)`, and its voxel size (z, y, x) in mm.
@@ -120,7 +120,7 @@ def predict_one(members: list[Member], scan: InputScan) -> PredictedScan:
         InputError: If the scan cannot be used. It counts as flagged.
     """
     # The voxels are in memory already, so no process has to read them.
-    settings = Settings(num_workers=0)
+    settings = PredictionSettings(num_workers=0)
     ((_, predicted),) = predict_scans(members, [scan], settings, probabilities=True)
     if isinstance(predicted, InputError):
         raise predicted
@@ -172,12 +172,14 @@ def main() -> None:
     else:
         ranges = TrainingRanges.from_config(members[0].model.config.training_ranges)
 
-    def judge(title: str, scans: Iterable[Voxels], change: Callable[[np.ndarray], np.ndarray], limits: Limits) -> None:
+    def judge(
+        title: str, scans: Iterable[Voxels], change: Callable[[np.ndarray], np.ndarray], limits: TriageLimits
+    ) -> None:
         triages, refused = [], 0
         for voxels, mm in scans:
             try:
                 scan = predict_one(members, to_scan(title, change(voxels), mm))
-                triages.append(sort_scan(scan.measured, ranges, limits=limits))
+                triages.append(judge_scan(scan.measured, ranges, limits=limits))
             except InputError:
                 refused += 1
         print_row(title, triages, refused)
@@ -186,8 +188,8 @@ def main() -> None:
         chosen = read_phantoms(Path(scratch) / "chosen", arguments.num_chosen, 101, arguments.slices_per_scan)
         scans = (predict_one(members, to_scan(f"good {i}", *one)) for i, one in enumerate(chosen))
         deviation, confidence = choose_limits(scans, ranges)
-        limits = Limits((deviation, 4 * deviation), (confidence, round(confidence - 0.2, 2)))
-        print(f"chosen on {arguments.num_chosen} patients: {limits}; the defaults: {Limits()}")
+        limits = TriageLimits((deviation, 4 * deviation), (confidence, round(confidence - 0.2, 2)))
+        print(f"chosen on {arguments.num_chosen} patients: {limits}; the defaults: {TriageLimits()}")
         measured = list(read_phantoms(Path(scratch) / "measured", arguments.num_cases, 102, arguments.slices_per_scan))
         print("| scans | number | good | look | fail | refused | flagged | most frequent reasons |", flush=True)
         print("|---|---|---|---|---|---|---|---|", flush=True)

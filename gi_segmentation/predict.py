@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from gi_segmentation.formats.inputs import InputScan, Kind
-    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import Member
 
 
@@ -152,7 +152,7 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
 
 def write_predictions(
     members: list["Member"],
-    settings: "Settings",
+    settings: "PredictionSettings",
     scans: Sequence["InputScan"],
     formats: Mapping["Kind", Sequence[str]],
     output_dir: Path,
@@ -200,7 +200,7 @@ def write_predictions(
         forget_rows(scans, output_dir)
 
 
-def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Member"], "Settings"]:
+def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Member"], "PredictionSettings"]:
     """Load the checkpoints, and tell the user what they do.
 
     Args:
@@ -210,7 +210,7 @@ def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Membe
     Raises:
         InputError: If a checkpoint cannot be used.
     """
-    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import describe_computation, find_postprocessing, load_folds, load_members
 
     computation = Computation.from_flags(arguments)
@@ -225,7 +225,9 @@ def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Membe
     postprocessing, remark = (None, "") if arguments.no_postprocessing else find_postprocessing(members)
     if remark:
         print(remark)
-    settings = Settings(arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing)
+    settings = PredictionSettings(
+        arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing
+    )
     return members, settings
 
 

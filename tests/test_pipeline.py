@@ -84,14 +84,14 @@ def test_from_real_slices_to_a_published_checkpoint_that_predicts(
     from gi_segmentation.formats.inputs import InputScan
     from gi_segmentation.formats.kaggle.names import SliceFile
     from gi_segmentation.inference.arguments import Computation
-    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import load_members
     from gi_segmentation.inference.scans import predict_scans
     from gi_segmentation.review.predicted_scan import PredictedScan
 
     ours = SliceFile(raw, 1, 1, 21, 266, 266, (1.5, 1.5))
     members = load_members([str(tmp_path / "run")], None, Computation("cpu"))
-    ((_, predicted),) = predict_scans(members, [InputScan(ours.scan, [ours])], Settings(num_workers=0))
+    ((_, predicted),) = predict_scans(members, [InputScan(ours.scan, [ours])], PredictionSettings(num_workers=0))
     assert isinstance(predicted, PredictedScan)
     (masks,) = predicted.slice_masks
     mask = np.load(tmp_path / "mask.npy")

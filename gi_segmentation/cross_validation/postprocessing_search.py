@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.batches import Settings, compute_logits, predict_slices
+from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices
 from gi_segmentation.inference.members import Member, load_members
 from gi_segmentation.inference.splits import read_split
 from gi_segmentation.memory import release_memory
@@ -185,7 +185,7 @@ def predict_held_back_scans(
     plans = list_dataset_scans(dataset)
     # The slices of each scan in the order of their numbers, so that those of a scan come one after the other.
     ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
-    batches = compute_logits([member], read_split([member], ordered), Settings(batch_size, num_workers))
+    batches = compute_logits([member], read_split([member], ordered), PredictionSettings(batch_size, num_workers))
     slices = (
         organs
         for batch, (logits,) in batches

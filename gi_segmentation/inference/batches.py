@@ -44,7 +44,7 @@ class SliceOrgans(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
+class PredictionSettings:
     """How slices are predicted.
 
     Attributes:
@@ -140,7 +140,7 @@ def stack_slices(items: list[Any]) -> Batch:
 
 
 def compute_logits(
-    members: Sequence[Member], source: Dataset, settings: Settings, progress: str = ""
+    members: Sequence[Member], source: Dataset, settings: PredictionSettings, progress: str = ""
 ) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
     """Yield the batches of a source in its order, with the logits of each checkpoint.
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from gi_segmentation.data.transforms import unpack_labels
-from gi_segmentation.inference.batches import Example, Settings, compute_logits
+from gi_segmentation.inference.batches import Example, PredictionSettings, compute_logits
 from gi_segmentation.inference.members import Member
 from gi_segmentation.inference.splits import read_split
 from gi_segmentation.models.masks import count_labels, pack_masks, predict_batch
@@ -68,7 +68,7 @@ def compare_members(
     """
     scorers: dict[str, StreamingScorer] = defaultdict(partial(StreamingScorer, dataset, rules))
     seconds, number, label_mode = 0.0, 0, members[0].label_mode
-    settings = Settings(batch_size, num_workers, flips=True)
+    settings = PredictionSettings(batch_size, num_workers, flips=True)
     for batch, logits in compute_logits(members, read_split(members, dataset), settings, "Comparing"):
         # Sizes and ids are the same for all checkpoints. The labels have the input size of the first one.
         examples = batch.examples[0]

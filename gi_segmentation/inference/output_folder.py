@@ -15,7 +15,7 @@ from typing import Any
 from gi_segmentation.errors import InputError, reading
 from gi_segmentation.files import find_files, hash_file, write_json, writing_file
 from gi_segmentation.formats.inputs import InputScan
-from gi_segmentation.inference.outputs import RECORDS, SUBMISSION, Plan, output_paths, write_formats
+from gi_segmentation.inference.outputs import RECORDS, SUBMISSION, OutputPlan, output_paths, write_formats
 from gi_segmentation.review.predicted_scan import PredictedScan
 
 
@@ -94,7 +94,7 @@ def hash_files(paths: Sequence[Path]) -> str:
     return "sha256 " + hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def write_files(predicted: PredictedScan, plan: Plan, output_dir: Path, made_by: dict[str, Any]) -> Plan:
+def write_files(predicted: PredictedScan, plan: OutputPlan, output_dir: Path, made_by: dict[str, Any]) -> OutputPlan:
     """Write the files of a scan, and move them to their places together.
 
     Returns:

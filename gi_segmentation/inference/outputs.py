@@ -13,7 +13,7 @@ import numpy as np
 from gi_segmentation.errors import InputError, describe_fault, join_problems, list_some
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.files import DicomSeries, check_uids
-from gi_segmentation.formats.dicom.header import check_uid_forms, quiet, read_header
+from gi_segmentation.formats.dicom.header import check_uid_forms, hush_pydicom, read_series_header
 from gi_segmentation.formats.dicom.rtstruct import build_structure_set, write_rtstruct
 from gi_segmentation.formats.dicom.seg import build_dicom_seg, write_dicom_seg
 from gi_segmentation.formats.inputs import InputScan, InputScans, Kind, require
@@ -120,7 +120,7 @@ FORMATS: dict[str, Format] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class OutputPlan:
     """The files of a scan, as they were found before it was predicted, or as they were written.
 
     Attributes:
@@ -191,7 +191,7 @@ def leave_out(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> Input
     return InputScans([scan for scan in scans.scans if scan not in others], [*scans.left_out, line])
 
 
-def plan_outputs(scan: InputScan, wanted: Sequence[str]) -> Plan:
+def plan_outputs(scan: InputScan, wanted: Sequence[str]) -> OutputPlan:
     """Find out which formats can be written for a scan, before it is predicted.
 
     Args:
@@ -202,15 +202,15 @@ def plan_outputs(scan: InputScan, wanted: Sequence[str]) -> Plan:
         InputError: If its slices form no volume, or if no masks can be written in any format.
     """
     if set(wanted) == {"kaggle"}:
-        return Plan(tuple(wanted), {})
+        return OutputPlan(tuple(wanted), {})
     volume = scan.volume
     refused = {name: reason for name in wanted if (reason := find_obstacle(name, volume))}
     formats = [name for name in wanted if name not in refused and FORMATS[name].comes_with not in refused]
     if "dicom-seg" in refused and "rtstruct" not in wanted and not find_obstacle("rtstruct", volume):
         formats.insert(0, "rtstruct")
     check_masks(scan, formats, refused)
-    remarks = read_header(volume.origin).remarks if any(FORMATS[name].names_patient for name in formats) else ()
-    return Plan(tuple(formats), refused, remarks)
+    remarks = read_series_header(volume.origin).remarks if any(FORMATS[name].names_patient for name in formats) else ()
+    return OutputPlan(tuple(formats), refused, remarks)
 
 
 def check_masks(scan: InputScan, formats: Collection[str], refused: Mapping[str, str]) -> None:
@@ -256,8 +256,8 @@ def try_contours(build: Callable[..., Any], series: DicomSeries) -> None:
     check_uid_forms(series)
     masks = np.zeros((len(ORGANS), 1, 1, len(series.frames)), dtype=bool)
     masks[0, ..., [0, -1]] = True
-    with quiet():
-        trial = build(series, masks, Algorithm({"trial": ""}), read_header(series))
+    with hush_pydicom():
+        trial = build(series, masks, Algorithm({"trial": ""}), read_series_header(series))
         trial.save_as(io.BytesIO(), enforce_file_format=True)
 
 
@@ -297,7 +297,7 @@ def describe_plan(scan: InputScan, wanted: Sequence[str]) -> list[str]:
     return lines + [f"{scan.name}: {remark}" for remark in plan.remarks]
 
 
-def write_formats(predicted: PredictedScan, plan: Plan, folder: Path) -> Plan:
+def write_formats(predicted: PredictedScan, plan: OutputPlan, folder: Path) -> OutputPlan:
     """Write the files of a scan into a folder.
 
     Args:
@@ -331,7 +331,7 @@ def write_formats(predicted: PredictedScan, plan: Plan, folder: Path) -> Plan:
     return replace(plan, formats=tuple(written), refused=refused, failed=tuple(refused.keys() - plan.refused.keys()))
 
 
-def write_report_files(predicted: PredictedScan, plan: Plan, json_path: Path, html_path: Path) -> None:
+def write_report_files(predicted: PredictedScan, plan: OutputPlan, json_path: Path, html_path: Path) -> None:
     """Write the report of a scan. It has what was written and what was not."""
     # Imported here, because Matplotlib takes a second, and this module is read before the checkpoints are loaded.
     from gi_segmentation.review.report import write_report
@@ -339,7 +339,7 @@ def write_report_files(predicted: PredictedScan, plan: Plan, json_path: Path, ht
     write_report(predicted, describe_written(predicted.scan, plan), json_path, html_path)
 
 
-def describe_written(scan: InputScan, plan: Plan) -> dict[str, Any]:
+def describe_written(scan: InputScan, plan: OutputPlan) -> dict[str, Any]:
     """Return what was written for a scan and what was not, as it stands in the report."""
     files = {}
     for name in plan.formats:

@@ -16,10 +16,10 @@ from gi_segmentation import __version__
 from gi_segmentation.errors import InputError, describe_fault, list_some, one_line
 from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.formats.volumes import check_volumes
-from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member
 from gi_segmentation.inference.output_folder import check_records, is_done, write_files
-from gi_segmentation.inference.outputs import FORMATS, Plan, plan_outputs
+from gi_segmentation.inference.outputs import FORMATS, OutputPlan, plan_outputs
 from gi_segmentation.inference.scans import predict_scans
 from gi_segmentation.memory import release_memory
 from gi_segmentation.review.predicted_scan import PredictedScan
@@ -29,7 +29,7 @@ SCAN_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 @dataclass(frozen=True)
-class ScanResult:
+class ScanOutcome:
     """What became of a scan.
 
     Attributes:
@@ -49,7 +49,7 @@ class ScanResult:
     seconds: float = 0.0
     files: list[Path] = field(default_factory=list)
     message: str = ""
-    plan: Plan | None = None
+    plan: OutputPlan | None = None
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -66,8 +66,12 @@ class ScanResult:
 
 
 def predict_files(
-    members: list[Member], scans: Sequence[InputScan], formats: Sequence[str], output_dir: Path, settings: Settings
-) -> Iterator[ScanResult]:
+    members: list[Member],
+    scans: Sequence[InputScan],
+    formats: Sequence[str],
+    output_dir: Path,
+    settings: PredictionSettings,
+) -> Iterator[ScanOutcome]:
     """Predict scans and write their files.
 
     Args:
@@ -86,10 +90,10 @@ def predict_files(
     """
     made_by = describe_prediction(members, settings)
     check_records(output_dir, made_by)
-    left: dict[str, tuple[InputScan, Plan]] = {}
+    left: dict[str, tuple[InputScan, OutputPlan]] = {}
     for scan in scans:
         found = check_scan(scan, formats, output_dir, settings)
-        if isinstance(found, Plan):
+        if isinstance(found, OutputPlan):
             left[scan.name] = scan, found
         else:
             yield found
@@ -98,7 +102,7 @@ def predict_files(
     # The files of a scan are written in another thread, while this one predicts the next scan. The model stays in this
     # thread, because only the main thread keeps memory for the next batch, see `memory`.
     with ThreadPoolExecutor(1) as writer:
-        writing: Future[ScanResult] | None = None
+        writing: Future[ScanOutcome] | None = None
         for scan, predicted in predict_scans(members, [scan for scan, _ in left.values()], settings, probabilities):
             if writing is not None:
                 yield writing.result()
@@ -112,7 +116,7 @@ def predict_files(
             yield writing.result()
 
 
-def describe_prediction(members: Sequence[Member], settings: Settings) -> dict[str, Any]:
+def describe_prediction(members: Sequence[Member], settings: PredictionSettings) -> dict[str, Any]:
     """Return what decides the masks of a scan, in plain values for a record."""
     limits = settings.postprocessing
     return {
@@ -124,7 +128,9 @@ def describe_prediction(members: Sequence[Member], settings: Settings) -> dict[s
     }
 
 
-def check_scan(scan: InputScan, formats: Sequence[str], output_dir: Path, settings: Settings) -> ScanResult | Plan:
+def check_scan(
+    scan: InputScan, formats: Sequence[str], output_dir: Path, settings: PredictionSettings
+) -> ScanOutcome | OutputPlan:
     """Return the result of a scan that need not or cannot be predicted, or what will be written for it."""
     try:
         if scan.problem:
@@ -135,24 +141,24 @@ def check_scan(scan: InputScan, formats: Sequence[str], output_dir: Path, settin
         plan = plan_outputs(scan, formats)
         files = [output_dir / path for path in plan.paths(scan)]
         if is_done(scan, files, output_dir):
-            return ScanResult(scan.name, len(scan.slices), "skipped", files=files, plan=plan)
+            return ScanOutcome(scan.name, len(scan.slices), "skipped", files=files, plan=plan)
     except InputError as error:
-        return ScanResult(scan.name, len(scan.slices), "failed", message=str(error))
+        return ScanOutcome(scan.name, len(scan.slices), "failed", message=str(error))
     except MemoryError:
         raise
     except Exception as error:
-        return ScanResult(scan.name, len(scan.slices), "failed", message=f"{scan.name}: {describe_fault(error)}")
+        return ScanOutcome(scan.name, len(scan.slices), "failed", message=f"{scan.name}: {describe_fault(error)}")
     return plan
 
 
 def write_result(
     scan: InputScan,
     predicted: PredictedScan | InputError,
-    plan: Plan,
+    plan: OutputPlan,
     output_dir: Path,
     made_by: dict[str, Any],
     started: float,
-) -> ScanResult:
+) -> ScanOutcome:
     """Write the files of a scan, if it was predicted, and return its result.
 
     Raises:
@@ -164,7 +170,9 @@ def write_result(
         plan = write_files(predicted, plan, output_dir, made_by)
         seconds = time.monotonic() - started
         files = [output_dir / path for path in plan.paths(scan)]
-        return ScanResult(scan.name, len(scan.slices), "partly" if plan.refused else "done", seconds, files, plan=plan)
+        return ScanOutcome(
+            scan.name, len(scan.slices), "partly" if plan.refused else "done", seconds, files, plan=plan
+        )
     except InputError as error:
         message = str(error)
     except MemoryError:
@@ -176,14 +184,14 @@ def write_result(
                 f"{output_dir}: cannot be written ({one_line(error)}); start again after a correction"
             ) from error
         message = f"{scan.name}: {describe_fault(error)}"
-    return ScanResult(scan.name, len(scan.slices), "failed", time.monotonic() - started, message=message)
+    return ScanOutcome(scan.name, len(scan.slices), "failed", time.monotonic() - started, message=message)
 
 
-def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
+def describe_results(results: Sequence[ScanOutcome], output_dir: Path) -> str:
     """Return a table with a row per scan, and below it what could not be written or was left out.
 
     Example:
-        >>> print(describe_results([ScanResult("a", 80, "done", 1.25, [Path("out/a.nii.gz")])], Path("out")))
+        >>> print(describe_results([ScanOutcome("a", 80, "done", 1.25, [Path("out/a.nii.gz")])], Path("out")))
         scan | slices | seconds | status | files
         a    |     80 |     1.2 | done   | a.nii.gz
     """
@@ -205,7 +213,7 @@ def describe_results(results: Sequence[ScanResult], output_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def describe_failures(results: Sequence[ScanResult], formats: Sequence[str]) -> str:
+def describe_failures(results: Sequence[ScanOutcome], formats: Sequence[str]) -> str:
     """Return the message for the user if scans failed, or if files are missing."""
     failed = [result for result in results if result.status == "failed"]
     incomplete = [result for result in results if result.refused]

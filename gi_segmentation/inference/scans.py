@@ -11,7 +11,13 @@ from gi_segmentation.errors import InputError, describe_fault
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.formats.volumes import Slice
-from gi_segmentation.inference.batches import Settings, SliceFolder, SliceOrgans, compute_logits, predict_slices
+from gi_segmentation.inference.batches import (
+    PredictionSettings,
+    SliceFolder,
+    SliceOrgans,
+    compute_logits,
+    predict_slices,
+)
 from gi_segmentation.inference.members import Member, find_common_ranges
 from gi_segmentation.models.masks import predict_masks
 from gi_segmentation.postprocessing.components import remove_components
@@ -22,7 +28,7 @@ from gi_segmentation.scoring.dice import dice_score
 
 
 def predict_scans(
-    members: list[Member], scans: Sequence[InputScan], settings: Settings, probabilities: bool = False
+    members: list[Member], scans: Sequence[InputScan], settings: PredictionSettings, probabilities: bool = False
 ) -> Iterator[tuple[InputScan, PredictedScan | InputError]]:
     """Predict scans one after the other, with a progress bar. The slices of the next scans are read meanwhile.
 
@@ -77,7 +83,7 @@ def predict_scans(
 
 
 def predict_slice_files(
-    members: list[Member], files: Sequence[Slice], settings: Settings, probabilities: bool, agreement: bool
+    members: list[Member], files: Sequence[Slice], settings: PredictionSettings, probabilities: bool, agreement: bool
 ) -> Iterator[SliceOrgans | InputError]:
     """Yield, for each slice file, what was predicted or why it was not, with a progress bar."""
     label_mode = members[0].label_mode

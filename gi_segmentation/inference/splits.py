@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from gi_segmentation.data.slices import attach_scoring_transform
 from gi_segmentation.data.transforms import attached_transform
-from gi_segmentation.inference.batches import Settings, compute_logits, predict_slices
+from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices
 from gi_segmentation.inference.members import Member
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.scoring.dice import count_pixels
@@ -44,7 +44,7 @@ def predict_split(
     transform = attached_transform(dataset)
     context, mode = transform.slices.slice_context, transform.label_mode
     member = Member("", model, False, transform.processor, context, mode, "")
-    settings = Settings(batch_size, num_workers=0)
+    settings = PredictionSettings(batch_size, num_workers=0)
     for batch, votes in compute_logits([member], StackDataset(dataset), settings, progress):
         # The first logits are those without a flip.
         for one in predict_slices(batch, [flips[0] for flips in votes], mode):

@@ -12,7 +12,7 @@ from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.formats.volumes import Volume, native_grid, read_intensities, read_pixels, whole_field
 from gi_segmentation.review.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.review.ranges import TrainingRanges
-from gi_segmentation.review.triage import Triage, sort_scan
+from gi_segmentation.review.triage import Triage, judge_scan
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PredictedScan:
     @cached_property
     def triage(self) -> Triage:
         """The verdict on the scan. It needs probabilities."""
-        return sort_scan(self.measured, self.ranges, self.agreement)
+        return judge_scan(self.measured, self.ranges, self.agreement)
 
     def in_whole_field(self, predictions: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return masks or probabilities of the slices with the whole field of view, see `volumes.whole_field`."""

@@ -26,7 +26,7 @@ from gi_segmentation.schema import COLOURS, ORGANS
 # Decimal places of the numbers in the JSON file.
 DIGITS = 4
 # Number of slices that are shown, and the size of each in inches and pixels per inch.
-PICTURES = 12
+NUM_PICTURES = 12
 PICTURE_INCHES, PICTURE_DPI = 3.0, 110
 MEANINGS = {
     "good": "Nothing unusual was found. A clinician must still check every contour.",
@@ -98,7 +98,9 @@ def pick_shown_slices(masks: Sequence[np.ndarray]) -> list[int]:
     """
     shown = np.flatnonzero([one.any() for one in masks])
     places = shown if len(shown) else np.arange(len(masks))
-    return places[np.unique(np.linspace(0, len(places) - 1, min(len(places), PICTURES)).round().astype(int))].tolist()
+    return places[
+        np.unique(np.linspace(0, len(places) - 1, min(len(places), NUM_PICTURES)).round().astype(int))
+    ].tolist()
 
 
 def draw_slices(predicted: PredictedScan) -> list[tuple[int, str]]:

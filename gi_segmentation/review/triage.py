@@ -22,7 +22,7 @@ VERDICTS: tuple[Verdict, ...] = ("good", "look", "fail")
 
 
 @dataclass(frozen=True)
-class Limits:
+class TriageLimits:
     """From where on a scan needs a look, and from where on it fails. The values are measured, see docs/clinic.md.
 
     Attributes:
@@ -72,11 +72,11 @@ class Triage:
         return max((reason.verdict for reason in self.reasons), key=VERDICTS.index, default="good")
 
 
-def sort_scan(
+def judge_scan(
     measured: ScanMeasures,
     ranges: TrainingRanges | None,
     agreement: Mapping[str, float] | None = None,
-    limits: Limits | None = None,
+    limits: TriageLimits | None = None,
 ) -> Triage:
     """Judge a predicted scan.
 
@@ -85,9 +85,9 @@ def sort_scan(
         ranges: The ranges of the training; None if they are not known.
         agreement: By the name of the organ, the Dice of that model of an ensemble, or of that flip, which agrees least
             with the common mask; None for a single model without flips.
-        limits: From where on something is a reason; None: those of `Limits`.
+        limits: From where on something is a reason; None: those of `TriageLimits`.
     """
-    limits = limits or Limits()
+    limits = limits or TriageLimits()
     reasons = [*check_organs(measured, limits), *check_agreement(agreement or {}, limits)]
     unchecked = []
     if ranges is None:
@@ -104,7 +104,7 @@ def sort_scan(
     return Triage(order, unchecked)
 
 
-def check_organs(measured: ScanMeasures, limits: Limits) -> list[Reason]:
+def check_organs(measured: ScanMeasures, limits: TriageLimits) -> list[Reason]:
     """Look for organs that are missing or doubtful."""
     missing = [organ for organ, one in measured.organs.items() if not one.volume_ml]
     if len(missing) == len(ORGANS):
@@ -119,7 +119,7 @@ def check_organs(measured: ScanMeasures, limits: Limits) -> list[Reason]:
     return reasons
 
 
-def check_agreement(agreement: Mapping[str, float], limits: Limits) -> list[Reason]:
+def check_agreement(agreement: Mapping[str, float], limits: TriageLimits) -> list[Reason]:
     """Look for organs on which models or flips disagree."""
     return [
         Reason(
@@ -143,7 +143,7 @@ def below(value: float, limits: tuple[float, float]) -> Verdict | None:
     return "fail" if value < fail else "look" if value < look else None
 
 
-def check_shape(measured: ScanMeasures, limits: Limits) -> list[Reason]:
+def check_shape(measured: ScanMeasures, limits: TriageLimits) -> list[Reason]:
     """Look for fragments and for organs that are cut off, by plain limits instead of the ranges of the training."""
     reasons = []
     for organ, one in measured.organs.items():
@@ -158,7 +158,7 @@ def check_shape(measured: ScanMeasures, limits: Limits) -> list[Reason]:
     return reasons
 
 
-def check_ranges(measured: ScanMeasures, ranges: TrainingRanges, limits: Limits) -> list[Reason]:
+def check_ranges(measured: ScanMeasures, ranges: TrainingRanges, limits: TriageLimits) -> list[Reason]:
     """Compare a scan with the ranges of the training."""
     reasons = []
     features = find_features(measured)

@@ -655,7 +655,7 @@ def check_checkpoint(case: tuple[str, Any]) -> Outcome:
     """A checkpoint with damaged JSON is refused, or predicts masks of the slice's shape."""
     from gi_segmentation.formats.inputs import InputScan
     from gi_segmentation.inference.arguments import Computation
-    from gi_segmentation.inference.batches import Settings
+    from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import find_postprocessing, load_members
     from gi_segmentation.inference.scans import predict_scans
 
@@ -676,7 +676,7 @@ def check_checkpoint(case: tuple[str, Any]) -> Outcome:
         with clear_errors():
             members = load_members([str(folder)], None, Computation("cpu"))
             postprocessing, _ = find_postprocessing(members)
-            settings = Settings(num_workers=0, postprocessing=postprocessing)
+            settings = PredictionSettings(num_workers=0, postprocessing=postprocessing)
             ((_, predicted),) = predict_scans(members, [InputScan(one.scan, [one])], settings)
             if isinstance(predicted, InputError):
                 raise predicted

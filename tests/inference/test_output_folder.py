@@ -16,11 +16,11 @@ from dataset_builder.series import KAGGLE_AXES
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member, load_members
 from gi_segmentation.inference.output_folder import write_submission
 from gi_segmentation.inference.outputs import output_paths
-from gi_segmentation.inference.prediction import ScanResult, predict_files
+from gi_segmentation.inference.prediction import ScanOutcome, predict_files
 from gi_segmentation.predict import main
 from gi_segmentation.schema import ORGANS
 from tests.support.models import save_model
@@ -61,8 +61,10 @@ def run(
     output_dir: Path,
     formats: tuple[str, ...] = ("nifti",),
     **settings: int,
-) -> list[ScanResult]:
-    return list(predict_files(members, scans, formats, output_dir, Settings(**{"num_workers": 0, **settings})))
+) -> list[ScanOutcome]:
+    return list(
+        predict_files(members, scans, formats, output_dir, PredictionSettings(**{"num_workers": 0, **settings}))
+    )
 
 
 class TestFailures:
@@ -157,7 +159,7 @@ class TestContinuing:
         for seed, name in enumerate("abc"):
             write_nifti(tmp_path / "in" / f"{name}.nii", seed)
         scans = find_scans(tmp_path / "in").scans
-        going = predict_files(members, scans, ["nifti"], tmp_path / "out", Settings(num_workers=0))
+        going = predict_files(members, scans, ["nifti"], tmp_path / "out", PredictionSettings(num_workers=0))
         first = next(going)
         # The files of a scan are there as soon as it is done, and the run stops here.
         assert first.status == "done" and visible(tmp_path / "out") == ["a.nii.gz"]

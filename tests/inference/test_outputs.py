@@ -15,7 +15,7 @@ from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.inference import batches, outputs
 from gi_segmentation.inference.arguments import FORMAT_NAMES
-from gi_segmentation.inference.outputs import FORMATS, Plan, plan_outputs
+from gi_segmentation.inference.outputs import FORMATS, OutputPlan, plan_outputs
 from gi_segmentation.predict import main
 from tests.support.masks import find_dicom_errors
 from tests.support.models import save_model
@@ -56,7 +56,7 @@ class TestPlan:
         wanted = ("nifti", "dicom-seg", "rtstruct", "report")
         plan = plan_outputs(scan, wanted)
         assert set(plan.formats) == set(wanted) and plan.refused == {} and plan.remarks == ()
-        assert plan_outputs(scan, ["report"]) == Plan(("report",), {})
+        assert plan_outputs(scan, ["report"]) == OutputPlan(("report",), {})
 
     def test_a_series_without_uids_gets_a_label_map(self, tmp_path: Path) -> None:
         scan = write_scan(tmp_path / "scan", removed=UIDS)

@@ -15,7 +15,7 @@ from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import load_members
 from gi_segmentation.inference.scans import predict_scans
 from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
@@ -178,7 +178,7 @@ class TestPredict:
         slices[5].path.write_bytes(b"")
         members = load_members([str(save_model(tmp_path / "model", "segformer", 0))], None, Computation("cpu"))
         scans = find_scans(kaggle_copy / "train").scans
-        settings = Settings(batch_size=1, num_workers=0, postprocessing=LIMITS)
+        settings = PredictionSettings(batch_size=1, num_workers=0, postprocessing=LIMITS)
         predictions = predict_scans(members, scans, settings)
         scan, first = next(predictions)
         assert scan.slices == slices[:3] and isinstance(first, PredictedScan) and len(first.slice_masks) == 3

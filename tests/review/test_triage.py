@@ -10,7 +10,7 @@ import pytest
 from gi_segmentation.errors import InputError
 from gi_segmentation.review.measures import ScanMeasures, measure_scan
 from gi_segmentation.review.ranges import FEATURES, TrainingRanges, find_ranges
-from gi_segmentation.review.triage import Triage, sort_scan
+from gi_segmentation.review.triage import Triage, judge_scan
 from gi_segmentation.schema import ORGANS
 
 SPACING_MM = (3.0, 1.5, 1.5)
@@ -47,7 +47,7 @@ def checks(triage: Triage) -> set[str]:
 
 
 def test_a_scan_like_those_of_the_training_is_good(ranges: TrainingRanges) -> None:
-    triage = sort_scan(measure(*draw(9)), ranges, dict.fromkeys(ORGANS, 0.95))
+    triage = judge_scan(measure(*draw(9)), ranges, dict.fromkeys(ORGANS, 0.95))
     assert triage.verdict == "good" and not triage.reasons and not triage.unchecked
 
 
@@ -64,7 +64,7 @@ FAULTS = {
 def test_a_wrong_orientation_or_a_cut_is_found(fault: str, ranges: TrainingRanges) -> None:
     change, check, text = FAULTS[fault]
     scaled, masks = (change(array) for array in draw(9))
-    triage = sort_scan(measure(scaled, masks), ranges)
+    triage = judge_scan(measure(scaled, masks), ranges)
     assert triage.verdict != "good"
     (reason,) = [reason for reason in triage.reasons if reason.check == check]
     assert text in reason.text and "in the training" in reason.text
@@ -72,46 +72,46 @@ def test_a_wrong_orientation_or_a_cut_is_found(fault: str, ranges: TrainingRange
 
 def test_inverted_intensities_and_noise_are_found(ranges: TrainingRanges) -> None:
     scaled, masks = draw(9)
-    inverted = sort_scan(measure(1 - scaled, masks), ranges)
+    inverted = judge_scan(measure(1 - scaled, masks), ranges)
     assert inverted.verdict == "fail" and {"border", "p5"} <= checks(inverted)
     noise = np.random.default_rng(0).normal(0, 0.2, scaled.shape)
-    assert "roughness" in checks(sort_scan(measure(scaled + noise, masks), ranges))
+    assert "roughness" in checks(judge_scan(measure(scaled + noise, masks), ranges))
 
 
 def test_missing_and_doubtful_organs_need_no_ranges() -> None:
     scaled, masks = draw()
     empty = masks.copy()
     empty[2] = False
-    one = sort_scan(measure(scaled, empty), None)
+    one = judge_scan(measure(scaled, empty), None)
     assert one.verdict == "look" and [reason.text for reason in one.reasons] == ["stomach: not found"]
-    nothing = sort_scan(measure(scaled, np.zeros_like(masks)), None)
+    nothing = judge_scan(measure(scaled, np.zeros_like(masks)), None)
     assert nothing.verdict == "fail" and nothing.reasons[0].text == "no organ was found"
-    assert sort_scan(measure(scaled, masks, confidence=0.7), None).verdict == "look"
-    assert sort_scan(measure(scaled, masks, confidence=0.5), None).verdict == "fail"
+    assert judge_scan(measure(scaled, masks, confidence=0.7), None).verdict == "look"
+    assert judge_scan(measure(scaled, masks, confidence=0.5), None).verdict == "fail"
 
 
 def test_without_ranges_the_report_says_what_was_not_checked() -> None:
     scaled, masks = draw()
-    triage = sort_scan(measure(1 - scaled, masks), None)
+    triage = judge_scan(measure(1 - scaled, masks), None)
     # Inverted intensities cannot be seen without ranges, and the user is told so.
     assert triage.verdict == "good" and "does not say which scans it was trained on" in triage.unchecked[0]
     masks[2, 5:15, 66:78, 2:18] = True
-    assert checks(sort_scan(measure(scaled, masks), None)) == {"fragments"}
+    assert checks(judge_scan(measure(scaled, masks), None)) == {"fragments"}
     masks[2, 5:15, 66:78, 2:18] = False
     masks[2, :18, 25:40, 60:75] = True
-    assert checks(sort_scan(measure(scaled, masks), None)) == {"cut_off"}
+    assert checks(judge_scan(measure(scaled, masks), None)) == {"cut_off"}
 
 
 def test_disagreement_is_a_reason() -> None:
     measured = measure(*draw())
-    triage = sort_scan(measured, None, {"large_bowel": 0.9, "small_bowel": 0.7, "stomach": 0.3})
+    triage = judge_scan(measured, None, {"large_bowel": 0.9, "small_bowel": 0.7, "stomach": 0.3})
     assert [(reason.verdict, reason.check) for reason in triage.reasons] == [
         ("fail", "agreement"),
         ("look", "agreement"),
     ]
     assert triage.reasons[0].text.startswith("stomach: models or flips disagree")
     # An organ in no mask has no Dice.
-    assert not sort_scan(measured, None, {"stomach": math.nan}).reasons
+    assert not judge_scan(measured, None, {"stomach": math.nan}).reasons
 
 
 def test_a_gap_within_the_scan_is_a_reason() -> None:
@@ -119,12 +119,12 @@ def test_a_gap_within_the_scan_is_a_reason() -> None:
     numbers = [*range(1, 21), *range(23, 43)]
     gap = measure_scan(masks, scaled, SPACING_MM, numbers)
     assert gap.shape[0] == 42 and gap.missing_slices == 2
-    assert "2 slices are missing within the scan" in [reason.text for reason in sort_scan(gap, None).reasons]
+    assert "2 slices are missing within the scan" in [reason.text for reason in judge_scan(gap, None).reasons]
 
 
 def test_another_slice_distance_is_found(ranges: TrainingRanges) -> None:
     thick = replace(measure(*draw(9)), spacing_mm=(9.0, 1.5, 1.5))
-    assert {"slice_distance_mm", "length_mm"} <= checks(sort_scan(thick, ranges))
+    assert {"slice_distance_mm", "length_mm"} <= checks(judge_scan(thick, ranges))
 
 
 def test_ranges_survive_the_configuration(ranges: TrainingRanges) -> None:

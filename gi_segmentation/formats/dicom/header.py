@@ -66,14 +66,14 @@ def check_uid_forms(series: DicomSeries) -> None:
                 )
 
 
-def read_header(series: DicomSeries) -> SeriesHeader:
+def read_series_header(series: DicomSeries) -> SeriesHeader:
     """Read what the files that refer to a series take from it. A value that breaks the standard is left out.
 
     Raises:
         InputError: If a file is damaged.
     """
     path = series.frames[0].path
-    with reading(path, "its header cannot be read", "export it again"), quiet():
+    with reading(path, "its header cannot be read", "export it again"), hush_pydicom():
         header = read_dataset(path, stop_before_pixels=True)
         subject, remarks = copy_subject(header)
         subject.StudyInstanceUID = series.frames[0].study_uid
@@ -254,7 +254,7 @@ def plain_text(text: str, length: int) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def hush_pydicom() -> Iterator[None]:
     """Suppress the warnings of pydicom. Our own remarks say what is wrong."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

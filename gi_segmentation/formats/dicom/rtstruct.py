@@ -11,7 +11,14 @@ import numpy as np
 from gi_segmentation import __version__
 from gi_segmentation.formats.algorithm import NAME, TITLE, Algorithm
 from gi_segmentation.formats.dicom.files import ORGAN_CODES, DicomSeries, Frame
-from gi_segmentation.formats.dicom.header import SeriesHeader, new_item, plain_text, quiet, read_header, set_attributes
+from gi_segmentation.formats.dicom.header import (
+    SeriesHeader,
+    hush_pydicom,
+    new_item,
+    plain_text,
+    read_series_header,
+    set_attributes,
+)
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import COLOURS, ORGANS
 
@@ -30,8 +37,8 @@ def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Alg
         path: File to write.
         algorithm: What made the masks.
     """
-    structure_set = build_structure_set(volume.origin, masks, algorithm, read_header(volume.origin))
-    with quiet():
+    structure_set = build_structure_set(volume.origin, masks, algorithm, read_series_header(volume.origin))
+    with hush_pydicom():
         structure_set.save_as(path, enforce_file_format=True)
 
 
@@ -42,7 +49,7 @@ def build_structure_set(series: DicomSeries, masks: np.ndarray, algorithm: Algor
         series: The series.
         masks: As in `write_rtstruct`; for a trial, they may have fewer rows and columns than the series.
         algorithm: What made the masks.
-        header: From `read_header`.
+        header: From `read_series_header`.
     """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid

@@ -10,7 +10,7 @@ from gi_segmentation import __version__
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.algorithm import NAME, TITLE, Algorithm
 from gi_segmentation.formats.dicom.files import ORGAN_CODES, DicomSeries, Frame
-from gi_segmentation.formats.dicom.header import SeriesHeader, new_item, plain_text, quiet, read_header
+from gi_segmentation.formats.dicom.header import SeriesHeader, hush_pydicom, new_item, plain_text, read_series_header
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import COLOURS, ORGANS, SLICE_THICKNESS_MM
 
@@ -34,8 +34,8 @@ def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Al
         path: File to write.
         algorithm: What made the masks.
     """
-    segmentation = build_dicom_seg(volume.origin, masks, algorithm, read_header(volume.origin))
-    with quiet():
+    segmentation = build_dicom_seg(volume.origin, masks, algorithm, read_series_header(volume.origin))
+    with hush_pydicom():
         segmentation.save_as(path)
 
 
@@ -46,7 +46,7 @@ def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm
         series: The series.
         masks: As in `write_dicom_seg`; for a trial, they may have fewer rows and columns than the series.
         algorithm: What made the masks.
-        header: From `read_header`.
+        header: From `read_series_header`.
 
     Raises:
         InputError: If the series is sheared.
@@ -133,7 +133,7 @@ def describe_sources(series: DicomSeries, size: tuple[int, int], header: SeriesH
     Args:
         series: The series.
         size: Rows and columns of the masks.
-        header: From `read_header`.
+        header: From `read_series_header`.
 
     Returns:
         A header for each slice. Its SOPInstanceUID is the index of the slice.

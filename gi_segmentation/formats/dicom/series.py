@@ -21,7 +21,7 @@ from gi_segmentation.formats.dicom.files import (
     read_frames,
 )
 from gi_segmentation.formats.dicom.geometry import build_volume
-from gi_segmentation.formats.dicom.header import quiet
+from gi_segmentation.formats.dicom.header import hush_pydicom
 from gi_segmentation.formats.dicom.kinds import KIND_ATTRIBUTES, read_text
 from gi_segmentation.formats.dicom.sorting import find_localizer, group_frames, is_stack, split_series
 from gi_segmentation.formats.volumes import Volume
@@ -107,7 +107,7 @@ def read_headers(paths: Iterable[Path]) -> Headers:
         key = ""
         try:
             # The library reads an attribute when it is asked for it, so each step can meet a damaged one.
-            with reading(path, "its header cannot be read", "copy or export it again"), quiet():
+            with reading(path, "its header cannot be read", "copy or export it again"), hush_pydicom():
                 header, missing = read_file_header(path)
                 if not is_scan(path, header):
                     headers.remarks.extend(describe_captured(path, header))

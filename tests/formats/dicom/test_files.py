@@ -20,7 +20,7 @@ from gi_segmentation.formats.dicom.series import find_series
 from gi_segmentation.formats.inputs import describe_scan, find_scans
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.batches import Settings
+from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import load_members
 from gi_segmentation.inference.prediction import predict_files
 from gi_segmentation.predict import main
@@ -243,7 +243,9 @@ class TestPrediction:
         scans = find_scans(folder)
         assert all(describe_scan(scan, "dicom").isprintable() for scan in scans.scans)
         members = load_members([str(model)], None, Computation("cpu"))
-        results = predict_files(members, scans.scans, ["dicom-seg", "rtstruct"], tmp_path / "out", Settings())
+        results = predict_files(
+            members, scans.scans, ["dicom-seg", "rtstruct"], tmp_path / "out", PredictionSettings()
+        )
         messages = {uids.get(result.name, result.name): result.message for result in results}
         (uid,) = messages.keys() - {"gap", "twice", "codec", "noise", "constant"}
         assert messages.pop(uid) == ""

@@ -10,7 +10,7 @@ import pytest
 from dataset_builder.series import write_series
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.algorithm import Algorithm
-from gi_segmentation.formats.dicom.header import check_uid_forms, read_header
+from gi_segmentation.formats.dicom.header import check_uid_forms, read_series_header
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
@@ -133,7 +133,7 @@ def test_names_keep_every_byte(name: str, series: list[Path], tmp_path: Path) ->
         for one, value in values.items():
             assert stored(path, one) == stored(volume.origin.paths[0], one) == value + b" " * (len(value) % 2)
     remarks = ("SpecificCharacterSet was misspelled and is now ISO_IR 100",) * (name == "misspelled")
-    assert read_header(volume.origin).remarks == remarks
+    assert read_series_header(volume.origin).remarks == remarks
 
 
 @pytest.mark.parametrize(("name", "value", "remark"), ODD)
@@ -151,7 +151,7 @@ def test_an_odd_attribute_costs_no_file(
         assert dataset.FrameOfReferenceUID == source.FrameOfReferenceUID
         if remark and name != "SliceThickness":
             assert not dataset.get(name)
-    remarks = read_header(volume.origin).remarks
+    remarks = read_series_header(volume.origin).remarks
     assert len(remarks) == (remark is not None) and (remark or "") in " ".join(remarks)
     # Values of the patient go nowhere but into the file.
     assert (
@@ -170,7 +170,7 @@ def test_an_odd_name_is_copied_and_named(name: str, value: bytes, series: list[P
     for write in (write_dicom_seg, write_rtstruct):
         write(volume, masks, tmp_path / "out.dcm", ALGORITHM)
         assert stored(tmp_path / "out.dcm", name) == value + b" " * (len(value) % 2)
-    (remark,) = read_header(volume.origin).remarks
+    (remark,) = read_series_header(volume.origin).remarks
     assert remark.startswith(name) and remark.endswith("copied as it is, because programs find the patient by it")
 
 
