@@ -48,6 +48,8 @@ def find_channels(
     Example:
         >>> find_channels({1: "a", 2: "b", 3: "c", 6: "f"}, number=2, slice_context=2)
         ['a', 'b', 'c']
+        >>> find_channels({n: n for n in range(1, 10)}, number=5, slice_context=1, thickness_mm=1.0)
+        [2, 5, 8]
     """
     if not slice_context:
         return [scan[number]]
