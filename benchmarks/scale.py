@@ -23,8 +23,8 @@ from torch.utils.data import default_collate
 
 from benchmarks.training import write_phantom_dataset
 from gi_segmentation.arguments import DataArguments, ModelArguments
+from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.data.sampling import StreamingSampler
-from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.data.slices import check_slice_names, load_slices, transform_splits
 from gi_segmentation.data.streaming import load_index, number_groups
 from gi_segmentation.models.loading import new_processor

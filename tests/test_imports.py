@@ -30,7 +30,7 @@ ALLOWED = {
     "formats": {"ground"},
     "data": {"ground", "formats.kaggle"},
     "models": {"ground"},
-    "scoring": {"ground", "formats.kaggle", "data.scan_plans"},
+    "scoring": {"ground", "formats.kaggle", "data.dataset_scans"},
     "postprocessing": {"ground", "scoring.surface"},
     "review": {"ground", "formats", "data.intensity", "postprocessing"},
     "training": {"ground", "formats.algorithm", "data", "models", "scoring", "review"},

@@ -25,7 +25,7 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.scan_plans import list_dataset_scans
+from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices

@@ -10,8 +10,8 @@ from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
+from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices
-from gi_segmentation.data.scan_plans import list_dataset_scans
 from gi_segmentation.data.streaming import PICTURE_COLUMNS, load_index
 from gi_segmentation.data.transforms import SliceTransform, attach_transform
 from gi_segmentation.errors import InputError

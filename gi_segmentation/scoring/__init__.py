@@ -2,5 +2,5 @@
 
 It does not know which model predicted, and imports no PyTorch.
 
-Imports the ground, `formats.kaggle` and `data.scan_plans`.
+Imports the ground, `formats.kaggle` and `data.dataset_scans`.
 """

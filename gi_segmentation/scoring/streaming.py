@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from datasets import Dataset
 
-from gi_segmentation.data.scan_plans import list_dataset_scans
+from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.memory import release_memory
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules

@@ -3,9 +3,9 @@
 import numpy as np
 from datasets import Dataset
 
+from gi_segmentation.data.dataset_scans import DatasetScan, list_dataset_scans
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.data.prepared import read_image, select_sources
-from gi_segmentation.data.scan_plans import DatasetScan, list_dataset_scans
 from gi_segmentation.data.streaming import StreamedRows
 from gi_segmentation.review.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.review.ranges import TrainingRanges, find_ranges

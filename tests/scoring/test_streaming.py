@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import EvalPrediction
 
-from gi_segmentation.data.scan_plans import list_dataset_scans
+from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.models.masks import pack_masks
 from gi_segmentation.rle import organ_masks
