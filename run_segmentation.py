@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.models.loading import load_model
     from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
     from gi_segmentation.publishing.hub import prepare_repository
+    from gi_segmentation.publishing.options import find_publication_options
     from gi_segmentation.publishing.repository import find_repository
     from gi_segmentation.publishing.results import publish_run, summarize, write_results
-    from gi_segmentation.publishing.wishes import find_wishes
     from gi_segmentation.training.trainer import build_trainer, train
     from gi_segmentation.training.training_ranges import find_training_ranges
 
@@ -64,9 +64,9 @@ def main(argv: list[str] | None = None) -> None:
         # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like
         # them.
         model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
-        repo_id, wishes = str(run_args.hub_model_id), find_wishes(run_args)
+        repo_id, options = str(run_args.hub_model_id), find_publication_options(run_args)
         if publishes:
-            prepare_repository(repo_id, wishes.private, overwrite=wishes.overwrite)
+            prepare_repository(repo_id, options.private, overwrite=options.overwrite)
         trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
         evaluation = train(trainer)
         # All processes have the same scores. One of them writes the files, and the others wait for it below.
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.disconnect()
         # The Hub comes last. If it fails, all files are written, and no other process waits.
         if publishes:
-            print(publish_run(Path(run_args.output_dir), repo_id, wishes).describe())
+            print(publish_run(Path(run_args.output_dir), repo_id, options).describe())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from dataset_builder.difficulty import DIFFICULTIES
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 from gi_segmentation.processes import leaving_no_process_behind
-from gi_segmentation.publishing.wishes import add_wishes, read_wishes
+from gi_segmentation.publishing.options import add_publication_options, read_publication_options
 from gi_segmentation.shortages import POOL
 
 # Each run_* function imports what it needs. pandas, datasets and OpenCV load slowly, and `--help` or a mistake in a
@@ -71,10 +71,10 @@ def run_build(arguments: argparse.Namespace) -> int:
     from dataset_builder.build import build, prepare_push, push_dataset
     from dataset_builder.gi_tract import GiTractConfig
 
-    wishes = read_wishes(arguments)
+    options = read_publication_options(arguments)
     if arguments.push_to_hub:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
-        arguments.push_to_hub = prepare_push(arguments.push_to_hub, wishes)
+        arguments.push_to_hub = prepare_push(arguments.push_to_hub, options)
     # What was imported stays until the end. Python would look through it for garbage again and again, and once more
     # when it ends, which takes as long as building 500 slices.
     gc.freeze()
@@ -92,7 +92,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         ) from error
     print(report.summary())
     if arguments.push_to_hub:
-        publication = push_dataset(report, arguments.push_to_hub, wishes)
+        publication = push_dataset(report, arguments.push_to_hub, options)
         visibility = "private" if publication.private else "public"
         print(f"published as {publication.url}, tag {publication.tag}, {visibility}")
     return 0
@@ -116,7 +116,7 @@ def add_build_flags(make: argparse.ArgumentParser) -> None:
         "established; without NAMESPACE/, it is that of the user of the token",
     )
     shown = "true: a new repository is private, and a public one is refused; false: everybody may see the dataset"
-    add_wishes(make, "true", shown, pictures=False)
+    add_publication_options(make, "true", shown, pictures=False)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

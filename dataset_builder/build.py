@@ -28,8 +28,8 @@ from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, prepare_repository, publish_folder
+from gi_segmentation.publishing.options import PublicationOptions
 from gi_segmentation.publishing.repository import find_repository
-from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
 
 # A line that the card of every build has. A folder whose card has it holds an earlier build.
@@ -278,7 +278,7 @@ def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_p
     return report
 
 
-def prepare_push(repo_id: str, wishes: Wishes) -> str:
+def prepare_push(repo_id: str, options: PublicationOptions) -> str:
     """Create the repository before the build, so that a refusal is seen early; arguments as `push_dataset`.
 
     Returns:
@@ -289,17 +289,19 @@ def prepare_push(repo_id: str, wishes: Wishes) -> str:
         RefusedError: If `push_dataset` would refuse the repository as it is now.
     """
     repo_id = find_repository("--push_to_hub", repo_id)
-    prepare_repository(repo_id, wishes.private, "dataset", wishes.overwrite, DATASET_SHOWN if wishes.private else None)
+    prepare_repository(
+        repo_id, options.private, "dataset", options.overwrite, DATASET_SHOWN if options.private else None
+    )
     return repo_id
 
 
-def push_dataset(report: BuildReport, repo_id: str, wishes: Wishes) -> Publication:
+def push_dataset(report: BuildReport, repo_id: str, options: PublicationOptions) -> Publication:
     """Publish a built dataset, in a private repository unless the user wants a public one.
 
     Args:
         report: What `build` returned.
         repo_id: `NAMESPACE/gi_tract`.
-        wishes: What the user wants. If a new repository is private, a public one is refused.
+        options: What the user wants. If a new repository is private, a public one is refused.
 
     Returns:
         Address, tag and commit of what was published.
@@ -319,7 +321,7 @@ def push_dataset(report: BuildReport, repo_id: str, wishes: Wishes) -> Publicati
             "dataset",
             tag,
             message,
-            private=wishes.private,
-            overwrite=wishes.overwrite,
-            only_private=DATASET_SHOWN if wishes.private else None,
+            private=options.private,
+            overwrite=options.overwrite,
+            only_private=DATASET_SHOWN if options.private else None,
         )

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.processes import leaving_no_process_behind
-from gi_segmentation.publishing.wishes import Wishes, add_wishes, find_wishes, read_wishes
+from gi_segmentation.publishing.options import (
+    PublicationOptions,
+    add_publication_options,
+    find_publication_options,
+    read_publication_options,
+)
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.shortages import CROSS_VALIDATION
 
@@ -62,7 +67,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="publish the pooled results on the branch main, and each fold on a branch fold-K; without NAMESPACE/, it "
         "is that of the user of the token",
     )
-    add_wishes(parser, None, "whether a new repository is private; None: as the recipe says, else private")
+    add_publication_options(
+        parser, None, "whether a new repository is private; None: as the recipe says, else private"
+    )
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="more flags for run_segmentation.py")
     arguments = parser.parse_args(argv)
     for word in arguments.flags:
@@ -73,10 +80,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def merge_wishes(arguments: argparse.Namespace, run_args: "RunArguments") -> Wishes:
+def merge_publication_options(arguments: argparse.Namespace, run_args: "RunArguments") -> PublicationOptions:
     """Return what this command line and the arguments of the trainings say about the publication."""
-    trained, wanted = find_wishes(run_args), read_wishes(arguments)
-    return Wishes(
+    trained, wanted = find_publication_options(run_args), read_publication_options(arguments)
+    return PublicationOptions(
         private=trained.private if wanted.private is None else wanted.private,
         overwrite=trained.overwrite or wanted.overwrite,
         pictures=trained.pictures or wanted.pictures,
@@ -114,10 +121,10 @@ def main(argv: list[str] | None = None) -> None:
         )
     baseline = [read_fold(arguments.baseline, fold) for fold in folds] if arguments.baseline else []
     if arguments.push_to_hub:
-        wishes = merge_wishes(arguments, run_args)
+        options = merge_publication_options(arguments, run_args)
         repo_id = find_repository("--push_to_hub", arguments.push_to_hub)
         branches = [None, *(fold_folder(output_dir, fold).name for fold in folds)]
-        prepare_repository(repo_id, wishes.private, overwrite=wishes.overwrite, branches=branches)
+        prepare_repository(repo_id, options.private, overwrite=options.overwrite, branches=branches)
 
     wanted = [arguments.fold] if arguments.fold is not None else [] if arguments.collect else folds
     train_folds(wanted, output_dir, arguments.config, arguments.flags, arguments.config_file)
@@ -130,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     if baseline:
         print(format_compared_folds(runs, baseline))
     if arguments.push_to_hub:
-        print(publish_folds(output_dir, runs, repo_id, run_args, wishes).describe())
+        print(publish_folds(output_dir, runs, repo_id, run_args, options).describe())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gi_segmentation.errors import check_repo_id, exit_on_input_error
 from gi_segmentation.processes import leaving_no_process_behind
-from gi_segmentation.publishing.wishes import add_wishes, read_wishes
+from gi_segmentation.publishing.options import add_publication_options, read_publication_options
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -18,7 +18,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         required=True,
         help="name of the model on the Hub; without NAMESPACE/, it is that of the user of the token",
     )
-    add_wishes(parser, "true", "whether a new repository is private (default: true)")
+    add_publication_options(parser, "true", "whether a new repository is private (default: true)")
     return parser.parse_args(argv)
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.publishing.results import publish_run
 
     repo_id = find_repository("--hub_model_id", arguments.hub_model_id)
-    print(publish_run(arguments.output_dir, repo_id, read_wishes(arguments)).describe())
+    print(publish_run(arguments.output_dir, repo_id, read_publication_options(arguments)).describe())
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from gi_segmentation.publishing.model_card import (
     make_card,
     write_card,
 )
+from gi_segmentation.publishing.options import PublicationOptions
 from gi_segmentation.publishing.results import WEIGHTS, format_run_scores, publish_results
-from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.tables import format_interval
@@ -182,7 +182,7 @@ def format_compared_folds(runs: Sequence[FoldRun], baseline: Sequence[FoldRun]) 
 
 
 def publish_folds(
-    output_dir: Path, runs: Sequence[FoldRun], repo_id: str, run_args: RunArguments, wishes: Wishes
+    output_dir: Path, runs: Sequence[FoldRun], repo_id: str, run_args: RunArguments, options: PublicationOptions
 ) -> Publication:
     """Publish each fold on a branch `fold-K`, and then the pooled results on the main branch.
 
@@ -193,7 +193,7 @@ def publish_folds(
         runs: The training of each fold.
         repo_id: Name of the repository, `NAMESPACE/NAME`.
         run_args: Arguments of the training. The licence is used.
-        wishes: What the user wants of the publication.
+        options: What the user wants of the publication.
 
     Returns:
         Where the main branch was published.
@@ -206,12 +206,12 @@ def publish_folds(
         for run in runs:
             branch = run.folder.name
             card = partial(make_card, run.facts, repo_id, run_args.license, branch, True)
-            publish_results(run.folder, run.facts, repo_id, wishes, card, branch)
+            publish_results(run.folder, run.facts, repo_id, options, card, branch)
             print(f"published: {repo_id}, branch {branch}", flush=True)
             write_card(run.folder, repo_id, run_args.license, branch)
         # With the slices of the picture, which only the file has.
         facts = read_results(output_dir)
         card = partial(make_card, facts, repo_id, run_args.license, None, True)
-        publication = publish_results(output_dir, facts, repo_id, wishes, card)
+        publication = publish_results(output_dir, facts, repo_id, options, card)
         write_card(output_dir, repo_id, run_args.license)
         return publication

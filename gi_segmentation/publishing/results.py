@@ -44,8 +44,8 @@ from gi_segmentation.publishing.model_card import (
     write_card,
     write_own_card,
 )
+from gi_segmentation.publishing.options import PublicationOptions
 from gi_segmentation.publishing.repository import RefusedError
-from gi_segmentation.publishing.wishes import Wishes
 from gi_segmentation.rules import PRESETS, Preset
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.records import write_scan_scores
@@ -190,7 +190,7 @@ def publish_results(
     output_dir: Path,
     facts: RunResults,
     repo_id: str,
-    wishes: Wishes,
+    options: PublicationOptions,
     render: Callable[[bool], str],
     branch: str | None = None,
 ) -> Publication:
@@ -200,7 +200,7 @@ def publish_results(
         output_dir: The folder, after `write_results`.
         facts: The facts of its run.
         repo_id: Name of the repository, `NAMESPACE/NAME`.
-        wishes: What the user wants of the publication.
+        options: What the user wants of the publication.
         render: Returns the card. It gets whether pictures of slices come with it.
         branch: Branch of the repository; None: the main branch.
 
@@ -210,8 +210,8 @@ def publish_results(
     Raises:
         InputError: As `hub.publish_folder` and `render`.
     """
-    hidden = facts.synthetic or is_repository_private(repo_id, wishes.private)
-    harmless = facts.synthetic or wishes.pictures or not facts.scores
+    hidden = facts.synthetic or is_repository_private(repo_id, options.private)
+    harmless = facts.synthetic or options.pictures or not facts.scores
     pictures = harmless or hidden
     card = render(pictures)
     # `Trainer.push_to_hub` would replace our card by its own. `publish_folder` publishes all files of a folder. The
@@ -236,9 +236,9 @@ def publish_results(
             "model",
             tag=tag,
             message=f"Publish {state}",
-            private=wishes.private,
+            private=options.private,
             branch=branch,
-            overwrite=wishes.overwrite,
+            overwrite=options.overwrite,
             only_private=PICTURES_SHOWN if pictures and not harmless else None,
         )
     return replace(publication, left_out=left_out)
@@ -302,24 +302,24 @@ def read_finished_run(output_dir: Path) -> RunResults:
     return facts
 
 
-def publish_run(output_dir: Path, repo_id: str, wishes: Wishes) -> Publication:
+def publish_run(output_dir: Path, repo_id: str, options: PublicationOptions) -> Publication:
     """Publish a finished training as it lies in its folder. Only the name of the model on the card may change.
 
     Args:
         output_dir: The folder, after `write_results`.
         repo_id: Name of the repository, `NAMESPACE/NAME`.
-        wishes: What the user wants of the publication.
+        options: What the user wants of the publication.
 
     Raises:
         InputError: If the folder is not that of a finished training, or as `publish_results`. The message then has
             the command that publishes the run later.
     """
     facts = read_finished_run(output_dir)
-    words = ["--output_dir", str(output_dir), "--hub_model_id", repo_id, *wishes.to_flags()]
+    words = ["--output_dir", str(output_dir), "--hub_model_id", repo_id, *options.to_flags()]
     command = f"python -m gi_segmentation.publish {shlex.join(words)}"
     with saying_how_to_go_on(f"The run in {output_dir} is complete but not published. To publish it: {command}"):
         publication = publish_results(
-            output_dir, facts, repo_id, wishes, partial(card_to_publish, output_dir, facts, repo_id)
+            output_dir, facts, repo_id, options, partial(card_to_publish, output_dir, facts, repo_id)
         )
     # Here the pictures are beside the card.
     if find_own_card(output_dir, facts, repo_id) is None:

@@ -31,11 +31,12 @@ import sys
 from pathlib import Path
 from gi_segmentation.publishing.facts import read_results
 from gi_segmentation.publishing.results import publish_results
-from gi_segmentation.publishing.wishes import Wishes
+from gi_segmentation.publishing.options import PublicationOptions
 folder = Path(sys.argv[1])
 branch = sys.argv[2] if len(sys.argv) > 2 else None
 card = (folder / "README.md").read_text()
-print(publish_results(folder, read_results(folder), "tester/model", Wishes(), lambda pictures: card, branch).tag)
+options = PublicationOptions()
+print(publish_results(folder, read_results(folder), "tester/model", options, lambda pictures: card, branch).tag)
 """
 
 

@@ -1,4 +1,4 @@
-"""What a user wants of a publication, and the flags of a command line that say so."""
+"""The options of a publication, and the flags of a command line that set them."""
 
 import argparse
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user wants of a publication.
+class PublicationOptions:
+    """How a user wants something to be published.
 
     Attributes:
         private: Whether a new repository is private; None: as the Hub decides.
@@ -30,8 +30,10 @@ class Wishes:
         return words + (["--publish_pictures"] if self.pictures else [])
 
 
-def add_wishes(parser: argparse.ArgumentParser, private: str | None, private_help: str, pictures: bool = True) -> None:
-    """Add the flags for `read_wishes` to a command line.
+def add_publication_options(
+    parser: argparse.ArgumentParser, private: str | None, private_help: str, pictures: bool = True
+) -> None:
+    """Add the flags for `read_publication_options` to a command line.
 
     Args:
         parser: The command line.
@@ -59,12 +61,12 @@ def add_wishes(parser: argparse.ArgumentParser, private: str | None, private_hel
         parser.set_defaults(publish_pictures=False)
 
 
-def read_wishes(arguments: argparse.Namespace) -> Wishes:
-    """Return what the flags of `add_wishes` say. Without `--hub_private_repo`, `private` is None."""
+def read_publication_options(arguments: argparse.Namespace) -> PublicationOptions:
+    """Return what the flags of `add_publication_options` say. Without `--hub_private_repo`, `private` is None."""
     private = None if arguments.hub_private_repo is None else arguments.hub_private_repo == "true"
-    return Wishes(private, arguments.overwrite_repository, arguments.publish_pictures)
+    return PublicationOptions(private, arguments.overwrite_repository, arguments.publish_pictures)
 
 
-def find_wishes(run_args: "RunArguments") -> Wishes:
+def find_publication_options(run_args: "RunArguments") -> PublicationOptions:
     """Return what the arguments of a training say about its publication."""
-    return Wishes(run_args.hub_private_repo, run_args.overwrite_repository, run_args.publish_pictures)
+    return PublicationOptions(run_args.hub_private_repo, run_args.overwrite_repository, run_args.publish_pictures)
