@@ -114,6 +114,7 @@ def remove_components(
         The masks without these components, bool, same shape.
 
     Example:
+        >>> from gi_segmentation.postprocessing.limits import NO_POSTPROCESSING
         >>> masks = np.zeros((3, 1, 1, 5), dtype=bool)
         >>> masks[2, 0, 0, [0, 1, 3]] = True
         >>> settings = Postprocessing({**NO_POSTPROCESSING.organs, "stomach": OrganLimits(min_volume_ml=2.0)})
