@@ -39,15 +39,32 @@ for variable in ("HF_ENDPOINT", "HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE")
 collect_ignore_glob = ["fuzz/*", "support/*"]
 # Fixtures of tests that start programs.
 SLOW = {"run_python", "trained", "execution", "hub"}
+# The modules that take longest, the longest first.
+LONGEST = (
+    "test_cross_validate.py", "test_docs.py", "test_pipeline.py", "test_export.py", "test_notebook.py",
+    "test_accelerate.py", "test_app.py", "test_checkpoints.py", "test_compare.py", "test_faults.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slowest modules first. So the processes that share the tests end at about the same time.
 
-    The tests of a module stay together, so that its fixtures are made once.
+    The tests of a module stay together, so that its fixtures are made once. Two processes get half of the list each,
+    so every second slow module begins the second half.
     """
-    slow = {item.path for item in items if not SLOW.isdisjoint(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in slow)
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    slow = [
+        path
+        for path, tests in modules.items()
+        if path.name in LONGEST or any(not SLOW.isdisjoint(getattr(test, "fixturenames", ())) for test in tests)
+    ]
+    slow.sort(key=lambda path: LONGEST.index(path.name) if path.name in LONGEST else len(LONGEST))
+    first, second = ([test for path in slow[start::2] for test in modules[path]] for start in (0, 1))
+    others = [test for path, tests in modules.items() if path not in slow for test in tests]
+    number = max(len(items) // 2 - len(first), 0)
+    items[:] = [*first, *others[:number], *second, *others[number:]]
 
 
 def pytest_collection_finish() -> None:
