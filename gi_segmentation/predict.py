@@ -143,6 +143,9 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     with ExitStack() as stack:
         if state.is_main_process:
             stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
+            # While the checkpoints were loaded, another prediction may have ended.
+            if "kaggle" in formats.get("kaggle", ()):
+                check_submission(output_dir)
             print("".join(f"{line}\n" for line in scans.left_out), end="")
         # No process writes before the folder is locked.
         state.wait_for_everyone()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.files import write_text
 from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.shortages import CROSS_VALIDATION
@@ -55,11 +55,16 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         1 if a recipe failed, else 0. The table has the reason.
+
+    Raises:
+        InputError: If the package was installed without the recipes.
     """
     arguments = parse_arguments(argv)
     # This import stands here because PyTorch takes seconds to load. `--help` or a mistake in a flag does not need it.
-    from gi_segmentation.cross_validation.results_table import format_table, model_index, run_recipe
+    from gi_segmentation.cross_validation.results_table import RECIPES, format_table, model_index, run_recipe
 
+    if not RECIPES.is_dir():
+        raise InputError(f"{RECIPES}: no such folder; the recipes are in a clone of the repository, start this there")
     output_dir = arguments.output_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
