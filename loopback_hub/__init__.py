@@ -25,7 +25,7 @@ class LoopbackHub:
         verbose: Whether to log each request to stderr.
 
     Attributes:
-        endpoint: The server's address, for HF_ENDPOINT; empty before the start if the port is not given.
+        endpoint: The server's address, for HF_ENDPOINT.
         faults: What goes wrong on purpose; nothing at the start.
 
     Raises:
@@ -35,7 +35,7 @@ class LoopbackHub:
 
     def __init__(self, root: str | Path, port: int = 0, verbose: bool = False) -> None:
         self.root, self.port, self.verbose = Path(root).resolve(), port, verbose
-        self.endpoint, self.faults = f"http://127.0.0.1:{port}" if port else "", Faults()
+        self.endpoint, self.faults = "", Faults()
 
     def __enter__(self) -> "LoopbackHub":
         self.root.mkdir(parents=True, exist_ok=True)

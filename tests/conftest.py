@@ -3,12 +3,9 @@
 Libraries of Hugging Face read their environment variables when they are imported. So this file sets them first.
 """
 
-import contextlib
 import gc
 import os
-import random
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +16,7 @@ from PIL import Image
 
 from loopback_hub import LoopbackHub
 from tests.support.processes import TEST_DATA, RunPython
-from tests.support.warm_python import WarmPythons
+from tests.support.warm_python import WarmPython
 
 # The tests never use the user's cache, because an old entry there could hide a bug.
 HF_HOME = tempfile.mkdtemp(prefix="gi-segmentation-hf-home-")
@@ -159,49 +156,28 @@ def kaggle_copy(small_kaggle_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_kaggle_dir, tmp_path / "kaggle"))
 
 
-@pytest.fixture(scope="session")
-def hub_port() -> int:
-    """A free port. It is below those that the system gives away, so it is free for the next test too."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 30_000)
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
-
-
 @pytest.fixture
-def hub(tmp_path: Path, hub_port: int) -> Iterator[LoopbackHub]:
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     """An empty Hub on this machine. A process started by `run_python(..., env=hub.environment())` uses it."""
-    from huggingface_hub import close_session
-
-    with LoopbackHub(tmp_path / "hub", hub_port) as running:
+    with LoopbackHub(tmp_path / "hub") as running:
         yield running
-    # The next Hub has the same address, and the client would use its connections to this one.
-    close_session()
 
 
 @pytest.fixture(scope="session")
-def programs_hf_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The HF_HOME of the programs that `run_python` starts."""
-    return tmp_path_factory.mktemp("programs") / "hf_home"
-
-
-@pytest.fixture(scope="session")
-def warm_pythons(programs_hf_home: Path, hub_port: int) -> Iterator[WarmPythons]:
-    """Pythons that run programs in new processes without importing the large libraries each time."""
-    env = {**os.environ, "HF_HOME": str(programs_hf_home)}
-    with WarmPythons([env, env | LoopbackHub("unused", hub_port).environment()]) as running:
+def warm_python() -> Iterator[WarmPython]:
+    """A Python that runs programs in new processes without importing the large libraries each time."""
+    with WarmPython(os.environ) as running:
         yield running
 
 
 @pytest.fixture
-def run_python(warm_pythons: WarmPythons, programs_hf_home: Path) -> RunPython:
-    """A function that runs `python ARGS` in a new process. Each test begins with an empty HF_HOME."""
-    shutil.rmtree(programs_hf_home, ignore_errors=True)
+def run_python(warm_python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> RunPython:
+    """A function that runs `python ARGS` in a new process. All calls in one test share an HF_HOME of their own."""
+    hf_home = str(tmp_path_factory.mktemp("hf_home"))
 
     def run(
         args: list[str], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        return warm_pythons.run(args, cwd, {**os.environ, "HF_HOME": str(programs_hf_home), **(env or {})}, timeout)
+        return warm_python.run(args, cwd, {**os.environ, "HF_HOME": hf_home, **(env or {})}, timeout)
 
     return run

@@ -23,7 +23,7 @@ from loopback_hub import LoopbackHub
 from tests.support.encoders import write_encoder
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
-from tests.support.warm_python import HUGGING_FACE, WarmPython
+from tests.support.warm_python import WarmPython
 
 README = ROOT / "README.md"
 MAX_README_LINES = 120
@@ -81,6 +81,14 @@ NOT_RUN = {
 }
 
 RENT = "hf jobs run "
+# All commands use one Hub, so these libraries are imported only once.
+HUGGING_FACE = (
+    "transformers.trainer",
+    "transformers.image_processing_backends",
+    "datasets",
+    "evaluate",
+    "albumentations",
+)
 
 
 class Documented(NamedTuple):
