@@ -117,8 +117,9 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     scans = find_scans(path, output_dir, arguments.series)
     formats = choose_formats(scans, arguments.format, arguments.probabilities)
     scans = leave_out(scans, formats)
+    submits = "kaggle" in formats.get("kaggle", ())
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
-    if "kaggle" in formats.get("kaggle", ()):
+    if submits:
         check_submission(output_dir)
     if arguments.list:
         lines = [describe_scan(scan, scan.kind) for scan in scans.scans]
@@ -144,7 +145,7 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
         if state.is_main_process:
             stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))
             # While the checkpoints were loaded, another prediction may have ended.
-            if "kaggle" in formats.get("kaggle", ()):
+            if submits:
                 check_submission(output_dir)
             print("".join(f"{line}\n" for line in scans.left_out), end="")
         # No process writes before the folder is locked.
