@@ -5,20 +5,15 @@ No other module states them a second time.
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-# The order is that of the label ids, of the channels of a multilabel model, and of every axis `organs`.
-ORGANS: tuple[str, ...] = ("large_bowel", "small_bowel", "stomach")
-LABELS: tuple[str, ...] = ("background", *ORGANS)
+from gi_segmentation.labels import GI_TRACT, LabelMode
 
-# What a model's channels mean. `multiclass`: every pixel gets one label, by softmax over four channels. `multilabel`:
-# every organ has a channel and a mask of its own, by sigmoid, so that organs may overlap.
-LabelMode: TypeAlias = Literal["multiclass", "multilabel"]
+# The labels of Kaggle's data.
+ORGANS: tuple[str, ...] = GI_TRACT.names
+LABELS: tuple[str, ...] = GI_TRACT.labels
 LABELS_BY_MODE: dict[LabelMode, tuple[str, ...]] = {"multiclass": LABELS, "multilabel": ORGANS}
-
-# RGB of each label id, for the palette of the `annotation` PNGs and for every overlay picture. The three colours are
-# from the palette of Okabe and Ito, which colour-blind people can tell apart.
-COLOURS: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (0, 158, 115), (230, 159, 0), (86, 180, 233))
+COLOURS: tuple[tuple[int, int, int], ...] = GI_TRACT.palette
 
 # The file names have the size of a pixel only. The thickness is the same in all scans of the competition.
 SLICE_THICKNESS_MM = 3.0
