@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from gi_segmentation.labels import GI_TRACT, LabelMode
+from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet
 
 # The labels of Kaggle's data.
 ORGANS: tuple[str, ...] = GI_TRACT.names
@@ -20,37 +20,45 @@ SLICE_THICKNESS_MM = 3.0
 # Most scans have this number of slices. It is used to state times for a typical scan.
 SCAN_SLICES = 144
 
+# Columns that only a dataset of a folder with `labels.json` has.
+OWN_COLUMNS = ("slice_spacing", "rescale_slope", "rescale_intercept")
+
 # With this value instead of the number of a fold, no patient is held back from the training.
 ALL_FOLDS = "all"
 
 
-def dataset_features() -> Any:
-    """Return the columns of the dataset `gi_tract`, which has one row per slice.
+def dataset_features(labels: LabelSet = GI_TRACT, own: bool = False) -> Any:
+    """Return the columns of a dataset, which has one row per slice.
+
+    Args:
+        labels: Its organs.
+        own: Whether the folder that it was built from has `labels.json`. Then it has three more columns: the distance
+            between slices in millimetres, and the scale of the intensities, both of the scan.
 
     Returns:
         `datasets.Features`. `image` is the 16-bit grayscale PNG of the slice. `annotation` is an 8-bit palette PNG
-        whose pixels are label ids. `segmentation` has the exact run-length encoding of each organ. In a split without
-        ground truth, `annotation` and `segmentation` are null.
+        whose pixels are label ids. `segmentation` has the exact run-length encoding of each organ; it is null for an
+        organ that nobody has drawn in the scan. In a split without ground truth, `annotation` and `segmentation` are
+        null.
     """
     # Imported here, because every module imports this one, and `datasets` takes a second.
     from datasets import Features, Image, Sequence, Value
 
-    return Features(
-        {
-            "id": Value("string"),
-            "image": Image(),
-            "annotation": Image(),
-            "segmentation": {organ: Value("string") for organ in ORGANS},
-            "case": Value("int32"),
-            "day": Value("int32"),
-            "slice": Value("int32"),
-            "scan": Value("string"),
-            "fold": Value("int32"),
-            "height": Value("int32"),
-            "width": Value("int32"),
-            "pixel_spacing": Sequence(Value("float64"), length=2),
-        }
-    )
+    columns = {
+        "id": Value("string"),
+        "image": Image(),
+        "annotation": Image(),
+        "segmentation": {organ: Value("string") for organ in labels.names},
+        "case": Value("int32"),
+        "day": Value("int32"),
+        "slice": Value("int32"),
+        "scan": Value("string"),
+        "fold": Value("int32"),
+        "height": Value("int32"),
+        "width": Value("int32"),
+        "pixel_spacing": Sequence(Value("float64"), length=2),
+    }
+    return Features({**columns, **{name: Value("float64") for name in OWN_COLUMNS}} if own else columns)
 
 
 def scan_name(case: int, day: int) -> str:
