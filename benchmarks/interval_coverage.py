@@ -30,7 +30,7 @@ def holds(dice: np.ndarray, seed: int) -> tuple[bool, bool]:
     """
     # One patient is one scan with one slice, and only the first organ counts. So the interval is that of a plain mean.
     scans = [
-        ScanScore(patient, "scan", 1, (value, 0, 0), (1, 0, 0), (value, math.nan, math.nan), (math.nan,))
+        ScanScore(patient, "scan", ("organ",), 1, (value,), (1,), (value,), (math.nan,))
         for patient, value in enumerate(dice.tolist())
     ]
     low, high = find_intervals(scans, num_resamples=NUM_RESAMPLES, seed=seed)["dice"] or (math.nan, math.nan)

@@ -48,20 +48,22 @@ if importlib.util.find_spec("gi_segmentation") is None:
 
 # `evaluate.load` looks for `import` lines in this file, and refuses it if a package is not installed. It does not see
 # these imports, which work even if the package is only next to the original file.
-rules, schema, scans_module = map(
-    import_module, ("gi_segmentation.rules", "gi_segmentation.schema", "gi_segmentation.scoring.scans")
+rules, labels_module, scans_module = map(
+    import_module, ("gi_segmentation.rules", "gi_segmentation.labels", "gi_segmentation.scoring.scans")
 )
 
 DESCRIPTION = """\
-Scores of large bowel, small bowel and stomach: Dice, the mean over pairs of slice and organ, without the pairs that
-are empty in both masks; Dice over whole scans; and the score of the Kaggle competition with its 3D Hausdorff distance.
-A preset settles what the description of the competition leaves open. The scores are computed on the grid of the masks.
+Scores of organs, by default large bowel, small bowel and stomach: Dice, the mean over pairs of slice and organ,
+without the pairs that are empty in both masks; Dice over whole scans; and the score of the Kaggle competition with its
+3D Hausdorff distance. A preset settles what the description of the competition leaves open. The scores are computed on
+the grid of the masks.
 """
 
 INPUTS = """\
 Args:
     predictions: One mask per slice: label ids of shape `(height, width)`, or binary masks of shape
-        `(organs, height, width)` in the order large_bowel, small_bowel, stomach.
+        `(organs, height, width)`. The names of the organs, in their order, are the argument `labels` of
+        `evaluate.load`; without it they are large_bowel, small_bowel, stomach.
     references: The true masks in the same form. Each has the size of its prediction.
     scans: Name of the scan of each slice, any hashable value; None: every slice is a scan of its own.
     slices: Number of each slice in its scan. Slices are stacked in this order; None: in the order in which they come.
@@ -83,11 +85,12 @@ The data: Data in Brief 57 (2024) 111159, doi 10.1016/j.dib.2024.111159.
 """
 
 
-def to_organ_masks(mask: Any) -> np.ndarray:
+def to_organ_masks(mask: Any, num_organs: int) -> np.ndarray:
     """Turn a mask in one of its two forms into one binary mask per organ.
 
     Args:
         mask: Label ids `(height, width)`, or binary masks `(organs, height, width)`.
+        num_organs: The number of organs.
 
     Returns:
         bool, shape `(organs, height, width)`.
@@ -98,15 +101,15 @@ def to_organ_masks(mask: Any) -> np.ndarray:
     # Masks of organs have the values 0 and 1 only. Three axes with other values are most likely a stack of slices with
     # label ids. It is refused, because a mask here is one slice.
     array = np.asarray(mask)
-    if array.ndim == 3 and len(array) == len(schema.ORGANS) and set(np.unique(array)) <= {0, 1}:
+    if array.ndim == 3 and len(array) == num_organs and set(np.unique(array)) <= {0, 1}:
         return array.astype(bool)
-    if array.ndim != 2 or not np.isin(array, range(len(schema.LABELS))).all():
+    if array.ndim != 2 or not np.isin(array, range(num_organs + 1)).all():
         values = np.unique(array)[:8].tolist()
         raise ValueError(
-            f"expected label ids 0 to {len(schema.LABELS) - 1} of shape (height, width), or binary masks of shape "
-            f"({len(schema.ORGANS)}, height, width), but got shape {array.shape} with values {values}"
+            f"expected label ids 0 to {num_organs} of shape (height, width), or binary masks of shape "
+            f"({num_organs}, height, width), but got shape {array.shape} with values {values}"
         )
-    return array == np.arange(1, len(schema.LABELS))[:, None, None]
+    return array == np.arange(1, num_organs + 1)[:, None, None]
 
 
 # The shape of prediction and truth, and the bits of both.
@@ -137,13 +140,21 @@ def check_fits_scan(
 
 
 class GiTractScores(evaluate.Metric):
-    """The metric. It keeps the masks with eight pixels per byte until it computes the scores."""
+    """The metric. It keeps the masks with eight pixels per byte until it computes the scores.
+
+    Args:
+        labels: Names of the organs; None: those of Kaggle.
+
+    Raises:
+        InputError: If a name cannot be used.
+    """
 
     # `evaluate.Metric` would write all masks to a file as lists of numbers, and would take only one form of masks. So
     # `add_batch`, `add` and `compute` are written for this metric.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, labels: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.organs = labels_module.GI_TRACT.names if labels is None else labels_module.LabelSet(tuple(labels)).names
         self.slices: dict[Hashable, dict[Any, PackedPair]] = {}
         self.number = 0
 
@@ -192,7 +203,7 @@ class GiTractScores(evaluate.Metric):
         for index, (scan, number) in enumerate(zip(names, numbers, strict=True)):
             earlier = self.slices.get(scan, {}), added.setdefault(scan, {})
             try:
-                pair = to_organ_masks(predictions[index]), to_organ_masks(references[index])
+                pair = [to_organ_masks(masks[index], len(self.organs)) for masks in (predictions, references)]
                 check_fits_scan(scan, number, {mask.shape for mask in pair}, earlier)
                 added[scan][number] = pair[0].shape, np.packbits(np.stack(pair))
             except ValueError as error:
@@ -249,6 +260,6 @@ class GiTractScores(evaluate.Metric):
             # Each pair has the shape (2, organs, height, width). The new axis of slices comes third.
             preds, target = np.stack(pairs, axis=2)
             # Who the patient is has no effect on these scores, so the scan takes its place.
-            measured.append(scans_module.compare_masks(scan, scan, preds, target, rules.PRESETS[preset]))
+            measured.append(scans_module.compare_masks(scan, scan, self.organs, preds, target, rules.PRESETS[preset]))
         self.slices, self.number = {}, 0
         return scans_module.score_scans(measured, rules.PRESETS[preset])

@@ -11,12 +11,11 @@ Here "2 3" is the run of pixels 2, 3 and 4. It continues from the end of the fir
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import ORGANS
 
 # Python's `int` also accepts "1_0", "+3" and digits of other scripts, but in a CSV these are damage. 18 digits are
 # more than any image needs, and the sum of two such numbers fits into 64 bits.
@@ -165,6 +164,29 @@ def encode(mask: np.ndarray) -> str:
     return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).reshape(-1).tolist()))
 
 
-def organ_masks(segmentation: dict[str, str], height: int, width: int) -> np.ndarray:
-    """Decode the masks of a slice, which may overlap: bool, shape `(organs, height, width)`."""
-    return np.stack([decode(segmentation[organ], height, width) for organ in ORGANS])
+def organ_masks(segmentation: Mapping[str, str | None], height: int, width: int) -> np.ndarray:
+    """Decode the masks of a slice, which may overlap.
+
+    Args:
+        segmentation: The encoding of each organ, in the order of the dataset. The mask of an unknown organ (None) is
+            empty.
+        height: Height of the slice in pixels.
+        width: Width of the slice in pixels.
+
+    Returns:
+        bool, shape `(organs, height, width)`.
+    """
+    return np.stack([decode(rle or "", height, width) for rle in segmentation.values()])
+
+
+def find_unknown(encodings: Iterable[Mapping[str, str | None]]) -> set[str]:
+    """Return the organs that are not known in a scan: one of its slices has no encoding, not even an empty one.
+
+    Args:
+        encodings: The encodings of the organs on each slice of the scan.
+
+    Example:
+        >>> find_unknown([{"liver": "1 3", "spleen": ""}, {"liver": None, "spleen": ""}])
+        {'liver'}
+    """
+    return {organ for organs in encodings for organ, rle in organs.items() if rle is None}

@@ -88,6 +88,13 @@ class TestByHand:
         scores = metric.compute(predictions=[[[1, 2, 2]]], references=[truth])
         assert (scores["dice_large_bowel"], scores["dice_small_bowel"]) == (pytest.approx(2 / 3), 1)
 
+    def test_other_labels(self) -> None:
+        metric = evaluate.load(str(METRIC_FILE), labels=["liver"])
+        scores = metric.compute(predictions=[[[1, 1, 0]]], references=[np.array([[[1, 0, 0]]])])
+        assert scores["dice_liver"] == pytest.approx(2 / 3) and "dice_stomach" not in scores
+        with pytest.raises(ValueError, match=r"expected label ids 0 to 1 of shape .* \(1, height, width\)"):
+            metric.add(prediction=[[2]], reference=[[1]])
+
     def test_slices_without_a_scan_are_scans_of_their_own(self, metric: GiTractScores) -> None:
         for prediction, reference in (([[1, 0]], [[1, 0]]), ([[1, 1]], [[0, 1]])):
             metric.add(prediction=prediction, reference=reference)

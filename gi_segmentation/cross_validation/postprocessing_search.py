@@ -15,7 +15,7 @@ all patients.
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 from pathlib import Path
@@ -31,12 +31,13 @@ from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices
 from gi_segmentation.inference.members import Member, load_members
 from gi_segmentation.inference.splits import read_split
+from gi_segmentation.labels import find_labels
 from gi_segmentation.memory import release_memory
 from gi_segmentation.postprocessing.components import Components, find_components, keep_components, select_components
-from gi_segmentation.postprocessing.limits import NO_POSTPROCESSING, OrganLimits, Postprocessing
-from gi_segmentation.rle import organ_masks
+from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
+from gi_segmentation.rle import find_unknown, organ_masks
 from gi_segmentation.rules import CompetitionRules
-from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
+from gi_segmentation.schema import SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, compare_masks, score_scans
 from gi_segmentation.scoring.tables import format_interval
@@ -78,16 +79,24 @@ class HeldBackScan:
         fold: Index of the fold that held the patient back.
         patient: Number of the patient.
         name: Name of the scan.
-        components: The predicted components of each organ.
+        components: The predicted components by the name of the organ.
         target: True masks, bool, shape `(organs, D, H, W)`.
+        unknown: Organs that are not known in this scan.
     """
 
     def __init__(
-        self, fold: int, patient: int, name: str, components: Sequence[Components], target: np.ndarray
+        self,
+        fold: int,
+        patient: int,
+        name: str,
+        components: Mapping[str, Components],
+        target: np.ndarray,
+        unknown: Collection[str] = (),
     ) -> None:
-        self.fold, self.patient, self.name = fold, patient, name
-        self.labels = [PackedArray(one.labels) for one in components]
-        self.sizes = [(one.volumes_ml, one.confidences) for one in components]
+        self.fold, self.patient, self.name, self.unknown = fold, patient, name, unknown
+        self.organs = tuple(components)
+        self.labels = [PackedArray(one.labels) for one in components.values()]
+        self.sizes = [(one.volumes_ml, one.confidences) for one in components.values()]
         self.target = PackedArray(target)
         self.scores: dict[Kept, ScanScore] = {}
 
@@ -95,7 +104,7 @@ class HeldBackScan:
         """Return which components stay with these limits."""
         return tuple(
             keep_components(*sizes, settings.organs[organ]).tobytes()
-            for organ, sizes in zip(ORGANS, self.sizes, strict=True)
+            for organ, sizes in zip(self.organs, self.sizes, strict=True)
         )
 
     def measure(self, tried: Iterable[Postprocessing], rules: CompetitionRules) -> None:
@@ -108,7 +117,8 @@ class HeldBackScan:
         for kept in new:
             # The bytes are those of a bool array, so they become one again.
             preds = [select_components(one, np.frombuffer(k, bool)) for one, k in zip(labels, kept, strict=True)]
-            self.scores[kept] = compare_masks(self.patient, self.name, np.stack(preds), target, rules)
+            names = self.patient, self.name, self.organs
+            self.scores[kept] = compare_masks(*names, np.stack(preds), target, rules, unknown=self.unknown)
         # Otherwise the process would grow, because scans have volumes of many sizes.
         release_memory()
 
@@ -180,16 +190,17 @@ def predict_held_back_scans(
         The scans, sorted by case and day.
 
     Raises:
-        InputError: As `list_dataset_scans`.
+        InputError: As `list_dataset_scans` and `find_labels`.
     """
+    organs = find_labels(dataset.features).names
     plans = list_dataset_scans(dataset)
     # The slices of each scan in the order of their numbers, so that those of a scan come one after the other.
     ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
     batches = compute_logits([member], read_split([member], ordered), PredictionSettings(batch_size, num_workers))
     slices = (
-        organs
+        one
         for batch, (logits,) in batches
-        for organs in predict_slices(batch, [logits[0]], member.label_mode, probabilities=True)
+        for one in predict_slices(batch, [logits[0]], member.label_mode, probabilities=True)
     )
     rows = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"])
     for name, plan in plans.items():
@@ -202,11 +213,12 @@ def predict_held_back_scans(
         target = np.stack([organ_masks(encodings, *plan.size) for encodings in truth["segmentation"]], axis=1)
         # `plan.spacing_mm` is None for a scan with a gap. But a single voxel has its size in such a scan too.
         spacing_mm = (SLICE_THICKNESS_MM, *truth["pixel_spacing"][0])
-        components = [
-            find_components(mask, probability, spacing_mm, numbers)
-            for mask, probability in zip(masks, probabilities, strict=True)
-        ]
-        yield HeldBackScan(fold, plan.case, name, components, target)
+        components = {
+            organ: find_components(mask, probability, spacing_mm, numbers)
+            for organ, mask, probability in zip(organs, masks, probabilities, strict=True)
+        }
+        unknown = find_unknown(truth["segmentation"])
+        yield HeldBackScan(fold, plan.case, name, components, target, unknown)
 
 
 def score_settings(scans: Iterable[HeldBackScan], settings: Postprocessing, rules: CompetitionRules) -> float:
@@ -214,6 +226,11 @@ def score_settings(scans: Iterable[HeldBackScan], settings: Postprocessing, rule
     score = score_scans((scan.score(settings) for scan in scans), rules)[SCORE]
     # NaN would be neither smaller nor larger than other scores, and the choice would depend on the order.
     return -math.inf if math.isnan(score) else score
+
+
+def remove_nothing(organs: Sequence[str]) -> Postprocessing:
+    """Return limits that remove nothing."""
+    return Postprocessing({organ: OrganLimits() for organ in organs})
 
 
 def choose_settings(
@@ -229,11 +246,12 @@ def choose_settings(
     Returns:
         The chosen limits by the fold that was left out.
     """
-    chosen: dict[int | None, Postprocessing] = dict.fromkeys(left_out, NO_POSTPROCESSING)
-    with tqdm(total=len(scans) * len(ORGANS), desc="Trying limits", unit="scan") as bar:
-        for organ in ORGANS:
+    organs = scans[0].organs
+    chosen: dict[int | None, Postprocessing] = dict.fromkeys(left_out, remove_nothing(organs))
+    with tqdm(total=len(scans) * len(organs), desc="Trying limits", unit="scan") as bar:
+        for organ in organs:
             # One distance is often that of all organs together. So the limits of an organ are tried with the limits
-            # of the organs before it already in place. A search over all three at once would need 36 ** 3 tries.
+            # of the organs before it already in place. A search over three at once would need 36 ** 3 tries.
             tried = {
                 fold: [Postprocessing({**settings.organs, organ: limits}) for limits in GRID]
                 for fold, settings in chosen.items()
@@ -258,13 +276,13 @@ def learn_postprocessing(scans: Sequence[HeldBackScan], rules: CompetitionRules)
         scans: The predicted scans of at least two folds.
         rules: How to read the competition's metric.
     """
-    folds = sorted({scan.fold for scan in scans})
+    folds, nothing = sorted({scan.fold for scan in scans}), remove_nothing(scans[0].organs)
     chosen = choose_settings(scans, [None, *folds], rules)
     for scan in scans:
         # The limits for the patients of a fold come from the other folds.
-        scan.measure([NO_POSTPROCESSING, chosen[scan.fold]], rules)
+        scan.measure([nothing, chosen[scan.fold]], rules)
     # Each patient counts once in both lists. Every score after post-processing is of a patient who did not choose.
-    before = [scan.score(NO_POSTPROCESSING) for scan in scans]
+    before = [scan.score(nothing) for scan in scans]
     after = [scan.score(chosen[scan.fold]) for scan in scans]
     score_before, score_after = score_scans(before, rules)[SCORE], score_scans(after, rules)[SCORE]
     # The interval of the difference, over the same draws of patients. The intervals of two scores would overlap even
@@ -276,7 +294,7 @@ def learn_postprocessing(scans: Sequence[HeldBackScan], rules: CompetitionRules)
         score_after=score_after,
         gain=score_after - score_before,
         interval=interval,
-        helps=interval is not None and interval[0] > 0 and chosen[None] != NO_POSTPROCESSING,
+        helps=interval is not None and interval[0] > 0 and chosen[None] != nothing,
         num_patients=len({scan.patient for scan in scans}),
         settings_by_fold=tuple(chosen[fold] for fold in folds),
     )

@@ -14,7 +14,7 @@ from gi_segmentation.cross_validation.runs import run_command
 from gi_segmentation.publishing.eval_results import FLIP_SCORE
 from gi_segmentation.publishing.facts import read_results
 from gi_segmentation.publishing.model_card import list_model_index_results
-from gi_segmentation.schema import ORGANS, SCAN_SLICES
+from gi_segmentation.schema import SCAN_SLICES
 from gi_segmentation.scoring.tables import format_interval
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -24,7 +24,7 @@ NOTE = (
     "scored once, by the model of the fold that held this patient back. Otherwise they are those of the validation "
     "split. First row: {slices} slices, split `{split}`. Dice: mean over slices and organs at native resolution; a "
     "pair with the organ in neither outline is skipped. In brackets: 95 % intervals over patients. Competition score: "
-    "preset {preset}. Macro F1: over all pixels and four labels, one of them the background. The original project "
+    "preset {preset}. Macro F1: over all pixels and labels, one of them the background. The original project "
     "calls it Dice. Its numbers are of another split, most likely with slices of a patient on both sides. Seconds: "
     "model and masks of {scan} slices on {device}, without reading."
 )
@@ -56,8 +56,8 @@ def run_recipe(
         folds: Whether to train every fold. Folds that are in the folder are pooled in any case.
 
     Returns:
-        The `facts` of the run, with `scores` and `intervals` of the model alone and with flips, and
-        `seconds_per_scan`; or only `failed` with the reason.
+        The `facts` of the run and the names of the `organs`, with `scores` and `intervals` of the model alone and with
+        flips, and `seconds_per_scan`; or only `failed` with the reason.
     """
     folder, log = output_dir / recipe, output_dir / f"{recipe}.log"
     config = ["--config", str(RECIPES / f"{recipe}.yaml"), "--output_dir", str(folder)]
@@ -93,14 +93,14 @@ def pooled_values(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {"alone": alone, "with flips": {"dice": values[FLIP_SCORE]}}
 
 
-def table_row(recipe: str, result: dict[str, Any], original: float | None) -> str:
+def table_row(recipe: str, result: dict[str, Any], original: float | None, organs: Sequence[str]) -> str:
     """Return one line of the Markdown table."""
     theirs = "–" if original is None else f"{original:.4f}"
     if "failed" in result:
-        return f"| {recipe} | failed: {result['failed']} |{' |' * (len(ORGANS) + 5)} {theirs} | |"
+        return f"| {recipe} | failed: {result['failed']} |{' |' * (len(organs) + 5)} {theirs} | |"
     # `compare` of one checkpoint has two entries: the checkpoint alone, and with flips.
     alone, flips = result["scores"]
-    dice = [(alone, "dice"), *((alone, f"dice_{organ}") for organ in ORGANS), (flips, "dice")]
+    dice = [(alone, "dice"), *((alone, f"dice_{organ}") for organ in organs), (flips, "dice")]
     cells = [
         f"{result['scores'][way][name]:.4f}{format_interval(result['intervals'][way][name], '.3f')}"
         for way, name in (*dice, (alone, "competition_score"), (alone, "macro_f1_seed"))
@@ -120,14 +120,15 @@ def format_table(results: Mapping[str, dict[str, Any]], originals: Mapping[str, 
         results: What `run_recipe` returned, by recipe.
         originals: What the original project reports, by recipe; None where it reports nothing.
     """
-    columns = ["recipe", "parameters", "patients", "Dice", *(organ.replace("_", " ") for organ in ORGANS)]
+    # All recipes share dataset, split and preset, so the facts of the first finished one hold for the whole table.
+    done = [result for result in results.values() if "facts" in result]
+    organs = done[0]["organs"] if done else []
+    columns = ["recipe", "parameters", "patients", "Dice", *(organ.replace("_", " ") for organ in organs)]
     columns += ["with flips", "competition score", "macro F1", "its macro F1", "s a scan"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [table_row(recipe, result, originals[recipe]) for recipe, result in results.items()]
-    # All recipes share dataset, split and preset, so the facts of the first finished one hold for the whole table.
-    done = [(result["facts"], result["preset"]) for result in results.values() if "facts" in result]
+    lines += [table_row(recipe, result, originals[recipe], organs) for recipe, result in results.items()]
     if done:
-        facts, preset = done[0]
+        facts, preset = done[0]["facts"], done[0]["preset"]
         split, slices = facts.split_hash[:12], facts.splits["validation"]["slices"]
         lines += ["", NOTE.format(split=split, slices=slices, preset=preset, scan=SCAN_SLICES, device=facts.device)]
     return "\n".join(lines) + "\n"

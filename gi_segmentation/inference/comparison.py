@@ -14,19 +14,11 @@ from gi_segmentation.inference.members import Member
 from gi_segmentation.inference.splits import read_split
 from gi_segmentation.models.masks import count_labels, pack_masks, predict_batch
 from gi_segmentation.rules import CompetitionRules
-from gi_segmentation.schema import ORGANS, SCAN_SLICES
+from gi_segmentation.schema import SCAN_SLICES
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.scans import ScanScore, score_scans
+from gi_segmentation.scoring.scans import ScanScore, find_organs, score_scans
 from gi_segmentation.scoring.streaming import StreamingScorer
 from gi_segmentation.scoring.tables import format_interval
-
-# The columns of the table: names of scores, and their headings.
-COLUMNS = {
-    "dice": "Dice",
-    **{f"dice_{organ}": organ.replace("_", " ") for organ in ORGANS},
-    "dice_volume": "whole scans",
-    "competition_score": "competition score",
-}
 
 
 def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
@@ -96,7 +88,7 @@ def time_first(member: Member, examples: Example) -> float:
     return time.perf_counter() - start
 
 
-def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, dict[str, Any]]:
+def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRules) -> dict[str, Any]:
     """Compute the scores of each way, and its gain in Dice over the best single checkpoint without flips.
 
     Args:
@@ -104,8 +96,8 @@ def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRu
         rules: How to read the competition's metric.
 
     Returns:
-        `scores` and their confidence `intervals` by way, and `gains` by way: the way that it is compared with, the
-        gain, and the confidence interval of the gain.
+        Names of the `organs`; `scores` and their confidence `intervals` by way; and `gains` by way: the way that it is
+        compared with, the gain, and the confidence interval of the gain.
     """
     scores = {way: score_scans(scans, rules) for way, scans in scans_by_way.items()}
     single = [way for way in scans_by_way if ", flips" not in way and way != "all together"]
@@ -121,14 +113,18 @@ def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRu
         for way, scans in scans_by_way.items()
     }
     intervals = {way: find_intervals(scans, rules) for way, scans in scans_by_way.items()}
-    return {"scores": scores, "intervals": intervals, "gains": gains}
+    organs = find_organs([scan for scans in scans_by_way.values() for scan in scans])
+    return {"organs": organs, "scores": scores, "intervals": intervals, "gains": gains}
 
 
-def format_comparison(described: dict[str, dict[str, Any]]) -> str:
+def format_comparison(described: dict[str, Any]) -> str:
     """Format the result of `describe_ways` as a Markdown table, with confidence intervals in brackets."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " | gain in Dice |", "|---" * (len(COLUMNS) + 2) + "|"]
+    # Names of scores, and their headings.
+    columns = {"dice": "Dice", **{f"dice_{organ}": organ.replace("_", " ") for organ in described["organs"]}}
+    columns |= {"dice_volume": "whole scans", "competition_score": "competition score"}
+    lines = ["| | " + " | ".join(columns.values()) + " | gain in Dice |", "|---" * (len(columns) + 2) + "|"]
     for way, (_, gain, around) in described["gains"].items():
         scores, intervals = described["scores"][way], described["intervals"][way]
-        cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in COLUMNS]
+        cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in columns]
         lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.4f')} |")
     return "\n".join(lines)

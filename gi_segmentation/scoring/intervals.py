@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.scoring.scans import ScanScore, Totals, scores_from_totals, total_patients
+from gi_segmentation.scoring.scans import ScanScore, Totals, find_organs, scores_from_totals, total_patients
 
 Interval: TypeAlias = tuple[float, float]
 NUM_RESAMPLES = 10_000
@@ -41,13 +41,12 @@ def find_intervals(
         Lower and upper end for each score of `scores_from_totals`; None if fewer than two patients have this score.
 
     Raises:
-        ValueError: If the baseline has other patients.
+        ValueError: If the baseline has other patients or other organs.
 
     Source: Hesterberg, The American Statistician 69 (2015) 371, the expanded percentile interval.
 
     Example:
-        >>> nan = math.nan
-        >>> scan = lambda case, dice: ScanScore(case, case, 1, (dice, 0, 0), (1, 0, 0), (dice, nan, nan), (0,))
+        >>> scan = lambda case, dice: ScanScore(case, case, ("liver",), 1, (dice,), (1,), (dice,), (0,))
         >>> better, worse = ([scan(case, case / 10 + gain) for case in range(8)] for gain in (0.1, 0.0))
         >>> low, high = find_intervals(better)["dice"]
         >>> low < 0.45 < high
@@ -57,7 +56,7 @@ def find_intervals(
     """
     if baseline is not None and {scan.patient for scan in scans} != {scan.patient for scan in baseline}:
         raise ValueError("expected scans of the same patients to compare with; score both on the same split")
-    totals = total_patients(scans)
+    organs, totals = find_organs([*scans, *(baseline or ())]), total_patients(scans)
     patients = len(totals["dice"])
     if not patients:
         return {}
@@ -68,7 +67,7 @@ def find_intervals(
     # Every score is a ratio of sums over patients. So no scan is scored again: a draw's sums are the patients' sums
     # times the row of `weights`.
     def resample(of: Totals) -> dict[str, np.ndarray]:
-        return scores_from_totals({name: np.tensordot(weights, total, 1) for name, total in of.items()}, rules)
+        return scores_from_totals({name: np.tensordot(weights, total, 1) for name, total in of.items()}, organs, rules)
 
     scores = resample(totals)
     # The baseline has the same draws, so each difference compares the same patients.
@@ -76,7 +75,7 @@ def find_intervals(
         others = resample(total_patients(baseline))
         scores = {name: values - others[name] for name, values in scores.items() if name in others}
     # The scores of each patient alone. They show how many patients have a score at all: some never show an organ.
-    alone = scores_from_totals(totals, rules)
+    alone = scores_from_totals(totals, organs, rules)
     return {name: expanded_percentiles(values, alone[name]) for name, values in scores.items()}
 
 

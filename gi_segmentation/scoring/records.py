@@ -11,6 +11,7 @@ import numpy as np
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.files import to_json, write_json
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.scoring.scans import ScanScore
 
 
@@ -35,6 +36,9 @@ def parse_record(fields: dict[str, Any]) -> ScanScore:
     """Return one scan from its record."""
     counts, clinical = fields["label_counts"], fields["clinical"]
     values = {
+        # Earlier versions knew Kaggle's organs only, and did not write their names.
+        "organs": tuple(fields.get("organs", GI_TRACT.names)),
+        "unknown": tuple(fields.get("unknown", ())),
         "dice_sums": tuple(fields["dice_sums"]),
         "dice_numbers": tuple(fields["dice_numbers"]),
         "volume_dice": undefined_to_nan(fields["volume_dice"]),
@@ -57,12 +61,12 @@ def read_scan_scores(path: Path) -> dict[str, list[ScanScore]]:
     Example:
         >>> import tempfile
         >>> nan = math.nan
-        >>> scan = ScanScore(7, "case7_day0", 2, (0.1, 0, 0), (1, 0, 0), (0.3, nan, nan), (0.2,))
+        >>> scan = ScanScore(7, "case7_day0", ("liver", "spleen"), 2, (0.1, 0), (1, 0), (0.3, nan), (0.2,))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_scan_scores({"eval": [scan]}, Path(folder, "scans.json"))
         ...     copy = read_scan_scores(Path(folder, "scans.json"))["eval"][0]
         >>> copy.patient, copy.dice_sums, copy.volume_dice
-        (7, (0.1, 0, 0), (0.3, nan, nan))
+        (7, (0.1, 0), (0.3, nan))
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))

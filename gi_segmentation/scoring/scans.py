@@ -12,7 +12,7 @@ confidence intervals can draw patients thousands of times without a look at the 
 """
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.schema import LABELS, ORGANS
 from gi_segmentation.scoring.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, normalised_hausdorff
 from gi_segmentation.scoring.dice import INTERSECTION, PREDICTED, count_pixels, dice_score, sum_and_number
 
@@ -38,6 +37,7 @@ class ScanScore:
     Attributes:
         patient: Name or number of the patient.
         name: Name of the scan.
+        organs: Names of the organs. Everything that is per organ has their order.
         num_slices: Number of its slices.
         dice_sums: Per organ, the sum of Dice over the slices with the organ in the prediction, the truth or both.
         dice_numbers: Per organ, the number of these slices.
@@ -45,11 +45,14 @@ class ScanScore:
         hausdorff: The competition's distance: one of all organs together, or one per organ; NaN if it is skipped.
         label_counts: Per label, with the background first, the pixels in both masks, predicted and true, at the size
             of the model's input: shape `(labels, 3)`; None if they were not counted.
-        clinical: Per organ, the scores of `clinical.compare_organ`; empty if they were not measured.
+        clinical: Per organ, the scores of `clinical.compare_organ`, which are empty for an unknown organ; empty if
+            they were not measured.
+        unknown: Organs that nobody has drawn on this scan, although it may show them. They have no part in any score.
     """
 
     patient: Hashable
     name: Hashable
+    organs: tuple[str, ...]
     num_slices: int
     dice_sums: tuple[float, ...]
     dice_numbers: tuple[int, ...]
@@ -57,6 +60,12 @@ class ScanScore:
     hausdorff: tuple[float, ...]
     label_counts: np.ndarray | None = None
     clinical: tuple[dict[str, float], ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> list[bool]:
+        """Whether each organ is known."""
+        return [organ not in self.unknown for organ in self.organs]
 
     @property
     def dice(self) -> float:
@@ -75,51 +84,64 @@ class ScanScore:
 def compare_masks(
     patient: Hashable,
     name: Hashable,
+    organs: Sequence[str],
     preds: np.ndarray,
     target: np.ndarray,
     rules: CompetitionRules = DEFAULT_RULES,
     label_counts: np.ndarray | None = None,
     clinical: Sequence[dict[str, float]] = (),
+    unknown: Collection[str] = (),
 ) -> ScanScore:
     """Score a scan.
 
     Args:
         patient: Name or number of the patient.
         name: Name of the scan.
+        organs: Names of the organs.
         preds: Predicted masks, bool, shape `(organs, D, H, W)`.
         target: True masks, same shape.
         rules: How to measure the competition's distance.
         label_counts: As in `ScanScore`.
         clinical: As in `ScanScore`.
+        unknown: Organs that are not known in this scan. What these masks hold of them has no effect.
 
     Raises:
         ValueError: If the shapes differ, or do not have a mask for each organ.
 
     Example:
-        >>> target = np.zeros((3, 2, 1, 4), dtype=bool)
+        >>> target = np.zeros((2, 2, 1, 4), dtype=bool)
         >>> target[0, 0, 0, :2] = target[0, 1, 0, :2] = True
         >>> preds = target.copy()
         >>> preds[0, 1] = False
-        >>> scan = compare_masks("case1", "case1_day0", preds, target)
+        >>> scan = compare_masks("case1", "case1_day0", ("liver", "spleen"), preds, target)
         >>> scan.dice_sums, scan.dice_numbers, scan.dice
-        ((1.0, 0.0, 0.0), (2, 0, 0), 0.5)
+        ((1.0, 0.0), (2, 0), 0.5)
     """
-    if preds.shape != target.shape or preds.ndim != 4 or len(preds) != len(ORGANS):
+    if preds.shape != target.shape or preds.ndim != 4 or len(preds) != len(organs):
         raise ValueError(
-            f"{name}: expected predicted and true masks of one shape ({len(ORGANS)}, D, H, W), "
+            f"{name}: expected predicted and true masks of one shape ({len(organs)}, D, H, W), "
             f"but got {preds.shape} and {target.shape}"
         )
+    known = np.array([organ not in unknown for organ in organs])
+    if unknown:
+        preds, target = (masks & known[:, None, None, None] for masks in (preds, target))
+        clinical = [scores if knows else {} for scores, knows in zip(clinical, known, strict=bool(clinical))]
+        # The pixels of an unknown organ count as background in the truth, so the background is not known either.
+        label_counts = None if label_counts is None else label_counts * np.array([False, *known])[:, None]
     # Shape (organs, D, 3): the counts of every slice. Their sum over the slices gives the Dice of the volume below.
     counts = count_pixels(preds, target)
     dice_sums, dice_numbers = zip(*(sum_and_number(map(dice_score, organ)) for organ in counts.tolist()), strict=True)
     # For `union`, a pixel counts if any organ has it. A pixel with the wrong organ does not change this distance.
     if rules.hausdorff_over == "union":
-        hausdorff = [normalised_hausdorff(np.any(preds, axis=0), np.any(target, axis=0), rules)]
+        pairs = [((np.any(preds, axis=0), np.any(target, axis=0)), known.any())]
     else:
-        hausdorff = [normalised_hausdorff(*organ, rules) for organ in zip(preds, target, strict=True)]
+        pairs = list(zip(zip(preds, target, strict=True), known, strict=True))
+    # Two empty masks of an unknown organ are no agreement.
+    hausdorff = [normalised_hausdorff(*masks, rules) if knows else math.nan for masks, knows in pairs]
     return ScanScore(
         patient,
         name,
+        tuple(organs),
         num_slices=preds.shape[1],
         dice_sums=dice_sums,
         dice_numbers=dice_numbers,
@@ -127,7 +149,24 @@ def compare_masks(
         hausdorff=tuple(hausdorff),
         label_counts=label_counts,
         clinical=tuple(clinical),
+        unknown=tuple(organ for organ in organs if organ in unknown),
     )
+
+
+def find_organs(scans: Sequence[ScanScore]) -> tuple[str, ...]:
+    """Return the organs of scans; none if there are no scans.
+
+    Raises:
+        ValueError: If the scans do not have the same organs.
+    """
+    if len({scan.organs for scan in scans}) > 1:
+        raise ValueError("expected scans with the same organs; score them with one label set")
+    return scans[0].organs if scans else ()
+
+
+def count_known_scans(scans: Sequence[ScanScore]) -> dict[str, int]:
+    """Return for each organ the number of scans in which it is known."""
+    return {organ: sum(organ not in scan.unknown for scan in scans) for organ in find_organs(scans)}
 
 
 def average_patients(scans: Iterable[ScanScore]) -> pd.DataFrame:
@@ -142,9 +181,10 @@ def average_patients(scans: Iterable[ScanScore]) -> pd.DataFrame:
     rows = [
         {"organ": organ, "case": scan.patient, **scores}
         for scan in sorted(scans, key=lambda scan: scan.key)
-        # Without clinical scores `clinical` is empty, and shorter than `ORGANS`: this gives no rows.
-        for organ, scores in zip(ORGANS, scan.clinical, strict=bool(scan.clinical))
-        if not math.isnan(scores["volume_dice"])
+        # Without clinical scores `clinical` is empty, and shorter than `organs`: this gives no rows.
+        for organ, scores in zip(scan.organs, scan.clinical, strict=bool(scan.clinical))
+        # An unknown organ has no scores.
+        if not math.isnan(scores.get("volume_dice", math.nan))
     ]
     if not rows:
         return pd.DataFrame()
@@ -159,36 +199,37 @@ def total_patients(scans: Iterable[ScanScore]) -> Totals:
         Arrays with patients on the first axis:
 
         - `dice`, `dice_volume`: sum and number of slice Dice and of volume Dice, shape `(patients, organs, 2)`;
-        - `empty`: number of slices without the organ in both masks, shape `(patients, organs, 1)`;
+        - `empty`: number of slices without the organ in both masks, where it is known, shape `(patients, organs, 1)`;
         - `hausdorff`: sum and number of distances, shape `(patients, 2)`;
         - `labels`, if all scans have them: counts of pixels, shape `(patients, labels, 3)`;
         - each clinical score, with `CLINICAL` before it: the patient's mean and 1, or 0 and 0 if the patient
           does not have the score, shape `(patients, organs, 2)`.
     """
     scans = sorted(scans, key=lambda scan: scan.key)
+    organs = find_organs(scans)
     # Row of each patient in the arrays.
     patients = {name: row for row, name in enumerate(dict.fromkeys(scan.patient for scan in scans))}
     totals = {
-        "dice": np.zeros((len(patients), len(ORGANS), 2)),
-        "empty": np.zeros((len(patients), len(ORGANS), 1)),
-        "dice_volume": np.zeros((len(patients), len(ORGANS), 2)),
+        "dice": np.zeros((len(patients), len(organs), 2)),
+        "empty": np.zeros((len(patients), len(organs), 1)),
+        "dice_volume": np.zeros((len(patients), len(organs), 2)),
         "hausdorff": np.zeros((len(patients), 2)),
     }
     if scans and all(scan.label_counts is not None for scan in scans):
-        totals["labels"] = np.zeros((len(patients), len(LABELS), 3))
+        totals["labels"] = np.zeros((len(patients), 1 + len(organs), 3))
     for scan in scans:
         row = patients[scan.patient]
         totals["dice"][row] += np.column_stack([scan.dice_sums, scan.dice_numbers])
         # The other slices of the scan are empty in both masks.
-        totals["empty"][row, :, 0] += scan.num_slices - np.array(scan.dice_numbers)
+        totals["empty"][row, :, 0] += (scan.num_slices - np.array(scan.dice_numbers)) * scan.known
         totals["dice_volume"][row] += [sum_and_number([value]) for value in scan.volume_dice]
         totals["hausdorff"][row] += sum_and_number(scan.hausdorff)
         if "labels" in totals:
             totals["labels"][row] += scan.label_counts
     for name, column in average_patients(scans).items():
-        total = totals[f"{CLINICAL}{name}"] = np.zeros((len(patients), len(ORGANS), 2))
+        total = totals[f"{CLINICAL}{name}"] = np.zeros((len(patients), len(organs), 2))
         for (organ, patient), value in column.items():
-            total[patients[patient], ORGANS.index(organ)] = sum_and_number([value])
+            total[patients[patient], organs.index(organ)] = sum_and_number([value])
     return totals
 
 
@@ -199,12 +240,13 @@ def divide(total: np.ndarray) -> np.ndarray:
         return total[..., 0] / total[..., 1]
 
 
-def scores_from_totals(totals: Totals, rules: CompetitionRules) -> dict[str, np.ndarray]:
+def scores_from_totals(totals: Totals, organs: Sequence[str], rules: CompetitionRules) -> dict[str, np.ndarray]:
     """Compute the scores from sums.
 
     Args:
         totals: From `total_patients`, added up over patients. The first axis may also hold many such sums, or single
             patients; the scores then have this axis too.
+        organs: Names of the organs.
         rules: How to read the competition's metric.
 
     Returns:
@@ -227,7 +269,7 @@ def scores_from_totals(totals: Totals, rules: CompetitionRules) -> dict[str, np.
     # organ counts alike, so an organ in many slices weighs more than an organ in few.
     for name in ("dice", "dice_volume"):
         scores[name] = divide(totals[name].sum(axis=-2))
-        scores |= {f"{name}_{organ}": divide(totals[name][..., index, :]) for index, organ in enumerate(ORGANS)}
+        scores |= {f"{name}_{organ}": divide(totals[name][..., index, :]) for index, organ in enumerate(organs)}
     scores["hausdorff_score"] = 1 - divide(totals["hausdorff"])
     scores["competition_dice"] = divide(competition.sum(axis=-2))
     scores["competition_score"] = (
@@ -239,7 +281,7 @@ def scores_from_totals(totals: Totals, rules: CompetitionRules) -> dict[str, np.
         scores["macro_f1_seed"] = mean_over_labels(divide(np.stack([2 * common, both], axis=-1)))
     for key in [key for key in totals if key.startswith(CLINICAL)]:
         name = key.removeprefix(CLINICAL)
-        scores |= {f"{name}_{organ}": divide(totals[key][..., index, :]) for index, organ in enumerate(ORGANS)}
+        scores |= {f"{name}_{organ}": divide(totals[key][..., index, :]) for index, organ in enumerate(organs)}
     return scores
 
 
@@ -250,8 +292,15 @@ def mean_over_labels(values: np.ndarray) -> np.ndarray:
     return divide(np.stack([np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1)], axis=-1))
 
 
+def add_patients(total: np.ndarray) -> np.ndarray:
+    """Return the sums over the first axis."""
+    # As in `dice.sum_and_number`, `fsum` gives the same bits in any order of patients.
+    shape = total.shape[1:]
+    return np.array([math.fsum(values) for values in total.reshape(len(total), math.prod(shape)).T]).reshape(shape)
+
+
 def score_scans(scans: Iterable[ScanScore], rules: CompetitionRules = DEFAULT_RULES) -> dict[str, float]:
     """Compute the scores of scans, see `scores_from_totals`. The order of the scans does not change them."""
-    # As in `dice.sum_and_number`, `fsum` gives the same bits in any order of patients.
-    totals = {name: np.apply_along_axis(math.fsum, 0, total) for name, total in total_patients(scans).items()}
-    return {name: float(score) for name, score in scores_from_totals(totals, rules).items()}
+    scans = list(scans)
+    totals = {name: add_patients(total) for name, total in total_patients(scans).items()}
+    return {name: float(score) for name, score in scores_from_totals(totals, find_organs(scans), rules).items()}

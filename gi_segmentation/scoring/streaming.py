@@ -1,6 +1,6 @@
 """Score the scans of a split while their slices are predicted.
 
-The common way keeps all predictions and scores them at the end. For the competition's 38,496 slices, the masks of the
+The common way keeps all predictions and scores them at the end. For the competition's 38,496 slices, the masks of its
 three organs alone would take 8 GB, with one byte per pixel. Here a scan is scored when its last slice comes, and its
 masks are dropped. Only a few numbers of each scan remain.
 """
@@ -14,10 +14,11 @@ import numpy as np
 from datasets import Dataset
 
 from gi_segmentation.data.dataset_scans import list_dataset_scans
+from gi_segmentation.labels import find_labels
 from gi_segmentation.memory import release_memory
-from gi_segmentation.rle import organ_masks
+from gi_segmentation.rle import find_unknown, organ_masks
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.schema import ORGANS, scan_name
+from gi_segmentation.schema import scan_name
 from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.scans import ScanScore, compare_masks
 
@@ -32,12 +33,12 @@ class StreamingScorer:
     measured in a thread, while the model predicts the next ones.
 
     Args:
-        dataset: The split. Its column `segmentation` is the truth.
+        dataset: The split. Its column `segmentation` is the truth, and names the organs.
         rules: How to measure the competition's distance.
         share: Index of this process and number of processes. Each process measures its own part of the scans.
 
     Raises:
-        InputError: As `list_dataset_scans`.
+        InputError: As `list_dataset_scans` and `find_labels`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class StreamingScorer:
     ) -> None:
         # The truth of a scan is decoded when the scan is measured, and not before. Images are never read.
         self.annotations = dataset.with_format(None).select_columns(["segmentation"])
+        self.organs = find_labels(dataset.features).names
         self.plans = list_dataset_scans(dataset)
         # Every process gets all slices of all processes, and ignores those of scans that are not its own. So each scan
         # is measured once, and the work is spread evenly.
@@ -112,16 +114,19 @@ class StreamingScorer:
             label_counts: The sum of the counts of its slices.
         """
         case, rows, (height, width), spacing_mm = self.plans[scan]
-        numbers, shape = sorted(rows), (len(ORGANS), height, width)
+        numbers, shape = sorted(rows), (len(self.organs), height, width)
         encodings = self.annotations[[rows[number] for number in numbers]]["segmentation"]
-        preds, target = np.empty((2, len(ORGANS), len(rows), height, width), dtype=bool)
+        preds, target = np.empty((2, len(self.organs), len(rows), height, width), dtype=bool)
         for place, number in enumerate(numbers):
             # All slices of a batch have the bytes of the largest one. `count` leaves the padding out.
             preds[:, place] = np.unpackbits(slices[number], count=math.prod(shape)).view(bool).reshape(shape)
             target[:, place] = organ_masks(encodings[place], height, width)
         # Millimetres need the true distance between slices. A scan with a gap has no voxel size, see `DatasetScan`.
         clinical = compare_organs(preds, target, spacing_mm if self.clinical else None)
-        return compare_masks(case, scan, preds, target, self.rules, label_counts, clinical)
+        unknown = find_unknown(encodings)
+        return compare_masks(
+            case, scan, self.organs, preds, target, self.rules, label_counts, clinical, unknown=unknown
+        )
 
     def take(self) -> list[ScanScore]:
         """Return the scores of this process's scans, and get ready for a new evaluation.

@@ -19,23 +19,16 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations, read_column_names, read_table
 from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.schema import ORGANS, find_voxel_size_mm, scan_name
+from gi_segmentation.schema import find_voxel_size_mm, scan_name
 from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.scans import ScanScore, compare_masks, score_scans
+from gi_segmentation.scoring.scans import ScanScore, compare_masks, find_organs, score_scans
 from gi_segmentation.scoring.tables import format_interval
 
-# The scores that are printed, in this order. Scores of whole scans are in the table that `--output` writes.
-COMPETITION_SCORES = (
-    "dice",
-    *(f"dice_{organ}" for organ in ORGANS),
-    "hausdorff_score",
-    "competition_dice",
-    "competition_score",
-)
 # Python's `int` and `float` also accept "1_0", "-3", "nan" and digits of other scripts.
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,30})?")
 # Voxels of a scan, about ten times as many as in the largest scan of the competition. Truth and prediction of three
@@ -66,15 +59,17 @@ class ScanPair:
         name: Name of the scan.
         grid: Size of all its slices.
         spacing_mm: Voxel size (z, y, x) in millimetres; None if it is not needed.
+        organs: Names of the organs.
         slice_ids: Ids of the slices, sorted by number.
-        target: True encodings of each slice, in the order of `ORGANS`.
-        preds: Predicted encodings of each slice, in the order of `ORGANS`.
+        target: True encodings of each slice, in the order of `organs`.
+        preds: Predicted encodings of each slice, in the order of `organs`.
     """
 
     case: int
     name: str
     grid: SliceGrid
     spacing_mm: tuple[float, float, float] | None
+    organs: tuple[str, ...]
     slice_ids: list[str]
     target: list[list[str]]
     preds: list[list[str]]
@@ -93,16 +88,16 @@ def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[
         its slice.
     """
     height, width = pair.grid.height, pair.grid.width
-    volume = np.zeros((len(ORGANS), len(slices), height, width), dtype=bool)
+    volume = np.zeros((len(pair.organs), len(slices), height, width), dtype=bool)
     problems = []
-    for number, (slice_id, organs) in enumerate(zip(pair.slice_ids, slices, strict=True)):
-        for index, rle in enumerate(organs):
+    for number, (slice_id, encodings) in enumerate(zip(pair.slice_ids, slices, strict=True)):
+        for index, rle in enumerate(encodings):
             try:
                 # Most encodings are empty, and the volume is empty to begin with.
                 if rle:
                     volume[index, number] = decode(rle, height, width)
             except RleError as error:
-                problems.append(f"{path}: {slice_id} {ORGANS[index]}: {error}")
+                problems.append(f"{path}: {slice_id} {pair.organs[index]}: {error}")
     return volume, problems
 
 
@@ -115,10 +110,10 @@ def measure_pair(pair: ScanPair, truth: Path, submission: Path, rules: Competiti
     if problems or more:
         return problems + more
     clinical = compare_organs(preds, target, pair.spacing_mm)
-    return compare_masks(pair.case, pair.name, preds, target, rules, clinical=clinical)
+    return compare_masks(pair.case, pair.name, pair.organs, preds, target, rules, clinical=clinical)
 
 
-def read_whole_table(path: Path, rle_column: str) -> Annotations:
+def read_whole_table(path: Path, rle_column: str, labels: LabelSet) -> Annotations:
     """Read the truth or a submission.
 
     Raises:
@@ -132,7 +127,7 @@ def read_whole_table(path: Path, rle_column: str) -> Annotations:
         [
             f"{path}: {slice_id} has no row for {organ}; add one, with an empty encoding if need be"
             for slice_id, organs in annotations.items()
-            for organ in ORGANS
+            for organ in labels.names
             if organ not in organs
         ]
     )
@@ -195,7 +190,9 @@ def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str
     return grids
 
 
-def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, SliceGrid]) -> list[ScanPair]:
+def pair_scans(
+    truth: Annotations, submission: Annotations, grids: dict[str, SliceGrid], labels: LabelSet
+) -> list[ScanPair]:
     """Pair the slices of truth and submission, scan by scan.
 
     Raises:
@@ -237,8 +234,8 @@ def pair_scans(truth: Annotations, submission: Annotations, grids: dict[str, Sli
         spacing_mm = find_voxel_size_mm(numbers, grid.pixel_spacing) if grid.pixel_spacing else None
         if grid.pixel_spacing and spacing_mm is None:
             broken.append(name)
-        target, preds = ([[t[i][organ].rle for organ in ORGANS] for i in ordered] for t in (truth, submission))
-        pairs.append(ScanPair(case, name, grid, spacing_mm, ordered, target, preds))
+        target, preds = ([[t[i][organ].rle for organ in labels.names] for i in ordered] for t in (truth, submission))
+        pairs.append(ScanPair(case, name, grid, spacing_mm, labels.names, ordered, target, preds))
     for names, what in (
         (uneven, "expected slices of one size and spacing, but got several; correct the sizes"),
         (
@@ -279,8 +276,12 @@ def measure_submission(
             their number.
     """
     # Both files are read whole before the first scan is measured, so a mistake shows in seconds and not in minutes.
-    annotations = read_whole_table(truth, "segmentation"), read_whole_table(submission, "predicted")
-    pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical))
+    labels = GI_TRACT
+    annotations = (
+        read_whole_table(truth, "segmentation", labels),
+        read_whole_table(submission, "predicted", labels),
+    )
+    pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical), labels)
     # A scan goes to a process as encodings of some kilobytes. Its masks, tens of megabytes, are made and dropped
     # there.
     workers = max(1, min(num_proc or count_cores(), len(pairs)))
@@ -314,6 +315,8 @@ def format_submission(scans: list[ScanScore], rules: CompetitionRules, preset: s
     # With one patient there is no interval, and so no brackets to explain.
     if any(intervals.values()):
         lines.append(f"in brackets 95 % intervals over {len({scan.patient for scan in scans})} patients")
-    for name in COMPETITION_SCORES:
+    # Scores of whole scans are in the table that `--output` writes.
+    dice = ["dice", *(f"dice_{organ}" for organ in find_organs(scans))]
+    for name in (*dice, "hausdorff_score", "competition_dice", "competition_score"):
         lines.append(f"{scores[name]:8.4f}  {name}{format_interval(intervals[name], '.4f')}")
     return "\n".join(lines)

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.intervals import Interval, find_intervals
-from gi_segmentation.scoring.scans import ScanScore, average_patients
+from gi_segmentation.scoring.scans import ScanScore, average_patients, count_known_scans, find_organs
 
 
 def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
-    """List all scores of each scan, one row per scan and organ.
+    """List all scores of each scan, one row per scan and organ that is known in it.
 
     Returns:
         A table with the columns `case`, `scan`, `organ` and `slices`; `dice`, the mean over the slices with the organ
@@ -22,7 +21,9 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
     """
     rows = []
     for scan in sorted(scans, key=lambda scan: scan.key):
-        for index, organ in enumerate(ORGANS):
+        for index, organ in enumerate(scan.organs):
+            if organ in scan.unknown:
+                continue
             number = scan.dice_numbers[index]
             rows.append(
                 {
@@ -52,27 +53,30 @@ def describe_clinical(scans: Sequence[ScanScore]) -> dict[str, Any]:
         - `scores`: by name and organ, `mean`, standard deviation `sd` (with n - 1), number of `patients`, and the
           confidence `interval` of the mean; None if a value does not exist;
         - `scans`: number of scans with clinical scores;
-        - `one_sided`: per organ, the number of these scans with the organ in exactly one mask. They have no distance.
+        - `one_sided`: per organ, the number of these scans with the organ in exactly one mask. They have no distance;
+        - `known`: per organ, the number of these scans in which it is known. Only there if an organ is unknown in one.
     """
     # A scan with a gap between its slices has no clinical scores.
     measured = [scan for scan in scans if scan.clinical]
     patients, intervals = average_patients(measured), find_intervals(measured)
-    known = set(patients.index.get_level_values("organ")) if len(patients) else set()
+    organs, known_scans = find_organs(scans), count_known_scans(measured)
+    shown = set(patients.index.get_level_values("organ")) if len(patients) else set()
     return {
         "scores": {
             str(name): {
                 organ: describe_values(patients.loc[organ, name].dropna().tolist(), intervals[f"{name}_{organ}"])
-                for organ in ORGANS
-                if organ in known
+                for organ in organs
+                if organ in shown
             }
             for name in patients.columns
         },
         "scans": len(measured),
         # The means leave out these scans, which are often the worst. So the table must say how many there are.
         "one_sided": {
-            organ: sum(math.isnan(scan.clinical[index]["hausdorff_mm"]) for scan in measured)
-            for index, organ in enumerate(ORGANS)
+            organ: sum(math.isnan(scan.clinical[index].get("hausdorff_mm", 0)) for scan in measured)
+            for index, organ in enumerate(organs)
         },
+        **({"known": known_scans} if min(known_scans.values(), default=0) < len(measured) else {}),
     }
 
 
@@ -105,7 +109,7 @@ def format_clinical(described: dict[str, Any]) -> str:
     """
     scores = described["scores"]
     # An organ that no patient shows gets no column.
-    organs = [organ for organ in ORGANS if any(organ in by_organ for by_organ in scores.values())]
+    organs = [organ for organ in described["one_sided"] if any(organ in by_organ for by_organ in scores.values())]
     head = "mean ± SD over patients [95 % interval of the mean]"
     lines = [f"| {head} | " + " | ".join(organ.replace("_", " ") for organ in organs) + " |"]
     lines.append("|---" * (len(organs) + 1) + "|")
@@ -124,4 +128,7 @@ def format_clinical(described: dict[str, Any]) -> str:
     lines.append(f"| patients | {' | '.join(map(str, patients))} |")
     one_sided = [str(described["one_sided"][organ]) for organ in organs]
     lines.append(f"| scans with it in one mask only | {' | '.join(one_sided)} |")
+    if "known" in described:
+        scored = [f"{described['known'][organ]} of {described['scans']}" for organ in organs]
+        lines.append(f"| scans where it is known | {' | '.join(scored)} |")
     return "\n".join(lines)

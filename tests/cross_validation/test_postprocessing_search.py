@@ -19,6 +19,7 @@ from gi_segmentation.cross_validation.postprocessing_search import (
 )
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.postprocessing.components import find_components
 from gi_segmentation.postprocessing.limits import NO_POSTPROCESSING
 from gi_segmentation.rules import PRESETS, CompetitionRules
@@ -51,10 +52,10 @@ def held_back(
     preds[FAR] |= false_positive
     probabilities = np.where(preds, 0.95, 0.0)
     probabilities[FAR] *= doubt / 0.95
-    components = [
-        find_components(mask, probability, SMALL_VOXEL, range(4))
-        for mask, probability in zip(preds, probabilities, strict=True)
-    ]
+    components = {
+        organ: find_components(mask, probability, SMALL_VOXEL, range(4))
+        for organ, mask, probability in zip(GI_TRACT.names, preds, probabilities, strict=True)
+    }
     return HeldBackScan(fold, patient, f"case{patient}_day0", components, target)
 
 

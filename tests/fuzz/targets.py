@@ -27,6 +27,7 @@ from gi_segmentation.formats.kaggle.annotations import read_annotations, read_se
 from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.formats.kaggle.images import decode_image, read_slice
 from gi_segmentation.formats.kaggle.names import SliceFile, parse_slice_path
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.rle import decode, fill_runs
 from gi_segmentation.schema import ORGANS
 from tests.fuzz import oracles
@@ -255,8 +256,8 @@ def check_submission(case: tuple[bool, list[tuple[str, float, bytes, int]]]) -> 
     truth, submission = paths.values()
     try:
         with clear_errors():
-            tables = read_whole_table(truth, "segmentation"), read_whole_table(submission, "predicted")
-            pairs = pair_scans(*tables, read_grids(truth, None, clinical=True))
+            tables = [read_whole_table(*one, GI_TRACT) for one in ((truth, "segmentation"), (submission, "predicted"))]
+            pairs = pair_scans(*tables, read_grids(truth, None, clinical=True), GI_TRACT)
             for pair in pairs:
                 measured = measure_pair(pair, truth, submission, DEFAULT_RULES)
                 raise_first(measured if isinstance(measured, list) else [])

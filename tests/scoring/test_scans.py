@@ -2,17 +2,22 @@
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.rules import PRESETS
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.intervals import find_intervals
+from gi_segmentation.scoring.records import read_scan_scores, write_scan_scores
 from gi_segmentation.scoring.scans import ScanScore, average_patients, compare_masks, score_scans
 from gi_segmentation.scoring.tables import describe_clinical, format_clinical, tabulate_scans
+
+ORGANS = GI_TRACT.names
 
 
 def random_scans(number: int, seed: int = 0, slices: int = 6) -> list[ScanScore]:
@@ -24,13 +29,15 @@ def random_scans(number: int, seed: int = 0, slices: int = 6) -> list[ScanScore]
             target = rng.random((3, slices, 7, 8)) < rng.choice([0, 0.2, 0.5], (3, slices, 1, 1))
             preds = target ^ (rng.random(target.shape) < rng.uniform(0, 0.3))
             labels = rng.integers(0, 40, (4, 3))
-            scans.append(compare_masks(patient, f"case{patient}_day{day}", preds, target, label_counts=labels))
+            scans.append(compare_masks(patient, f"case{patient}_day{day}", ORGANS, preds, target, label_counts=labels))
     return scans
 
 
 def dice_scan(patient: Any, dice: float, name: str = "day0") -> ScanScore:
     """A scan of one slice with a large bowel."""
-    return ScanScore(patient, f"{patient}_{name}", 1, (dice, 0, 0), (1, 0, 0), (dice, math.nan, math.nan), (0.1,))
+    return ScanScore(
+        patient, f"{patient}_{name}", ORGANS, 1, (dice, 0, 0), (1, 0, 0), (dice, math.nan, math.nan), (0.1,)
+    )
 
 
 def clinical_scan(patient: int, name: str, **organs: tuple[float, float]) -> ScanScore:
@@ -38,7 +45,7 @@ def clinical_scan(patient: int, name: str, **organs: tuple[float, float]) -> Sca
     values = [organs.get(organ, (math.nan, 0.0)) for organ in ORGANS]
     clinical = tuple({"volume_dice": dice, "hausdorff_mm": distance} for dice, distance in values)
     volume_dice = tuple(dice for dice, _ in values)
-    return ScanScore(patient, name, 1, (0, 0, 0), (0, 0, 0), volume_dice, (math.nan,), clinical=clinical)
+    return ScanScore(patient, name, ORGANS, 1, (0, 0, 0), (0, 0, 0), volume_dice, (math.nan,), clinical=clinical)
 
 
 class TestScores:
@@ -46,7 +53,7 @@ class TestScores:
         # Large bowel: 2/3 and 1 on two slices of one scan, nothing on the other's; stomach only predicted there.
         target, preds = np.zeros((2, 3, 2, 1, 4), dtype=bool), np.zeros((2, 3, 2, 1, 4), dtype=bool)
         target[0, 0, :, 0, 0] = preds[0, 0, :, 0, 0] = preds[0, 0, 0, 0, 1] = preds[1, 2, 0, 0, 3] = True
-        scans = [compare_masks("a", f"scan{index}", preds[index], target[index]) for index in range(2)]
+        scans = [compare_masks("a", f"scan{index}", ORGANS, preds[index], target[index]) for index in range(2)]
         scores = score_scans(scans)
         assert scores["dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
         assert (scores["dice_large_bowel"], scores["dice_stomach"]) == (pytest.approx(5 / 6), 0)
@@ -62,7 +69,7 @@ class TestScores:
         target = empty.copy()
         target[0, 0] = True
         rules = PRESETS["first_place"]
-        scores = score_scans([compare_masks("a", "a", empty, target, rules)], rules)
+        scores = score_scans([compare_masks("a", "a", ORGANS, empty, target, rules)], rules)
         assert (scores["dice"], scores["competition_dice"]) == (0, pytest.approx(5 / 6))
         assert scores["hausdorff_score"] == pytest.approx(1 - 1 / 3)  # of each organ: 1, 0 and 0
 
@@ -82,13 +89,13 @@ class TestScores:
                 [((preds == k) & (target == k)).sum(), (preds == k).sum(), (target == k).sum()] for k in range(4)
             ]
             empty = np.zeros((3, 1, 6, 7), dtype=bool)
-            scans.append(compare_masks("a", len(scans), empty, empty, label_counts=np.array(counts)))
+            scans.append(compare_masks("a", len(scans), ORGANS, empty, empty, label_counts=np.array(counts)))
         expected = f1_score(masks[1].reshape(-1), masks[0].reshape(-1), average="macro")
         assert score_scans(scans)["macro_f1_seed"] == pytest.approx(expected, abs=1e-12)
 
     def test_nothing_to_score_is_nan_and_not_a_number_made_up(self) -> None:
         empty = np.zeros((3, 2, 4, 4), dtype=bool)
-        for scans in ([], [compare_masks("a", "a", empty, empty)]):
+        for scans in ([], [compare_masks("a", "a", ORGANS, empty, empty)]):
             assert all(math.isnan(value) for value in score_scans(scans).values())
 
     @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ class TestScores:
     def test_masks_that_do_not_fit(self, shapes: Any) -> None:
         preds, target = (np.zeros(shape, dtype=bool) for shape in shapes)
         with pytest.raises(ValueError, match=r"case1: expected predicted and true masks of one shape \(3, D, H, W\)"):
-            compare_masks(1, "case1", preds, target)
+            compare_masks(1, "case1", ORGANS, preds, target)
 
     def test_a_row_per_scan_and_organ_from_which_the_scores_follow(self) -> None:
         scans = random_scans(8)
@@ -109,6 +116,64 @@ class TestScores:
         assert 1 - rows["hausdorff"].mean() == pytest.approx(scores["hausdorff_score"])
         stomach = rows[rows["organ"] == "stomach"]
         assert stomach["volume_dice"].mean() == pytest.approx(scores["dice_volume_stomach"])
+
+
+class TestUnknownOrgans:
+    """An organ that nobody drew is not an empty organ."""
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_scores_are_those_of_the_known_organs_alone(self, preset: Any) -> None:
+        rules, rng, names = PRESETS[preset], np.random.default_rng(0), ("liver", "spleen", "aorta", "colon", "vein")
+        with_unknown, known_alone = [], []
+        for patient in range(6):
+            target = rng.random((5, 4, 7, 8)) < rng.choice([0, 0.3], (5, 4, 1, 1))
+            preds = target ^ (rng.random(target.shape) < 0.1)
+            clinical = compare_organs(preds, target, (2.5, 1, 1))
+            arguments = names, preds, target, rules, None, clinical
+            with_unknown.append(compare_masks(patient, "scan", *arguments, unknown={"spleen", "vein"}))
+            kept = [0, 2, 3]
+            arguments = [names[i] for i in kept], preds[kept], target[kept], rules, None, [clinical[i] for i in kept]
+            known_alone.append(compare_masks(patient, "scan", *arguments))
+        scores, expected = score_scans(with_unknown, rules), score_scans(known_alone, rules)
+        assert {name: scores[name] for name in expected} == expected and 0 < expected["dice"] < 1
+        others = scores.keys() - expected.keys()
+        assert {"dice_spleen", "dice_volume_vein", "hausdorff_mm_vein"} < others
+        assert all(math.isnan(scores[name]) for name in others)
+        intervals = find_intervals(with_unknown, rules, num_resamples=100)
+        assert {name: intervals[name] for name in expected} == find_intervals(known_alone, rules, num_resamples=100)
+        assert set(tabulate_scans(with_unknown)["organ"]) == {"liver", "aorta", "colon"}
+
+    def test_each_scan_counts_for_the_organs_that_it_has(self, tmp_path: Path) -> None:
+        target = np.zeros((2, 2, 1, 4), dtype=bool)
+        target[:, 0, 0, 0] = True
+        missed = np.zeros_like(target)
+        clinical = compare_organs(target, target, (2, 1, 1))
+        counts = np.array([[5, 6, 6], [1, 2, 1], [1, 1, 1]])
+        scans = [
+            compare_masks(1, "a", ("liver", "spleen"), missed, target, unknown={"spleen"}, clinical=clinical),
+            compare_masks(2, "b", ("liver", "spleen"), target, target, label_counts=counts, clinical=clinical),
+        ]
+        assert score_scans(scans)["dice_liver"] == 0.5 and score_scans(scans)["dice_spleen"] == 1
+        described = describe_clinical(scans)
+        assert described["known"] == {"liver": 2, "spleen": 1} and described["one_sided"] == {"liver": 0, "spleen": 0}
+        assert "| scans where it is known | 2 of 2 | 1 of 2 |" in format_clinical(described)
+        assert "known" not in describe_clinical(scans[1:])
+        write_scan_scores({"eval": scans}, tmp_path / "scans.json")
+        copies = read_scan_scores(tmp_path / "scans.json")["eval"]
+        assert copies[0].unknown == ("spleen",) and score_scans(copies) == score_scans(scans)
+
+    def test_macro_f1_has_no_background_where_an_organ_is_unknown(self) -> None:
+        # Per label: in both masks, predicted, true. What the model sees as spleen is background in the truth.
+        counts = np.array([[5, 5, 9], [2, 2, 2], [0, 4, 0]])
+        empty = np.zeros((2, 1, 2, 2), dtype=bool)
+        scan = compare_masks(1, "a", ("liver", "spleen"), empty, empty, label_counts=counts, unknown={"spleen"})
+        assert score_scans([scan])["macro_f1_seed"] == 1
+
+    def test_other_organs_cannot_be_scored_together(self) -> None:
+        empty = np.zeros((1, 1, 2, 2), dtype=bool)
+        scans = [compare_masks(1, name, (name,), empty, empty) for name in ("liver", "spleen")]
+        with pytest.raises(ValueError, match="with the same organs"):
+            score_scans(scans)
 
 
 class TestIntervals:

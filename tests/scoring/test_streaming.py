@@ -12,6 +12,7 @@ from transformers import EvalPrediction
 
 from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.masks import pack_masks
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.scoring.clinical import compare_organ
@@ -60,7 +61,9 @@ class TestScanScorer:
             clinical = [compare_organ(*masks, spacing_mm) for masks in zip(volume, target, strict=True)]
             labels = sum(counts for (case, day, _), _, counts in slices if f"case{case}_day{day}" == scan)
             expected.append(
-                compare_masks(rows[0]["case"], scan, volume, target, label_counts=labels, clinical=clinical)
+                compare_masks(
+                    rows[0]["case"], scan, GI_TRACT.names, volume, target, label_counts=labels, clinical=clinical
+                )
             )
         scores = score_slices(scorer, slices)
         assert scores == score_scans(expected)
@@ -117,6 +120,22 @@ class TestScanScorer:
         scorer.restart(clinical=True)
         scores = score_slices(scorer, list(predicted_slices(gap)))
         assert 0.5 < scores["dice"] < 1 and "hausdorff_mm_stomach" not in scores
+
+    def test_an_organ_without_an_encoding_in_one_slice_is_unknown_in_its_scan(self, validation: Dataset) -> None:
+        first, slices = validation.unique("scan")[0], list(predicted_slices(validation))
+        partly = validation.map(
+            lambda row: (
+                {"segmentation": row["segmentation"] | ({"stomach": None} if row["slice"] == 4 else {})}
+                if row["scan"] == first
+                else {}
+            )
+        )
+        scorer = StreamingScorer(partly)
+        for one in slices:
+            scorer.add(*one)
+        unknown, whole = sorted(scorer.take(), key=lambda scan: scan.name != first)
+        assert unknown.unknown == ("stomach",) and unknown.dice_numbers[2] == 0 < unknown.dice_numbers[0]
+        assert whole.unknown == () and whole.dice_numbers[2] > 0
 
     def test_what_makes_no_volume(self, validation: Dataset) -> None:
         first = validation.unique("scan")[0]

@@ -14,13 +14,14 @@ from scipy.ndimage import binary_erosion, shift
 from scipy.spatial import cKDTree
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.rules import PRESETS
-from gi_segmentation.schema import ORGANS
 from gi_segmentation.score import main
 from gi_segmentation.scoring.clinical import compare_organ
 from tests.support.scoring import score_submission
 
+ORGANS = GI_TRACT.names
 HEIGHT, WIDTH = 4, 5
 Masks = dict[str, np.ndarray]  # by slice id: bool, shape (organs, height, width)
 
