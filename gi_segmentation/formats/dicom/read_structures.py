@@ -1,0 +1,164 @@
+"""Find structure sets (RTSTRUCT) and segmentations (SEG) in DICOM files, and the scans that they were drawn on."""
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gi_segmentation.errors import InputError, reading
+from gi_segmentation.formats.dicom.files import read_dataset
+from gi_segmentation.formats.dicom.header import hush_pydicom
+from gi_segmentation.formats.dicom.kinds import read_text
+from gi_segmentation.formats.dicom.read_contours import (
+    choose_rois,
+    describe_skipped,
+    list_rois,
+    read_contour_masks,
+    read_contour_references,
+)
+from gi_segmentation.formats.dicom.read_segments import (
+    choose_segments,
+    own_volume,
+    read_segment_masks,
+    read_segment_references,
+)
+from gi_segmentation.formats.dicom.references import find_matches, find_volume
+from gi_segmentation.formats.dicom.series import FoundSeries
+from gi_segmentation.formats.structures import StructureSet
+
+CONTOURS_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+# A segmentation with a bit or a fraction for each voxel and segment, and one as a label map.
+SEGMENTS_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+
+
+class FoundStructures(NamedTuple):
+    """What was found in DICOM files.
+
+    Attributes:
+        structures: The structure sets and segmentations, sorted by their scans and their times. A scan may have
+            several, see `formats.structures.choose_structures`.
+        problems: Why others cannot be used, by their files.
+        remarks: What was passed over, and why.
+    """
+
+    structures: list[StructureSet]
+    problems: dict[Path, str]
+    remarks: list[str]
+
+
+def find_dicom_structures(
+    paths: Iterable[Path], found: FoundSeries, interpolate: bool = False, alone: bool = False
+) -> FoundStructures:
+    """List the structure sets and segmentations in DICOM files. No mask is made.
+
+    They are matched to scans by the identifiers that they name: images, series, frame of reference.
+
+    Args:
+        paths: The DICOM files, in any order. Those that are slices of scans are passed over.
+        found: The scans, from `find_series`.
+        interpolate: Whether slices between those with contours are filled. By default, they stay empty.
+        alone: Whether a segmentation whose scan is not there is read on its own grid.
+    """
+    slices = {frame.path for volume in found.volumes for frame in volume.origin.frames}
+    structures = FoundStructures([], {}, [])
+    for path in sorted({*paths} - slices):
+        try:
+            with reading(path, "its structures cannot be read", "export it again"), hush_pydicom():
+                dataset = read_structure_file(path)
+                if dataset is None:
+                    continue
+                if read_text(dataset, "ApprovalStatus") == "REJECTED":
+                    structures.remarks.append(f"{path}: passed over: somebody has rejected it (ApprovalStatus)")
+                elif is_contours(dataset):
+                    structures.structures.append(open_contours(path, dataset, found, interpolate))
+                else:
+                    structures.structures.append(open_segments(path, dataset, found, alone))
+        except InputError as error:
+            structures.problems[path] = str(error)
+    structures.structures.sort(key=lambda one: (one.volume.name, one.created, one.paths))
+    return structures
+
+
+def read_structure_file(path: Path) -> Any:
+    """Read a structure set or a segmentation without its pixels; None if the file is something else."""
+    try:
+        dataset = read_dataset(path, stop_before_pixels=True)
+    except InputError:
+        # A file without a header is a problem of its series already.
+        return None
+    kind = read_text(dataset, "SOPClassUID") or read_text(dataset.file_meta, "MediaStorageSOPClassUID")
+    return dataset if kind in (CONTOURS_CLASS, *SEGMENTS_CLASSES) else None
+
+
+def is_contours(dataset: Any) -> bool:
+    """Tell whether a file has contours and not segments."""
+    return "SegmentSequence" not in dataset
+
+
+def open_contours(path: Path, dataset: Any, found: FoundSeries, interpolate: bool) -> StructureSet:
+    """Open a structure set.
+
+    Raises:
+        InputError: If its scan is not there, or if it has no contours.
+    """
+    rois = list_rois(dataset)
+    if not any(roi.contours for roi in rois):
+        raise InputError(f"{path}: has no closed contours in its {len(rois)} ROIs; export it again")
+    volume, how = find_volume(read_contour_references(path, dataset, rois), found)
+    names, empty, notes = choose_rois(rois, volume)
+    if not interpolate:
+        notes += describe_skipped(path, [roi for roi in rois if roi.name in names], volume)
+    status = read_text(dataset, "ApprovalStatus")
+    return StructureSet(
+        volume,
+        "rtstruct",
+        (path,),
+        tuple(names),
+        partial(read_contour_masks, path, volume, interpolate),
+        label=read_text(dataset, "StructureSetLabel") or read_text(dataset, "SeriesDescription"),
+        created=find_time(dataset, ("StructureSet", "InstanceCreation", "Series")),
+        approved=None if not status else status == "APPROVED",
+        empty=tuple(empty),
+        notes=(*how, *notes),
+    )
+
+
+def open_segments(path: Path, dataset: Any, found: FoundSeries, alone: bool) -> StructureSet:
+    """Open a segmentation.
+
+    Raises:
+        InputError: If its scan is not there and it may not stand alone, or if its frames have no places.
+    """
+    references = read_segment_references(path, dataset)
+    names, notes = choose_segments(dataset)
+    if alone and not find_matches(references, found.volumes)[0]:
+        volume, how = own_volume(path, dataset, references), ["read on its own grid, without its scan"]
+    else:
+        volume, how = find_volume(references, found)
+    return StructureSet(
+        volume,
+        "seg",
+        (path,),
+        tuple(names),
+        partial(read_segment_masks, path, volume),
+        label=read_text(dataset, "ContentLabel") or read_text(dataset, "SeriesDescription"),
+        created=find_time(dataset, ("Content", "InstanceCreation", "Series")),
+        notes=(*how, *notes),
+    )
+
+
+def find_time(dataset: Any, kinds: Iterable[str]) -> str:
+    """Return the first date and time that a file has, as `YYYYMMDDHHMMSS`; empty if it has none.
+
+    Args:
+        dataset: The file.
+        kinds: The beginnings of the names of the attributes, which end with `Date` and `Time`.
+    """
+    for kind in kinds:
+        date = read_text(dataset, f"{kind}Date")
+        if re.fullmatch(r"\d{8}", date, re.ASCII):
+            # A time may have a fraction of a second, or lack the seconds.
+            time = re.match(r"\d{0,6}", read_text(dataset, f"{kind}Time"), re.ASCII)
+            return date + (time[0] if time else "").ljust(6, "0")
+    return ""
