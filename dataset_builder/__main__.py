@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import re
 import sys
 from pathlib import Path
 
@@ -68,10 +69,12 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Build the dataset folder, and publish it if the command line says so."""
-    from dataset_builder.build import build, prepare_push, push_dataset
+    from dataset_builder.build import CardOptions, build, prepare_push, push_dataset
     from dataset_builder.gi_tract import GiTractConfig
 
     options = read_publication_options(arguments)
+    if arguments.license and not re.fullmatch(r"[A-Za-z0-9.-]+", arguments.license):
+        raise InputError(f"--license: expected an identifier of the Hub like cc-by-4.0, but got {arguments.license!r}")
     if arguments.push_to_hub:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
         arguments.push_to_hub = prepare_push(arguments.push_to_hub, options)
@@ -84,8 +87,9 @@ def run_build(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         include_faulty_scans=arguments.include_faulty_scans,
     )
+    card = CardOptions(arguments.dataset_title, arguments.license, arguments.push_to_hub)
     try:
-        report = build(arguments.kaggle_dir, arguments.output_dir, config, arguments.num_proc)
+        report = build(arguments.kaggle_dir, arguments.output_dir, config, arguments.num_proc, card)
     except OSError as error:
         raise InputError(
             f"--output_dir {arguments.output_dir}: {error}; free some space or choose another folder"
@@ -108,6 +112,16 @@ def add_build_flags(make: argparse.ArgumentParser) -> None:
         "--include_faulty_scans",
         action="store_true",
         help="keep the scans that the hosts of the competition call faulty",
+    )
+    make.add_argument(
+        "--dataset_title",
+        help="name of the data on the card; None: the name of the repository or of the folder if the data has "
+        "labels.json, and else that of Kaggle's data",
+    )
+    make.add_argument(
+        "--license",
+        help="licence of the data as an identifier of the Hub like cc-by-4.0, for the card; None: the card says that "
+        "none was stated, or names the rules of Kaggle's data",
     )
     make.add_argument(
         "--push_to_hub",

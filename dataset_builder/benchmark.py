@@ -8,6 +8,7 @@ Source: https://huggingface.co/docs/hub/eval-results, section "Registering a Ben
 import yaml
 
 from dataset_builder.gi_tract import GiTractConfig
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.publishing.eval_results import list_tasks
 
 BENCHMARK = "eval.yaml"
@@ -18,18 +19,24 @@ BENCHMARK = "eval.yaml"
 FRAMEWORK = "gi-segmentation"
 
 
-def benchmark_file(config: GiTractConfig, split_hash: str, synthetic: bool) -> str:
+def benchmark_file(
+    config: GiTractConfig, labels: LabelSet, split_hash: str, synthetic: bool, title: str | None = None
+) -> str:
     """Return the text of `eval.yaml`.
 
     Args:
         config: How the patients were split.
+        labels: The organs.
         split_hash: From `schema.hash_splits`.
         synthetic: Whether all slices are those of a phantom.
+        title: Name of the data; None: Kaggle's.
     """
-    slices = "slices of synthetic patients" if synthetic else "abdominal MR slices of patients"
+    real = "abdominal MR slices of patients" if title is None else "slices of patients"
+    slices = "slices of synthetic patients" if synthetic else real
+    *organs, last = [organ.replace("_", " ") for organ in labels.names]
     # Every score has a leaderboard of its own, and the description is the only place that explains them.
     description = (
-        f"Segmentation of large bowel, small bowel and stomach on {slices} that the model has "
+        f"Segmentation of {', '.join(organs) + ' and ' if organs else ''}{last} on {slices} that the model has "
         "not seen. Scores lie between 0 and 1, and higher is better. dice is the mean over slices and organs on the "
         "grid of the slice, and dice_volume the mean over whole scans and organs. Both leave out pairs that are empty "
         "in truth and prediction. hausdorff_score and competition_score end with the name of their rules. flips_dice "
@@ -38,9 +45,9 @@ def benchmark_file(config: GiTractConfig, split_hash: str, synthetic: bool) -> s
         "entry name the split hash of its patients. Compare only entries with the same hash."
     )
     # `id` is required. The default of `split` would be `test`, which has no annotations here and cannot be scored.
-    tasks = [{"id": task, "config": "default", "split": "validation"} for task in list_tasks()]
+    tasks = [{"id": task, "config": "default", "split": "validation"} for task in list_tasks(labels)]
     content = {
-        "name": "UW-Madison GI Tract" + (" phantom" if synthetic else ""),
+        "name": title or "UW-Madison GI Tract" + (" phantom" if synthetic else ""),
         "description": description,
         "evaluation_framework": FRAMEWORK,
         "tasks": tasks,

@@ -7,9 +7,10 @@ beside the final one. If all slices are right, this folder is renamed at the end
 import hashlib
 import math
 import multiprocessing
+import re
 from collections import Counter
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -19,21 +20,27 @@ from tqdm.auto import tqdm
 
 from dataset_builder.benchmark import BENCHMARK, benchmark_file
 from dataset_builder.gi_tract import GiTractConfig, divide_scans, read_training_scans, slice_row
+from dataset_builder.splits import MAX_COMBINED
 from dataset_builder.verify import Inspection, inspect_slices
 from gi_segmentation.data.synthetic import is_synthetic
 from gi_segmentation.errors import saying_how_to_go_on
 from gi_segmentation.files import check_utf8, clear_leftovers, hash_file, writing_folder, writing_to
 from gi_segmentation.formats.kaggle.folder import KaggleScan
 from gi_segmentation.formats.kaggle.names import KaggleDataError
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import Publication, prepare_repository, publish_folder
 from gi_segmentation.publishing.options import PublicationOptions
+from gi_segmentation.publishing.population import name_dataset
 from gi_segmentation.publishing.repository import find_repository
-from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM, dataset_features, hash_splits
+from gi_segmentation.schema import SLICE_THICKNESS_MM, dataset_features, hash_splits
 
-# A line that the card of every build has. A folder whose card has it holds an earlier build.
-MARKER = "pretty_name: UW-Madison GI Tract"
+# The card of every build has one of these lines. A folder with such a card holds an earlier build.
+MARKER = re.compile(
+    r"^(pretty_name: UW-Madison GI Tract|  description: fold \d+ of \d+, seed \d+, content [0-9a-f]{16}$)",
+    re.MULTILINE,
+)
 # Why a dataset does not go into a public repository.
 DATASET_SHOWN = (
     "everybody could see the dataset; make the repository private in its settings, name another one, or add "
@@ -51,41 +58,87 @@ progress: Synchronized
 
 
 @dataclass(frozen=True)
+class CardOptions:
+    """What the user wants on the card of a dataset.
+
+    Attributes:
+        title: Name of the data; None: that of the repository or of the folder.
+        license_name: Licence identifier of the Hub; None: nobody has stated one.
+        repo_id: The repository where it will be published; None: it is not known.
+    """
+
+    title: str | None = None
+    license_name: str | None = None
+    repo_id: str | None = None
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """What a build wrote.
 
     Attributes:
         output_dir: The dataset folder.
         config: How the patients were split.
+        labels: The organs.
+        own: Whether the folder had `labels.json`.
         counts: For each split the counts of `verify.Inspection`, and the number of `patients`.
+        shown: For each split, the number of slices that show an organ, by its name.
+        drawn: For each split, the number of patients in whom somebody has drawn an organ, by its name.
         excluded: Names of the faulty scans that are in the Kaggle folder and not in the dataset.
         split_hash: Fingerprint that says which scan is in which split.
         synthetic: Whether all slices are those of a phantom.
+        card: What the user wants on the card.
     """
 
     output_dir: Path
     config: GiTractConfig
+    labels: LabelSet
+    own: bool
     counts: dict[str, Counter[str]]
+    shown: dict[str, Counter[str]]
+    drawn: dict[str, Counter[str]]
     excluded: list[str]
     split_hash: str
     synthetic: bool
+    card: CardOptions = field(default_factory=CardOptions)
+
+    @property
+    def title(self) -> str | None:
+        """Name of the data on the card; None: the card speaks of Kaggle's data."""
+        if not self.own and self.card.title is None and self.card.license_name is None:
+            return None
+        name = self.card.repo_id.split("/")[-1] if self.card.repo_id else self.output_dir.name
+        return name_dataset(self.card.title or name, self.synthetic)
 
     def summary(self) -> str:
         """Return the report as a few lines for a terminal."""
+        organs = () if self.own else self.labels.names
         header = f"{'split':<12}{'patients':>9}{'scans':>7}{'slices':>8}{'empty':>7}" + "".join(
-            f"{organ:>13}" for organ in ORGANS
+            f"{organ:>13}" for organ in organs
         )
         lines = [header + f"{'overlap px':>12}"]
         for split, counts in self.counts.items():
             numbers = f"{counts['patients']:>9}{counts['scans']:>7}{counts['slices']:>8}{counts['empty']:>7}"
-            organs = "".join(f"{counts[organ]:>13}" for organ in ORGANS)
-            lines.append(f"{split:<12}{numbers}{organs}{counts['overlap_pixels']:>12}")
+            shown = "".join(f"{self.shown[split][organ]:>13}" for organ in organs)
+            lines.append(f"{split:<12}{numbers}{shown}{counts['overlap_pixels']:>12}")
+        lines += self.list_organs() if self.own else []
         reason = "called faulty by the competition's hosts; --include_faulty_scans keeps them"
         lines.append(f"left out: {', '.join(self.excluded)} ({reason})" if self.excluded else "left out: nothing")
         lines.append(f"fold {self.config.fold} of {self.config.num_folds}, seed {self.config.seed}; "
                      f"split hash {self.split_hash[:12]}")  # fmt: skip
         lines.append(f"written to {self.output_dir}")
         return "\n".join(lines)
+
+    def list_organs(self) -> list[str]:
+        """Return a line for each organ, with its slices and patients by split."""
+        width = max(len(organ) for organ in ("organ", *self.labels.names))
+        lines = [f"{'organ':<{width}}" + "".join(f"{f'{split}: slices, patients':>30}" for split in self.drawn)]
+        for organ in self.labels.names:
+            numbers = "".join(
+                f"{f'{self.shown[split][organ]}, {self.drawn[split][organ]}':>30}" for split in self.drawn
+            )
+            lines.append(f"{organ:<{width}}{numbers}")
+        return lines
 
 
 def check_dataset_dir(output_dir: Path) -> None:
@@ -100,7 +153,7 @@ def check_dataset_dir(output_dir: Path) -> None:
     what = "exists and is no dataset of ours"
     # An earlier build has a card with our marker, `eval.yaml`, Parquet files, and nothing else. One more file, for
     # example a user's notes, stops the build.
-    if card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace"):
+    if card.is_file() and MARKER.search(card.read_text(encoding="utf-8", errors="replace")):
         ours = {card, output_dir / BENCHMARK, output_dir / "data", *(output_dir / "data").glob("*.parquet")}
         foreign = sorted(set(output_dir.rglob("*")) - ours)
         if not foreign:
@@ -122,19 +175,18 @@ def share_progress(counter: Synchronized) -> None:
 def write_file(scans: list[KaggleScan], path: Path, csv_path: Path) -> Inspection:
     """Check scans and write them to a Parquet file. After the first problem, the rest is only checked."""
     found = Inspection()
-    schema = dataset_features().arrow_schema
+    schema = dataset_features(scans[0].labels, own=scans[0].facts is not None).arrow_schema
     # PNGs are compressed already, and hardly two are equal. So further compression and a dictionary gain nothing.
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         for scan in scans:
             found.counts.update(scans=1)
-            annotations = scan.annotations or {}
             for start in range(0, len(scan.slices), SLICES_PER_GROUP):
                 group = scan.slices[start : start + SLICES_PER_GROUP]
-                inspection, slices = inspect_slices(group, scan.annotations, csv_path)
+                inspection, slices = inspect_slices(scan, group, csv_path)
                 found.add(inspection)
                 found.counts.update(synthetic=sum(is_synthetic(checked.image) for checked in slices))
                 if not found.problems:
-                    rows = [slice_row(checked, annotations.get(checked.file.id), scan.fold) for checked in slices]
+                    rows = [slice_row(checked, scan) for checked in slices]
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                 with progress.get_lock():
                     progress.value += len(group)
@@ -209,21 +261,34 @@ def hash_content(data: Path) -> str:
 
 def dataset_card(report: BuildReport, content_hash: str) -> str:
     """Return the text of the dataset's card, with its counts."""
+    folder = report.output_dir.name if report.title else "gi_tract"
     return render_card(
         "dataset_card.md",
         counts=report.counts,
+        shown=report.shown,
+        drawn=report.drawn,
+        own=report.own,
+        title=report.title,
+        license_name=report.card.license_name,
+        folder=folder,
+        repo_id=(report.title and report.card.repo_id) or f"NAMESPACE/{folder}",
+        combined=len(report.labels) <= MAX_COMBINED,
         config=report.config,
         excluded=report.excluded,
         split_hash=report.split_hash,
         content_hash=content_hash,
         synthetic=report.synthetic,
-        organs=ORGANS,
+        organs=report.labels.names,
         slice_thickness_mm=SLICE_THICKNESS_MM,
     )
 
 
 def build(
-    kaggle_dir: Path, output_dir: Path, config: GiTractConfig | None = None, num_proc: int | None = None
+    kaggle_dir: Path,
+    output_dir: Path,
+    config: GiTractConfig | None = None,
+    num_proc: int | None = None,
+    card: CardOptions | None = None,
 ) -> BuildReport:
     """Build the dataset folder from a Kaggle folder.
 
@@ -234,6 +299,7 @@ def build(
         output_dir: Where the dataset is written. An earlier build there is replaced.
         config: How to split the patients.
         num_proc: Number of processes; None takes one per core.
+        card: What the user wants on the card.
 
     Returns:
         What was written.
@@ -246,10 +312,19 @@ def build(
     check_utf8("--output_dir", output_dir)
     # The folder itself is replaced at the end, so the lock is beside it.
     with writing_to(output_dir, output_dir.with_name(f".{output_dir.name}.lock")):
-        return build_alone(kaggle_dir, output_dir, config or GiTractConfig(), num_proc or count_cores())
+        return build_alone(
+            kaggle_dir, output_dir, config or GiTractConfig(), num_proc or count_cores(), card or CardOptions()
+        )
 
 
-def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_proc: int) -> BuildReport:
+def count_drawn(scans: list[KaggleScan]) -> Counter[str]:
+    """Count for each organ the patients in whom somebody has drawn it."""
+    return Counter(organ for organ, _ in {(organ, scan.case) for scan in scans for organ in scan.drawn})
+
+
+def build_alone(
+    kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_proc: int, card: CardOptions
+) -> BuildReport:
     """Build the dataset folder while no other build does; arguments, result and errors as `build`."""
     # Leftovers come first: they may contain the earlier dataset, which the check must then see.
     clear_leftovers(output_dir, alone=True)
@@ -262,6 +337,11 @@ def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_p
         report = BuildReport(
             output_dir=output_dir,
             config=config,
+            labels=scans[0].labels,
+            own=scans[0].facts is not None,
+            card=card,
+            shown={split: inspection.shown for split, inspection in found.items()},
+            drawn={split: count_drawn(splits[split]) for split in found if split != "test"},
             counts={
                 split: inspection.counts + Counter(patients=len({scan.case for scan in splits[split]}))
                 for split, inspection in found.items()
@@ -270,11 +350,10 @@ def build_alone(kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_p
             synthetic=all(one.counts["synthetic"] == one.counts["slices"] for one in found.values()),
             split_hash=hash_splits({split: [scan.name for scan in scans] for split, scans in splits.items()}),
         )
-        card = dataset_card(report, hash_content(dataset_dir / "data"))
-        (dataset_dir / "README.md").write_text(card, encoding="utf-8")
-        (dataset_dir / BENCHMARK).write_text(
-            benchmark_file(config, report.split_hash, report.synthetic), encoding="utf-8"
-        )
+        text = dataset_card(report, hash_content(dataset_dir / "data"))
+        (dataset_dir / "README.md").write_text(text, encoding="utf-8")
+        benchmark = benchmark_file(config, report.labels, report.split_hash, report.synthetic, report.title)
+        (dataset_dir / BENCHMARK).write_text(benchmark, encoding="utf-8")
     return report
 
 
@@ -311,7 +390,7 @@ def push_dataset(report: BuildReport, repo_id: str, options: PublicationOptions)
     """
     # Each split has a tag of its own, so that several folds of one dataset can be told apart in the repository.
     tag = f"fold-{report.config.fold}-of-{report.config.num_folds}-{report.split_hash[:8]}"
-    message = f"Build gi_tract, fold {report.config.fold} of {report.config.num_folds}"
+    message = f"Build {report.title or 'gi_tract'}, fold {report.config.fold} of {report.config.num_folds}"
     # A second build writes the same bytes, so what has arrived on the Hub is not sent again.
     go_on = f"The dataset in {report.output_dir} is complete; to publish it, run the same command again"
     with saying_how_to_go_on(go_on):

@@ -10,7 +10,7 @@ import inspect
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,15 +25,16 @@ from PIL import Image
 from dataset_builder import splits, verify
 from dataset_builder.splits import assign_folds
 from dataset_builder.verify import CheckedSlice, check_slice
-from gi_segmentation import files, rle, schema
+from gi_segmentation import files, labels, rle, schema
 from gi_segmentation.files import check_utf8, find_files
-from gi_segmentation.formats.kaggle import annotations, folder, images, names
-from gi_segmentation.formats.kaggle.annotations import Annotation
+from gi_segmentation.formats.kaggle import annotations, folder, images, label_file, names
 from gi_segmentation.formats.kaggle.folder import FAULTY_SCANS, KaggleScan, list_pngs, list_splits, read_kaggle_scans
+from gi_segmentation.formats.kaggle.label_file import LABEL_FILE, read_label_file
 from gi_segmentation.formats.kaggle.names import KaggleDataError
 from gi_segmentation.internals import register_dataset
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.rle import Runs, fill_runs
-from gi_segmentation.schema import COLOURS, ORGANS, dataset_features
+from gi_segmentation.schema import dataset_features
 
 
 @dataclass
@@ -53,7 +54,7 @@ class GiTractConfig(datasets.BuilderConfig):
     include_faulty_scans: bool = False
 
 
-def label_map(runs: Mapping[str, Runs], height: int, width: int) -> np.ndarray:
+def label_map(runs: Mapping[str, Runs], organs: Sequence[str], height: int, width: int) -> np.ndarray:
     """Make a map with one label id per pixel from the runs of the organs.
 
     Where organs overlap, the highest id wins: stomach over small bowel over large bowel. Each order takes pixels away
@@ -61,7 +62,8 @@ def label_map(runs: Mapping[str, Runs], height: int, width: int) -> np.ndarray:
     scans). The other orders that we tried gave less.
 
     Args:
-        runs: The runs of each organ.
+        runs: The runs of each organ that somebody has drawn in the scan.
+        organs: The names of all organs, in the order of the label ids from 1 on.
         height: Image height in pixels.
         width: Image width in pixels.
 
@@ -70,38 +72,39 @@ def label_map(runs: Mapping[str, Runs], height: int, width: int) -> np.ndarray:
 
     Example:
         >>> encodings = {"large_bowel": "1 2", "small_bowel": "", "stomach": "2 2"}
-        >>> label_map({organ: rle.parse_runs(text, 4) for organ, text in encodings.items()}, height=1, width=4)
+        >>> runs = {organ: rle.parse_runs(text, 4) for organ, text in encodings.items()}
+        >>> label_map(runs, list(runs), height=1, width=4)
         array([[1, 3, 3, 0]], dtype=uint8)
     """
-    labels = np.zeros(height * width, dtype=np.uint8)
-    # Later organs overwrite earlier ones, so the order of ORGANS is the rule for overlaps.
-    for label_id, organ in enumerate(ORGANS, start=1):
-        np.copyto(labels, label_id, where=fill_runs(runs[organ], labels.size))
-    return labels.reshape(height, width)
+    label_ids = np.zeros(height * width, dtype=np.uint8)
+    # Later organs overwrite earlier ones, so the order of the labels is the rule for overlaps.
+    for label_id, organ in enumerate(organs, start=1):
+        if organ in runs:
+            np.copyto(label_ids, label_id, where=fill_runs(runs[organ], label_ids.size))
+    return label_ids.reshape(height, width)
 
 
-def encode_annotation(labels: np.ndarray) -> bytes:
+def encode_annotation(label_ids: np.ndarray, labels: LabelSet) -> bytes:
     """Return a label map as a palette PNG: a viewer shows the organs' colours, and `np.array` gives the label ids."""
-    image = Image.fromarray(labels)
-    image.putpalette([channel for colour in COLOURS for channel in colour])
+    image = Image.fromarray(label_ids)
+    image.putpalette([channel for colour in labels.palette for channel in colour])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
 @cache
-def empty_annotation(height: int, width: int) -> bytes:
+def empty_annotation(height: int, width: int, labels: LabelSet) -> bytes:
     """Return the annotation of a slice without organs. More than half of the slices have none, in a few sizes."""
-    return encode_annotation(np.zeros((height, width), dtype=np.uint8))
+    return encode_annotation(np.zeros((height, width), dtype=np.uint8), labels)
 
 
-def slice_row(checked: CheckedSlice, annotations: dict[str, Annotation] | None, fold: int | None) -> dict[str, Any]:
+def slice_row(checked: CheckedSlice, scan: KaggleScan) -> dict[str, Any]:
     """Return one row of the dataset, with the columns of `schema.dataset_features`.
 
     Args:
         checked: The slice, without problems.
-        annotations: Its organs by name; None in a split without annotations.
-        fold: The fold of its patient; None in a split without annotations.
+        scan: Its scan.
     """
     file = checked.file
     row: dict[str, Any] = {
@@ -114,18 +117,27 @@ def slice_row(checked: CheckedSlice, annotations: dict[str, Annotation] | None, 
         "day": file.day,
         "slice": file.number,
         "scan": file.scan,
-        "fold": fold,
+        "fold": scan.fold,
         "height": file.height,
         "width": file.width,
         "pixel_spacing": list(file.pixel_spacing),
     }
-    if annotations is not None:
+    if scan.facts is not None:
+        row |= {
+            "slice_spacing": scan.facts.slice_spacing_mm,
+            "rescale_slope": scan.facts.rescale_slope,
+            "rescale_intercept": scan.facts.rescale_intercept,
+        }
+    if scan.annotations is not None:
         if any(starts.size for starts, _ in checked.runs.values()):
-            annotation = encode_annotation(label_map(checked.runs, file.height, file.width))
+            label_ids = label_map(checked.runs, scan.labels.names, file.height, file.width)
+            annotation = encode_annotation(label_ids, scan.labels)
         else:
-            annotation = empty_annotation(file.height, file.width)
+            annotation = empty_annotation(file.height, file.width, scan.labels)
         row["annotation"] = {"bytes": annotation, "path": None}
-        row["segmentation"] = {organ: annotations[organ].rle for organ in ORGANS}
+        drawn = scan.annotations[file.id]
+        # An organ that nobody has drawn in the scan is not empty but unknown.
+        row["segmentation"] = {organ: drawn[organ].rle if organ in drawn else None for organ in scan.labels.names}
     return row
 
 
@@ -141,7 +153,9 @@ def read_training_scans(kaggle_dir: Path, config: GiTractConfig) -> tuple[list[K
     scans, problems = read_kaggle_scans(kaggle_dir)
     if problems:
         raise KaggleDataError(problems)
-    faulty = [scan for scan in scans if scan.name in FAULTY_SCANS and not config.include_faulty_scans]
+    # The list is that of Kaggle's patients. Others may have the same numbers.
+    listed = [scan for scan in scans if scan.name in FAULTY_SCANS and scan.facts is None]
+    faulty = [] if config.include_faulty_scans else listed
     return [scan for scan in scans if scan not in faulty], faulty
 
 
@@ -188,7 +202,8 @@ class GiTract(datasets.GeneratorBasedBuilder):
     DEFAULT_WRITER_BATCH_SIZE = 100
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=dataset_features())
+        found = read_label_file(Path(self.config.data_dir))
+        return datasets.DatasetInfo(features=dataset_features(found.labels if found else GI_TRACT, found is not None))
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         # `datasets` divides a list in `gen_kwargs` among its processes, and each process writes files (shards) of its
@@ -202,14 +217,13 @@ class GiTract(datasets.GeneratorBasedBuilder):
         csv_path = Path(self.config.data_dir) / "train.csv"
         for scan_index, scan in enumerate(scans):
             for slice_index, slice_file in enumerate(scan.slices):
-                annotations = scan.annotations[slice_file.id] if scan.annotations is not None else None
-                checked, problems = check_slice(slice_file, annotations or {}, csv_path)
+                checked, problems = check_slice(scan, slice_file, csv_path)
                 if problems:
                     raise KaggleDataError(problems)
                 # A key says from which element of the list a row comes, here a scan, and its place in it. `datasets`
                 # counts the rows of each scan with it. It does not sort by key: the rows stay in this order, by scan
                 # and slice.
-                yield Key(scan_index, slice_index), slice_row(checked, annotations, scan.fold)
+                yield Key(scan_index, slice_index), slice_row(checked, scan)
 
 
 def fingerprint(kaggle_dir: Path) -> str:
@@ -219,15 +233,16 @@ def fingerprint(kaggle_dir: Path) -> str:
     changes too, and the cached copy is no longer used.
 
     Returns:
-        A SHA-256 with 64 hexadecimal digits, of the source code, of the CSV's bytes, and of path, size and time of
-        each slice.
+        A SHA-256 with 64 hexadecimal digits, of the source code, of the bytes of `train.csv` and `labels.json`, and of
+        path, size and time of each slice.
     """
     digest = hashlib.sha256()
-    for module in (annotations, folder, images, names, files, splits, verify, rle, schema, sys.modules[__name__]):
+    kaggle = (annotations, folder, images, label_file, names)
+    for module in (*kaggle, files, labels, splits, verify, rle, schema, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
-    csv_path = kaggle_dir / "train.csv"
-    if csv_path.is_file():
-        digest.update(csv_path.read_bytes())
+    for path in (kaggle_dir / "train.csv", kaggle_dir / LABEL_FILE):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
     # Reading all 38,496 slices of the competition at each call would be slow. An edit changes the size or the time of
     # a file, and both are known without reading it.
     for path in list_pngs(find_files(kaggle_dir)) if kaggle_dir.is_dir() else ():

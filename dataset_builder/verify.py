@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from gi_segmentation.formats.kaggle.annotations import Annotation, read_segmentation
+from gi_segmentation.formats.kaggle.annotations import read_segmentation
 from gi_segmentation.formats.kaggle.folder import KaggleScan, list_splits, read_kaggle_scans
 from gi_segmentation.formats.kaggle.images import read_slice
 from gi_segmentation.formats.kaggle.names import KaggleDataError, SliceFile
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import Runs, count_overlap
-from gi_segmentation.schema import ORGANS
 
 
 @dataclass
@@ -24,16 +23,19 @@ class Inspection:
     Attributes:
         problems: One line for each problem.
         counts: `scans`, `slices`, `empty` (slices without any organ), `overlapping` (slices where organs overlap),
-            `overlap_pixels` (pixels in more than one organ), and for each organ the number of slices that show it.
+            `overlap_pixels` (pixels in more than one organ).
+        shown: For each organ, the number of slices that show it.
     """
 
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    shown: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Inspection") -> None:
         """Add the problems and counts of another inspection."""
         self.problems += other.problems
         self.counts += other.counts
+        self.shown += other.shown
 
 
 class CheckedSlice(NamedTuple):
@@ -50,14 +52,12 @@ class CheckedSlice(NamedTuple):
     runs: dict[str, Runs]
 
 
-def check_slice(
-    slice_file: SliceFile, organs: dict[str, Annotation], csv_path: Path
-) -> tuple[CheckedSlice, list[str]]:
+def check_slice(scan: KaggleScan, slice_file: SliceFile, csv_path: Path) -> tuple[CheckedSlice, list[str]]:
     """Read the image and the encodings of a slice.
 
     Args:
+        scan: Its scan.
         slice_file: The slice.
-        organs: Its annotations by organ; empty if it has none.
         csv_path: The file of the annotations, which the messages name.
 
     Returns:
@@ -70,18 +70,17 @@ def check_slice(
         return CheckedSlice(slice_file, b"", {}), error.problems
     # The test split has no annotations. If a training slice has no rows, that is reported with the problems of the
     # CSV, so there is nothing to add here.
-    runs, problems = read_segmentation(organs, slice_file, csv_path) if organs else ({}, [])
+    organs = scan.annotations[slice_file.id] if scan.annotations else {}
+    runs, problems = read_segmentation(organs, slice_file, csv_path, scan.drawn) if organs else ({}, [])
     return CheckedSlice(slice_file, image, runs), problems
 
 
-def inspect_slices(
-    slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]] | None, csv_path: Path
-) -> tuple[Inspection, list[CheckedSlice]]:
-    """Read slices, and check their images and annotations.
+def inspect_slices(scan: KaggleScan, slices: list[SliceFile], csv_path: Path) -> tuple[Inspection, list[CheckedSlice]]:
+    """Read slices of a scan, and check their images and annotations.
 
     Args:
-        slices: Slices of one scan.
-        annotations: The annotations of the scan.
+        scan: The scan.
+        slices: Some of its slices.
         csv_path: The file of the annotations, which the messages name.
 
     Returns:
@@ -90,14 +89,15 @@ def inspect_slices(
     found = Inspection(counts=Counter(slices=len(slices)))
     read = []
     for slice_file in slices:
-        organs = annotations[slice_file.id] if annotations else {}
-        checked, problems = check_slice(slice_file, organs, csv_path)
+        organs = scan.annotations[slice_file.id] if scan.annotations else {}
+        checked, problems = check_slice(scan, slice_file, csv_path)
         read.append(checked)
         found.problems += problems
         if not organs:
             continue
-        shown = [organ for organ in ORGANS if organ in organs and organs[organ].rle.strip()]
-        found.counts.update(shown or ["empty"])
+        shown = [organ for organ in scan.drawn if organ in organs and organs[organ].rle.strip()]
+        found.shown.update(shown)
+        found.counts.update(empty=int(not shown))
         # Only a slice with several organs can have overlaps.
         if len(shown) > 1 and not problems:
             overlap = count_overlap([checked.runs[organ] for organ in shown])
@@ -107,7 +107,7 @@ def inspect_slices(
 
 def inspect_scan(scan: KaggleScan, csv_path: Path) -> Inspection:
     """Inspect a scan, and keep only its problems and counts: a process sends them back, and never images."""
-    found, _ = inspect_slices(scan.slices, scan.annotations, csv_path)
+    found, _ = inspect_slices(scan, scan.slices, csv_path)
     found.counts.update(scans=1)
     return found
 
@@ -152,7 +152,8 @@ def verify(kaggle_dir: Path, num_proc: int | None = None) -> Inspection:
             scans, problems = read_kaggle_scans(kaggle_dir, split)
         except KaggleDataError as error:
             # Without the folder there is nothing to inspect.
-            total.problems += error.problems
+            # A fault of `labels.json` is found with each split.
+            total.problems += [problem for problem in error.problems if problem not in total.problems]
             continue
         found = inspect_scans(scans, kaggle_dir / "train.csv", num_proc, description=f"Checking {split}")
         # Problems of the CSV come before those of single slices.

@@ -15,8 +15,8 @@ import yaml
 from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
 
 from gi_segmentation.files import write_text
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.rules import PRESETS, Preset
-from gi_segmentation.schema import ORGANS
 
 if TYPE_CHECKING:
     # This module also serves `dataset_builder`, which needs no PyTorch. `facts` would load it.
@@ -28,14 +28,17 @@ EVAL_RESULTS = f"{constants.EVAL_RESULTS_FOLDER}/gi_tract.yaml"
 OF_THE_PRESET = ("eval_hausdorff_score", "eval_competition_score")
 FLIP_SCORE = "eval_flips_dice"  # only runs with `--test_time_flips` have it
 SEED_SCORE = "eval_macro_f1_seed"  # the score that the original project calls Dice
-# The scores on the card. `model_card` has their titles, but it loads PyTorch too. A test compares both lists. The loss
-# in `run.json` is left out here: another loss function gives another number for the same masks.
-SCORES = (
-    *(f"eval_{name}{organ}" for name in ("dice", "dice_volume") for organ in ("", *(f"_{one}" for one in ORGANS))),
-    *OF_THE_PRESET,
-    FLIP_SCORE,
-    SEED_SCORE,
-)
+
+
+def list_scores(labels: LabelSet) -> tuple[str, ...]:
+    """Return the names of the scores on the card, for these organs.
+
+    `model_card` has their titles, but it loads PyTorch too. A test compares both lists. The loss in `run.json` is left
+    out here: another loss function gives another number for the same masks.
+    """
+    organs = ("", *(f"_{organ}" for organ in labels.names))
+    dice = (f"eval_{name}{organ}" for name in ("dice", "dice_volume") for organ in organs)
+    return (*dice, *OF_THE_PRESET, FLIP_SCORE, SEED_SCORE)
 
 
 def name_task(score: str, preset: Preset) -> str:
@@ -56,10 +59,10 @@ def name_task(score: str, preset: Preset) -> str:
     return score.removeprefix("eval_") + (f"_{preset}" if score in OF_THE_PRESET else "")
 
 
-def list_tasks() -> list[str]:
-    """Return the ids of all tasks, with those of every preset."""
+def list_tasks(labels: LabelSet) -> list[str]:
+    """Return the ids of all tasks for these organs, with those of every preset."""
     # A score that does not depend on the preset has the same task for every preset. A dictionary keeps it once.
-    return list(dict.fromkeys(name_task(score, preset) for score in SCORES for preset in PRESETS))
+    return list(dict.fromkeys(name_task(score, preset) for score in list_scores(labels) for preset in PRESETS))
 
 
 def describe_measurement(facts: "RunResults", score: str) -> str:
@@ -106,6 +109,7 @@ def list_entries(facts: "RunResults", repo_id: str, branch: str | None = None) -
         return []
     # The format asks for a commit. A branch or a tag may move, so another dataset could be there tomorrow.
     revision = str(facts.arguments.get("dataset_revision", ""))
+    scores = list_scores(facts.label_set)
     return [
         EvalResultEntry(
             dataset_id=facts.dataset,
@@ -122,7 +126,7 @@ def list_entries(facts: "RunResults", repo_id: str, branch: str | None = None) -
         )
         for score, value in facts.scores.items()
         # An entry must have a number, but a score may have had nothing to measure.
-        if score in SCORES and value is not None
+        if score in scores and value is not None
     ]
 
 

@@ -25,6 +25,7 @@ from gi_segmentation import __version__
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.files import LOCK_FILE, write_json, writing_to
+from gi_segmentation.labels import GI_TRACT, LabelSet, find_labels
 from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.publishing.population import are_all_synthetic, name_dataset
 from gi_segmentation.rules import Preset
@@ -89,6 +90,8 @@ class RunFacts:
         deciding: All arguments that decide the weights, from `training.resuming.describe_deciding`.
         earlier_starts: For a run that was interrupted and went on in another way: `until_step`, and the facts of
             `START_FACTS` with which the steps up to there were made. The facts above are those of the last steps.
+        organs: The names of the organs, in the order of their label ids. Older versions did not write them: they knew
+            Kaggle's organs only.
     """
 
     project_version: str
@@ -127,6 +130,12 @@ class RunFacts:
     mixed_precision: str | None = None
     deciding: dict[str, Any] = dataclasses.field(default_factory=dict)
     earlier_starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    organs: list[str] = dataclasses.field(default_factory=lambda: list(GI_TRACT.names))
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The organs as labels."""
+        return LabelSet(tuple(self.organs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +313,7 @@ def describe_run(
         # From `--bf16` or `--fp16`, or else from the flags or the file of `accelerate launch`, which are no arguments.
         mixed_precision=run_args.mixed_precision,
         deciding=describe_deciding(model_args, data_args, run_args),
+        organs=list(find_labels(next(iter(slices.values())).features).names),
     )
 
 

@@ -194,7 +194,6 @@ def make_card(
         score_names=score_titles(facts),
         clinical_table=format_clinical(facts.clinical) if facts.clinical and facts.clinical["scans"] else None,
         competition_rules=asdict(PRESETS[facts.competition_preset]),
-        organs=ORGANS,
         slice_thickness_mm=SLICE_THICKNESS_MM,
         confidence=CONFIDENCE,
         num_resamples=NUM_RESAMPLES,

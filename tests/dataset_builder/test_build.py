@@ -33,6 +33,7 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations
 from gi_segmentation.formats.kaggle.folder import find_slices, group_scans
 from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError, SliceFile
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
@@ -196,7 +197,7 @@ def test_every_fold_separates_the_patients_and_each_patient_validates_once(kaggl
 
 
 def test_folds_of_the_real_annotations_show_each_organ_about_equally_often(test_data: Path) -> None:
-    annotations, problems = read_annotations(test_data / "uwmgi_rle" / "train.csv")
+    annotations, problems = read_annotations(test_data / "uwmgi_rle" / "train.csv", ORGANS)
     assert problems == []
     keys = [(slice_id, *map(int, ID_PATTERN.fullmatch(slice_id).groups())) for slice_id in annotations]  # type: ignore
     slices = [SliceFile(Path(name), case, day, number, 266, 266, (1.5, 1.5)) for name, case, day, number in keys]
@@ -497,7 +498,7 @@ def test_the_dataset_is_a_benchmark_as_the_hub_documents_it(
     assert all(isinstance(content[key], str) and content[key] for key in ("name", "description"))
     assert content["evaluation_framework"] == "gi-segmentation"
     tasks = content["tasks"]
-    assert [task["id"] for task in tasks] == list_tasks() and "dice" in list_tasks()
+    assert [task["id"] for task in tasks] == list_tasks(GI_TRACT) and "dice" in list_tasks(GI_TRACT)
     # The config and the split exist, and the split has outlines.
     (place,) = {(task["config"], task["split"]) for task in tasks}
     rows = datasets.load_dataset(str(tmp_path / "gi_tract"), place[0], split=place[1])

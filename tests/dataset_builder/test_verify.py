@@ -397,7 +397,7 @@ def test_an_undamaged_folder_has_no_problems_and_right_counts(kaggle_dir: Path) 
         48,
         sum(not organs for organs in shown.values()),
     )
-    assert [found.counts[organ] for organ in ORGANS] == [
+    assert [found.shown[organ] for organ in ORGANS] == [
         sum(organ in organs for organs in shown.values()) for organ in ORGANS
     ]
 

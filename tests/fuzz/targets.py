@@ -200,9 +200,9 @@ def check_csv(changes: list[tuple[str, float, bytes, int]]) -> Outcome:
     problems: list[str] = []
     try:
         with clear_errors():
-            annotations, problems = read_annotations(path)
+            annotations, problems = read_annotations(path, ORGANS)
             for slice_id, organs in annotations.items():
-                runs, wrong = read_segmentation(organs, one, path)
+                runs, wrong = read_segmentation(organs, one, path, ORGANS)
                 problems += wrong
                 found |= {(slice_id, organ): fill_runs(run, one.height * one.width) for organ, run in runs.items()}
     except Refused:

@@ -10,11 +10,12 @@ import yaml
 from huggingface_hub import EvalResultEntry, HfApi, ModelCard, ModelInfo, constants, parse_eval_result_entries
 
 import run_segmentation
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.publishing.eval_results import (
     EVAL_RESULTS,
     OF_THE_PRESET,
-    SCORES,
     list_entries,
+    list_scores,
     list_tasks,
     write_eval_results,
 )
@@ -79,7 +80,7 @@ def test_the_file_has_the_scores_of_the_card(run_dir: Path, facts: RunResults, t
     of_the_card = ModelCard.load(run_dir / "README.md").data.eval_results
     assert sorted(entry.value for entry in entries) == sorted(result.metric_value for result in of_the_card)
     by_task = {entry.task_id: entry for entry in entries}
-    assert len(by_task) == len(entries) and by_task.keys() <= set(list_tasks())
+    assert len(by_task) == len(entries) and by_task.keys() <= set(list_tasks(GI_TRACT))
     for task, score in (
         ("dice", "eval_dice"),
         ("dice_volume_stomach", "eval_dice_volume_stomach"),
@@ -102,8 +103,10 @@ def test_each_preset_has_tasks_of_its_own_for_the_scores_that_depend_on_it(facts
 
 
 def test_the_tasks_cover_every_score_of_the_card(facts: RunResults) -> None:
-    assert set(SCORES) == set(score_titles(facts))
-    assert len(list_tasks()) == len(set(list_tasks())) == len(SCORES) + len(OF_THE_PRESET)
+    assert set(list_scores(GI_TRACT)) == set(score_titles(facts))
+    assert (
+        len(list_tasks(GI_TRACT)) == len(set(list_tasks(GI_TRACT))) == len(list_scores(GI_TRACT)) + len(OF_THE_PRESET)
+    )
 
 
 def test_the_notes_say_which_patients_were_scored(facts: RunResults) -> None:
@@ -166,14 +169,14 @@ def test_a_published_model_has_its_entries_until_they_are_stale(
     publish("fold-1")
     for branch, place in (("main", ""), ("fold-1", "/tree/fold-1")):
         entries = read_entries(Path(api.hf_hub_download(MODEL_ID, EVAL_RESULTS, revision=branch, local_dir=tmp_path)))
-        assert len(entries) == len(SCORES)
+        assert len(entries) == len(list_scores(GI_TRACT))
         assert {entry.source_url for entry in entries} == {f"{hub.endpoint}/{MODEL_ID}{place}"}
     # The card with its `model-index` is read as before.
     info = api.model_info(MODEL_ID)
     assert EVAL_RESULTS in {file.rfilename for file in info.siblings or []}
     card = ModelCard.load(api.hf_hub_download(MODEL_ID, "README.md", local_dir=tmp_path))
-    assert len(card.data.eval_results) == len(SCORES) and card.data.datasets == DATASET_ID
-    assert info.card_data and len(info.card_data.eval_results or []) == len(SCORES)
+    assert len(card.data.eval_results) == len(list_scores(GI_TRACT)) and card.data.datasets == DATASET_ID
+    assert info.card_data and len(info.card_data.eval_results or []) == len(list_scores(GI_TRACT))
 
     change_facts(run_dir, dataset="gi_tract")
     publish()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from gi_segmentation.errors import one_line
 from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError, SliceFile
 from gi_segmentation.rle import RleError, Runs, parse_runs
-from gi_segmentation.schema import ORGANS
 
 # Characters of one value of a CSV. The longest encoding of a slice of `MAX_PIXELS` is shorter.
 MAX_CHARACTERS = 2**26
@@ -23,13 +22,16 @@ class Annotation(NamedTuple):
 
 
 def read_annotations(
-    csv_path: Path, rle_column: str = "segmentation"
+    csv_path: Path, organs: Sequence[str], rle_column: str = "segmentation", label_path: Path | None = None
 ) -> tuple[dict[str, dict[str, Annotation]], list[str]]:
     """Read an annotation CSV, or a submission.
 
     Args:
         csv_path: File with the columns `id`, `class` and `rle_column`; other columns are ignored.
+        organs: The classes that it may have.
         rle_column: Column of the run-length encodings: `segmentation` in `train.csv`, `predicted` in a submission.
+        label_path: The `labels.json` that names the organs, for messages; None if there is none. With it, a class that
+            it does not have is one problem, and not one in each row.
 
     Returns:
         Annotations by slice id and organ, and the problems of the rows that were left out. The encodings are not
@@ -43,19 +45,26 @@ def read_annotations(
         raise KaggleDataError(
             [f"{csv_path}: no such file; expected Kaggle's CSV with the columns {', '.join(columns)}"]
         )
-    ids, organs, rles = read_table(csv_path, columns)
+    ids, classes, rles = read_table(csv_path, columns)
     annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
     problems: list[str] = []
+    named: set[str] = set()
     # Rows are numbered as an editor numbers lines: from 1, and line 1 is the header.
-    for row, (slice_id, organ, rle) in enumerate(zip(ids, organs, rles, strict=True), start=2):
+    for row, (slice_id, organ, rle) in enumerate(zip(ids, classes, rles, strict=True), start=2):
         where = f"{csv_path}, row {row}"
         # A blank line is harmless. It was read only so that the rows below keep their numbers.
         if not (slice_id or organ or rle):
             continue
         if not ID_PATTERN.fullmatch(slice_id):
             problems.append(f"{where}: expected an id like case123_day20_slice_0001, got {slice_id!r}; correct it")
-        elif organ not in ORGANS:
-            problems.append(f"{where}: expected a class of {', '.join(ORGANS)}; got {organ!r}; correct it")
+        elif organ not in organs:
+            if label_path is None:
+                problems.append(f"{where}: expected a class of {', '.join(organs)}; got {organ!r}; correct it")
+            elif organ not in named:
+                problems.append(
+                    f"{where}: {label_path} has no label {organ!r:.80}; add it there, or remove all rows of this class"
+                )
+                named.add(organ)
         elif organ in annotations[slice_id]:
             first = annotations[slice_id][organ].row
             problems.append(f"{where}: {slice_id} {organ} is in row {first} already; remove one")
@@ -112,25 +121,31 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> list[list[str]]:
 
 
 def read_segmentation(
-    organs: dict[str, Annotation], slice_file: SliceFile, csv_path: Path
+    annotations: dict[str, Annotation], slice_file: SliceFile, csv_path: Path, organs: Sequence[str]
 ) -> tuple[dict[str, Runs], list[str]]:
     """Read and check the encodings of a slice.
+
+    Args:
+        annotations: Its annotations by organ.
+        slice_file: The slice.
+        csv_path: Where they are from, for messages.
+        organs: The organs that need a row: those that were drawn in the scan.
 
     Returns:
         The runs of each organ with a valid encoding. Then the problems: wrong encodings, and organs without a row.
     """
     runs: dict[str, Runs] = {}
     problems: list[str] = []
-    for organ in ORGANS:
-        if organ not in organs:
+    for organ in organs:
+        if organ not in annotations:
             problems.append(
                 f"{csv_path}: {slice_file.id} has no row for {organ}; add one, with an empty segmentation if need be"
             )
             continue
         try:
-            runs[organ] = parse_runs(organs[organ].rle, slice_file.height * slice_file.width)
+            runs[organ] = parse_runs(annotations[organ].rle, slice_file.height * slice_file.width)
         except RleError as error:
             problems.append(
-                f"{csv_path}, row {organs[organ].row}: {slice_file.id} {organ}: {error}; correct the segmentation"
+                f"{csv_path}, row {annotations[organ].row}: {slice_file.id} {organ}: {error}; correct the segmentation"
             )
     return runs, problems

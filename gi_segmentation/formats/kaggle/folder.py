@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.files import FoundFiles, find_files, is_hidden
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations
+from gi_segmentation.formats.kaggle.label_file import LABEL_FILE, LabelFile, ScanFacts, read_label_file
 from gi_segmentation.formats.kaggle.names import (
     FOLDER_PATTERN,
     SCAN_PATTERN,
@@ -17,6 +18,7 @@ from gi_segmentation.formats.kaggle.names import (
     parse_slice_path,
     scan_folder,
 )
+from gi_segmentation.labels import GI_TRACT, LabelSet
 
 # Scans with faulty images or annotations, according to the competition's hosts (data tab and its discussion).
 FAULTY_SCANS = frozenset(
@@ -46,6 +48,8 @@ class KaggleScan:
         case: Number of the patient.
         slices: Sorted by number.
         annotations: By slice id and organ; None if the split has no annotations.
+        labels: The organs of the whole folder.
+        facts: What `labels.json` says of it; None in a folder without this file.
         fold: Number of the fold of its patient; None before the patients are divided.
     """
 
@@ -53,7 +57,15 @@ class KaggleScan:
     case: int
     slices: list[SliceFile]
     annotations: dict[str, dict[str, Annotation]] | None = field(default=None, repr=False)
+    labels: LabelSet = GI_TRACT
+    facts: ScanFacts | None = None
     fold: int | None = None
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The organs that somebody has drawn in it, if it has annotations. On some slices they may be empty."""
+        unknown = self.facts.unknown if self.facts else ()
+        return tuple(organ for organ in self.labels.names if organ not in unknown)
 
 
 def find_slices(folder: Path) -> tuple[list[SliceFile], list[str]]:
@@ -136,8 +148,13 @@ def list_splits(kaggle_dir: Path) -> list[str]:
     return ["train", "test"] if any(find_slices(kaggle_dir / "test")) else ["train"]
 
 
-def group_scans(slices: list[SliceFile], annotations: dict[str, dict[str, Annotation]] | None) -> list[KaggleScan]:
-    """Group sorted slices into scans, and add the annotations of their slices."""
+def group_scans(
+    slices: list[SliceFile],
+    annotations: dict[str, dict[str, Annotation]] | None,
+    label_file: LabelFile | None = None,
+) -> list[KaggleScan]:
+    """Group sorted slices into scans, and add the annotations of their slices, and what `labels.json` says of them."""
+    labels = label_file.labels if label_file else GI_TRACT
     by_scan: dict[str, list[SliceFile]] = defaultdict(list)
     for slice_file in slices:
         by_scan[slice_file.scan].append(slice_file)
@@ -147,16 +164,28 @@ def group_scans(slices: list[SliceFile], annotations: dict[str, dict[str, Annota
             case=members[0].case,
             slices=members,
             annotations=None if annotations is None else {s.id: annotations.get(s.id, {}) for s in members},
+            labels=labels,
+            facts=label_file.scans.get(name) if label_file else None,
         )
         for name, members in by_scan.items()
     ]
 
 
+def read_labels(kaggle_dir: Path) -> LabelSet:
+    """Return the labels of a folder in Kaggle's layout: those of its `labels.json`, or else Kaggle's three organs.
+
+    Raises:
+        KaggleDataError: If there is a `labels.json` with problems.
+    """
+    label_file = read_label_file(kaggle_dir)
+    return label_file.labels if label_file else GI_TRACT
+
+
 def read_kaggle_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[KaggleScan], list[str]]:
-    """List the scans of a Kaggle folder and their annotations.
+    """List the scans of a folder in Kaggle's layout and their annotations.
 
     Args:
-        kaggle_dir: Folder with `train.csv` and `train/`.
+        kaggle_dir: Folder with `train.csv` and `train/`, and with `labels.json` if the data is not Kaggle's.
         split: `train`, whose slices need annotations, or `test`, whose slices have none.
 
     Returns:
@@ -164,17 +193,20 @@ def read_kaggle_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Kagg
         the CSV is not readable, the scans have no annotations.
 
     Raises:
-        KaggleDataError: If the folder does not exist.
+        KaggleDataError: If the folder does not exist, or its `labels.json` has problems.
     """
     folder = kaggle_dir / split
     if not kaggle_dir.is_dir():
         raise KaggleDataError([f"{kaggle_dir}: no such folder; expected the unpacked Kaggle download"])
+    label_file = read_label_file(kaggle_dir)
+    labels = label_file.labels if label_file else GI_TRACT
     csv_path = kaggle_dir / "train.csv"
     annotations: dict[str, dict[str, Annotation]] | None = None
     problems: list[str] = []
     if split == "train":
         try:
-            annotations, problems = read_annotations(csv_path)
+            label_path = kaggle_dir / LABEL_FILE if label_file else None
+            annotations, problems = read_annotations(csv_path, labels.names, label_path=label_path)
         except KaggleDataError as error:
             # The images are checked all the same: one run must report all problems.
             problems = error.problems
@@ -186,7 +218,56 @@ def read_kaggle_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Kagg
         )
     elif annotations is not None:
         problems += find_unmatched_slices(slices, annotations, folder, csv_path)
-    return group_scans(slices, annotations), problems
+    scans = group_scans(slices, annotations, label_file)
+    if label_file:
+        problems += find_unnamed_scans(scans, label_file, kaggle_dir, split)
+        checked = [check_rows(scan, csv_path) for scan in scans]
+        scans = [scan for scan, _ in checked]
+        problems += [problem for _, found in checked for problem in found]
+    return scans, problems
+
+
+def find_unnamed_scans(scans: Sequence[KaggleScan], label_file: LabelFile, kaggle_dir: Path, split: str) -> list[str]:
+    """Return the problems of scans that `labels.json` does not name, and of scans that only it has."""
+    path = kaggle_dir / LABEL_FILE
+    problems = [f"{path}: nothing about {scan.name} of {split}; add it" for scan in scans if scan.facts is None]
+    if split == "train":
+        there = {scan.name for scan in scans} | {one.scan for one in find_slices(kaggle_dir / "test")[0]}
+        problems += [
+            f"{path}: no slices of {name} under {kaggle_dir}; add them or remove the scan from the file"
+            for name in label_file.scans
+            if name not in there
+        ]
+    return problems
+
+
+def check_rows(scan: KaggleScan, csv_path: Path) -> tuple[KaggleScan, list[str]]:
+    """Compare the rows of a scan with the organs that `labels.json` calls unknown in it.
+
+    Returns:
+        The scan, and the problems: unknown organs that have rows, and other organs that have none on any slice. The
+        latter are unknown in the scan that is returned, so that the same problem is not found on each slice again.
+    """
+    rows: dict[str, list[int]] = defaultdict(list)
+    for organs in (scan.annotations or {}).values():
+        for organ, annotation in organs.items():
+            rows[organ].append(annotation.row)
+    # Without any row, the problem is another one, and it was found before.
+    missing = [organ for organ in scan.drawn if organ not in rows] if rows else []
+    problems = [
+        f"{csv_path}: no row of {organ} on any slice of {scan.name}; add a row for each slice, or add {organ} to its "
+        f"`unknown` in {LABEL_FILE}"
+        for organ in missing
+    ]
+    problems += [
+        f"{csv_path}, row {min(rows[organ])}: {LABEL_FILE} calls {organ} unknown in {scan.name}, but "
+        f"{len(rows[organ])} of its {len(scan.slices)} slices have a row of it; remove these rows, or {organ} from "
+        f"its `unknown`"
+        for organ in scan.labels.names
+        if organ in rows and organ not in scan.drawn
+    ]
+    facts = scan.facts or ScanFacts()
+    return replace(scan, facts=replace(facts, unknown=(*facts.unknown, *missing))), problems
 
 
 def find_unmatched_slices(
