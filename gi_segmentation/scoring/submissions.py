@@ -120,7 +120,7 @@ def read_whole_table(path: Path, rle_column: str, labels: LabelSet) -> Annotatio
         InputError: If a row has a problem, a slice lacks an organ, or there are no rows. The message has the first
             problem and their number.
     """
-    annotations, problems = read_annotations(path, ORGANS, rle_column)
+    annotations, problems = read_annotations(path, labels.names, rle_column)
     # A row with a problem is missing in its slice, so these come first.
     raise_first(problems)
     raise_first(
