@@ -25,7 +25,7 @@ from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member, load_members
 from gi_segmentation.inference.scans import predict_scans
 from gi_segmentation.review.predicted_scan import PredictedScan
-from gi_segmentation.review.ranges import TrainingRanges, find_deviation, find_features
+from gi_segmentation.review.ranges import TrainingRanges, find_deviation, find_features, list_features
 from gi_segmentation.review.triage import Triage, TriageLimits, judge_scan
 from gi_segmentation.training.training_ranges import find_training_ranges
 
@@ -131,11 +131,11 @@ def choose_limits(scans: Iterable[PredictedScan], ranges: TrainingRanges) -> tup
     """Return the deviation and the confidence at which at most `FALSE_ALARMS` of good scans are flagged by each."""
     deviations, confidences = [], []
     for scan in scans:
-        features = find_features(scan.measured)
+        values, features = find_features(scan.measured), list_features(scan.labels.names)
         worst = [
-            (find_deviation(name, features[name], ends), name)
+            (find_deviation(features[name], values[name], ends), name)
             for name, ends in ranges.ranges.items()
-            if not np.isnan(features[name])
+            if not np.isnan(values[name])
         ]
         deviations.append(max(worst)[0])
         confidences.append(np.nanmin([one.confidence for one in scan.measured.organs.values()]))
@@ -170,7 +170,7 @@ def main() -> None:
     if arguments.dataset_name:
         ranges = find_training_ranges(find_dataset(arguments.dataset_name, None)["train"])
     else:
-        ranges = TrainingRanges.from_config(members[0].model.config.training_ranges)
+        ranges = TrainingRanges.from_config(members[0].model.config.training_ranges, members[0].labels)
 
     def judge(
         title: str, scans: Iterable[Voxels], change: Callable[[np.ndarray], np.ndarray], limits: TriageLimits

@@ -111,7 +111,13 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
     from gi_segmentation.formats.inputs import describe_scan, find_scans
     from gi_segmentation.inference.output_folder import check_submission
-    from gi_segmentation.inference.outputs import choose_formats, describe_plan, leave_out, list_outputs
+    from gi_segmentation.inference.outputs import (
+        add_probabilities,
+        choose_formats,
+        describe_plan,
+        leave_out,
+        list_outputs,
+    )
 
     output_dir = arguments.output_dir
     scans = find_scans(path, output_dir, arguments.series)
@@ -129,6 +135,8 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     paths = [output_dir / name for name in list_outputs(scans, formats)]
     if arguments.list:
         print("\n".join(f"would write {path}" for path in paths))
+        if arguments.probabilities:
+            print("would write a file with the probabilities of each organ beside each .nii.gz")
         return paths
     import torch
     from accelerate import PartialState
@@ -141,6 +149,9 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     cpu = arguments.device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(days=7))
     members, settings = load(arguments, str(state.device) if state.num_processes > 1 else None)
+    if arguments.probabilities:
+        formats = add_probabilities(formats, members[0].labels)
+        paths = [output_dir / name for name in list_outputs(scans, formats)]
     with ExitStack() as stack:
         if state.is_main_process:
             stack.enter_context(writing_to(output_dir, output_dir / LOCK_FILE))

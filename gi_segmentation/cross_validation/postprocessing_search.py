@@ -34,7 +34,7 @@ from gi_segmentation.inference.splits import read_split
 from gi_segmentation.labels import find_labels
 from gi_segmentation.memory import release_memory
 from gi_segmentation.postprocessing.components import Components, find_components, keep_components, select_components
-from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
+from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing, no_postprocessing
 from gi_segmentation.rle import find_unknown, organ_masks
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import SLICE_THICKNESS_MM
@@ -228,11 +228,6 @@ def score_settings(scans: Iterable[HeldBackScan], settings: Postprocessing, rule
     return -math.inf if math.isnan(score) else score
 
 
-def remove_nothing(organs: Sequence[str]) -> Postprocessing:
-    """Return limits that remove nothing."""
-    return Postprocessing({organ: OrganLimits() for organ in organs})
-
-
 def choose_settings(
     scans: Sequence[HeldBackScan], left_out: Iterable[int | None], rules: CompetitionRules
 ) -> dict[int | None, Postprocessing]:
@@ -247,7 +242,7 @@ def choose_settings(
         The chosen limits by the fold that was left out.
     """
     organs = scans[0].organs
-    chosen: dict[int | None, Postprocessing] = dict.fromkeys(left_out, remove_nothing(organs))
+    chosen: dict[int | None, Postprocessing] = dict.fromkeys(left_out, no_postprocessing(organs))
     with tqdm(total=len(scans) * len(organs), desc="Trying limits", unit="scan") as bar:
         for organ in organs:
             # One distance is often that of all organs together. So the limits of an organ are tried with the limits
@@ -276,7 +271,7 @@ def learn_postprocessing(scans: Sequence[HeldBackScan], rules: CompetitionRules)
         scans: The predicted scans of at least two folds.
         rules: How to read the competition's metric.
     """
-    folds, nothing = sorted({scan.fold for scan in scans}), remove_nothing(scans[0].organs)
+    folds, nothing = sorted({scan.fold for scan in scans}), no_postprocessing(scans[0].organs)
     chosen = choose_settings(scans, [None, *folds], rules)
     for scan in scans:
         # The limits for the patients of a fold come from the other folds.

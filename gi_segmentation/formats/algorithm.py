@@ -8,7 +8,7 @@ from gi_segmentation import __version__
 from gi_segmentation.files import is_hidden
 
 NAME = "gi-segmentation"
-# The name of a series that was predicted.
+# The name of a series with the organs of Kaggle's data.
 TITLE = "Stomach and bowels, predicted"
 
 

@@ -154,7 +154,7 @@ def is_label_map(path: Path, suspected: bool) -> bool:
             image: Any = nibabel.load(path)
             header = image.header
             marked = "intent_code" in header and int(header["intent_code"]) == INTENT_LABEL
-            marked |= "descrip" in header and bytes(header["descrip"]).startswith(OUR_LABEL_MAPS)
+            marked |= "descrip" in header and bool(OUR_LABEL_MAPS.fullmatch(bytes(header["descrip"])))
             if not (marked or suspected):
                 return False
             voxels = np.asanyarray(image.dataobj)

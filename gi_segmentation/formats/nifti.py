@@ -7,6 +7,7 @@ them place it alike, and only such files are written.
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +19,16 @@ import numpy as np
 
 from gi_segmentation.errors import InputError, reading
 from gi_segmentation.formats.volumes import Volume
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.labels import LabelSet
 
 # A pair of files has the ending `.hdr` for the header and `.img` for the voxels.
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz")
 # The length of a header of NIfTI-1 (and of Analyze, which came before it), and of NIfTI-2.
 HEADER_SIZES = (348, 540)
-# How the descriptions of our own files begin.
-OUR_LABEL_MAPS = (b"1 large_bowel", b"probability of ")
+# What the descriptions of our own files look like: `1 liver, 2 spleen`, or `probability of liver`.
+OUR_LABEL_MAPS = re.compile(rb"1 [^\s,][^,]*(, \d+ .*)?|probability of .*", re.DOTALL)
+# Bytes of a description in a header.
+DESCRIPTION_LENGTH = 80
 # qform and sform may differ by half a voxel, and by this much at most.
 SAME_PLACE_MM = 1.0
 # Readers that know only right angles turn a sheared grid. Angles that differ from 90 degrees by rounding, which moves
@@ -350,19 +353,22 @@ def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return width, height, depth
 
 
-def write_label_map(volume: Volume, masks: np.ndarray, path: Path) -> None:
-    """Write a NIfTI file of label ids on the grid of a volume.
+def write_label_map(volume: Volume, masks: np.ndarray, path: Path, labels: LabelSet) -> None:
+    """Write a NIfTI file of label ids on the grid of a volume. Its description has the name of each id.
 
     Args:
         volume: The volume. If it is a NIfTI file, the label map has the same shape and the same grid, and nothing else
             of its header, which may name the patient.
         masks: bool, shape `(organs, i, j, k)`. Where organs overlap, the highest id wins, as in the dataset.
         path: File to write, `.nii.gz`.
+        labels: The names of the organs.
     """
-    labels = np.zeros(volume.shape, dtype=np.uint8)
+    voxels = np.zeros(volume.shape, dtype=np.uint8)
     for label, mask in enumerate(masks, start=1):
-        labels[mask] = label
-    write_bytes(volume, labels, 1.0, ", ".join(f"{label} {organ}" for label, organ in enumerate(ORGANS, 1)), path)
+        voxels[mask] = label
+    write_bytes(
+        volume, voxels, 1.0, ", ".join(f"{label} {organ}" for label, organ in enumerate(labels.names, 1)), path
+    )
 
 
 def write_probabilities(volume: Volume, probabilities: np.ndarray, organ: str, path: Path) -> None:
@@ -389,7 +395,8 @@ def write_bytes(volume: Volume, voxels: np.ndarray, slope: float, description: s
         volume: As in `write_label_map`.
         voxels: uint8, shape `(i, j, k)`.
         slope: Factor from the stored voxels to their values.
-        description: At most 80 characters.
+        description: What the voxels are. If it is too long for a header, its first bytes stand there, and a header
+            extension has the whole text.
         path: File to write, `.nii.gz`.
 
     Raises:
@@ -406,7 +413,11 @@ def write_bytes(volume: Volume, voxels: np.ndarray, slope: float, description: s
     header.set_xyzt_units("mm")
     header.set_sform(affine, code)
     header.set_qform(affine, code)
-    header["descrip"] = description.encode()
+    if len(text := description.encode()) > DESCRIPTION_LENGTH:
+        header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", text))
+        # A letter may have several bytes, and the cut may be within one.
+        text = text[:DESCRIPTION_LENGTH].decode(errors="ignore").encode()
+    header["descrip"] = text
     header.set_data_dtype(np.uint8)
     image = nibabel.Nifti1Image(voxels, affine, header)
     # The image has a header of its own. nibabel takes the voxels as they are if the slope is set.

@@ -28,10 +28,12 @@ from gi_segmentation.schema import SLICE_THICKNESS_MM
 
 # The patient axis (0: x, 1: y, 2: z) of slices, rows and columns in the training. All three run against it.
 TRAINING_AXES = (2, 1, 0)
-# Height and width of a slice in millimetres, from the smallest to the largest of the four kinds of scans in Kaggle's
-# data (234 x 234 and 360 x 310 pixels of 1.5 mm). The model sees each slice as a square of the same number of pixels.
-# So the field of view decides how large an organ looks, and the size of a pixel does not matter.
-FIELD_MM = ((351.0, 465.0), (351.0, 540.0))
+# Height and width of a slice in millimetres, each from the smallest to the largest of a training.
+FieldOfView: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
+# The field of view of the four kinds of scans in Kaggle's data (from 234 x 234 to 360 x 310 pixels of 1.5 mm). The
+# model sees each slice as a square of the same number of pixels. So the field of view decides how large an organ
+# looks, and the size of a pixel does not matter.
+FIELD_MM: FieldOfView = ((351.0, 465.0), (351.0, 540.0))
 # Organs differ more than this in size, so a field that is so much larger or smaller is left as it is.
 FIELD_TOLERANCE = 1.1
 # Below this maximum, intensities are fractions. `scale_intensity` expects whole numbers of 8 to 16 bits.
@@ -54,6 +56,7 @@ class Volume:
             read one by one.
         origin: What a writer needs to know of the source: the header of a NIfTI file, or a `DicomSeries`.
         note: A remark for the user.
+        field_mm: The field of view of the slices that the model was trained on.
 
     Raises:
         InputError: If the affine is not that of a grid, or if the volume is too large.
@@ -66,6 +69,7 @@ class Volume:
     read: Callable[[], np.ndarray] | None = field(default=None, repr=False)
     origin: Any = field(default=None, repr=False)
     note: str = ""
+    field_mm: FieldOfView = FIELD_MM
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.affine).all() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
@@ -124,7 +128,7 @@ class Volume:
         """
         starts, sizes = [], []
         for number, spacing, (smallest, largest) in zip(
-            self.training_shape[1:], self.spacing_mm[1:], FIELD_MM, strict=True
+            self.training_shape[1:], self.spacing_mm[1:], self.field_mm, strict=True
         ):
             extent, size = number * spacing, number
             if not smallest / FIELD_TOLERANCE <= extent <= largest * FIELD_TOLERANCE:

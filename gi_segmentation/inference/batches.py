@@ -18,10 +18,10 @@ from gi_segmentation.data.preprocessing import find_channels, prepare_image, sta
 from gi_segmentation.errors import InputError, describe_fault
 from gi_segmentation.formats.volumes import Slice, read_pixels
 from gi_segmentation.inference.members import Member
+from gi_segmentation.labels import LabelMode
 from gi_segmentation.models.masks import predict_batch, predict_organs
 from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.processes import start_loader
-from gi_segmentation.schema import LabelMode
 
 # What a checkpoint needs of a slice: `images`, prepared pixels, uint16, shape `(S, S, 1 or 3)`; and `native_size`,
 # height and width of the slice's own grid.

@@ -11,19 +11,21 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.data.transforms import normalize
-from gi_segmentation.errors import InputError, hub_errors
+from gi_segmentation.errors import InputError, hub_errors, list_some
 from gi_segmentation.formats.algorithm import hash_weights
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.internals import speed_up_segformer_head
+from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet
 from gi_segmentation.models.configuration import find_label_mode
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import FLIPS, flip_logits
 from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.review.ranges import TrainingRanges, join_ranges
-from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 from gi_segmentation.shortages import find_shortage
 
 T = TypeVar("T")
+# Labels of a checkpoint that a message names.
+LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Member:
         bf16: Whether it computes in 16 bits where autocast does so.
         processor: Its image processor.
         slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
+        labels: The names of its organs, and their colours.
         label_mode: What its channels mean.
         commit: The commit on the Hub that it was loaded from; for a folder, a fingerprint of its weights.
     """
@@ -45,6 +48,7 @@ class Member:
     bf16: bool
     processor: SegformerImageProcessorPil
     slice_context: int
+    labels: LabelSet
     label_mode: LabelMode
     commit: str
 
@@ -75,7 +79,7 @@ def load_members(names: list[str], revision: str | None, computation: Computatio
     Raises:
         InputError: If a checkpoint cannot be used, or if the checkpoints have different labels.
     """
-    return check_label_modes([load_member(name, revision, computation) for name in names])
+    return check_labels([load_member(name, revision, computation) for name in names])
 
 
 def load_folds(name: str, computation: Computation) -> list[Member]:
@@ -101,7 +105,7 @@ def load_folds(name: str, computation: Computation) -> list[Member]:
             f"--folds: {name} has no folders or branches fold-0, fold-1, ...; name what cross_validate wrote or "
             f"published, or leave out --folds"
         )
-    return check_label_modes(
+    return check_labels(
         [
             load_member(str(Path(name) / fold), None, computation) if local else load_member(name, fold, computation)
             for fold in folds
@@ -122,7 +126,7 @@ def load_member(name: str, revision: str | None, computation: Computation) -> Me
         speed_up_segformer_head(model)
     commit = find_commit(name, revision) or hash_weights(Path(name))
     bf16 = computation.precision == "bf16" or (computation.precision == "auto" and has_bf16_units(model.device))
-    return Member(title, model, bf16, processor, context, label_mode, commit)
+    return Member(title, model, bf16, processor, context, GI_TRACT, label_mode, commit)
 
 
 def find_commit(name: str, revision: str | None) -> str | None:
@@ -155,16 +159,21 @@ def describe_computation(members: Sequence[Member]) -> str:
     return f"computes on {members[0].model.device} in {bits}"
 
 
-def check_label_modes(members: list[Member]) -> list[Member]:
+def check_labels(members: list[Member]) -> list[Member]:
     """Return the members of an ensemble, if their channels mean the same.
 
     Raises:
         InputError: If not.
     """
-    # A softmax over four labels and a sigmoid per organ are different probabilities, and their mean has no meaning.
-    if len({member.label_mode for member in members}) > 1:
-        labels = "; ".join(f"{m.name}: {', '.join(LABELS_BY_MODE[m.label_mode])}" for m in members)
-        raise InputError(f"--model: expected checkpoints of one label mode, got {labels}")
+    # A softmax over all labels and a sigmoid per organ are different probabilities, and their mean has no meaning.
+    channels = [member.labels.channels(member.label_mode) for member in members]
+    if len(set(channels)) > 1:
+        got = "; ".join(f"{m.name}: {list_some(names, LISTED)}" for m, names in zip(members, channels, strict=True))
+        same = len({member.labels for member in members}) == 1
+        raise InputError(
+            f"--model: expected checkpoints {'of one label mode' if same else 'with the same labels in one order'}, "
+            f"got {got}"
+        )
     return members
 
 
@@ -198,16 +207,16 @@ def find_common_ranges(members: Sequence[Member]) -> TrainingRanges | None:
         if ranges is None:
             return None
         found.append(ranges)
-    return join_ranges(found)
+    return join_ranges(found, members[0].labels.names)
 
 
-def read_config_entry(member: Member, key: str, read: Callable[[Any], T], way_out: str) -> T | None:
+def read_config_entry(member: Member, key: str, read: Callable[[Any, LabelSet], T], way_out: str) -> T | None:
     """Read what a training wrote into the configuration of a checkpoint; None if it has no such key.
 
     Args:
         member: The checkpoint.
         key: The key.
-        read: Reads and checks the value.
+        read: Reads and checks the value. It gets the labels of the checkpoint, too.
         way_out: What the user can do if the value is wrong, for the message.
 
     Raises:
@@ -215,7 +224,7 @@ def read_config_entry(member: Member, key: str, read: Callable[[Any], T], way_ou
     """
     value = getattr(member.model.config, key, None)
     try:
-        return None if value is None else read(value)
+        return None if value is None else read(value, member.labels)
     except InputError as error:
         raise InputError(f"{member.name}: config.json: {error}; {way_out}") from error
 

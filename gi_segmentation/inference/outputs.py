@@ -1,7 +1,9 @@
 """Which files can be written for a scan, and how: a table of the formats, and a plan for each scan."""
 
 import csv
+import hashlib
 import io
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,9 +21,10 @@ from gi_segmentation.formats.dicom.seg import build_dicom_seg, write_dicom_seg
 from gi_segmentation.formats.inputs import InputScan, InputScans, Kind, require
 from gi_segmentation.formats.nifti import right_angles, write_label_map, write_probabilities
 from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.rle import encode
-from gi_segmentation.schema import ORGANS, slice_name
+from gi_segmentation.schema import slice_name
 
 # Number of trials that are remembered, see `find_obstacle`.
 TRIALS = 256
@@ -29,6 +32,12 @@ TRIALS = 256
 # scans are done.
 RECORDS = ".predictions"
 SUBMISSION = "submission.csv"
+# The format of an organ's file of `--probabilities` has this name with that of the organ.
+PROBABILITY = "probability-"
+# Letters of an organ's name in the name of a file. The name of the scan needs the others.
+FILE_WORD_LENGTH = 24
+# What a trial writes instead of the organs.
+TRIAL = LabelSet(("trial",))
 
 
 @dataclass(frozen=True)
@@ -61,19 +70,42 @@ class Format:
     joined: str = ""
 
 
-def probability_format(index: int, organ: str) -> Format:
-    """Return the format of an organ's file of `--probabilities`. Viewers take only one number per voxel."""
+def write_organ(predicted: PredictedScan, organ: str, path: Path) -> None:
+    """Write the probabilities of an organ."""
+    probabilities = predicted.probabilities[predicted.labels.names.index(organ)]
+    write_probabilities(predicted.volume, probabilities, organ, path)
+
+
+def find_format(name: str) -> Format:
+    """Return the format of a name: one of `FORMATS`, or that of an organ's file of `--probabilities`."""
+    organ = name.removeprefix(PROBABILITY)
+    if organ == name:
+        return FORMATS[name]
+    # Viewers take only one number per voxel, so each organ has a file of its own.
     return Format(
-        (f".{organ}.probability.nii.gz",),
+        (f".{file_word(organ)}.probability.nii.gz",),
         kinds=(),
         defaults=(),
-        write=lambda scan, _, path: write_probabilities(scan.volume, scan.probabilities[index], organ, path),
+        write=lambda scan, _, path: write_organ(scan, organ, path),
         probabilities=True,
         comes_with="nifti",
     )
 
 
-# All formats, in the order in which they are listed.
+def file_word(organ: str) -> str:
+    """Return the name of an organ as a part of a file name, without spaces, brackets and letters of other alphabets.
+
+    Two names may lose what distinguishes them, so a name that changes gets a fingerprint.
+
+    Example:
+        >>> file_word("large_bowel"), file_word("Lung (left)")
+        ('large_bowel', 'Lung_left-32d341')
+    """
+    word = re.sub(r"[^A-Za-z0-9_.+-]+", "_", organ).strip("_")[:FILE_WORD_LENGTH]
+    return word if word == organ else f"{word}-{hashlib.sha256(organ.encode()).hexdigest()[:6]}"
+
+
+# All formats that can be chosen, in the order in which they are listed.
 FORMATS: dict[str, Format] = {
     "kaggle": Format(
         (".csv",),
@@ -86,7 +118,7 @@ FORMATS: dict[str, Format] = {
         (".nii.gz",),
         kinds=("kaggle", "nifti", "dicom"),
         defaults=("nifti",),
-        write=lambda scan, _, path: write_label_map(scan.volume, scan.masks, path),
+        write=lambda scan, _, path: write_label_map(scan.volume, scan.masks, path, scan.labels),
         check=lambda volume: right_angles(volume.path, volume.affine, volume.shape),
         packages=("nibabel",),
     ),
@@ -94,7 +126,7 @@ FORMATS: dict[str, Format] = {
         (".seg.dcm",),
         kinds=("dicom",),
         defaults=("dicom",),
-        write=lambda scan, _, path: write_dicom_seg(scan.volume, scan.masks, path, scan.algorithm),
+        write=lambda scan, _, path: write_dicom_seg(scan.volume, scan.masks, path, scan.algorithm, scan.labels),
         check=lambda volume: try_contours(build_dicom_seg, volume.origin),
         packages=("highdicom",),
         names_patient=True,
@@ -103,7 +135,7 @@ FORMATS: dict[str, Format] = {
         (".rtstruct.dcm",),
         kinds=("dicom",),
         defaults=("dicom",),
-        write=lambda scan, _, path: write_rtstruct(scan.volume, scan.masks, path, scan.algorithm),
+        write=lambda scan, _, path: write_rtstruct(scan.volume, scan.masks, path, scan.algorithm, scan.labels),
         check=lambda volume: try_contours(build_structure_set, volume.origin),
         packages=("pydicom",),
         names_patient=True,
@@ -115,7 +147,6 @@ FORMATS: dict[str, Format] = {
         write=lambda scan, plan, *paths: write_report_files(scan, plan, *paths),
         probabilities=True,
     ),
-    **{f"probability-{organ}": probability_format(index, organ) for index, organ in enumerate(ORGANS)},
 }
 
 
@@ -153,7 +184,7 @@ def choose_formats(
     Args:
         scans: The input.
         wanted: Formats that the user named; None: those that fit the input.
-        probabilities: Whether to write the probabilities of the organs, too.
+        probabilities: Whether the probabilities of the organs are wanted, too; see `add_probabilities`.
 
     Raises:
         InputError: If a format cannot be written for this input, or needs a package that is not installed.
@@ -171,14 +202,23 @@ def choose_formats(
         formats[kind] = [name for name in dict.fromkeys(chosen) if name in names]
         for name in formats[kind]:
             require(FORMATS[name].packages, f"--format {name}")
-        if probabilities:
-            formats[kind] += [name for name, one in FORMATS.items() if one.comes_with in formats[kind]]
     if probabilities and not any("nifti" in names for names in formats.values()):
         raise InputError(
             f"--probabilities: are NIfTI files; add nifti to --format, which is "
             f"{' '.join(dict.fromkeys(name for names in formats.values() for name in names))} now"
         )
     return formats
+
+
+def add_probabilities(formats: Mapping[Kind, Sequence[str]], labels: LabelSet) -> dict[Kind, list[str]]:
+    """Return formats with the files of `--probabilities`, one per organ, where a label map is written.
+
+    Args:
+        formats: From `choose_formats`.
+        labels: The labels of the checkpoints.
+    """
+    organs = [PROBABILITY + organ for organ in labels.names]
+    return {kind: [*names, *(organs if "nifti" in names else ())] for kind, names in formats.items()}
 
 
 def leave_out(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> InputScans:
@@ -205,11 +245,13 @@ def plan_outputs(scan: InputScan, wanted: Sequence[str]) -> OutputPlan:
         return OutputPlan(tuple(wanted), {})
     volume = scan.volume
     refused = {name: reason for name in wanted if (reason := find_obstacle(name, volume))}
-    formats = [name for name in wanted if name not in refused and FORMATS[name].comes_with not in refused]
+    formats = [name for name in wanted if name not in refused and find_format(name).comes_with not in refused]
     if "dicom-seg" in refused and "rtstruct" not in wanted and not find_obstacle("rtstruct", volume):
         formats.insert(0, "rtstruct")
     check_masks(scan, formats, refused)
-    remarks = read_series_header(volume.origin).remarks if any(FORMATS[name].names_patient for name in formats) else ()
+    remarks = (
+        read_series_header(volume.origin).remarks if any(find_format(name).names_patient for name in formats) else ()
+    )
     return OutputPlan(tuple(formats), refused, remarks)
 
 
@@ -236,7 +278,7 @@ def find_obstacle(name: str, volume: Volume) -> str:
         volume: The volume.
     """
     try:
-        if (check := FORMATS[name].check) is not None:
+        if (check := find_format(name).check) is not None:
             check(volume)
     except MemoryError:
         raise
@@ -254,18 +296,19 @@ def try_contours(build: Callable[..., Any], series: DicomSeries) -> None:
     """Write a file that names the slices of a series into memory; `build` makes it."""
     check_uids(series)
     check_uid_forms(series)
-    masks = np.zeros((len(ORGANS), 1, 1, len(series.frames)), dtype=bool)
+    masks = np.zeros((len(TRIAL), 1, 1, len(series.frames)), dtype=bool)
     masks[0, ..., [0, -1]] = True
     with hush_pydicom():
-        trial = build(series, masks, Algorithm({"trial": ""}), read_series_header(series))
+        trial = build(series, masks, Algorithm({"trial": ""}), TRIAL, read_series_header(series))
         trial.save_as(io.BytesIO(), enforce_file_format=True)
 
 
 def output_paths(name: str, scan: InputScan) -> list[Path]:
     """Return where the files of a format lie in the output folder."""
     # The rows of a scan become a part of `submission.csv` at the end.
-    folder = Path(RECORDS) if FORMATS[name].joined else Path()
-    return [folder / (scan.name + suffix) for suffix in FORMATS[name].suffixes]
+    found = find_format(name)
+    folder = Path(RECORDS) if found.joined else Path()
+    return [folder / (scan.name + suffix) for suffix in found.suffixes]
 
 
 def list_outputs(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> list[Path]:
@@ -278,7 +321,7 @@ def list_outputs(scans: InputScans, formats: Mapping[Kind, Sequence[str]]) -> li
     problems = [scan.problem for scan in scans.scans if scan.problem]
     for scan in scans.usable:
         try:
-            names = [name for name in plan_outputs(scan, formats[scan.kind]).formats if not FORMATS[name].joined]
+            names = [name for name in plan_outputs(scan, formats[scan.kind]).formats if not find_format(name).joined]
             paths += [path for name in names for path in output_paths(name, scan)]
         except InputError as error:
             problems.append(str(error))
@@ -319,7 +362,7 @@ def write_formats(predicted: PredictedScan, plan: OutputPlan, folder: Path) -> O
         paths = [folder / path.name for path in output_paths(name, predicted.scan)]
         try:
             so_far = replace(plan, formats=(*written, name), refused=refused)
-            FORMATS[name].write(predicted, so_far, *paths)
+            find_format(name).write(predicted, so_far, *paths)
             written.append(name)
         except (OSError, MemoryError):
             raise
@@ -343,7 +386,7 @@ def describe_written(scan: InputScan, plan: OutputPlan) -> dict[str, Any]:
     """Return what was written for a scan and what was not, as it stands in the report."""
     files = {}
     for name in plan.formats:
-        joined = FORMATS[name].joined
+        joined = find_format(name).joined
         names = [joined] if joined else [path.name for path in output_paths(name, scan)]
         files[name] = {"names": names, "reason": ""}
     files |= {name: {"names": [], "reason": reason} for name, reason in plan.refused.items()}
@@ -356,4 +399,5 @@ def write_rows(predicted: PredictedScan, path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         for one, masks in zip(predicted.scan.slices, predicted.slice_masks, strict=True):
             slice_id = slice_name(one.scan, one.number)
-            writer.writerows([slice_id, organ, encode(mask)] for organ, mask in zip(ORGANS, masks, strict=True))
+            organs = zip(predicted.labels.names, masks, strict=True)
+            writer.writerows([slice_id, organ, encode(mask)] for organ, mask in organs)

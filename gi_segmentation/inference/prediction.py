@@ -19,7 +19,7 @@ from gi_segmentation.formats.volumes import check_volumes
 from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member
 from gi_segmentation.inference.output_folder import check_records, is_done, write_files
-from gi_segmentation.inference.outputs import FORMATS, OutputPlan, plan_outputs
+from gi_segmentation.inference.outputs import OutputPlan, find_format, plan_outputs
 from gi_segmentation.inference.scans import predict_scans
 from gi_segmentation.memory import release_memory
 from gi_segmentation.review.predicted_scan import PredictedScan
@@ -97,7 +97,7 @@ def predict_files(
             left[scan.name] = scan, found
         else:
             yield found
-    probabilities = any(FORMATS[name].probabilities for name in formats)
+    probabilities = any(find_format(name).probabilities for name in formats)
     started = time.monotonic()
     # The files of a scan are written in another thread, while this one predicts the next scan. The model stays in this
     # thread, because only the main thread keeps memory for the next batch, see `memory`.

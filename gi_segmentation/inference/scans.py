@@ -19,11 +19,11 @@ from gi_segmentation.inference.batches import (
     predict_slices,
 )
 from gi_segmentation.inference.members import Member, find_common_ranges
+from gi_segmentation.labels import LabelMode
 from gi_segmentation.models.masks import predict_masks
 from gi_segmentation.postprocessing.components import remove_components
 from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.review.predicted_scan import PredictedScan
-from gi_segmentation.schema import ORGANS, LabelMode
 from gi_segmentation.scoring.dice import dice_score
 
 
@@ -46,6 +46,7 @@ def predict_scans(
     Raises:
         InputError: If the ranges are wanted, and a configuration has them in another form.
     """
+    labels = members[0].labels
     algorithm = Algorithm({member.name: member.commit for member in members})
     ranges = find_common_ranges(members) if probabilities else None
     # Post-processing needs the mean probability of each component.
@@ -76,8 +77,8 @@ def predict_scans(
             except Exception as fault:
                 yield scan, InputError(f"{scan.name}: {describe_fault(fault)}")
                 continue
-        agreement = find_agreement(np.sum(overlaps, axis=0)) if overlaps else None
-        yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, ranges, agreement)
+        agreement = find_agreement(np.sum(overlaps, axis=0), labels.names) if overlaps else None
+        yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, labels, ranges, agreement)
         # The next scan needs the memory of this one.
         del organs, masks, means, overlaps
 
@@ -119,20 +120,21 @@ def count_overlaps(votes: list[torch.Tensor], means: list[torch.Tensor], label_m
     return torch.stack(counts, dim=1).cpu().numpy()
 
 
-def find_agreement(overlaps: np.ndarray) -> dict[str, float]:
+def find_agreement(overlaps: np.ndarray, organs: Sequence[str]) -> dict[str, float]:
     """Return the smallest Dice of a model or a flip alone with the common mask, for each organ; NaN without a mask.
 
     Args:
         overlaps: Sum over the slices of a scan, shape `(models and flips, organs, 3)`, see `SliceOrgans`.
+        organs: The names of the organs.
 
     Example:
-        >>> find_agreement(np.array([[[1, 2, 1]] * 3, [[1, 1, 1]] * 3]))["stomach"]
-        0.6666666666666666
+        >>> find_agreement(np.array([[[1, 2, 1]], [[1, 1, 1]]]), ["stomach"])
+        {'stomach': 0.6666666666666666}
     """
     # One mask of two that is empty has a Dice of 0. Only if both are empty, there is none.
     return {
         organ: min((dice for one in overlaps[:, index].tolist() if not isnan(dice := dice_score(one))), default=nan)
-        for index, organ in enumerate(ORGANS)
+        for index, organ in enumerate(organs)
     }
 
 

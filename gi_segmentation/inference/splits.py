@@ -11,6 +11,7 @@ from gi_segmentation.data.slices import attach_scoring_transform
 from gi_segmentation.data.transforms import attached_transform
 from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices
 from gi_segmentation.inference.members import Member
+from gi_segmentation.labels import find_labels
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.scoring.dice import count_pixels
 
@@ -43,7 +44,7 @@ def predict_split(
     """
     transform = attached_transform(dataset)
     context, mode = transform.slices.slice_context, transform.label_mode
-    member = Member("", model, False, transform.processor, context, mode, "")
+    member = Member("", model, False, transform.processor, context, find_labels(dataset.features), mode, "")
     settings = PredictionSettings(batch_size, num_workers=0)
     for batch, votes in compute_logits([member], StackDataset(dataset), settings, progress):
         # The first logits are those without a flip.

@@ -12,7 +12,6 @@ import numpy as np
 from scipy import ndimage
 
 from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
-from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.surface import bounding_box
 
 # Voxels that share a face, an edge or a corner belong to one component: 26 neighbours in 3D. With faces only, a thin
@@ -108,21 +107,20 @@ def remove_components(
         probabilities: Probability of each organ, float, same shape.
         spacing_mm: Voxel size (z, y, x) in millimetres.
         numbers: Numbers of the slices, ascending, shape `(D,)`.
-        settings: The limits.
+        settings: The limits of the organs, in the order of the masks.
 
     Returns:
         The masks without these components, bool, same shape.
 
     Example:
-        >>> from gi_segmentation.postprocessing.limits import NO_POSTPROCESSING
-        >>> masks = np.zeros((3, 1, 1, 5), dtype=bool)
-        >>> masks[2, 0, 0, [0, 1, 3]] = True
-        >>> settings = Postprocessing({**NO_POSTPROCESSING.organs, "stomach": OrganLimits(min_volume_ml=2.0)})
-        >>> remove_components(masks, masks.astype(float), (2.5, 20.0, 20.0), [1], settings)[2].astype(int)
+        >>> masks = np.zeros((1, 1, 1, 5), dtype=bool)
+        >>> masks[0, 0, 0, [0, 1, 3]] = True
+        >>> settings = Postprocessing({"stomach": OrganLimits(min_volume_ml=2.0)})
+        >>> remove_components(masks, masks.astype(float), (2.5, 20.0, 20.0), [1], settings)[0].astype(int)
         array([[[1, 1, 0, 0, 0]]])
     """
     cleaned = []
-    for organ, mask, probability in zip(ORGANS, masks, probabilities, strict=True):
+    for limits, mask, probability in zip(settings.organs.values(), masks, probabilities, strict=True):
         labels, volumes_ml, confidences = find_components(mask, probability, spacing_mm, numbers)
-        cleaned.append(select_components(labels, keep_components(volumes_ml, confidences, settings.organs[organ])))
+        cleaned.append(select_components(labels, keep_components(volumes_ml, confidences, limits)))
     return np.stack(cleaned)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.labels import LabelSet
 
 # The greatest values that a configuration may have. A patient has less than 100,000 ml, and no probability is above 1.
 GREATEST = {"min_volume_ml": 100_000.0, "min_confidence": 1.0}
@@ -33,7 +33,7 @@ class Postprocessing:
     """The limits of all organs. With limits of 0, nothing is removed.
 
     Attributes:
-        organs: The limits by the name of the organ, in the order of `schema.ORGANS`.
+        organs: The limits by the name of the organ, in the order of the label set.
     """
 
     organs: Mapping[str, OrganLimits]
@@ -42,25 +42,31 @@ class Postprocessing:
         """Return plain dictionaries for `model.config.postprocessing`.
 
         Example:
-            >>> NO_POSTPROCESSING.to_config()["stomach"]
-            {'min_volume_ml': 0.0, 'min_confidence': 0.0}
+            >>> no_postprocessing(["liver"]).to_config()
+            {'liver': {'min_volume_ml': 0.0, 'min_confidence': 0.0}}
         """
         return {organ: asdict(limits) for organ, limits in self.organs.items()}
 
     @classmethod
-    def from_config(cls, value: Any) -> "Postprocessing":
+    def from_config(cls, value: Any, labels: LabelSet) -> "Postprocessing":
         """Read and check what `to_config` wrote. A published configuration may come from anybody.
+
+        Args:
+            value: The value in the configuration.
+            labels: The labels of the model.
 
         Raises:
             InputError: If the value has another form.
 
         Example:
-            >>> Postprocessing.from_config(NO_POSTPROCESSING.to_config()) == NO_POSTPROCESSING
+            >>> labels = LabelSet(("liver", "spleen"))
+            >>> nothing = no_postprocessing(labels.names)
+            >>> Postprocessing.from_config(nothing.to_config(), labels) == nothing
             True
         """
-        entries = check_entries("postprocessing", value, ORGANS)
+        entries = check_entries("postprocessing", value, labels.names)
         organs = {}
-        for organ in ORGANS:
+        for organ in labels.names:
             name = f"postprocessing.{organ}"
             limits = check_entries(name, entries[organ], tuple(GREATEST))
             organs[organ] = OrganLimits(**{key: check_limit(f"{name}.{key}", limits[key], key) for key in GREATEST})
@@ -70,9 +76,8 @@ class Postprocessing:
         """Describe the limits in one line.
 
         Example:
-            >>> limits = {"stomach": OrganLimits(0.3, 0.6)}
-            >>> Postprocessing({**NO_POSTPROCESSING.organs, **limits}).describe()
-            'large_bowel unchanged; small_bowel unchanged; stomach from 0.3 ml and from confidence 0.6'
+            >>> Postprocessing({"spleen": OrganLimits(), "stomach": OrganLimits(0.3, 0.6)}).describe()
+            'spleen unchanged; stomach from 0.3 ml and from confidence 0.6'
         """
         parts = []
         for organ, limits in self.organs.items():
@@ -82,7 +87,9 @@ class Postprocessing:
         return "; ".join(parts)
 
 
-NO_POSTPROCESSING = Postprocessing({organ: OrganLimits() for organ in ORGANS})
+def no_postprocessing(organs: Sequence[str]) -> Postprocessing:
+    """Return the limits of some organs that remove nothing."""
+    return Postprocessing({organ: OrganLimits() for organ in organs})
 
 
 def check_entries(name: str, value: Any, keys: Sequence[str]) -> Mapping[str, Any]:

@@ -18,7 +18,8 @@ from gi_segmentation.data.prepared import read_image
 from gi_segmentation.data.transforms import attached_transform
 from gi_segmentation.files import to_json, writing_file
 from gi_segmentation.inference.splits import predict_split
-from gi_segmentation.review.overlays import ORGAN_COLOURS, Panel, draw_outlines
+from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.review.overlays import Panel, draw_outlines, organ_colours
 from gi_segmentation.rle import organ_masks
 from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels, dice_score, nanmean
@@ -68,8 +69,11 @@ def draw_panels(panels: Sequence[Panel], columns: int, width: float = 3.2) -> Fi
     for axes in grid.flat:
         axes.axis("off")
     for axes, panel in zip(grid.flat, panels, strict=False):
-        draw_outlines(axes, panel)
-    handles = [Line2D([], [], color=colour, label=organ) for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True)]
+        draw_outlines(axes, panel, GI_TRACT)
+    handles = [
+        Line2D([], [], color=colour, label=organ)
+        for organ, colour in zip(ORGANS, organ_colours(GI_TRACT), strict=True)
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(ORGANS) if columns > 1 else 1, frameon=False)
     return figure
 
@@ -234,7 +238,7 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
     loss_axes.set(xlabel="step", ylabel="loss (Dice + cross-entropy)")
     entries = logged(log_history, "eval_dice")
     steps = [entry["step"] for entry in entries]
-    for organ, colour in zip(ORGANS, ORGAN_COLOURS, strict=True):
+    for organ, colour in zip(ORGANS, organ_colours(GI_TRACT), strict=True):
         dice_axes.plot(
             steps, [entry[f"eval_dice_{organ}"] for entry in entries], color=colour, marker=".", label=organ
         )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from gi_segmentation.postprocessing.components import CUBIC_MM_PER_ML, find_components
-from gi_segmentation.schema import ORGANS
 
 # Intensities are taken from at most this number of slices of a scan. More of them hardly change a percentile.
 INTENSITY_SLICES = 36
@@ -67,7 +66,7 @@ class ScanMeasures:
         missing_slices: How many slices are missing.
         spacing_mm: Voxel size (z, y, x) in millimetres.
         intensities: Numbers of the scaled intensities, see `measure_intensities`.
-        organs: The measures by the name of the organ, in the order of `schema.ORGANS`.
+        organs: The measures by the name of the organ, in the order of the label set.
     """
 
     shape: tuple[int, int, int]
@@ -151,6 +150,7 @@ def measure_scan(
     scaled: np.ndarray,
     spacing_mm: tuple[float, float, float],
     numbers: Sequence[int],
+    organs: Sequence[str],
     probabilities: np.ndarray | None = None,
 ) -> ScanMeasures:
     """Measure a scan.
@@ -160,12 +160,13 @@ def measure_scan(
         scaled: Slices from `scale_intensity`, float, shape `(slices, H, W)`. These need not be all slices of the scan.
         spacing_mm: Voxel size (z, y, x) in millimetres.
         numbers: Numbers of the slices, ascending, shape `(D,)`.
+        organs: The names of the organs.
         probabilities: Probability of each organ, float, shape of the masks; None for outlines drawn by hand.
 
     Example:
-        >>> masks = np.zeros((3, 2, 10, 10), dtype=bool)
-        >>> masks[2, 1, 4:6, 4:8] = True
-        >>> measured = measure_scan(masks, np.full((2, 10, 10), 0.5), (2.5, 10.0, 20.0), [1, 2])
+        >>> masks = np.zeros((1, 2, 10, 10), dtype=bool)
+        >>> masks[0, 1, 4:6, 4:8] = True
+        >>> measured = measure_scan(masks, np.full((2, 10, 10), 0.5), (2.5, 10.0, 20.0), [1, 2], ["stomach"])
         >>> stomach = measured.organs["stomach"]
         >>> stomach.volume_ml, stomach.extent_mm, stomach.first_slice, stomach.end_share, stomach.left_mm
         (4.0, (2.5, 20.0, 80.0), 2, 1.0, 20.0)
@@ -174,12 +175,12 @@ def measure_scan(
     depth = int(places[-1] - places[0]) + 1
     slice_middle, _, _ = voxel_middle(np.logical_or.reduce(masks), places)
     middle = (slice_middle, *find_body_middle(scaled))
-    organs = {}
-    for index, organ in enumerate(ORGANS):
+    measured = {}
+    for index, (organ, mask) in enumerate(zip(organs, masks, strict=True)):
         probability = None if probabilities is None else probabilities[index]
-        organs[organ] = measure_organ(masks[index], probability, spacing_mm, places, middle)
+        measured[organ] = measure_organ(mask, probability, spacing_mm, places, middle)
     shape = (depth, masks.shape[2], masks.shape[3])
-    return ScanMeasures(shape, depth - len(places), spacing_mm, measure_intensities(scaled), organs)
+    return ScanMeasures(shape, depth - len(places), spacing_mm, measure_intensities(scaled), measured)
 
 
 def voxel_middle(mask: np.ndarray, places: np.ndarray) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.formats.volumes import Volume, native_grid, read_intensities, read_pixels, whole_field
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.review.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.review.ranges import TrainingRanges
 from gi_segmentation.review.triage import Triage, judge_scan
@@ -27,6 +28,7 @@ class PredictedScan:
         slice_probabilities: The mean probabilities of each slice over all models and flips, before post-processing:
             float16, same shapes; None if nobody needs them.
         algorithm: What made the masks.
+        labels: The names of the organs, and their colours.
         ranges: The scans that the models were trained on; None if the checkpoints do not say it, or nobody needs it.
         agreement: By the name of the organ, the smallest Dice between the common masks, before post-processing, and
             those of one model or one flip alone; None if there is only one, or nobody needs it.
@@ -36,6 +38,7 @@ class PredictedScan:
     slice_masks: Sequence[np.ndarray]
     slice_probabilities: Sequence[np.ndarray] | None
     algorithm: Algorithm
+    labels: LabelSet
     ranges: TrainingRanges | None = None
     agreement: Mapping[str, float] | None = None
 
@@ -70,6 +73,7 @@ class PredictedScan:
             np.stack([scale_intensity(self.read_slice(place)) for place in places]),
             self.volume.spacing_mm,
             self.numbers,
+            self.labels.names,
             np.stack(self.in_whole_field(self.slice_probabilities), axis=1),
         )
 

@@ -6,13 +6,14 @@ The ranges are in the published configuration of the model, under the name `trai
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.review.measures import PERCENTILES, ScanMeasures
-from gi_segmentation.schema import ORGANS
 
 # Quantiles of the training's scans between which a range lies. A single odd scan does not widen it.
 RANGE_QUANTILES = (0.01, 0.99)
@@ -60,15 +61,20 @@ PER_ORGAN: dict[str, Feature] = {
     "left_mm": Feature("place from right to left", "mm", 15.0, "left and right may be swapped"),
     "lower_mm": Feature("place from head to feet among the organs", "mm", 15.0, "head and feet may be swapped"),
 }
-FEATURES: dict[str, Feature] = {
-    **GEOMETRY,
-    **INTENSITIES,
-    **{
-        f"{organ}_{name}": feature._replace(title=f"{organ.replace('_', ' ')}, {feature.title}")
-        for organ in ORGANS
-        for name, feature in PER_ORGAN.items()
-    },
-}
+
+
+@cache
+def list_features(organs: tuple[str, ...]) -> dict[str, Feature]:
+    """Return the numbers of a scan that are compared, by their names."""
+    return {
+        **GEOMETRY,
+        **INTENSITIES,
+        **{
+            f"{organ}_{name}": feature._replace(title=f"{organ.replace('_', ' ')}, {feature.title}")
+            for organ in organs
+            for name, feature in PER_ORGAN.items()
+        },
+    }
 
 
 @dataclass(frozen=True)
@@ -93,19 +99,25 @@ class TrainingRanges:
         return {"scans": self.scans, "ranges": {name: list(ends) for name, ends in self.ranges.items()}}
 
     @classmethod
-    def from_config(cls, value: Any) -> "TrainingRanges":
+    def from_config(cls, value: Any, labels: LabelSet) -> "TrainingRanges":
         """Read and check what `to_config` wrote. A published configuration may come from anybody.
+
+        Args:
+            value: The value in the configuration.
+            labels: The labels of the model.
 
         Raises:
             InputError: If the value has another form.
 
         Example:
-            >>> TrainingRanges.from_config({"scans": 2, "ranges": {"length_mm": [240, 432]}}).ranges
+            >>> value = {"scans": 2, "ranges": {"length_mm": [240, 432]}}
+            >>> TrainingRanges.from_config(value, LabelSet(("liver",))).ranges
             {'length_mm': (240.0, 432.0)}
         """
         right = isinstance(value, dict) and isinstance(value.get("ranges"), dict) and is_number(value.get("scans"))
         # A later version may have other features. Those that are not known here are not compared.
-        ranges = {name: ends for name, ends in value["ranges"].items() if name in FEATURES} if right else {}
+        known = list_features(labels.names)
+        ranges = {name: ends for name, ends in value["ranges"].items() if name in known} if right else {}
         for name, ends in ranges.items():
             pair = isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends)) and ends[0] <= ends[1]
             if not pair:
@@ -121,7 +133,7 @@ def is_number(value: Any) -> bool:
 
 
 def find_features(measured: ScanMeasures) -> dict[str, float]:
-    """Return the numbers of a scan that are compared, by the names in `FEATURES`. Those of a missing organ are NaN."""
+    """Return the numbers of a scan that `list_features` names. Those of a missing organ are NaN."""
     features = dict(zip(GEOMETRY, (measured.spacing_mm[0], *measured.field_mm), strict=True)) | dict(
         measured.intensities
     )
@@ -130,12 +142,17 @@ def find_features(measured: ScanMeasures) -> dict[str, float]:
     return features
 
 
-def find_ranges(scans: Sequence[ScanMeasures]) -> TrainingRanges:
-    """Return the ranges of the scans of a training."""
+def find_ranges(scans: Sequence[ScanMeasures], organs: tuple[str, ...]) -> TrainingRanges:
+    """Return the ranges of the scans of a training.
+
+    Args:
+        scans: The scans. An organ that was not measured in some of them is not looked for there.
+        organs: The names of the organs.
+    """
     rows = [find_features(scan) for scan in scans]
     ranges = {}
-    for name in FEATURES:
-        values = [row[name] for row in rows if not math.isnan(row[name])]
+    for name in list_features(organs):
+        values = [row[name] for row in rows if not math.isnan(row.get(name, math.nan))]
         if values:
             # Four digits are more than a range of a few hundred scans is worth, and keep the configuration short.
             low, high = (float(f"{value:.4g}") for value in np.quantile(values, RANGE_QUANTILES))
@@ -143,28 +160,33 @@ def find_ranges(scans: Sequence[ScanMeasures]) -> TrainingRanges:
     return TrainingRanges(len(rows), ranges)
 
 
-def join_ranges(members: Sequence[TrainingRanges]) -> TrainingRanges:
+def join_ranges(members: Sequence[TrainingRanges], organs: tuple[str, ...]) -> TrainingRanges:
     """Return the ranges of an ensemble. A value is inside if it is inside for one of the members.
+
+    Args:
+        members: The ranges of its models.
+        organs: The names of the organs.
 
     Example:
         >>> one, two = TrainingRanges(4, {"p50": (0.1, 0.2)}), TrainingRanges(5, {"p50": (0.15, 0.3)})
-        >>> join_ranges([one, two])
+        >>> join_ranges([one, two], ())
         TrainingRanges(scans=5, ranges={'p50': (0.1, 0.3)})
     """
     ranges = {}
-    for name in FEATURES:
+    for name in list_features(organs):
         ends = [member.ranges[name] for member in members if name in member.ranges]
         if ends:
             ranges[name] = (min(low for low, _ in ends), max(high for _, high in ends))
     return TrainingRanges(max(member.scans for member in members), ranges)
 
 
-def find_deviation(name: str, value: float, ends: tuple[float, float]) -> float:
+def find_deviation(feature: Feature, value: float, ends: tuple[float, float]) -> float:
     """Return how far a value lies outside a range, in widths of this range; 0 inside.
 
     Example:
-        >>> find_deviation("length_mm", 632.0, (332.0, 432.0)), find_deviation("length_mm", 400.0, (332.0, 432.0))
+        >>> length = GEOMETRY["length_mm"]
+        >>> find_deviation(length, 632.0, (332.0, 432.0)), find_deviation(length, 400.0, (332.0, 432.0))
         (2.0, 0.0)
     """
     low, high = ends
-    return max(low - value, value - high, 0.0) / max(high - low, FEATURES[name].least_width)
+    return max(low - value, value - high, 0.0) / max(high - low, feature.least_width)

@@ -18,16 +18,20 @@ from matplotlib.figure import Figure
 from gi_segmentation import __version__
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.files import to_json, write_json, write_text
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.review.overlays import Panel, draw_outlines
 from gi_segmentation.review.predicted_scan import PredictedScan
-from gi_segmentation.review.ranges import FEATURES, find_features
-from gi_segmentation.schema import COLOURS, ORGANS
+from gi_segmentation.review.ranges import find_features, list_features
 
 # Decimal places of the numbers in the JSON file.
 DIGITS = 4
 # Number of slices that are shown, and the size of each in inches and pixels per inch.
 NUM_PICTURES = 12
 PICTURE_INCHES, PICTURE_DPI = 3.0, 110
+# With more organs, a table takes the place of the cards.
+MAX_CARDS = 8
+# From this share of white on (luma), a colour needs a rim on white paper.
+BRIGHT = 0.8
 MEANINGS = {
     "good": "Nothing unusual was found. A clinician must still check every contour.",
     "look": "Something is unusual. Look at the reasons below before you use the contours.",
@@ -46,7 +50,7 @@ def write_report(predicted: PredictedScan, written: Mapping[str, Any], json_path
     """
     report = {**describe_report(predicted), **written}
     write_json(json_path, report, ensure_ascii=False)
-    write_text(html_path, render_report(report, draw_slices(predicted)))
+    write_text(html_path, render_report(report, draw_slices(predicted), predicted.labels))
 
 
 def describe_report(predicted: PredictedScan) -> dict[str, Any]:
@@ -111,20 +115,20 @@ def draw_slices(predicted: PredictedScan) -> list[tuple[int, str]]:
     """
     masks = predicted.in_whole_field(predicted.slice_masks)
     return [
-        (predicted.numbers[place], draw_slice(predicted.read_slice(place), masks[place], predicted.volume.spacing_mm))
+        (predicted.numbers[place], draw_slice(predicted, predicted.read_slice(place), masks[place]))
         for place in pick_shown_slices(masks)
     ]
 
 
-def draw_slice(image: np.ndarray, masks: np.ndarray, spacing_mm: tuple[float, float, float]) -> str:
-    """Draw a slice with outlines, in true proportions, as a data URI."""
-    _, row_mm, column_mm = spacing_mm
+def draw_slice(predicted: PredictedScan, image: np.ndarray, masks: np.ndarray) -> str:
+    """Draw a slice of a scan with outlines, in true proportions, as a data URI."""
+    _, row_mm, column_mm = predicted.volume.spacing_mm
     height, width = image.shape[0] * row_mm, image.shape[1] * column_mm
     scale = PICTURE_INCHES / max(height, width)
     figure = Figure(figsize=(width * scale, height * scale))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
-    draw_outlines(axes, Panel(scale_intensity(image), masks, ""))
+    draw_outlines(axes, Panel(scale_intensity(image), masks, ""), predicted.labels)
     # A pixel need not be a square.
     axes.set_aspect(row_mm / column_mm)
     buffer = io.BytesIO()
@@ -133,12 +137,13 @@ def draw_slice(image: np.ndarray, masks: np.ndarray, spacing_mm: tuple[float, fl
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def render_report(report: Mapping[str, Any], pictures: Sequence[tuple[int, str]]) -> str:
+def render_report(report: Mapping[str, Any], pictures: Sequence[tuple[int, str]], labels: LabelSet) -> str:
     """Return the HTML of a report.
 
     Args:
         report: From `describe_report`.
         pictures: Number and data URI of each slice to show.
+        labels: The names of the organs, and their colours.
     """
     # `autoescape` makes text of the files harmless: a name of a scan may hold markup.
     environment = jinja2.Environment(
@@ -149,9 +154,19 @@ def render_report(report: Mapping[str, Any], pictures: Sequence[tuple[int, str]]
         report=report,
         pictures=pictures,
         meaning=MEANINGS[report["verdict"]],
-        colours={
-            organ: "#{:02x}{:02x}{:02x}".format(*colour) for organ, colour in zip(ORGANS, COLOURS[1:], strict=True)
-        },
-        titles={name: feature.title for name, feature in FEATURES.items()},
-        units={name: feature.unit for name, feature in FEATURES.items()},
+        colours={organ: describe_colour(colour) for organ, colour in zip(labels.names, labels.colours, strict=True)},
+        features=list_features(labels.names),
+        as_table=len(labels) > MAX_CARDS,
     )
+
+
+def describe_colour(colour: tuple[int, int, int]) -> str:
+    """Return a colour for a style of the page. A bright one gets a rim.
+
+    Example:
+        >>> describe_colour((0, 158, 115)), describe_colour((255, 255, 255))
+        ('#009e73', '#ffffff;box-shadow:0 0 0 1px #8995a3')
+    """
+    red, green, blue = colour
+    rim = ";box-shadow:0 0 0 1px #8995a3" if 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT * 255 else ""
+    return f"#{red:02x}{green:02x}{blue:02x}{rim}"

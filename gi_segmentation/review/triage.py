@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from gi_segmentation.review.measures import ScanMeasures
-from gi_segmentation.review.ranges import FEATURES, TrainingRanges, find_deviation, find_features
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.review.ranges import Feature, TrainingRanges, find_deviation, find_features, list_features
 
 Verdict: TypeAlias = Literal["good", "look", "fail"]
 # From the mildest to the gravest.
@@ -107,7 +106,7 @@ def judge_scan(
 def check_organs(measured: ScanMeasures, limits: TriageLimits) -> list[Reason]:
     """Look for organs that are missing or doubtful."""
     missing = [organ for organ, one in measured.organs.items() if not one.volume_ml]
-    if len(missing) == len(ORGANS):
+    if len(missing) == len(measured.organs):
         return [Reason("fail", "missing", "no organ was found")]
     reasons = [Reason("look", "missing", f"{organ.replace('_', ' ')}: not found") for organ in missing]
     for organ, one in measured.organs.items():
@@ -161,25 +160,26 @@ def check_shape(measured: ScanMeasures, limits: TriageLimits) -> list[Reason]:
 def check_ranges(measured: ScanMeasures, ranges: TrainingRanges, limits: TriageLimits) -> list[Reason]:
     """Compare a scan with the ranges of the training."""
     reasons = []
-    features = find_features(measured)
+    values, features = find_features(measured), list_features(tuple(measured.organs))
     look, fail = limits.deviations
     for name, ends in ranges.ranges.items():
-        value = features[name]
+        value = values[name]
         # An organ that is missing has no number. It has a reason of its own.
-        deviation = 0.0 if math.isnan(value) else find_deviation(name, value, ends)
+        deviation = 0.0 if math.isnan(value) else find_deviation(features[name], value, ends)
         if deviation > look:
-            reasons.append(Reason("fail" if deviation > fail else "look", name, describe_deviation(name, value, ends)))
+            text = describe_deviation(features[name], value, ends)
+            reasons.append(Reason("fail" if deviation > fail else "look", name, text))
     return reasons
 
 
-def describe_deviation(name: str, value: float, ends: tuple[float, float]) -> str:
+def describe_deviation(feature: Feature, value: float, ends: tuple[float, float]) -> str:
     """Say in plain words that a number is outside the range of the training.
 
     Example:
-        >>> describe_deviation("length_mm", 90.0, (240.0, 432.0))
+        >>> from gi_segmentation.review.ranges import GEOMETRY
+        >>> describe_deviation(GEOMETRY["length_mm"], 90.0, (240.0, 432.0))
         'length of the scan from head to feet: 90 mm, in the training 240 to 432 mm (another body part may be shown)'
     """
-    feature = FEATURES[name]
     shown, low, high = (f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}" for number in (value, *ends))
     unit = f" {feature.unit}" if feature.unit else ""
     hint = f" ({feature.hint})" if feature.hint else ""

@@ -7,6 +7,7 @@ from gi_segmentation.data.dataset_scans import DatasetScan, list_dataset_scans
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.data.prepared import read_image, select_sources
 from gi_segmentation.data.streaming import StreamedRows
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.review.measures import ScanMeasures, measure_scan, pick_intensity_slices
 from gi_segmentation.review.ranges import TrainingRanges, find_ranges
 from gi_segmentation.rle import organ_masks
@@ -32,7 +33,8 @@ def find_training_ranges(dataset: Dataset) -> TrainingRanges:
     positions = np.unique(np.linspace(0, len(plans) - 1, min(len(plans), MAX_SCANS)).round().astype(int))
     # For a streamed dataset, this looks up where all rows are. So it is done once.
     sources = select_sources(dataset)
-    return find_ranges([measure_annotated_scan(dataset, sources, plans[position]) for position in positions])
+    measured = [measure_annotated_scan(dataset, sources, plans[position]) for position in positions]
+    return find_ranges(measured, GI_TRACT.names)
 
 
 def measure_annotated_scan(dataset: Dataset, sources: Dataset | StreamedRows, plan: DatasetScan) -> ScanMeasures:
@@ -44,4 +46,4 @@ def measure_annotated_scan(dataset: Dataset, sources: Dataset | StreamedRows, pl
     masks = np.stack([organ_masks(row["segmentation"], *plan.size) for row in annotated], axis=1)
     scaled = np.stack([scale_intensity(read_image(row)) for row in images])
     height_mm, width_mm = annotated[0]["pixel_spacing"]
-    return measure_scan(masks, scaled, (SLICE_THICKNESS_MM, height_mm, width_mm), numbers)
+    return measure_scan(masks, scaled, (SLICE_THICKNESS_MM, height_mm, width_mm), numbers, GI_TRACT.names)

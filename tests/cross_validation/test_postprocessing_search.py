@@ -21,7 +21,7 @@ from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.postprocessing.components import find_components
-from gi_segmentation.postprocessing.limits import NO_POSTPROCESSING
+from gi_segmentation.postprocessing.limits import no_postprocessing
 from gi_segmentation.rules import PRESETS, CompetitionRules
 from tests.support.models import save_model
 from tests.support.postprocessing import limit, predict
@@ -92,7 +92,7 @@ class TestSearch:
 
     def test_without_false_positives_nothing_changes(self) -> None:
         learnt = learn([held_back(patient % 2, patient) for patient in range(6)])
-        assert learnt.settings == NO_POSTPROCESSING and learnt.to_config() is None and not learnt.helps
+        assert learnt.settings == no_postprocessing(GI_TRACT.names) and learnt.to_config() is None and not learnt.helps
         assert (learnt.gain, learnt.interval) == (0.0, (0.0, 0.0))
         assert "it stays off" in learnt.describe()[-1]
 
@@ -101,14 +101,14 @@ class TestSearch:
         # was measured with the limits of all patients would be above 0.
         learnt = learn([held_back(patient % 2, patient, false_positive=patient % 2 == 0) for patient in range(8)])
         assert learnt.settings == limit(0.1)
-        assert learnt.settings_by_fold == (NO_POSTPROCESSING, limit(0.1))
+        assert learnt.settings_by_fold == (no_postprocessing(GI_TRACT.names), limit(0.1))
         assert learnt.gain == 0.0 and not learnt.helps and learnt.to_config() is None
 
     def test_limits_that_hurt_the_other_fold_lose(self) -> None:
         # Fold 0 has false positives, and in fold 1 the far voxel is true.
         scans = [held_back(patient % 2, patient, patient % 2 == 0, patient % 2 == 1) for patient in range(8)]
         learnt = learn(scans)
-        assert learnt.settings_by_fold == (NO_POSTPROCESSING, limit(0.1))
+        assert learnt.settings_by_fold == (no_postprocessing(GI_TRACT.names), limit(0.1))
         assert learnt.gain < 0 and not learnt.helps and learnt.to_config() is None
 
     def test_one_patient_in_each_fold_has_an_interval_too(self) -> None:
@@ -149,7 +149,7 @@ class TestFolds:
             scores = score_submission(kaggle_dir / "train.csv", tmp_path / f"{way}.csv", kaggle_dir, num_proc=1)
             assert scores["competition_score"] == pytest.approx(expected, rel=1e-4), way
         # A random model predicts patches everywhere, and limits remove some of them.
-        assert learnt.settings != NO_POSTPROCESSING
+        assert learnt.settings != no_postprocessing(GI_TRACT.names)
 
     def test_one_fold_is_not_enough(self, dataset_dir: Path, tmp_path: Path) -> None:
         held = load_slices(DataArguments(dataset_name=str(dataset_dir), fold="0"))["validation"]

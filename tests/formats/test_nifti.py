@@ -13,6 +13,7 @@ from dataset_builder.series import KAGGLE_AXES, read_scan
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.nifti import farthest_mm, open_volume, write_label_map, write_probabilities
 from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import predict_kaggle, prediction_words, rotation, store
@@ -281,7 +282,7 @@ class TestGrid:
     ) -> None:
         source = write_grid(tmp_path / "mr.nii", make_affine(name), *codes)
         original, volume = nibabel.load(source).affine, open_volume(source)
-        write_label_map(volume, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii.gz")
+        write_label_map(volume, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii.gz", GI_TRACT)
         write_probabilities(volume, np.zeros(SHAPE), "stomach", tmp_path / "probability.nii.gz")
         for path in (tmp_path / "labels.nii.gz", tmp_path / "probability.nii.gz"):
             header = nibabel.load(path).header
@@ -301,7 +302,7 @@ class TestGrid:
                 open_volume(write_grid(tmp_path / "mr.nii", affine, *codes))
         series = Volume("tilted", tmp_path / "series", SHAPE, affine)
         with pytest.raises(InputError, match=r"series: its axes .* --format rtstruct"):
-            write_label_map(series, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii.gz")
+            write_label_map(series, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii.gz", GI_TRACT)
         assert not (tmp_path / "labels.nii.gz").exists()
 
     @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_nothing_of_a_header_but_the_grid_goes_into_a_label_map(tmp_path: Path) 
         image.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, secret))
     nibabel.save(image, tmp_path / "named.nii")
     volume = open_volume(tmp_path / "named.nii")
-    write_label_map(volume, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii")
+    write_label_map(volume, np.zeros((3, *SHAPE), dtype=bool), tmp_path / "labels.nii", GI_TRACT)
     write_probabilities(volume, np.zeros(SHAPE), "stomach", tmp_path / "probability.nii")
     assert secret in (tmp_path / "named.nii").read_bytes()
     for name, start in (("labels", b"1 large_bowel"), ("probability", b"probability of stomach")):

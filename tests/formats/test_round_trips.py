@@ -9,6 +9,7 @@ import pytest
 
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
+from gi_segmentation.labels import GI_TRACT
 from tests.support.masks import check_dicom
 from tests.support.round_trips import (
     ALGORITHM,
@@ -48,7 +49,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def test_a_segmentation_comes_back_to_the_voxel(kind: str, tmp_path: Path) -> None:
     volume, path = make_volume(kind, tmp_path / "series"), tmp_path / "seg.dcm"
     masks = make_masks(volume)
-    write_dicom_seg(volume, masks, path, ALGORITHM)
+    write_dicom_seg(volume, masks, path, ALGORITHM, GI_TRACT)
     check_dicom(path)
     np.testing.assert_array_equal(read_with_highdicom(path, volume), masks)
     if DCMQI is None:
@@ -62,7 +63,7 @@ def test_a_segmentation_comes_back_to_the_voxel(kind: str, tmp_path: Path) -> No
 def test_contours_are_filled_to_the_same_masks(kind: str, tmp_path: Path) -> None:
     volume, path = make_volume(kind, tmp_path / "series"), tmp_path / "rtstruct.dcm"
     masks = make_masks(volume)
-    write_rtstruct(volume, masks, path, ALGORITHM)
+    write_rtstruct(volume, masks, path, ALGORITHM, GI_TRACT)
     check_dicom(path)
     assert min(organ_dice(fill_with_plastimatch(path, volume, tmp_path), masks)) >= 0.99
     # A shift by one pixel would be seen.

@@ -16,6 +16,7 @@ from gi_segmentation.formats.inputs import InputScan, find_scans
 from gi_segmentation.inference import batches, outputs
 from gi_segmentation.inference.arguments import FORMAT_NAMES
 from gi_segmentation.inference.outputs import FORMATS, OutputPlan, plan_outputs
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
 from tests.support.masks import find_dicom_errors
 from tests.support.models import save_model
@@ -176,7 +177,7 @@ def test_points_and_references_are_what_planning_systems_take(empty: bool, tmp_p
     masks = np.zeros((3, *SHAPE), dtype=bool)
     # The finest pattern of a slice, and an organ that was not found.
     masks[0, ::2, ::2] = masks[1, :, :, 2] = not empty
-    write_rtstruct(scan.volume, masks, tmp_path / "out.dcm", Algorithm({"a": "b"}))
+    write_rtstruct(scan.volume, masks, tmp_path / "out.dcm", Algorithm({"a": "b"}), GI_TRACT)
     dataset = pydicom.dcmread(tmp_path / "out.dcm")
     source = {pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "in").iterdir()}
     assert (dataset.StudyDate, dataset.ApprovalStatus) == ("20260102", "UNAPPROVED")

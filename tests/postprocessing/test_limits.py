@@ -18,6 +18,7 @@ from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import load_members
 from gi_segmentation.inference.scans import predict_scans
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
 from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.rle import decode
@@ -46,7 +47,7 @@ class TestConfiguration:
         model.config.postprocessing = LIMITS.to_config()
         model.save_pretrained(tmp_path / "two")
         read = AutoConfig.from_pretrained(tmp_path / "two").postprocessing
-        assert Postprocessing.from_config(read) == LIMITS
+        assert Postprocessing.from_config(read, GI_TRACT) == LIMITS
         again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "two")
         assert again.config.postprocessing == LIMITS.to_config()
 

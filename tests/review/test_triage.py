@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.review.measures import ScanMeasures, measure_scan
-from gi_segmentation.review.ranges import FEATURES, TrainingRanges, find_ranges
+from gi_segmentation.review.ranges import TrainingRanges, find_ranges, list_features
 from gi_segmentation.review.triage import Triage, judge_scan
-from gi_segmentation.schema import ORGANS
+
+ORGANS = GI_TRACT.names
 
 SPACING_MM = (3.0, 1.5, 1.5)
 
@@ -34,12 +36,14 @@ def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(scaled: np.ndarray, masks: np.ndarray, confidence: float = 0.95) -> ScanMeasures:
     numbers = list(range(1, masks.shape[1] + 1))
-    return measure_scan(masks, scaled, SPACING_MM, numbers, np.where(masks, confidence, 0.01).astype(np.float16))
+    return measure_scan(
+        masks, scaled, SPACING_MM, numbers, ORGANS, np.where(masks, confidence, 0.01).astype(np.float16)
+    )
 
 
 @pytest.fixture(scope="module")
 def ranges() -> TrainingRanges:
-    return find_ranges([measure(*draw(seed)) for seed in range(8)])
+    return find_ranges([measure(*draw(seed)) for seed in range(8)], ORGANS)
 
 
 def checks(triage: Triage) -> set[str]:
@@ -117,7 +121,7 @@ def test_disagreement_is_a_reason() -> None:
 def test_a_gap_within_the_scan_is_a_reason() -> None:
     scaled, masks = draw()
     numbers = [*range(1, 21), *range(23, 43)]
-    gap = measure_scan(masks, scaled, SPACING_MM, numbers)
+    gap = measure_scan(masks, scaled, SPACING_MM, numbers, ORGANS)
     assert gap.shape[0] == 42 and gap.missing_slices == 2
     assert "2 slices are missing within the scan" in [reason.text for reason in judge_scan(gap, None).reasons]
 
@@ -128,10 +132,10 @@ def test_another_slice_distance_is_found(ranges: TrainingRanges) -> None:
 
 
 def test_ranges_survive_the_configuration(ranges: TrainingRanges) -> None:
-    assert TrainingRanges.from_config(ranges.to_config()) == ranges
-    assert set(ranges.ranges) == set(FEATURES) and ranges.scans == 8
+    assert TrainingRanges.from_config(ranges.to_config(), GI_TRACT) == ranges
+    assert set(ranges.ranges) == set(list_features(ORGANS)) and ranges.scans == 8
     # A feature of a later version is passed over.
-    assert TrainingRanges.from_config({"scans": 1, "ranges": {"later": "?"}}).ranges == {}
+    assert TrainingRanges.from_config({"scans": 1, "ranges": {"later": "?"}}, GI_TRACT).ranges == {}
 
 
 @pytest.mark.parametrize(
@@ -149,4 +153,4 @@ def test_ranges_survive_the_configuration(ranges: TrainingRanges) -> None:
 )
 def test_malformed_ranges_are_one_clear_error(value: Any) -> None:
     with pytest.raises(InputError, match=r"^training_ranges"):
-        TrainingRanges.from_config(value)
+        TrainingRanges.from_config(value, GI_TRACT)

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from gi_segmentation.postprocessing.limits import NO_POSTPROCESSING, OrganLimits, Postprocessing
+from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing, no_postprocessing
 from gi_segmentation.predict import main
 
 
 def limit(min_volume_ml: float = 0.0, min_confidence: float = 0.0) -> Postprocessing:
     """Return limits for the stomach only."""
-    return Postprocessing({**NO_POSTPROCESSING.organs, "stomach": OrganLimits(min_volume_ml, min_confidence)})
+    return Postprocessing(
+        {**no_postprocessing(GI_TRACT.names).organs, "stomach": OrganLimits(min_volume_ml, min_confidence)}
+    )
 
 
 def predict(models: list[Path], folder: Path, output_dir: Path, *flags: str) -> Path:

@@ -21,6 +21,7 @@ from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.schema import ORGANS
 from tests.support.dicom import leave_gaps, read_series, write_enhanced, write_with_uids
 from tests.support.masks import find_dicom_errors, shapes
@@ -150,8 +151,8 @@ def make_rows() -> Iterator[str]:
             folder = Path(scratch)
             volume = make_volume(name, folder / "series")
             masks, segmentation, structures = make_masks(volume), folder / "seg.dcm", folder / "rtstruct.dcm"
-            write_dicom_seg(volume, masks, segmentation, ALGORITHM)
-            write_rtstruct(volume, masks, structures, ALGORITHM)
+            write_dicom_seg(volume, masks, segmentation, ALGORITHM, GI_TRACT)
+            write_rtstruct(volume, masks, structures, ALGORITHM, GI_TRACT)
             errors = [len(find_dicom_errors(path)) for path in (segmentation, structures)]
             read = read_with_highdicom(segmentation, volume), read_with_dcmqi(segmentation, volume, folder)
             differing = [int((one != masks).sum()) for one in read]

@@ -20,12 +20,6 @@ from gi_segmentation.formats.dicom.kinds import read_kind, read_text
 # The files that hold a scan: MR and CT, with one frame, with many (enhanced), or with many by a conversion (legacy).
 # All other files, such as structure sets, segmentations and reports, are passed over.
 SCAN_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "2.1", "2.2", "4", "4.1", "4.4"))
-# What each organ is called by SNOMED CT, as (code, scheme, meaning).
-ORGAN_CODES = {
-    "large_bowel": ("14742008", "SCT", "Large intestine"),
-    "small_bowel": ("30315005", "SCT", "Small intestine"),
-    "stomach": ("69695003", "SCT", "Stomach"),
-}
 # A file that was cut, or whose compression is unknown, may have any bytes. Its name tells that it may be a slice.
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".dic"})
 # The types of values that a file may name, and those whose length takes four bytes and not two.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gi_segmentation import __version__
-from gi_segmentation.formats.algorithm import NAME, TITLE, Algorithm
-from gi_segmentation.formats.dicom.files import ORGAN_CODES, DicomSeries, Frame
+from gi_segmentation.formats.algorithm import NAME, Algorithm
+from gi_segmentation.formats.dicom.files import DicomSeries, Frame
 from gi_segmentation.formats.dicom.header import (
     SeriesHeader,
     hush_pydicom,
@@ -19,8 +19,9 @@ from gi_segmentation.formats.dicom.header import (
     read_series_header,
     set_attributes,
 )
+from gi_segmentation.formats.dicom.organs import DicomOrgan, describe_organs, series_title
 from gi_segmentation.formats.volumes import Volume
-from gi_segmentation.schema import COLOURS, ORGANS
+from gi_segmentation.labels import LabelSet
 
 # A reference to the study as a whole. DICOM has retired the class, but structure sets still name it.
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
@@ -28,7 +29,7 @@ STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 DESCRIPTION_LENGTH = 1024
 
 
-def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm) -> None:
+def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm, labels: LabelSet) -> None:
     """Write a structure set with a region of interest (ROI) for each organ. An organ without a voxel has no contour.
 
     Args:
@@ -36,19 +37,23 @@ def write_rtstruct(volume: Volume, masks: np.ndarray, path: Path, algorithm: Alg
         masks: bool, shape `(organs, columns, rows, slices)`.
         path: File to write.
         algorithm: What made the masks.
+        labels: The names of the organs, and their colours.
     """
-    structure_set = build_structure_set(volume.origin, masks, algorithm, read_series_header(volume.origin))
+    structure_set = build_structure_set(volume.origin, masks, algorithm, labels, read_series_header(volume.origin))
     with hush_pydicom():
         structure_set.save_as(path, enforce_file_format=True)
 
 
-def build_structure_set(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm, header: SeriesHeader) -> Any:
+def build_structure_set(
+    series: DicomSeries, masks: np.ndarray, algorithm: Algorithm, labels: LabelSet, header: SeriesHeader
+) -> Any:
     """Return a structure set for a series.
 
     Args:
         series: The series.
         masks: As in `write_rtstruct`; for a trial, they may have fewer rows and columns than the series.
         algorithm: What made the masks.
+        labels: As in `write_rtstruct`.
         header: From `read_series_header`.
     """
     from pydicom.dataset import FileDataset, FileMetaDataset
@@ -58,6 +63,7 @@ def build_structure_set(series: DicomSeries, masks: np.ndarray, algorithm: Algor
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    organs = describe_organs(labels, header.subject)
     dataset.update(header.subject)
     now = datetime.datetime.now()
     set_attributes(
@@ -67,7 +73,7 @@ def build_structure_set(series: DicomSeries, masks: np.ndarray, algorithm: Algor
         Modality="RTSTRUCT",
         SeriesInstanceUID=generate_uid(),
         SeriesNumber=1,
-        SeriesDescription=TITLE,
+        SeriesDescription=series_title(organs),
         OperatorsName="",
         Manufacturer=NAME,
         ManufacturerModelName=NAME,
@@ -84,8 +90,8 @@ def build_structure_set(series: DicomSeries, masks: np.ndarray, algorithm: Algor
         RTROIObservationsSequence=[],
         ApprovalStatus="UNAPPROVED",
     )
-    for number, (organ, mask) in enumerate(zip(ORGANS, masks, strict=True), start=1):
-        roi, contours, observation = describe_roi(number, organ, mask, series, algorithm)
+    for organ, mask in zip(organs, masks, strict=True):
+        roi, contours, observation = describe_roi(organ, mask, series, algorithm)
         dataset.StructureSetROISequence.append(roi)
         dataset.ROIContourSequence.append(contours)
         dataset.RTROIObservationsSequence.append(observation)
@@ -107,26 +113,25 @@ def reference_series(series: DicomSeries) -> Any:
 
 
 def describe_roi(
-    number: int, organ: str, mask: np.ndarray, series: DicomSeries, algorithm: Algorithm
+    organ: DicomOrgan, mask: np.ndarray, series: DicomSeries, algorithm: Algorithm
 ) -> tuple[Any, Any, Any]:
     """Return the items of an organ: its name, its contours, and what it is.
 
     Args:
-        number: Number of the organ, from 1 on.
-        organ: Its name.
+        organ: The organ.
         mask: bool, shape `(columns, rows, slices)`.
         series: The series.
         algorithm: What made the mask.
     """
-    value, scheme, meaning = ORGAN_CODES[organ]
+    value, scheme, meaning = organ.code
     roi = new_item(
-        ROINumber=number,
+        ROINumber=organ.number,
         ReferencedFrameOfReferenceUID=series.frames[0].frame_of_reference_uid,
-        ROIName=organ,
+        ROIName=organ.name,
         ROIGenerationAlgorithm="AUTOMATIC",
         ROIGenerationDescription=algorithm.version,
     )
-    contours = new_item(ReferencedROINumber=number, ROIDisplayColor=list(COLOURS[number]))
+    contours = new_item(ReferencedROINumber=organ.number, ROIDisplayColor=list(organ.colour))
     if items := [
         describe_contour(points, frame)
         for frame, plane in zip(series.frames, mask.transpose(2, 1, 0), strict=True)
@@ -134,9 +139,9 @@ def describe_roi(
     ]:
         contours.ContourSequence = items
     observation = new_item(
-        ObservationNumber=number,
-        ReferencedROINumber=number,
-        RTROIInterpretedType="ORGAN",
+        ObservationNumber=organ.number,
+        ReferencedROINumber=organ.number,
+        RTROIInterpretedType=organ.kind,
         ROIInterpreter="",
         RTROIIdentificationCodeSequence=[
             new_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)

@@ -8,11 +8,19 @@ import numpy as np
 
 from gi_segmentation import __version__
 from gi_segmentation.errors import InputError
-from gi_segmentation.formats.algorithm import NAME, TITLE, Algorithm
-from gi_segmentation.formats.dicom.files import ORGAN_CODES, DicomSeries, Frame
+from gi_segmentation.formats.algorithm import NAME, Algorithm
+from gi_segmentation.formats.dicom.files import DicomSeries, Frame
 from gi_segmentation.formats.dicom.header import SeriesHeader, hush_pydicom, new_item, plain_text, read_series_header
+from gi_segmentation.formats.dicom.organs import (
+    STANDARD_SCHEME,
+    TARGET_KINDS,
+    DicomOrgan,
+    describe_organs,
+    series_title,
+)
 from gi_segmentation.formats.volumes import Volume
-from gi_segmentation.schema import COLOURS, ORGANS, SLICE_THICKNESS_MM
+from gi_segmentation.labels import LabelSet
+from gi_segmentation.schema import SLICE_THICKNESS_MM
 
 # What highdicom requires of each slice, besides its position. The patient and the study are copied afterwards.
 NOT_NEEDED = (
@@ -25,7 +33,7 @@ SINGLE_FRAME = "1.2.840.10008.5.1.4.1.1.4"
 EQUAL_DISTANCES_MM = 1e-3
 
 
-def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm) -> None:
+def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Algorithm, labels: LabelSet) -> None:
     """Write a segmentation with a segment per organ. It refers to the series, and shares its frame of reference.
 
     Args:
@@ -33,19 +41,23 @@ def write_dicom_seg(volume: Volume, masks: np.ndarray, path: Path, algorithm: Al
         masks: bool, shape `(organs, columns, rows, slices)`. Organs may overlap.
         path: File to write.
         algorithm: What made the masks.
+        labels: The names of the organs, and their colours.
     """
-    segmentation = build_dicom_seg(volume.origin, masks, algorithm, read_series_header(volume.origin))
+    segmentation = build_dicom_seg(volume.origin, masks, algorithm, labels, read_series_header(volume.origin))
     with hush_pydicom():
         segmentation.save_as(path)
 
 
-def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm, header: SeriesHeader) -> Any:
+def build_dicom_seg(
+    series: DicomSeries, masks: np.ndarray, algorithm: Algorithm, labels: LabelSet, header: SeriesHeader
+) -> Any:
     """Return a segmentation for a series.
 
     Args:
         series: The series.
         masks: As in `write_dicom_seg`; for a trial, they may have fewer rows and columns than the series.
         algorithm: What made the masks.
+        labels: As in `write_dicom_seg`.
         header: From `read_series_header`.
 
     Raises:
@@ -61,17 +73,19 @@ def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm
         algorithm.version,
         parameters={plain_text(name, 200): plain_text(commit, 200) for name, commit in algorithm.commits.items()},
     )
+    organs = describe_organs(labels, header.subject)
+    title = series_title(organs)
     segments = [
         highdicom.seg.SegmentDescription(
-            number,
-            organ,
-            codes.SCT.Organ,
-            highdicom.sr.CodedConcept(*ORGAN_CODES[organ]),
+            organ.number,
+            organ.name,
+            find_category(organ),
+            highdicom.sr.CodedConcept(*organ.code),
             highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             identification,
-            display_color=highdicom.color.CIELabColor.from_rgb(*COLOURS[number]),
+            display_color=highdicom.color.CIELabColor.from_rgb(*organ.colour),
         )
-        for number, organ in enumerate(ORGANS, start=1)
+        for organ in organs
     ]
     check_shear(series)
     columns, rows = masks.shape[1:3]
@@ -90,12 +104,22 @@ def build_dicom_seg(series: DicomSeries, masks: np.ndarray, algorithm: Algorithm
         # The attribute is mandatory, and a program has no serial number.
         device_serial_number="0",
         content_label="SEGMENTATION",
-        content_description=TITLE,
-        series_description=TITLE,
+        content_description=title,
+        series_description=title,
     )
     refer_to_frames(segmentation, series.frames)
     segmentation.update(header.subject)
     return segmentation
+
+
+def find_category(organ: DicomOrgan) -> Any:
+    """Return the code of what kind of structure an organ is (CID 7150 of the standard)."""
+    from pydicom.sr.codedict import codes
+
+    # A target volume is drawn for a treatment, and is no part of the body.
+    if organ.kind in TARGET_KINDS:
+        return codes.SCT.SpatialAndRelationalConcept
+    return codes.SCT.Organ if organ.code[1] == STANDARD_SCHEME else codes.SCT.AnatomicalStructure
 
 
 def equidistant_places(series: DicomSeries) -> np.ndarray:

@@ -14,6 +14,7 @@ from gi_segmentation.formats.dicom.header import check_uid_forms, read_series_he
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import GI_TRACT
 from tests.support.dicom import read_series, set_bytes
 from tests.support.masks import find_dicom_errors
 
@@ -110,7 +111,7 @@ def write_both(volume: Volume, folder: Path) -> list[Path]:
     masks[:2, 2:4, 1:3, 1:] = True
     written = [folder / "seg.dcm", folder / "rtstruct.dcm"]
     for write, path in zip((write_dicom_seg, write_rtstruct), written, strict=True):
-        write(volume, masks, path, ALGORITHM)
+        write(volume, masks, path, ALGORITHM, GI_TRACT)
         if shutil.which("dciodvfy"):
             assert find_dicom_errors(path) == []
     return written
@@ -168,7 +169,7 @@ def test_an_odd_name_is_copied_and_named(name: str, value: bytes, series: list[P
     volume = change(series, tmp_path / "in", **{name: value})
     masks = np.ones((3, *volume.shape), dtype=bool)
     for write in (write_dicom_seg, write_rtstruct):
-        write(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+        write(volume, masks, tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         assert stored(tmp_path / "out.dcm", name) == value + b" " * (len(value) % 2)
     (remark,) = read_series_header(volume.origin).remarks
     assert remark.startswith(name) and remark.endswith("copied as it is, because programs find the patient by it")
@@ -181,7 +182,7 @@ def test_a_segmentation_says_that_its_slices_were_compressed(
     (tmp_path / "in").mkdir()
     values = {"LossyImageCompression": b"01", "LossyImageCompressionRatio": ratio}
     volume = change(series, tmp_path / "in", **values)
-    write_dicom_seg(volume, np.ones((3, *volume.shape), dtype=bool), tmp_path / "out.dcm", ALGORITHM)
+    write_dicom_seg(volume, np.ones((3, *volume.shape), dtype=bool), tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
     dataset = pydicom.dcmread(tmp_path / "out.dcm")
     assert (dataset.LossyImageCompression, dataset.get("LossyImageCompressionRatio")) == ("01", read)
 

@@ -11,6 +11,7 @@ from dataset_builder.series import TO_LPS, read_first_scan, write_series
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.rtstruct import trace_contours, write_rtstruct
 from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
 from tests.support.dicom import read_series, write_enhanced
@@ -125,13 +126,13 @@ class TestFile:
         volume = make_volume(tmp_path, number, degrees, enhanced)
         masks = shapes(volume.shape)
         masks[0] = number == 13 and masks[0]
-        write_rtstruct(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+        write_rtstruct(volume, masks, tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         np.testing.assert_array_equal(read_masks(tmp_path / "out.dcm", volume), masks)
         check_dicom(tmp_path / "out.dcm")
 
     def test_it_names_the_series_the_organs_and_the_model(self, tmp_path: Path) -> None:
         volume = make_volume(tmp_path, 0, 0, enhanced=False)
-        write_rtstruct(volume, shapes(volume.shape), tmp_path / "out.dcm", ALGORITHM)
+        write_rtstruct(volume, shapes(volume.shape), tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         dataset, source = pydicom.dcmread(tmp_path / "out.dcm"), pydicom.dcmread(volume.origin.frames[0].path)
         for name in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
             assert dataset[name].value == source[name].value
@@ -154,7 +155,7 @@ class TestFile:
         dataset = pydicom.dcmread(path)
         dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", "Müller^Žofie"
         dataset.save_as(path)
-        write_rtstruct(volume, shapes(volume.shape), tmp_path / "out.dcm", ALGORITHM)
+        write_rtstruct(volume, shapes(volume.shape), tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         assert pydicom.dcmread(tmp_path / "out.dcm").PatientName == "Müller^Žofie"
 
 

@@ -11,6 +11,7 @@ from dataset_builder.series import KAGGLE_AXES, TO_LPS, read_scan, write_series
 from gi_segmentation.formats.algorithm import Algorithm
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
 from gi_segmentation.schema import COLOURS, ORGANS
 from tests.support.dicom import read_series, write_enhanced
@@ -51,7 +52,7 @@ class TestFile:
         masks = shapes(volume.shape)
         assert (masks.sum(axis=0) > 1).any(), "no organs overlap"
         path = tmp_path / "out.dcm"
-        write_dicom_seg(volume, masks, path, ALGORITHM)
+        write_dicom_seg(volume, masks, path, ALGORITHM, GI_TRACT)
         segmentation = highdicom.seg.segread(path)
         frames = volume.origin.frames
         if enhanced:
@@ -75,13 +76,13 @@ class TestFile:
     def test_it_follows_the_standard(self, empty: bool, depth: int, enhanced: bool, tmp_path: Path) -> None:
         volume = make_volume(tmp_path, 0, enhanced, (15, 14, depth))
         masks = shapes(volume.shape) & (not empty)
-        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         assert highdicom.seg.segread(tmp_path / "out.dcm").number_of_segments == 3
         check_dicom(tmp_path / "out.dcm")
 
     def test_it_names_the_series_the_organs_and_the_model(self, tmp_path: Path) -> None:
         volume = make_volume(tmp_path, 0, enhanced=False)
-        write_dicom_seg(volume, shapes(volume.shape), tmp_path / "out.dcm", ALGORITHM)
+        write_dicom_seg(volume, shapes(volume.shape), tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         segmentation = highdicom.seg.segread(tmp_path / "out.dcm")
         source = pydicom.dcmread(volume.origin.frames[0].path)
         for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
@@ -112,7 +113,7 @@ class TestGrid:
         rounded = [0, 1.3 / 1.25, 2, 3.8 / 1.25, 4]
         volume = read_series(write_series(tmp_path / "in", np.zeros(SHAPE, np.uint16), affine, rounded))
         masks = shapes(volume.shape)
-        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         # highdicom refuses a volume whose distances differ.
         found = highdicom.seg.segread(tmp_path / "out.dcm").get_volume()
         for organ in range(3):
@@ -130,7 +131,7 @@ class TestGrid:
         volume = read_series(paths)
         masks = np.zeros((3, *volume.shape), dtype=bool)
         masks[0, 3:9, 4:8, 1:5] = True
-        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM)
+        write_dicom_seg(volume, masks, tmp_path / "out.dcm", ALGORITHM, GI_TRACT)
         segmentation = highdicom.seg.segread(tmp_path / "out.dcm")
         found = segmentation.get_volume()
         assert places_of(found, 0) == places(masks[0], TO_LPS @ volume.affine)
