@@ -10,6 +10,7 @@ from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.dicom.series import FoundSeries
 from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import GI_TRACT
 from tests.support.round_trips import ALGORITHM, KINDS, make_masks, make_volume
 
 
@@ -23,8 +24,8 @@ def test_masks_come_back_to_the_voxel(kind: str, tmp_path: Path) -> None:
     volume = make_volume(kind, tmp_path / "series")
     masks = make_masks(volume)
     # The names of files say nothing.
-    write_dicom_seg(volume, masks, tmp_path / "7", ALGORITHM)
-    write_rtstruct(volume, masks, tmp_path / "IM8.dcm", ALGORITHM)
+    write_dicom_seg(volume, masks, tmp_path / "7", ALGORITHM, GI_TRACT)
+    write_rtstruct(volume, masks, tmp_path / "IM8.dcm", ALGORITHM, GI_TRACT)
 
     paths = [*volume.origin.paths, tmp_path / "7", tmp_path / "IM8.dcm"]
     segments, contours = sorted(
