@@ -1,4 +1,4 @@
-"""`python -m dataset_builder phantom | series | verify | build`: from a Kaggle folder to the dataset `gi_tract`."""
+"""`python -m dataset_builder phantom | series | convert | verify | build`: from scans to a dataset."""
 
 import argparse
 import gc
@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from dataset_builder.convert.options import add_convert_flags, read_options
 from dataset_builder.difficulty import DIFFICULTIES
 from gi_segmentation.errors import InputError, check_repo_id, exit_on_input_error
 from gi_segmentation.processes import leaving_no_process_behind
@@ -47,6 +48,15 @@ def run_series(arguments: argparse.Namespace) -> int:
 
     files = write_scan_series(arguments.output_dir, arguments.kaggle_dir)
     print(f"{len(files)} slices in {arguments.output_dir}")
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Write the scans of a clinic as a Kaggle folder, or list them."""
+    options = read_options(arguments)
+    from dataset_builder.convert.command import convert
+
+    print(convert(arguments.input, options, arguments.list))
     return 0
 
 
@@ -137,7 +147,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser("python -m dataset_builder", description=__doc__, formatter_class=formatter)
-    commands = parser.add_subparsers(required=True, metavar="phantom | series | verify | build")
+    commands = parser.add_subparsers(required=True, metavar="phantom | series | convert | verify | build")
 
     phantom = commands.add_parser("phantom", help="write a synthetic Kaggle folder", formatter_class=formatter)
     phantom.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder")
@@ -160,6 +170,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     series.add_argument("--output_dir", type=Path, required=True, help="folder for the files")
     series.set_defaults(run=run_series)
+
+    own = commands.add_parser(
+        "convert",
+        help="write scans of DICOM or NIfTI, and what was drawn on them, as a Kaggle folder",
+        formatter_class=formatter,
+    )
+    add_convert_flags(own)
+    own.set_defaults(run=run_convert)
 
     check = commands.add_parser("verify", help="report every problem of a Kaggle folder", formatter_class=formatter)
     check.set_defaults(run=run_verify)

@@ -51,7 +51,7 @@ ALLOWED = {
     "cross_validation": {
         *("ground", "formats", "data", "models", "scoring", "postprocessing", "training", "inference", "publishing")
     },
-    "dataset_builder": {"ground", "formats.kaggle", "data.synthetic", "publishing"},
+    "dataset_builder": {"ground", "formats", "data.synthetic", "publishing"},
     "loopback_hub": set(),
 }
 # No module of these wings loads PyTorch.
@@ -71,6 +71,7 @@ LIGHT = {
 LIGHT_HELP = {
     "-m dataset_builder": {"datasets", "pandas", "torch", "transformers", "cv2", "scipy", "sklearn", "numpy"},
     "-m dataset_builder build": {"datasets", "pandas", "torch", "transformers", "cv2", "scipy", "sklearn", "numpy"},
+    "-m dataset_builder convert": {"datasets", "pandas", "torch", "transformers", "cv2", "scipy", "numpy", *CLINIC},
     "-m gi_segmentation.score": {"datasets", "pandas", "torch", "transformers", "scipy", "numpy"},
     "-m gi_segmentation.predict": {"datasets", "pandas", "torch", "transformers", *CLINIC},
     "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},

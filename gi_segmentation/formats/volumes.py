@@ -227,6 +227,15 @@ def read_intensities(volume: Volume) -> np.ndarray:
 
     The last volume is kept, because its slices are asked for one by one.
     """
+    return volume.to_training(to_intensities(read_voxels(volume)))
+
+
+def read_voxels(volume: Volume) -> np.ndarray:
+    """Read the voxels of a volume on its own grid: float32, shape `shape`.
+
+    Raises:
+        InputError: If they have another shape, or all have the same value.
+    """
     assert volume.read is not None
     voxels = volume.read()
     if voxels.shape != volume.shape:
@@ -235,7 +244,7 @@ def read_intensities(volume: Volume) -> np.ndarray:
         raise InputError(f"{volume.path}: has no finite intensity; convert it again")
     if np.nanmin(voxels) == np.nanmax(voxels):
         raise InputError(f"{volume.path}: has the same intensity everywhere; export it again")
-    return volume.to_training(to_intensities(voxels))
+    return voxels
 
 
 def to_intensities(voxels: np.ndarray) -> np.ndarray:
@@ -252,17 +261,57 @@ def to_intensities(voxels: np.ndarray) -> np.ndarray:
         >>> to_intensities(np.array([-1.0, 0.0, 1.0], dtype=np.float32)).tolist()
         [0.0, 32767.5, 65535.0]
     """
+    intensities, _, _ = rescale(voxels)
+    return intensities
+
+
+def to_whole_intensities(voxels: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Bring voxels to whole numbers of 16 bits, with the scale of `to_intensities` or a multiple of it.
+
+    Args:
+        voxels: As in `to_intensities`.
+
+    Returns:
+        The numbers, uint16, and how they become the voxels: a voxel is `number * slope + intercept`. That is exact
+        for whole numbers of at most 16 bits, and else to half a step of 1/65535 of the largest. Only what lies below
+        air is lost.
+
+    Example:
+        >>> whole, slope, intercept = to_whole_intensities(np.array([0.0, 0.25, 1.0], dtype=np.float32))
+        >>> whole.tolist(), round(slope * 65535, 6), intercept
+        ([0, 16384, 65535], 1.0, 0.0)
+        >>> to_whole_intensities(np.array([-1000.0, 40.0], dtype=np.float32))
+        (array([   0, 1040], dtype=uint16), 1.0, -1000.0)
+    """
+    intensities, factor, air = rescale(voxels)
+    largest = float(intensities.max())
+    if largest > MAX_INTENSITY or not np.array_equal(intensities, np.rint(intensities)):
+        # Other whole numbers stay as they are. Fractions use all of the 16 bits.
+        intensities, factor = intensities * np.float32(MAX_INTENSITY / largest), factor * MAX_INTENSITY / largest
+    whole = np.clip(np.rint(intensities), 0, MAX_INTENSITY).astype(np.uint16)
+    return whole, 1 / factor, air
+
+
+def rescale(voxels: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Bring voxels to intensities, see `to_intensities`.
+
+    Returns:
+        The intensities, the factor that they have got, and the value of air, which was taken off before.
+    """
     finite = np.isfinite(voxels)
     if not finite.all():
         voxels = np.where(finite, voxels, voxels[finite].min())
+    factor, air = 1.0, 0.0
     # CT and standardised MR have negative air. A percentile, because interpolation leaves a few lower values at edges.
     if voxels.min() < 0:
-        voxels = np.maximum(voxels - min(np.percentile(voxels, 1, method="lower"), 0), 0)
+        air = min(float(np.percentile(voxels, 1, method="lower")), 0.0)
+        voxels = np.maximum(voxels - np.float32(air), 0)
     largest = voxels.max()
     if 0 < largest < FRACTIONS_BELOW:
         # The scale of a volume does not change a prediction, but `scale_intensity` takes a mean of less than 1 as 1.
+        factor = float(MAX_INTENSITY / largest)
         voxels = voxels * (MAX_INTENSITY / largest)
-    return voxels.astype(np.float32, copy=False)
+    return voxels.astype(np.float32, copy=False), factor, air
 
 
 def cut_window(planes: np.ndarray, start: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

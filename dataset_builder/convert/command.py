@@ -1,0 +1,188 @@
+"""The steps of `convert`: find, decide, write."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+from tqdm.auto import tqdm
+
+from dataset_builder.convert.found import find_drawn_scans
+from dataset_builder.convert.key_file import Key, read_key, write_key
+from dataset_builder.convert.listing import list_input
+from dataset_builder.convert.options import ConvertOptions
+from dataset_builder.convert.plan import Plan, describe_plan, plan_scans
+from dataset_builder.convert.writing import (
+    RECORDS,
+    ScanOutcome,
+    ScanTask,
+    convert_scan,
+    forget_index,
+    remove_scan,
+    write_index,
+)
+from gi_segmentation.errors import InputError, list_some
+from gi_segmentation.files import LOCK_FILE, is_hidden, writing_to
+from gi_segmentation.formats.archives import unpacked
+from gi_segmentation.processes import count_cores, process_pool
+from gi_segmentation.schema import scan_name
+
+
+def convert(path: Path, options: ConvertOptions, only_list: bool) -> str:
+    """Convert the scans of an input, or say what would be done.
+
+    Args:
+        path: A folder or a zip.
+        options: The other flags.
+        only_list: Whether `--list` is given.
+
+    Returns:
+        Lines for the user.
+
+    Raises:
+        InputError: If nothing can be converted, or if a scan failed. All others are done then.
+    """
+    if not path.exists():
+        raise InputError(f"--input {path}: no such file or folder")
+    with unpacked(path) as folder:
+        plan = plan_scans(find_drawn_scans(folder, options), options)
+        if only_list:
+            return list_input(plan, options)
+        return write_output(plan, options)
+
+
+def write_output(plan: Plan, options: ConvertOptions) -> str:
+    """Convert the scans of a plan; see `convert`."""
+    assert options.output_dir is not None and options.key_file is not None
+    output_dir, labels = options.output_dir, plan.labels()
+    if not plan.scans:
+        raise InputError("; ".join(list(plan.problems.values())[:10] or plan.remarks[-3:]))
+    print("\n".join(describe_plan(plan)))
+    with writing_to(output_dir, output_dir / LOCK_FILE):
+        check_output_dir(output_dir)
+        key = number_scans(plan, options.key_file)
+        tasks = [
+            ScanTask(one, scan_name(key.cases[one.scan.patient], key.days[one.scan.patient][one.scan.name]), key.salt)
+            for one in plan.scans
+        ]
+        check_others(output_dir, [task.name for task in tasks], key, plan)
+        outcomes: dict[str, ScanOutcome] = {}
+        for task, outcome in convert_scans(tasks, output_dir, options.num_proc):
+            outcomes[task.name] = outcome
+            name = task.planned.scan.name
+            if outcome.status == "failed":
+                plan.problems[name] = outcome.message
+            if outcome.message:
+                tqdm.write(f"{name}: {outcome.status}: {outcome.message}")
+        done = [task.name for task in tasks if outcomes[task.name].status != "failed"]
+        if done:
+            write_index(output_dir, sorted(done, key=scan_order), labels, options.missing)
+    report = describe_outcome(plan, outcomes, tasks, options)
+    if plan.problems:
+        print(report)
+        raise InputError(describe_failures(plan, len(done)))
+    return report
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Check that a folder is empty, or has what an earlier `convert` has written.
+
+    Raises:
+        InputError: If not.
+    """
+    foreign = [path.name for path in output_dir.iterdir() if not is_hidden(path)]
+    if foreign and not (output_dir / RECORDS).is_dir():
+        raise InputError(
+            f"--output_dir {output_dir}: expected a new folder, or one of an earlier `convert`, got {min(foreign)} in "
+            f"it; name another one"
+        )
+    (output_dir / RECORDS).mkdir(exist_ok=True)
+
+
+def number_scans(plan: Plan, key_file: Path) -> Key:
+    """Give each patient and each scan a number, and write the key file.
+
+    Raises:
+        InputError: If the key file cannot be used.
+    """
+    key = read_key(key_file)
+    scans: dict[str, list[str]] = defaultdict(list)
+    for one in plan.scans:
+        scans[one.scan.patient].append(one.scan.name)
+    key.add(scans)
+    write_key(key_file, key)
+    return key
+
+
+def check_others(output_dir: Path, names: Sequence[str], key: Key, plan: Plan) -> None:
+    """Check that all scans in the output come from this input. Those that have failed since then are removed.
+
+    Raises:
+        InputError: If others are there. They may be of patients whose files were moved, so nothing is removed.
+    """
+    failed = {
+        scan_name(case, day)
+        for patient, case in key.cases.items()
+        for name, day in key.days.get(patient, {}).items()
+        if name in plan.problems
+    }
+    others = {path.stem for path in (output_dir / RECORDS).glob("case*.json")} - {*names}
+    for name in others & failed:
+        remove_scan(output_dir, name)
+    if left := sorted(others - failed, key=scan_order):
+        raise InputError(
+            f"--output_dir {output_dir}: has {list_some(left)}, which is not in this --input; name the earlier input "
+            f"and --key_file, or another --output_dir"
+        )
+
+
+def scan_order(name: str) -> tuple[int, int]:
+    """Return the numbers of the case and the day in the name of a scan."""
+    case, day = name.removeprefix("case").split("_day")
+    return int(case), int(day)
+
+
+def convert_scans(
+    tasks: Sequence[ScanTask], output_dir: Path, num_proc: int | None
+) -> Iterator[tuple[ScanTask, ScanOutcome]]:
+    """Convert scans in several processes, with a progress bar. Yield each when it is done, in their order."""
+    # The folder is not complete until the end.
+    forget_index(output_dir)
+    work = partial(convert_scan, output_dir=output_dir)
+    bar = partial(tqdm, total=len(tasks), desc="Converting", unit="scan")
+    workers = min(num_proc or count_cores(), len(tasks))
+    if workers == 1:
+        yield from zip(tasks, bar(map(work, tasks)), strict=True)
+        return
+    with process_pool(workers, cv2.setNumThreads, 1) as pool:
+        yield from zip(tasks, bar(pool.map(work, tasks)), strict=True)
+
+
+def describe_outcome(
+    plan: Plan, outcomes: dict[str, ScanOutcome], tasks: Sequence[ScanTask], options: ConvertOptions
+) -> str:
+    """Return lines about what was written."""
+    counts = Counter(outcome.status for outcome in outcomes.values())
+    done = [task for task in tasks if outcomes[task.name].status != "failed"]
+    patients = {task.planned.scan.patient for task in done}
+    lines = [
+        f"{len(patients)} patients, {len(done)} scans in {options.output_dir}: {counts['converted']} converted, "
+        f"{counts['kept']} kept from an earlier run",
+        f"labels: {', '.join(plan.organs)}",
+        f"who is who: {options.key_file} (private; keep it apart from the data)",
+    ]
+    if len(patients) == 1:
+        lines.append("only one patient: `build` needs at least two, one to train on and one to validate")
+    return "\n".join(lines)
+
+
+def describe_failures(plan: Plan, done: int) -> str:
+    """Return the message for the user if scans failed."""
+    (first, why), *others = plan.problems.items()
+    more = f"; {list_some([name for name, _ in others], 10)}" if others else ""
+    total = len(plan.problems) + done
+    return (
+        f"{len(plan.problems)} of {total} scans failed: {first} ({why}){more}. The output has the others. Start the "
+        f"same command again after a correction; what is done is not converted again"
+    )

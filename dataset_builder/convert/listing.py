@@ -1,0 +1,114 @@
+"""`convert --list`: what is in an input, and what would be taken of it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from statistics import median
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from dataset_builder.convert.found import describe_set, sort_key
+from dataset_builder.convert.options import ConvertOptions
+from dataset_builder.convert.organs import format_organs
+from dataset_builder.convert.plan import Plan, PlannedScan, describe_plan
+from dataset_builder.convert.writing import read_structure
+from gi_segmentation.errors import InputError, describe_fault
+from gi_segmentation.labels import MAX_LABELS
+from gi_segmentation.processes import count_cores, process_pool
+
+MM3_PER_ML = 1000
+
+
+def list_input(plan: Plan, options: ConvertOptions) -> str:
+    """Return lines about the scans, their structures, what would be taken, and what is left over.
+
+    The masks are read, because their volumes show what a name cannot: a margin, or the contour of a single slice.
+    """
+    volumes, problems = measure_scans(plan.scans, options.num_proc)
+    plan.problems |= problems
+    patients = {one.scan.patient for one in plan.scans}
+    lines = [f"{len(patients)} patients, {len(plan.scans)} scans with structures", "", *list_scans(plan), ""]
+    lines += [*list_structures(plan, volumes), ""]
+    lines += describe_plan(plan)
+    lines += [f"cannot be converted: {name}: {problem}" for name, problem in plan.problems.items()]
+    if len(plan.organs) > MAX_LABELS:
+        lines.append(
+            f"{len(plan.organs)} labels are too many for a model, which has at most {MAX_LABELS}; leave some out"
+        )
+    taken = {organ: names for organ, names in plan.sources.items() if names}
+    lines.append(
+        f'--organs "{format_organs(taken)}"' if taken else "no structure is a known organ; choose with --organs"
+    )
+    return "\n".join(lines)
+
+
+def measure_scans(scans: Sequence[PlannedScan], num_proc: int | None) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Measure all structures of scans, with a progress bar.
+
+    Returns:
+        Their volumes in millilitres by their names, and the problems of scans whose files cannot be read.
+    """
+    workers = max(min(num_proc or count_cores(), len(scans)), 1)
+    bar = partial(tqdm, total=len(scans), desc="Measuring", unit="scan")
+    if workers == 1:
+        results = list(bar(map(measure_scan, scans)))
+    else:
+        with process_pool(workers) as pool:
+            results = list(bar(pool.map(measure_scan, scans)))
+    volumes: dict[str, list[float]] = defaultdict(list)
+    problems = {}
+    for one, result in zip(scans, results, strict=True):
+        if isinstance(result, str):
+            problems[one.scan.name] = result
+            continue
+        for name, volume in result.items():
+            volumes[name].append(volume)
+    return volumes, problems
+
+
+def measure_scan(one: PlannedScan) -> dict[str, float] | str:
+    """Return the volume of each structure of a scan in millilitres, or why they cannot be read."""
+    voxel_ml = abs(float(np.linalg.det(one.scan.volume.affine[:3, :3]))) / MM3_PER_ML
+    try:
+        return {name: int(read_structure(own, name).sum()) * voxel_ml for own in one.sets for name in own.names}
+    except InputError as error:
+        return str(error)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return describe_fault(error)
+
+
+def list_scans(plan: Plan) -> list[str]:
+    """Return a table of the scans by patient."""
+    rows = [("patient", "scan", "slices", "drawn in")]
+    earlier = ""
+    for one in plan.scans:
+        patient = one.scan.patient
+        drawn = ", ".join(describe_set(own) for own in one.sets[:2]) + ", ..." * (len(one.sets) > 2)
+        rows.append((patient if patient != earlier else "", one.scan.name, one.scan.volume.describe(), drawn))
+        earlier = patient
+    return format_table(rows)
+
+
+def list_structures(plan: Plan, volumes: dict[str, list[float]]) -> list[str]:
+    """Return a table of the structures: in how many scans, their volumes, and the organ that each becomes."""
+    organs = {name: organ for organ, names in plan.sources.items() for name in names}
+    rows = [("structure", "scans", "ml (least - median - most)", "becomes")]
+    for name in sorted(volumes, key=lambda one: (one not in organs, -len(volumes[one]), sort_key(one))):
+        own = volumes[name]
+        size = f"{min(own):.1f} - {median(own):.1f} - {max(own):.1f}"
+        rows.append((name, str(len(own)), size, organs.get(name, "-")))
+    return format_table(rows)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of text as lines with columns of equal width.
+
+    Example:
+        >>> format_table([("a", "b"), ("long", "c")])
+        ['a    | b', 'long | c']
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

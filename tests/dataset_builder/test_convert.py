@@ -1,0 +1,316 @@
+"""`convert`: NIfTI files with label maps become a Kaggle folder, voxel by voxel and without names."""
+
+import json
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_builder.__main__ import main
+from dataset_builder.convert import writing
+from dataset_builder.verify import verify
+from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.formats.kaggle.label_file import read_label_file
+from gi_segmentation.formats.nifti import open_volume
+from gi_segmentation.formats.volumes import to_intensities
+from gi_segmentation.rle import decode
+from tests.support.volumes import ORIENTATIONS, rotation, store
+
+# Patients of the tests. None of these words may be in the output.
+SECRET = ("Meier", "Anna", "20240131", "Otto", "site7", "9.876")
+SHAPE = (12, 10, 6)
+
+
+def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A scan with noise and with three labels, one of them with a hole and an island: int16, `SHAPE`."""
+    voxels = rng.integers(0, 1200, SHAPE).astype(np.int16)
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[2:7, 2:8, 1:5], labels[4, 4, 2:4], labels[9, 8, 3] = 1, 0, 1
+    labels[7:10, 1:4, 2], labels[0:2, 8:10, 0:6] = 2, 3
+    return voxels, labels
+
+
+def write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, 1)
+    image.header["descrip"] = b"Meier Anna 9.876"
+    nibabel.save(image, path)
+    return path
+
+
+def axial(spacing: tuple[float, float, float] = (1.5, 1.25, 3.0)) -> np.ndarray:
+    return np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+
+
+def nnunet(folder: Path, cases: dict[str, tuple[np.ndarray, np.ndarray]], labels: object = None) -> Path:
+    """Write an nnU-Net dataset."""
+    for name, (voxels, label_map) in cases.items():
+        write(folder / "imagesTr" / f"{name}_0000.nii.gz", voxels, axial())
+        write(folder / "labelsTr" / f"{name}.nii.gz", label_map, axial())
+    names = {"background": 0, "stomach": 1, "duodenum": 2, "liver": 3} if labels is None else labels
+    (folder / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "T2"}}))
+    return folder
+
+
+def convert(folder: Path, output_dir: Path, *flags: str) -> int:
+    return main(["convert", "--input", str(folder), "--output_dir", str(output_dir), "--num_proc", "1", *flags])
+
+
+def read_scan(output_dir: Path, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Read the slices of a scan and the masks of its organs: shape `(slices, rows, columns)`."""
+    slices = [one for one in find_slices(output_dir / "train")[0] if one.scan == name]
+    pixels = np.stack([np.array(Image.open(one.path)) for one in slices])
+    rles: dict[str, list[str]] = {}
+    for line in (output_dir / "train.csv").read_text().splitlines()[1:]:
+        slice_id, organ, rle = line.split(",")
+        if slice_id.startswith(f"{name}_slice_"):
+            rles.setdefault(organ, []).append(rle)
+    height, width = pixels.shape[1:]
+    return pixels, {organ: np.stack([decode(rle, height, width) for rle in own]) for organ, own in rles.items()}
+
+
+def find_name(output_dir: Path, patient: str) -> str:
+    """Return the name of the first scan of a patient in the output."""
+    patients = json.loads(Path(f"{output_dir}.key.json").read_text())["patients"]
+    (case,) = [entry["case"] for name, entry in patients.items() if patient in name]
+    return f"case{case}_day0"
+
+
+@pytest.mark.parametrize("kind", ["axial", "sagittal", "reversed", "oblique", "one slice", "ct", "fractions"])
+def test_intensities_and_masks_come_over_voxel_by_voxel(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    voxels, labels = draw(rng)
+    affine = axial((0.9765625, 0.9765625, 6.0 if kind == "oblique" else 1.0))
+    if kind == "one slice":
+        voxels, labels = voxels[:, :, 2:3], labels[:, :, 2:3]
+    elif kind == "ct":
+        voxels = voxels - 1024
+    elif kind == "fractions":
+        voxels = voxels.astype(np.float32) / 1200
+    elif kind == "oblique":
+        affine[:3, :3] = rotation(rng, 25) @ affine[:3, :3]
+    orientation = {"sagittal": ORIENTATIONS[35], "reversed": ORIENTATIONS[7]}.get(kind, ORIENTATIONS[0])
+    image = write(tmp_path / "in" / "imagesTr" / "p_0000.nii.gz", *store(voxels, affine, *orientation))
+    # The label map is stored in another order of axes, on the same grid.
+    write(tmp_path / "in" / "labelsTr" / "p.nii.gz", *store(labels, affine, *ORIENTATIONS[20]))
+    assert convert(tmp_path / "in", tmp_path / "out", "--label_names", "1=stomach,2=duodenum,3=liver") == 0
+
+    volume = open_volume(image)
+    assert volume.read is not None
+    source, expected = volume.read(), volume.to_training(store(labels, affine, *orientation)[0])
+    pixels, masks = read_scan(tmp_path / "out", "case1_day0")
+    for value, organ in enumerate(("stomach", "duodenum", "liver"), start=1):
+        assert np.array_equal(masks[organ], expected == value)
+    label_file = read_label_file(tmp_path / "out")
+    assert label_file is not None and label_file.labels.names == ("stomach", "duodenum", "liver")
+    facts = label_file.scans["case1_day0"]
+    # What a model sees is the same but for its scale, which does not matter.
+    seen = volume.to_training(to_intensities(source))
+    assert np.allclose(pixels / pixels.max(), seen / seen.max(), atol=1 / 65535)
+    restored = pixels * facts.rescale_slope + facts.rescale_intercept
+    air = np.percentile(source, 1, method="lower") if kind == "ct" else -np.inf
+    assert np.allclose(restored, volume.to_training(np.maximum(source, air)), atol=facts.rescale_slope / 2 + 1e-6)
+    assert np.isclose(facts.slice_spacing_mm, volume.spacing_mm[0], atol=1e-5)
+    slices = find_slices(tmp_path / "out" / "train")[0]
+    assert np.allclose(slices[0].pixel_spacing, volume.spacing_mm[1:], atol=1e-5)
+    assert [one.number for one in slices] == list(range(1, volume.training_shape[0] + 1))
+
+
+def arrange_decathlon(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    write(folder / "imagesTr" / "liver_1.nii.gz", voxels, axial())
+    write(folder / "labelsTr" / "liver_1.nii.gz", labels.astype(np.float32), axial())
+    names = {"0": "background", "1": "stomach", "2": "duodenum", "3": "liver"}
+    (folder / "dataset.json").write_text(json.dumps({"labels": names, "modality": {"0": "MRI"}}))
+    return ()
+
+
+def arrange_totalsegmentator(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    write(folder / "s01" / "mri.nii.gz", voxels, axial())
+    for value, name in enumerate(("stomach", "duodenum", "liver"), start=1):
+        write(folder / "s01" / "segmentations" / f"{name}.nii.gz", (labels == value).astype(np.uint8), axial())
+    return ("--organs", "stomach=stomach;duodenum=duodenum;liver=liver")
+
+
+def arrange_pairs(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    write(folder / "P1" / "t2.nii.gz", voxels, axial())
+    write(folder / "P1" / "t2_seg.nii.gz", labels, axial())
+    (folder / "itksnap.label").write_text(
+        '# a description\n0 0 0 0 0 0 0 "Clear Label"\n1 255 0 0 1 1 1 "stomach"\n2 0 255 0 1 1 1 "duodenum"\n'
+        '3 0 0 255 1 1 1 "liver"\n'
+    )
+    return ("--images", "*/t2.nii.gz", "--labels", "*/t2_seg.nii.gz")
+
+
+def arrange_masks(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    write(folder / "P1" / "t2.nii.gz", voxels, axial())
+    for value, name in enumerate(("stomach", "duodenum", "liver"), start=1):
+        write(folder / "P1" / "drawn" / f"{name}.nii.gz", (labels == value).astype(np.uint8), axial())
+    return ("--images", "*/t2.nii.gz", "--labels", "*/drawn/*.nii.gz")
+
+
+def arrange_bids(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    write(folder / "sub-01" / "ses-02" / "anat" / "sub-01_ses-02_T2w.nii.gz", voxels, axial())
+    # Another scan of the session, on another grid.
+    write(folder / "sub-01" / "ses-02" / "anat" / "sub-01_ses-02_T1w.nii.gz", voxels, axial((1, 1, 3)))
+    derived = folder / "derivatives" / "manual"
+    anat = derived / "sub-01" / "ses-02" / "anat"
+    write(anat / "sub-01_ses-02_space-orig_dseg.nii.gz", np.where(labels == 3, 0, labels).astype(np.uint8), axial())
+    write(anat / "sub-01_ses-02_label-liver_mask.nii.gz", (labels == 3).astype(np.uint8), axial())
+    (derived / "dseg.tsv").write_text("index\tname\n1\tstomach\n2\tduodenum\n")
+    return ()
+
+
+@pytest.mark.parametrize(
+    "arrange", [arrange_decathlon, arrange_totalsegmentator, arrange_pairs, arrange_masks, arrange_bids]
+)
+def test_each_arrangement_gives_the_same_masks(arrange: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
+    voxels, labels = draw(np.random.default_rng(1))
+    assert convert(tmp_path / "in", tmp_path / "out", *arrange(tmp_path / "in", voxels, labels)) == 0
+    pixels, masks = read_scan(tmp_path / "out", "case1_day0")
+    volume = open_volume(next((tmp_path / "in").rglob("*.nii.gz")))
+    assert np.array_equal(pixels, volume.to_training(voxels))
+    assert set(masks) == {"stomach", "duodenum", "liver"}
+    for value, organ in enumerate(("stomach", "duodenum", "liver"), start=1):
+        assert np.array_equal(masks[organ], volume.to_training(labels == value)), organ
+
+
+def all_bytes(folder: Path) -> bytes:
+    """Return all names and contents below a folder, with the compressed parts of the PNGs unpacked."""
+    parts = [str(path.relative_to(folder)).encode() for path in sorted(folder.rglob("*"))]
+    for path in (one for one in sorted(folder.rglob("*")) if one.is_file()):
+        data = path.read_bytes()
+        parts.append(data)
+        if path.suffix == ".png":
+            start = data.index(b"IDAT")
+            chunks = re.findall(rb"(?s)(....)IDAT", data)
+            parts.append(zlib.decompress(data[start + 4 : start + 4 + int.from_bytes(chunks[0])]))
+    return b"\n".join(parts)
+
+
+def test_no_name_of_the_input_is_in_the_output(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    cases = {name: draw(rng) for name in ("Meier_Anna_20240131", "Otto_site7_20240131")}
+    folder = nnunet(tmp_path / "site7" / "Meier", cases)
+    assert convert(folder, tmp_path / "out") == 0
+    written = all_bytes(tmp_path / "out").lower()
+    assert b"stomach" in written and b"case2_day0_slice_0006" in written
+    assert not [word for word in SECRET if word.lower().encode() in written]
+    key = Path(f"{tmp_path / 'out'}.key.json")
+    assert "Meier_Anna" in key.read_text() and key.stat().st_mode & 0o777 == 0o600
+    assert verify(tmp_path / "out", 1).problems == []
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    cases = {f"p{number}": draw(rng) for number in range(3)}
+    folder, out = nnunet(tmp_path / "in", cases), tmp_path / "out"
+    written: list[str] = []
+    write_scan = writing.write_scan
+
+    def stop(task: writing.ScanTask, made_of: str, scan_folder: Path) -> object:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(task.name)
+        return write_scan(task, made_of, scan_folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_scan", stop)
+        with pytest.raises(SystemExit):
+            convert(folder, out)
+        assert not (out / "train.csv").exists() and not (out / "labels.json").exists()
+        key = Path(f"{out}.key.json").read_bytes()
+        written.clear()
+        assert convert(folder, out) == 0
+    # The two scans of the first run were kept, and so are all numbers.
+    assert len(written) == 1 and Path(f"{out}.key.json").read_bytes() == key
+    first = all_bytes(out)
+    assert convert(folder, out) == 0
+    assert all_bytes(out) == first
+    # A new patient gets a new number, and the others keep theirs.
+    nnunet(folder, {"p3": draw(rng)})
+    assert convert(folder, out) == 0
+    assert find_name(out, "p3") == "case4_day0" and all(find_name(out, f"p{one}") in str(first) for one in range(3))
+    # A label map that was corrected is converted again.
+    corrected = np.zeros(SHAPE, dtype=np.uint8)
+    corrected[3:5, 3:5, 3:5] = 2
+    write(folder / "labelsTr" / "p1.nii.gz", corrected, axial())
+    assert convert(folder, out) == 0
+    _, masks = read_scan(out, find_name(out, "p1"))
+    assert masks["duodenum"].sum() == 8 and masks["stomach"].sum() == 0
+
+
+def test_days_of_a_patient_are_counted_in_their_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for session in ("ses-10", "ses-9"):
+        voxels, labels = draw(rng)
+        anat = tmp_path / "in" / "sub-7" / session / "anat"
+        write(anat / f"sub-7_{session}_T2w.nii.gz", voxels + 1000 * (session == "ses-10"), axial())
+        write(anat / f"sub-7_{session}_label-liver_mask.nii.gz", (labels == 3).astype(np.uint8), axial())
+    assert convert(tmp_path / "in", tmp_path / "out") == 0
+    first, second = (read_scan(tmp_path / "out", f"case1_day{day}")[0] for day in (0, 1))
+    assert first.min() < 1000 <= second.min()
+
+
+def test_an_organ_that_is_not_drawn_is_unknown(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    for patient, names in (("s1", ("stomach", "colon")), ("s2", ("stomach", "spleen"))):
+        voxels, labels = draw(rng)
+        write(tmp_path / "in" / patient / "mri.nii.gz", voxels, axial())
+        for value, name in enumerate(names, start=1):
+            write(tmp_path / "in" / patient / "segmentations" / f"{name}.nii.gz", labels * (labels == value), axial())
+    assert convert(tmp_path / "in", tmp_path / "out") == 0
+    label_file = read_label_file(tmp_path / "out")
+    # A spelling that is known has the name that is usual here.
+    assert label_file is not None and set(label_file.labels.names) == {"stomach", "large_bowel", "spleen"}
+    assert label_file.scans[find_name(tmp_path / "out", "s1")].unknown == ("spleen",)
+    assert set(read_scan(tmp_path / "out", find_name(tmp_path / "out", "s2"))[1]) == {"stomach", "spleen"}
+    assert convert(tmp_path / "in", tmp_path / "out", "--missing", "empty") == 0
+    label_file = read_label_file(tmp_path / "out")
+    assert label_file is not None and not any(facts.unknown for facts in label_file.scans.values())
+    assert not read_scan(tmp_path / "out", find_name(tmp_path / "out", "s2"))[1]["large_bowel"].any()
+
+
+def test_the_list_gives_the_mapping_to_paste(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voxels, labels = draw(np.random.default_rng(6))
+    names = {"background": 0, "Colon": 1, "Tumour, left": 2, "bowel": [1, 2]}
+    folder = nnunet(tmp_path / "in", {"p1": (voxels, labels), "p2": (voxels, labels)}, names)
+    write(folder / "imagesTr" / "p3_0000.nii.gz", voxels, axial())
+    assert main(["convert", "--input", str(folder), "--list", "--num_proc", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "2 patients, 2 scans" in out and "imagesTr/p3_0000.nii.gz" in out
+    millilitres = (labels == 1).sum() * 1.5 * 1.25 * 3 / 1000
+    assert re.search(
+        rf"Colon +\| 2 +\| {millilitres:.1f} - {millilitres:.1f} - {millilitres:.1f} +\| large_bowel", out
+    )
+    organs = re.search(r'--organs "(.*)"', out.splitlines()[-1])
+    assert organs and organs[1] == "large_bowel=Colon;Tumour_ left=Tumour? left;bowel=bowel"
+    assert convert(folder, tmp_path / "out", "--organs", organs[1]) == 0
+    _, masks = read_scan(tmp_path / "out", "case1_day0")
+    assert np.array_equal(masks["bowel"], masks["large_bowel"] | masks["Tumour_ left"])
+    assert not (tmp_path / "in.key.json").exists()
+
+
+BAD_FLAGS = {
+    "liver": 'expected "stomach=',
+    ";": 'expected "stomach=',
+    "background=liver": "'background' is no organ",
+    "liver=liver;Liver=stomach": "differ in case only",
+    "liver=l*;organ=*r": "'liver' is liver and organ",
+    "heart=heart": "none of its patterns fits",
+    "both=*": "fits to stomach, duodenum, liver; write the name of both, or of all its parts",
+}
+
+
+@pytest.mark.parametrize("organs", BAD_FLAGS)
+def test_a_mapping_that_cannot_be_used_is_one_line(organs: str, tmp_path: Path) -> None:
+    folder = nnunet(tmp_path / "in", {"p1": draw(np.random.default_rng(7))})
+    with pytest.raises(SystemExit):
+        convert(folder, tmp_path / "out", "--organs", organs)
+    assert not (tmp_path / "out").exists() and not Path(f"{tmp_path / 'out'}.key.json").exists()
