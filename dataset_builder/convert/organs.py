@@ -154,8 +154,8 @@ def usable_name(name: str) -> str:
     return "" if usable.lower() == BACKGROUND else usable
 
 
-def order_organs(mapped: Iterable[Mapping[str, Sequence[str]]], patterns: Patterns | None) -> list[str]:
-    """Return the organs of all scans in the order of the labels.
+def order_organs(mapped: Iterable[Iterable[str]], patterns: Patterns | None) -> list[str]:
+    """Return the organs of all scans, each scan's as they come there, in the order of the labels.
 
     It is that of `--organs`. Without it, known organs come first, in our order. The others follow as they come.
     """
