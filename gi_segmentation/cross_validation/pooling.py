@@ -15,7 +15,7 @@ from gi_segmentation.publishing.model_card import FOLD_SCORES
 from gi_segmentation.publishing.results import describe_scores
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import hash_splits
-from gi_segmentation.scoring.intervals import Interval, find_intervals
+from gi_segmentation.scoring.intervals import Gains, compare_scans
 from gi_segmentation.scoring.scans import ScanScore, score_scans
 from gi_segmentation.scoring.tables import tabulate_scans
 from gi_segmentation.training.trainer import Evaluation
@@ -152,9 +152,7 @@ def find_worst_patients(runs: Sequence[FoldRun]) -> list[dict[str, object]]:
     return [{"patient": patient, "fold": fold, "dice": dice} for dice, fold, patient in scored[:NUM_WORST]]
 
 
-def compare_folds(
-    runs: Sequence[FoldRun], baseline: Sequence[FoldRun]
-) -> dict[str, tuple[float, float, Interval | None]]:
+def compare_folds(runs: Sequence[FoldRun], baseline: Sequence[FoldRun]) -> Gains:
     """Compare two cross-validations over the same patients.
 
     Args:
@@ -162,8 +160,7 @@ def compare_folds(
         baseline: Those of the other one.
 
     Returns:
-        For each score of `COMPARED`: the value of the baseline, the value here, and the 95 % interval of their
-        difference.
+        The scores of `COMPARED`, see `compare_scans`.
 
     Raises:
         InputError: If they were scored on other patients or by another preset.
@@ -175,8 +172,4 @@ def compare_folds(
     scans, others = pool_scans(runs)["eval"], pool_scans(baseline)["eval"]
     if {scan.name for scan in scans} != {scan.name for scan in others}:
         raise InputError("--baseline: it scored other scans; compare two cross-validations of one dataset")
-    rules = PRESETS[runs[0].facts.competition_preset]
-    after, before = score_scans(scans, rules), score_scans(others, rules)
-    # The same patients are drawn for both, so that what makes a patient hard does not widen the interval.
-    intervals = find_intervals(scans, rules, baseline=others)
-    return {name: (before[name], after[name], intervals[name]) for name in COMPARED}
+    return compare_scans(scans, others, PRESETS[runs[0].facts.competition_preset], COMPARED)

@@ -32,7 +32,7 @@ from gi_segmentation.publishing.options import PublicationOptions
 from gi_segmentation.publishing.results import WEIGHTS, format_run_scores, publish_results
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import ALL_FOLDS
-from gi_segmentation.scoring.tables import format_interval
+from gi_segmentation.scoring.tables import format_gains
 
 
 def load_held_back(runs: Sequence[FoldRun], data_args: DataArguments) -> list[Dataset]:
@@ -174,11 +174,7 @@ def format_pooled(output_dir: Path, pooled: RunResults) -> str:
 def format_compared_folds(runs: Sequence[FoldRun], baseline: Sequence[FoldRun]) -> str:
     """Return the comparison of two cross-validations, for the terminal."""
     lines = [f"compared with {baseline[0].folder.parent} over the same patients:"]
-    for name, (before, after, interval) in compare_folds(runs, baseline).items():
-        gain = f"{after - before:+.4f}{format_interval(interval, '+.4f')}"
-        lines.append(f"  {name}: {before:.4f} to {after:.4f}, gain {gain}")
-    lines.append("a gain whose interval contains 0 may be chance")
-    return "\n".join(lines)
+    return "\n".join(lines + format_gains(compare_folds(runs, baseline)))
 
 
 def publish_folds(

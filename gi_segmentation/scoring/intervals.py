@@ -8,9 +8,18 @@ import numpy as np
 from scipy import stats
 
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.scoring.scans import ScanScore, Totals, find_organs, scores_from_totals, total_patients
+from gi_segmentation.scoring.scans import (
+    ScanScore,
+    Totals,
+    find_organs,
+    score_scans,
+    scores_from_totals,
+    total_patients,
+)
 
 Interval: TypeAlias = tuple[float, float]
+# By score: its value before and after, and the interval of the difference.
+Gains: TypeAlias = dict[str, tuple[float, float, Interval | None]]
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -77,6 +86,29 @@ def find_intervals(
     # The scores of each patient alone. They show how many patients have a score at all: some never show an organ.
     alone = scores_from_totals(totals, organs, rules)
     return {name: expanded_percentiles(values, alone[name]) for name, values in scores.items()}
+
+
+def compare_scans(
+    scans: Sequence[ScanScore], baseline: Sequence[ScanScore], rules: CompetitionRules, names: Sequence[str]
+) -> Gains:
+    """Compare two predictions of the same scans.
+
+    Args:
+        scans: The scores of one prediction.
+        baseline: Those of the other one.
+        rules: How to read the competition's metric.
+        names: The scores to compare.
+
+    Returns:
+        For each score the value of the baseline, the value here, and the 95 % interval of their difference.
+
+    Raises:
+        ValueError: As `find_intervals`.
+    """
+    after, before = score_scans(scans, rules), score_scans(baseline, rules)
+    # The same patients are drawn for both, so that what makes a patient hard does not widen the interval.
+    intervals = find_intervals(scans, rules, baseline=baseline)
+    return {name: (before[name], after[name], intervals[name]) for name in names}
 
 
 def expanded_percentiles(values: np.ndarray, alone: np.ndarray) -> Interval | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gi_segmentation.scoring.intervals import Interval, find_intervals
+from gi_segmentation.scoring.intervals import Gains, Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, average_patients, count_known_scans, find_organs
 
 
@@ -99,6 +99,15 @@ def format_interval(interval: Sequence[float] | None, form: str) -> str:
         (' [0.810, 0.900]', '')
     """
     return "" if interval is None else f" [{', '.join(format(end, form) for end in interval)}]"
+
+
+def format_gains(gains: Gains) -> list[str]:
+    """Format the comparison of two predictions of the same scans, a line for each score."""
+    lines = [
+        f"  {name}: {before:.4f} to {after:.4f}, gain {after - before:+.4f}{format_interval(interval, '+.4f')}"
+        for name, (before, after, interval) in gains.items()
+    ]
+    return [*lines, "a gain whose interval contains 0 may be chance"]
 
 
 def format_clinical(described: dict[str, Any]) -> str:
