@@ -11,7 +11,7 @@ import numpy as np
 from gi_segmentation.errors import InputError, list_some
 from gi_segmentation.formats.volumes import Volume
 
-StructureKind: TypeAlias = Literal["rtstruct", "seg", "nifti"]
+StructureKind: TypeAlias = Literal["rtstruct", "seg", "nifti", "kaggle"]
 
 
 @dataclass(frozen=True, eq=False)

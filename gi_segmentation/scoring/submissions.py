@@ -18,15 +18,16 @@ from tqdm.auto import tqdm
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.annotations import Annotation, read_annotations, read_column_names, read_table
 from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.formats.kaggle.label_file import LabelFile, ScanFacts, read_label_file
 from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError
-from gi_segmentation.labels import GI_TRACT, LabelSet
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.schema import find_voxel_size_mm, scan_name
 from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.scans import ScanScore, compare_masks, find_organs, score_scans
+from gi_segmentation.scoring.scans import ScanScore, compare_masks, count_known_scans, score_scans
 from gi_segmentation.scoring.tables import format_interval
 
 # Python's `int` and `float` also accept "1_0", "-3", "nan" and digits of other scripts.
@@ -63,6 +64,7 @@ class ScanPair:
         slice_ids: Ids of the slices, sorted by number.
         target: True encodings of each slice, in the order of `organs`.
         preds: Predicted encodings of each slice, in the order of `organs`.
+        unknown: The organs that are not known in this scan. Their encodings are empty.
     """
 
     case: int
@@ -73,6 +75,7 @@ class ScanPair:
     slice_ids: list[str]
     target: list[list[str]]
     preds: list[list[str]]
+    unknown: tuple[str, ...] = ()
 
 
 def decode_volume(pair: ScanPair, slices: list[list[str]], path: Path) -> tuple[np.ndarray, list[str]]:
@@ -110,25 +113,36 @@ def measure_pair(pair: ScanPair, truth: Path, submission: Path, rules: Competiti
     if problems or more:
         return problems + more
     clinical = compare_organs(preds, target, pair.spacing_mm)
-    return compare_masks(pair.case, pair.name, pair.organs, preds, target, rules, clinical=clinical)
+    names = pair.case, pair.name, pair.organs
+    return compare_masks(*names, preds, target, rules, clinical=clinical, unknown=pair.unknown)
 
 
-def read_whole_table(path: Path, rle_column: str, labels: LabelSet) -> Annotations:
-    """Read the truth or a submission.
+def read_labels_of(folder: Path) -> LabelFile:
+    """Return what `labels.json` says of a folder in Kaggle's layout, or what holds for Kaggle's own data."""
+    return read_label_file(folder) or LabelFile(GI_TRACT, {})
+
+
+def find_facts(slice_id: str, label_file: LabelFile) -> ScanFacts:
+    """Return what is known of the scan of a slice."""
+    return label_file.scans.get(slice_id.rpartition("_slice_")[0], ScanFacts())
+
+
+def read_whole_table(path: Path, rle_column: str, label_file: LabelFile) -> Annotations:
+    """Read the truth or a submission. Organs that are not known in a scan need no rows there.
 
     Raises:
         InputError: If a row has a problem, a slice lacks an organ, or there are no rows. The message has the first
             problem and their number.
     """
-    annotations, problems = read_annotations(path, labels.names, rle_column)
+    annotations, problems = read_annotations(path, label_file.labels.names, rle_column)
     # A row with a problem is missing in its slice, so these come first.
     raise_first(problems)
     raise_first(
         [
             f"{path}: {slice_id} has no row for {organ}; add one, with an empty encoding if need be"
             for slice_id, organs in annotations.items()
-            for organ in labels.names
-            if organ not in organs
+            for organ in label_file.labels.names
+            if organ not in organs and organ not in find_facts(slice_id, label_file).unknown
         ]
     )
     return annotations
@@ -191,7 +205,7 @@ def read_grids(truth: Path, kaggle_dir: Path | None, clinical: bool) -> dict[str
 
 
 def pair_scans(
-    truth: Annotations, submission: Annotations, grids: dict[str, SliceGrid], labels: LabelSet
+    truth: Annotations, submission: Annotations, grids: dict[str, SliceGrid], label_file: LabelFile
 ) -> list[ScanPair]:
     """Pair the slices of truth and submission, scan by scan.
 
@@ -231,11 +245,17 @@ def pair_scans(
         # The competition's distance takes slices as neighbours even if slices between them are missing, as the graders
         # do. Distances in millimetres would be wrong there.
         numbers = [number for number, _ in members]
+        facts, organs = find_facts(ordered[0], label_file), label_file.labels.names
         spacing_mm = find_voxel_size_mm(numbers, grid.pixel_spacing) if grid.pixel_spacing else None
         if grid.pixel_spacing and spacing_mm is None:
             broken.append(name)
-        target, preds = ([[t[i][organ].rle for organ in labels.names] for i in ordered] for t in (truth, submission))
-        pairs.append(ScanPair(case, name, grid, spacing_mm, labels.names, ordered, target, preds))
+        elif spacing_mm is not None:
+            spacing_mm = (facts.slice_spacing_mm, *spacing_mm[1:])
+        target, preds = (
+            [[t[i][organ].rle if organ not in facts.unknown else "" for organ in organs] for i in ordered]
+            for t in (truth, submission)
+        )
+        pairs.append(ScanPair(case, name, grid, spacing_mm, organs, ordered, target, preds, facts.unknown))
     for names, what in (
         (uneven, "expected slices of one size and spacing, but got several; correct the sizes"),
         (
@@ -264,7 +284,8 @@ def measure_submission(
     """Measure each scan of a submission.
 
     Args:
-        truth: CSV with `id,class,segmentation`.
+        truth: CSV with `id,class,segmentation`. If `labels.json` lies in the folder with the images, its labels, its
+            distances between slices and its unknown organs hold; otherwise those of Kaggle's data.
         submission: CSV with `id,class,predicted` for the same slices.
         kaggle_dir: Folder with the images, for their sizes; None: the folder of `truth`.
         num_proc: Number of processes; None: one per core.
@@ -276,12 +297,12 @@ def measure_submission(
             their number.
     """
     # Both files are read whole before the first scan is measured, so a mistake shows in seconds and not in minutes.
-    labels = GI_TRACT
+    label_file = read_labels_of(kaggle_dir or truth.parent)
     annotations = (
-        read_whole_table(truth, "segmentation", labels),
-        read_whole_table(submission, "predicted", labels),
+        read_whole_table(truth, "segmentation", label_file),
+        read_whole_table(submission, "predicted", label_file),
     )
-    pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical), labels)
+    pairs = pair_scans(*annotations, read_grids(truth, kaggle_dir, clinical), label_file)
     # A scan goes to a process as encodings of some kilobytes. Its masks, tens of megabytes, are made and dropped
     # there.
     workers = max(1, min(num_proc or count_cores(), len(pairs)))
@@ -315,8 +336,10 @@ def format_submission(scans: list[ScanScore], rules: CompetitionRules, preset: s
     # With one patient there is no interval, and so no brackets to explain.
     if any(intervals.values()):
         lines.append(f"in brackets 95 % intervals over {len({scan.patient for scan in scans})} patients")
+    # An organ that is not known in each scan says in how many it is.
+    known = {f"dice_{organ}": number for organ, number in count_known_scans(scans).items()}
     # Scores of whole scans are in the table that `--output` writes.
-    dice = ["dice", *(f"dice_{organ}" for organ in find_organs(scans))]
-    for name in (*dice, "hausdorff_score", "competition_dice", "competition_score"):
-        lines.append(f"{scores[name]:8.4f}  {name}{format_interval(intervals[name], '.4f')}")
+    for name in ("dice", *known, "hausdorff_score", "competition_dice", "competition_score"):
+        fewer = f" (known in {known[name]} of {len(scans)} scans)" if known.get(name, len(scans)) < len(scans) else ""
+        lines.append(f"{scores[name]:8.4f}  {name}{format_interval(intervals[name], '.4f')}{fewer}")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.annotations import read_annotations, read_segmentation
 from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.formats.kaggle.images import decode_image, read_slice
+from gi_segmentation.formats.kaggle.label_file import LabelFile
 from gi_segmentation.formats.kaggle.names import SliceFile, parse_slice_path
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.rle import decode, fill_runs
@@ -256,8 +257,11 @@ def check_submission(case: tuple[bool, list[tuple[str, float, bytes, int]]]) -> 
     truth, submission = paths.values()
     try:
         with clear_errors():
-            tables = [read_whole_table(*one, GI_TRACT) for one in ((truth, "segmentation"), (submission, "predicted"))]
-            pairs = pair_scans(*tables, read_grids(truth, None, clinical=True), GI_TRACT)
+            label_file = LabelFile(GI_TRACT, {})
+            tables = [
+                read_whole_table(*one, label_file) for one in ((truth, "segmentation"), (submission, "predicted"))
+            ]
+            pairs = pair_scans(*tables, read_grids(truth, None, clinical=True), label_file)
             for pair in pairs:
                 measured = measure_pair(pair, truth, submission, DEFAULT_RULES)
                 raise_first(measured if isinstance(measured, list) else [])
