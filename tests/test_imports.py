@@ -42,7 +42,7 @@ ALLOWED = {
     "formats": {"ground"},
     "data": {"ground", "formats.kaggle"},
     "models": {"ground"},
-    "scoring": {"ground", "formats.kaggle", "data.dataset_scans"},
+    "scoring": {"ground", "formats", "data.dataset_scans"},
     "postprocessing": {"ground", "scoring.surface"},
     "review": {"ground", "formats", "data.intensity", "postprocessing"},
     "training": {"ground", "formats.algorithm", "data", "models", "scoring", "review"},

@@ -2,5 +2,5 @@
 
 It does not know which model predicted, and imports no PyTorch.
 
-Imports the ground, `formats.kaggle` and `data.dataset_scans`.
+Imports the ground, `formats` and `data.dataset_scans`.
 """

@@ -1,7 +1,7 @@
 """Scores as tables: one row per scan and organ for a CSV file, and the clinical scores of patients in Markdown."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,16 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def tabulate_submissions(scans: Mapping[str, Sequence[ScanScore]]) -> pd.DataFrame:
+    """List all scores of each scan, see `tabulate_scans`. Several submissions have a column with their name."""
+    tables = [tabulate_scans(one) for one in scans.values()]
+    if len(tables) == 1:
+        return tables[0]
+    for name, table in zip(scans, tables, strict=True):
+        table.insert(0, "submission", name)
+    return pd.concat(tables, ignore_index=True)
 
 
 def describe_clinical(scans: Sequence[ScanScore]) -> dict[str, Any]:
