@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 
 from dataset_builder.convert.found import describe_set, sort_key
 from dataset_builder.convert.options import ConvertOptions
-from dataset_builder.convert.organs import format_organs
 from dataset_builder.convert.plan import Plan, PlannedScan, describe_plan
 from dataset_builder.convert.writing import read_structure
 from gi_segmentation.errors import InputError, describe_fault
+from gi_segmentation.formats.organ_names import format_organs
 from gi_segmentation.labels import MAX_LABELS
 from gi_segmentation.processes import count_cores, process_pool
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from dataset_builder.convert.found import DrawnScan, FoundScans, choose_sets, describe_set
 from dataset_builder.convert.options import ConvertOptions
-from dataset_builder.convert.organs import Patterns, format_organs, map_structures, order_organs, parse_organs
 from gi_segmentation.errors import InputError, list_some
+from gi_segmentation.formats.organ_names import Patterns, format_organs, map_structures, order_organs, parse_organs
 from gi_segmentation.formats.structures import StructureSet
 from gi_segmentation.labels import MAX_LABELS, LabelSet
 
