@@ -106,11 +106,13 @@ def match_sides(sides: Sequence[Side], patterns: Patterns | None, missing: Missi
     notes = [f"{side.path}: {note}" for side in sides for note in side.notes]
     partners = [match_scans(truth, one, notes) for one in submissions]
     names = choose_names(truth, submissions, partners, missing, notes)
+    # Names of organs that differ in case only are one.
+    spellings: dict[str, str] = {}
     drawn = {
         name: (
-            map_organs(truth.scans[name], truth, patterns, False),
+            map_organs(truth.scans[name], patterns, spellings, False),
             *(
-                map_organs(one.scans[own[name]] if name in own else None, one, patterns, True)
+                map_organs(one.scans[own[name]] if name in own else None, patterns, spellings, True)
                 for one, own in zip(submissions, partners, strict=True)
             ),
         )
@@ -221,8 +223,16 @@ def describe_some(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}{'s' * (len(names) > 1)} ({list_some(names)})"
 
 
-def map_organs(structures: StructureSet | None, side: Side, patterns: Patterns | None, is_prediction: bool) -> Drawn:
+def map_organs(
+    structures: StructureSet | None, patterns: Patterns | None, spellings: dict[str, str], is_prediction: bool
+) -> Drawn:
     """Find the structures of each organ that a side has drawn on a scan.
+
+    Args:
+        structures: What it has drawn; None: nothing.
+        patterns: As in `match_sides`.
+        spellings: The organs so far, by their names in lower case. New ones are added.
+        is_prediction: Whether it is a submission, and not the truth.
 
     Raises:
         InputError: If it is not clear which they are.
@@ -233,7 +243,8 @@ def map_organs(structures: StructureSet | None, side: Side, patterns: Patterns |
     names = [*structures.names, *(structures.empty if is_prediction else ())]
     try:
         # As a segmentation, because each structure may be an organ of the other side.
-        return Drawn(structures, map_structures(names, "seg", patterns))
+        mapped = map_structures(names, "seg", patterns)
+        return Drawn(structures, {spellings.setdefault(organ.lower(), organ): own for organ, own in mapped.items()})
     except InputError as error:
         raise InputError(f"{structures.paths[0]}: {error}") from error
 
