@@ -1,4 +1,4 @@
-"""Fine-tune a semantic segmentation model on `gi_tract`, score it, write its model card and publish it.
+"""Fine-tune a semantic segmentation model on a dataset, score it, write its model card and publish it.
 
 accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ...]
 """
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
+    from gi_segmentation.labels import find_labels
     from gi_segmentation.models.loading import load_model
     from gi_segmentation.publishing.facts import describe_run, prepare_output_dir
     from gi_segmentation.publishing.hub import prepare_repository
@@ -55,8 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     with run_args.main_process_first(desc="preparing slices"):
         slices = load_slices(data_args)
     samples = select_samples(slices, data_args, run_args.seed)
-    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
-    facts = describe_run(model, slices, samples, model_args, data_args, run_args)
+    labels = find_labels(slices["train"].features)
+    model, processor, kept_labels = load_model(model_args, labels, data_args.image_size, data_args.slice_context)
+    facts = describe_run(model, slices, samples, model_args, data_args, run_args, kept_labels)
     train_dataset, eval_dataset = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
     # Before the training, this stops a run that would continue from the checkpoints of another model or split, and a
     # second run into the same folder.

@@ -19,6 +19,7 @@ from dataset_builder.gi_tract import GiTractConfig
 from dataset_builder.phantom import write_phantom
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices, transform_splits
+from gi_segmentation.labels import find_labels
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.schema import scan_name, slice_name
 from gi_segmentation.training.trainer import build_trainer
@@ -74,7 +75,7 @@ def evaluate_scans(dataset_dir: Path, output_dir: Path, num_scans: int) -> Memor
     # although the system can take them back at any time.
     copies = [copy_slices(slices["validation"], case) for case in range(1, num_scans + 1)]
     samples = DatasetDict(train=slices["train"], validation=concatenate_datasets(copies))
-    model, processor = load_model(model_args, data_args.image_size)
+    model, processor, _ = load_model(model_args, find_labels(slices["train"].features), data_args.image_size)
     splits = transform_splits(samples, samples, processor, model_args, data_args, run_args.seed)
     trainer = build_trainer(model, processor, *splits, data_args, run_args)
     memory = MemoryCallback()

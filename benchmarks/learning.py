@@ -66,7 +66,9 @@ class Trained(NamedTuple):
 class OriginalTrainer(SegmentationTrainer):
     """A trainer with the original project's loss: soft Dice of all four labels, plus cross-entropy."""
 
-    def batch_loss(self, outputs: Any, labels: torch.Tensor, training: bool) -> torch.Tensor:
+    def batch_loss(
+        self, outputs: Any, labels: torch.Tensor, training: bool, known: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute the loss of a batch at input resolution. It has no part for an auxiliary head."""
         (logits,) = resize_logits([outputs.logits], *labels.shape[-2:])
         probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)

@@ -40,6 +40,7 @@ from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member, load_members, processor_has
 from gi_segmentation.inference.output_folder import write_submission
 from gi_segmentation.inference.prediction import predict_files
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer
 from tests.support.architectures import ARCHITECTURES, recipe_flags
@@ -157,7 +158,7 @@ def make_ours(setting: Setting, scratch: Path) -> SegmentationTrainer:
 def make_usual(setting: Setting, scratch: Path) -> Trainer:
     """Return the peer's trainer for the same slices and the same architecture, as it is in `transformers`."""
     model_args, _, _ = parse_arguments(flag_words(recipe_flags(setting.recipe)))
-    model, _ = load_model(model_args, setting.image_size)
+    model = load_model(model_args, GI_TRACT, setting.image_size).model
     slices = repeat_training_slices(find_dataset(str(setting.dataset_dir), None), setting)
     trainer = make_peer(model, slices, setting.image_size, scratch, **setting.trainer_flags(), **QUIET)
     trainer.remove_callback(PrinterCallback)

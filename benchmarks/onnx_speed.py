@@ -16,6 +16,8 @@ import onnxruntime
 import torch
 from transformers import PreTrainedModel, TimmBackboneConfig
 
+from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.models.configuration import Task
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.models.random import build_model, random_config
 from gi_segmentation.publishing.onnx_model import compare_onnx, write_onnx
@@ -36,7 +38,7 @@ def make_model(recipe: str, image_size: int) -> PreTrainedModel:
     changes: dict[str, Any] = {"use_auxiliary_head": False} if family != "segformer" else {}
     config = random_config(family, {**overrides, **changes, **sized(overrides, image_size)}, image_size)
     torch.manual_seed(0)
-    return build_model(config, "multiclass", 0).eval()
+    return build_model(config, Task(GI_TRACT, "multiclass"), 0).eval()
 
 
 def sized(overrides: dict[str, Any], image_size: int) -> dict[str, int]:

@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
 from gi_segmentation.data.slices import transform_splits
+from gi_segmentation.labels import find_labels
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer
 
@@ -75,7 +76,8 @@ def make_trainer(
         run_args: How to train.
     """
     set_seed(run_args.seed)
-    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
+    labels = find_labels(slices["train"].features)
+    model, processor, _ = load_model(model_args, labels, data_args.image_size, data_args.slice_context)
     splits = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
     return build_trainer(model, processor, *splits, data_args, run_args)
 

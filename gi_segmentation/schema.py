@@ -82,13 +82,14 @@ def slice_name(scan: str, number: int) -> str:
 
 
 def find_voxel_size_mm(
-    numbers: Collection[int], pixel_spacing: tuple[float, float]
+    numbers: Collection[int], pixel_spacing: tuple[float, float], slice_spacing: float = SLICE_THICKNESS_MM
 ) -> tuple[float, float, float] | None:
     """Find the size of the voxels of a scan.
 
     Args:
         numbers: Numbers of its slices.
         pixel_spacing: Height and width of a pixel in millimetres.
+        slice_spacing: Distance between slices in millimetres.
 
     Returns:
         Voxel size (z, y, x) in millimetres; None if slices are missing between the first and the last.
@@ -100,7 +101,7 @@ def find_voxel_size_mm(
     # Across a gap, two slices that follow each other are more than one thickness apart. No single voxel size is right
     # then, and distances along z would be too small.
     gap = max(numbers) - min(numbers) >= len(numbers)
-    return None if gap else (SLICE_THICKNESS_MM, *pixel_spacing)
+    return None if gap else (slice_spacing, *pixel_spacing)
 
 
 def hash_splits(scans_by_split: Mapping[str, Iterable[str]]) -> str:

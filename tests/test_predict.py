@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, SegformerI
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode, encode
@@ -35,8 +36,8 @@ from tests.support.scoring import score_submission
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SegFormer with random weights that predicts all four labels, in patches."""
     torch.manual_seed(0)
-    model, processor = load_model(
-        ModelArguments(model_type="segformer", config_overrides=json.dumps(FAMILIES["segformer"])), SIZE
+    model, processor, _ = load_model(
+        ModelArguments(model_type="segformer", config_overrides=json.dumps(FAMILIES["segformer"])), GI_TRACT, SIZE
     )
     with torch.no_grad():
         torch.nn.init.normal_(model.decode_head.classifier.weight, std=3)

@@ -18,20 +18,27 @@ from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from gi_segmentation import rle
 from gi_segmentation.data import intensity, preprocessing
-from gi_segmentation.data.preprocessing import find_channels, prepare_image, prepare_organs, stack_channels
+from gi_segmentation.data.dataset_scans import find_known_organs, list_slice_spacings
+from gi_segmentation.data.preprocessing import (
+    bits_shape,
+    find_channels,
+    prepare_image,
+    prepare_organs,
+    stack_channels,
+)
 from gi_segmentation.data.streaming import StreamedRows, is_index
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle import images
 from gi_segmentation.formats.kaggle.images import decode_image
+from gi_segmentation.labels import find_labels
 from gi_segmentation.processes import count_cores
 from gi_segmentation.rle import RleError
 
 # The columns of the dataset from which a slice is prepared.
 SOURCE_COLUMNS = ["id", "image", "segmentation", "height", "width"]
-# The columns of the cache: prepared pixels with two bytes each, and organ bits with one byte per pixel. `large_binary`
-# holds more than 2 GB in one buffer.
+# The columns of the cache: prepared pixels with two bytes each, and organ bits with one byte per pixel for each eight
+# organs. `large_binary` holds more than 2 GB in one buffer.
 CACHE_FEATURES = Features({"pixels": Value("large_binary"), "organs": Value("large_binary")})
-BYTES_PER_PIXEL = 3
 # With fewer slices than this, a process takes longer to start than to work.
 SLICES_PER_PROCESS = 500
 
@@ -56,26 +63,30 @@ def read_image(row: dict[str, Any]) -> np.ndarray:
 
 
 def prepare_annotations(row: dict[str, Any], image_size: int) -> np.ndarray:
-    """Check and prepare the annotations of a row of `select_sources`: organ bits, uint8, `(image_size, image_size)`.
+    """Check and prepare the annotations of a row of `select_sources`: organ bits, see `preprocessing.bits_shape`.
 
     Raises:
-        InputError: If an annotation is missing, or is not a mask of the slice.
+        InputError: If there is no annotation, or one is not a mask of the slice.
     """
     try:
-        if row["segmentation"] is None or None in row["segmentation"].values():
-            raise RleError("an organ has no segmentation, not even an empty one")
+        # A single organ may be unknown.
+        if row["segmentation"] is None or set(row["segmentation"].values()) == {None}:
+            raise RleError("no organ has a segmentation, not even an empty one")
         return prepare_organs(row, image_size)
     except RleError as error:
         raise InputError(f"{row['id']}: {error}; build the dataset again") from error
 
 
-def prepare_rows(rows: dict[str, list[Any]], image_size: int, code: str) -> dict[str, list[bytes]]:
+def prepare_rows(
+    rows: dict[str, list[Any]], image_size: int, organs: Sequence[str], code: str
+) -> dict[str, list[bytes]]:
     """Prepare rows for the cache. `datasets` passes and expects a list of values for each column.
 
     Args:
         rows: The columns `SOURCE_COLUMNS`.
         image_size: Height and width of the prepared slices.
-        code: Not used. It is a part of the fingerprint under which `datasets` keeps the result.
+        organs: Not used. Like `code`, they are a part of the fingerprint under which `datasets` keeps the result.
+        code: The source code of the rules.
 
     Raises:
         InputError: As `read_image` and `prepare_annotations`.
@@ -100,7 +111,7 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
     # `datasets` finds an earlier result by a fingerprint of the rows, the function's name and these arguments. It does
     # not look into functions of an installed package, so a changed rule would not be noticed without the source code.
     code = "".join(inspect.getsource(module) for module in (intensity, preprocessing, rle, images))
-    source = cast(Dataset, select_sources(dataset))
+    source, organs = cast(Dataset, select_sources(dataset)), find_labels(dataset.features).names
     num_proc = min(count_cores(), len(source) // SLICES_PER_PROCESS)
     try:
         prepared = source.map(
@@ -110,22 +121,23 @@ def cache_slices(dataset: Dataset, image_size: int) -> Dataset:
             writer_batch_size=32,
             remove_columns=SOURCE_COLUMNS,
             features=CACHE_FEATURES,
-            fn_kwargs={"image_size": image_size, "code": code},
+            fn_kwargs={"image_size": image_size, "organs": organs, "code": code},
             num_proc=num_proc if num_proc > 1 else None,
             desc=f"Preparing slices of {image_size} x {image_size} pixels",
         )
     except OSError as error:
         # `datasets` has removed the file that it could not finish.
+        num_bytes = 2 * image_size**2 + math.prod(bits_shape(len(organs), image_size))
         raise InputError(
             f"--cache_slices: {len(dataset)} slices of {image_size} x {image_size} pixels need "
-            f"{BYTES_PER_PIXEL * image_size**2 * len(dataset) / 1e9:.1f} GB in the cache of datasets, but: {error}; "
+            f"{num_bytes * len(dataset) / 1e9:.1f} GB in the cache of datasets, but: {error}; "
             f"free some space, name another folder by HF_DATASETS_CACHE, or add --no_cache_slices"
         ) from error
     # The new columns stand beside the old ones. Nothing is copied.
     return concatenate_datasets([dataset, prepared], axis=1)
 
 
-def view_values(column: pa.ChunkedArray, dtype: type[np.generic], shape: tuple[int, int]) -> Iterator[np.ndarray]:
+def view_values(column: pa.ChunkedArray, dtype: type[np.generic], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Yield the values of a column of `CACHE_FEATURES` as arrays that share the memory of the cache.
 
     Args:
@@ -147,7 +159,12 @@ class PreparedSlices:
     Args:
         dataset: A whole split. With `--max_train_samples` it has more slices than the training uses.
         image_size: Height and width of the model's input.
-        slice_context: Distance to the neighbours, in slices; 0: a slice is shown alone.
+        slice_context: Distance to the neighbours, see `find_channels`; 0: a slice is shown alone.
+
+    Attributes:
+        labels: The labels of the dataset.
+        known: From `find_known_organs`.
+        rows: Row of each slice, by its scan and its number.
 
     Raises:
         InputError: If neighbours are wanted and no slice has one.
@@ -156,24 +173,30 @@ class PreparedSlices:
     def __init__(self, dataset: Dataset, image_size: int, slice_context: int = 0) -> None:
         self.image_size = image_size
         self.slice_context = slice_context
+        self.labels = find_labels(dataset.features)
+        self.bits_shape = bits_shape(len(self.labels), image_size)
+        self.known = find_known_organs(dataset)
         # With the format `arrow`, a row of the cache is not copied. A cache of another size is not used.
         self.cache: Dataset | None = None
         if len(dataset) and set(CACHE_FEATURES) <= set(dataset.column_names):
             cache = dataset.select_columns(list(CACHE_FEATURES)).with_format("arrow")
-            if len(cache[0]["organs"][0].as_buffer()) == image_size**2:
+            if len(cache[0]["organs"][0].as_buffer()) == math.prod(self.bits_shape):
                 self.cache = cache
         plain = dataset.with_format(None)
         self.images = select_sources(dataset)
         self.rows: dict[str, dict[int, int]] = defaultdict(dict)
-        for row, (scan, number) in enumerate(zip(plain["scan"], plain["slice"], strict=True)):
-            self.rows[scan][number] = row
+        # Distance between the slices of each scan.
+        self.spacing_mm: dict[str, float] = {}
+        spacings = list_slice_spacings(dataset).tolist()
+        for row, (scan, number, spacing) in enumerate(zip(plain["scan"], plain["slice"], spacings, strict=True)):
+            self.rows[scan][number], self.spacing_mm[scan] = row, spacing
         # If every slice were its own neighbour, the model would see three equal channels without any sign of it.
         if (
             slice_context
             and len(dataset)
             and all(
-                len(set(find_channels(numbers, number, slice_context))) == 1
-                for numbers in self.rows.values()
+                len(set(self.find_shown(scan, number))) == 1
+                for scan, numbers in self.rows.items()
                 for number in numbers
             )
         ):
@@ -183,6 +206,11 @@ class PreparedSlices:
                 f"whole scans"
             )
 
+    def find_shown(self, scan: str, number: int) -> list[int]:
+        """Return the rows of the slices that the channels show for a slice."""
+        # As many millimetres away as in a prediction, which uses the same function.
+        return find_channels(self.rows[scan], number, self.slice_context, self.spacing_mm[scan])
+
     def read(self, slices: Sequence[tuple[str, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield what a model is shown for some slices.
 
@@ -191,17 +219,16 @@ class PreparedSlices:
 
         Yields:
             For each slice: prepared pixels, uint16, shape `(S, S, 1 or 3)`; and the organ bits of the slice itself,
-            uint8, shape `(S, S)`. Neither may be changed.
+            see `preprocessing.bits_shape`. Neither may be changed.
         """
-        rows = [find_channels(self.rows[scan], number, self.slice_context) for scan, number in slices]
+        rows = [self.find_shown(scan, number) for scan, number in slices]
         if self.cache is None:
             yield from map(self.prepare, rows)
             return
         # One access for all slices of a batch. The rows of the answer have the order of the question.
         table = self.cache[[row for shown in rows for row in shown]]
-        shape = self.image_size, self.image_size
-        pixels = view_values(table.column("pixels"), np.uint16, shape)
-        organs = view_values(table.column("organs"), np.uint8, shape)
+        pixels = view_values(table.column("pixels"), np.uint16, (self.image_size, self.image_size))
+        organs = view_values(table.column("organs"), np.uint8, self.bits_shape)
         for shown in rows:
             images, bits = (list(islice(values, len(shown))) for values in (pixels, organs))
             # The slice itself is in the middle of those that are shown.

@@ -99,35 +99,53 @@ def prepare_image(raw: np.ndarray, image_size: int) -> np.ndarray:
 def pack_organs(masks: np.ndarray) -> np.ndarray:
     """Pack the masks of a slice into one number per pixel. Organ k is bit k.
 
+    A byte holds eight organs. With more organs, a pixel has up to four bytes, like the channels of a picture. So
+    OpenCV can turn and stretch the bits of any number of organs.
+
     Args:
         masks: bool, shape `(organs, height, width)`.
 
     Returns:
-        Organ bits, uint8, shape `(height, width)`.
+        Organ bits, uint8, shape `(height, width)`; with more than 8 organs `(height, width, bytes)`.
 
     Example:
         >>> pack_organs(np.array([[[True, False]], [[False, False]], [[True, True]]]))
         array([[5, 4]], dtype=uint8)
+        >>> pack_organs(np.ones((9, 1, 1), dtype=bool))
+        array([[[255,   1]]], dtype=uint8)
     """
-    return np.packbits(masks, axis=0, bitorder="little")[0]
+    bits = np.packbits(masks, axis=0, bitorder="little")
+    return bits[0] if len(bits) == 1 else cv2.merge(list(bits))
+
+
+def bits_shape(organs: int, image_size: int) -> tuple[int, ...]:
+    """Return the shape of the organ bits of a square slice, see `pack_organs`.
+
+    Example:
+        >>> bits_shape(8, 288), bits_shape(9, 288)
+        ((288, 288), (288, 288, 2))
+    """
+    square, num_bytes = (image_size, image_size), -(-organs // 8)
+    return square if num_bytes == 1 else (*square, num_bytes)
 
 
 def resize_organs(bits: np.ndarray, image_size: int) -> np.ndarray:
     """Resize organ bits to a square. Each pixel takes the bits of the nearest pixel.
 
     Args:
-        bits: uint8, shape `(height, width)`.
+        bits: uint8, shape `(height, width)` or `(height, width, bytes)`.
         image_size: Height and width of the result.
 
     Returns:
-        uint8, shape `(image_size, image_size)`.
+        uint8, shape `(image_size, image_size)` or `(image_size, image_size, bytes)`.
     """
     # `nearest-exact` compares the centres of pixels, as `resize_image` does. PyTorch's older mode `nearest` compares
     # their corners, and would shift the labels against the image by up to half a pixel.
-    tensor = torch.from_numpy(bits)[None, None]
-    return F.interpolate(tensor, size=(image_size, image_size), mode="nearest-exact")[0, 0].numpy()
+    planes = torch.from_numpy(np.atleast_3d(bits)).permute(2, 0, 1)[None]
+    resized = F.interpolate(planes, size=(image_size, image_size), mode="nearest-exact")[0].numpy()
+    return resized[0] if bits.ndim == 2 else cv2.merge(list(resized))
 
 
 def prepare_organs(row: dict[str, Any], image_size: int) -> np.ndarray:
-    """Decode the annotations of a row, and resize them: organ bits, uint8, shape `(image_size, image_size)`."""
+    """Decode the annotations of a row, and resize them: organ bits as in `resize_organs`."""
     return resize_organs(pack_organs(organ_masks(row["segmentation"], row["height"], row["width"])), image_size)

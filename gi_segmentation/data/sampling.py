@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.labels import find_labels
 
 # Row groups whose slices are mixed with each other. With more of them, a batch has slices of more scans, and a process
 # needs more memory: a row group has about 4 MB.
@@ -15,10 +15,11 @@ WINDOW_GROUPS = 16
 
 
 class BalancedSampler(Sampler[int]):
-    """Draws as many slices per epoch as there are, from four groups equally often.
+    """Draws as many slices per epoch as there are, from groups equally often.
 
-    The groups are: slices without any organ, and slices with each of the three organs. A slice with two organs is in
-    two groups. Slices are drawn with replacement, so some come twice in an epoch and others not at all.
+    The groups are: slices without any organ, and slices with each of the organs. With three organs these are four
+    groups. A slice with two organs is in two of them. An unknown organ counts as absent. Slices are drawn with
+    replacement, so some come twice in an epoch and others not at all.
 
     Args:
         organs: Which organs each slice shows: bool, shape `(slices, organs)`.
@@ -95,5 +96,7 @@ class StreamingSampler(Sampler[int]):
 
 def shown_organs(dataset: Dataset) -> np.ndarray:
     """Return which organs each slice shows: bool, shape `(slices, organs)`."""
-    # The encodings are enough: an organ that is not shown has an empty text. No image is decoded.
-    return np.array([[bool(masks[organ]) for organ in ORGANS] for masks in dataset.with_format(None)["segmentation"]])
+    # The encodings are enough: an organ that is not shown has an empty text, and an unknown one has none. No image is
+    # decoded.
+    organs = find_labels(dataset.features).names
+    return np.array([[bool(masks[organ]) for organ in organs] for masks in dataset.with_format(None)["segmentation"]])

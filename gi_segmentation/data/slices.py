@@ -1,4 +1,4 @@
-"""The dataset `gi_tract`: load it, check its splits and scans, and choose the slices to train on and to score."""
+"""A dataset: load it, check its splits and scans, and choose the slices to train on and to score."""
 
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from gi_segmentation.data.prepared import PreparedSlices, cache_slices
 from gi_segmentation.data.streaming import PICTURE_COLUMNS, load_index
 from gi_segmentation.data.transforms import SliceTransform, attach_transform
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import ALL_FOLDS, LabelMode, dataset_features, scan_name, slice_name
+from gi_segmentation.labels import LabelMode, find_labels
+from gi_segmentation.schema import ALL_FOLDS, dataset_features, scan_name, slice_name
 from gi_segmentation.shortages import describe_full_cache
 
 SPLITS = ("train", "validation")
@@ -109,6 +110,23 @@ def check_slice_names(dataset: Dataset, name: str) -> None:
             )
 
 
+def check_labels(slices: DatasetDict, name: str) -> None:
+    """Check that a dataset has labels, the same in both splits.
+
+    Raises:
+        InputError: If not. The message begins with the name of the dataset.
+    """
+    try:
+        train, validation = (find_labels(slices[split].features) for split in SPLITS)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    if train != validation:
+        raise InputError(
+            f"{name}: expected the same labels in both splits, but train has {', '.join(train.names)} and validation "
+            f"has {', '.join(validation.names)}; build the dataset again"
+        )
+
+
 def load_slices(data_args: DataArguments) -> DatasetDict:
     """Load and check the splits `train` and `validation`.
 
@@ -138,6 +156,7 @@ def load_slices(data_args: DataArguments) -> DatasetDict:
             f"{data_args.dataset_name}: lacks the columns {', '.join(sorted(columns))}, because it was built by an "
             f"older version; build it again: `{BUILD_COMMAND}`"
         )
+    check_labels(loaded, data_args.dataset_name)
     for split in SPLITS:
         check_slice_names(loaded[split], data_args.dataset_name)
     if data_args.cache_slices and not data_args.streaming:

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Value, load_dataset_builder
 from fsspec.core import url_to_fs
 
-from gi_segmentation.schema import dataset_features
+from gi_segmentation.errors import InputError
+from gi_segmentation.labels import LabelSet
+from gi_segmentation.schema import OWN_COLUMNS, dataset_features
 
 # The columns with pictures. They are not in the index.
 PICTURE_COLUMNS = ("image", "annotation")
@@ -46,10 +48,27 @@ def load_index(path: str, revision: str | None) -> DatasetDict:
         table = pa.concat_tables([index_file(name, names.index(name)) for name in paths])
         # After reading, Arrow keeps memory that it no longer needs.
         pa.default_memory_pool().release_unused()
-        features = {**dataset_features(), **places}
+        features = {**find_features(table), **places}
         info = DatasetInfo(features=Features({name: features[name] for name in table.column_names}))
         splits[split] = Dataset(table.cast(info.features.arrow_schema), info=info)
     return DatasetDict(splits)
+
+
+def find_features(table: pa.Table) -> Features:
+    """Return the columns that a table of a dataset of ours may have, with its labels.
+
+    Raises:
+        ValueError: If it has no column `segmentation` with an encoding of each organ, or a label cannot be used.
+    """
+    place = table.schema.get_field_index("segmentation")
+    kind = table.schema.field(place).type if place >= 0 else pa.null()
+    if not pa.types.is_struct(kind):
+        raise ValueError("expected a column `segmentation` with an encoding of each organ")
+    try:
+        labels = LabelSet(tuple(kind.field(i).name for i in range(kind.num_fields)))
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return dataset_features(labels, own=set(OWN_COLUMNS) <= set(table.column_names))
 
 
 def open_file(name: str) -> Any:
@@ -76,7 +95,7 @@ def index_file(name: str, number: int) -> pa.Table:
             raise ValueError(f"{name}: expected a column `image`, but there is none")
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         # A column that the file lacks is left out.
-        table = file.read(columns=[column for column in dataset_features() if column not in PICTURE_COLUMNS])
+        table = file.read(columns=[column for column in dataset_features(own=True) if column not in PICTURE_COLUMNS])
     places = {
         "file": np.full(len(table), number),
         "row_group": np.repeat(np.arange(len(sizes)), sizes),

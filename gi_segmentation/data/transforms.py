@@ -9,7 +9,7 @@ import torch
 from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.data.intensity import MAX_PIXEL, to_intensity, to_pixels
-from gi_segmentation.schema import ORGANS, LabelMode
+from gi_segmentation.labels import LabelMode
 
 if TYPE_CHECKING:
     # Prediction imports this module, and `datasets` takes a second to import. Only type checkers need it here.
@@ -22,9 +22,9 @@ Augment: TypeAlias = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, n
 # The columns of the dataset that a transform takes; scoring needs more of them.
 SLICE_COLUMNS = ["id", "scan", "slice"]
 SCORING_COLUMNS = [*SLICE_COLUMNS, "case", "day", "height", "width"]
-# The label id of a pixel by its organ bits: the number of the highest bit. Where organs overlap, the highest id wins,
-# which is the rule of the column `annotation` too.
-LABEL_IDS = [bits.bit_length() for bits in range(2 ** len(ORGANS))]
+# The label id of a pixel by its organ bits, if they are one byte: the number of the highest bit. Where organs overlap,
+# the highest id wins, which is the rule of the column `annotation` too.
+LABEL_IDS = [bits.bit_length() for bits in range(256)]
 
 
 def normalize(images: torch.Tensor, processor: SegformerImageProcessorPil) -> torch.Tensor:
@@ -44,12 +44,13 @@ def normalize(images: torch.Tensor, processor: SegformerImageProcessorPil) -> to
     return (intensity - mean).div_(std)
 
 
-def unpack_labels(bits: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:
+def unpack_labels(bits: torch.Tensor, label_mode: LabelMode, organs: int) -> torch.Tensor:
     """Turn organ bits into the labels of the loss.
 
     Args:
-        bits: uint8, shape `(B, S, S)`.
+        bits: uint8, shape `(B, S, S)` or `(B, S, S, bytes)`, see `preprocessing.pack_organs`.
         label_mode: What the model's channels mean.
+        organs: Number of organs.
 
     Returns:
         With `multiclass`: label ids, int64, shape `(B, S, S)`. With `multilabel`: masks, float32, shape
@@ -57,20 +58,30 @@ def unpack_labels(bits: torch.Tensor, label_mode: LabelMode) -> torch.Tensor:
 
     Example:
         >>> bits = torch.tensor([[[0, 1, 5]]], dtype=torch.uint8)
-        >>> unpack_labels(bits, "multiclass").tolist(), unpack_labels(bits, "multilabel").tolist()
+        >>> unpack_labels(bits, "multiclass", 3).tolist(), unpack_labels(bits, "multilabel", 3).tolist()
         ([[[0, 1, 3]]], [[[[0.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]]])
     """
+    planes = bits[:, None] if bits.ndim == 3 else bits.movedim(-1, 1)
     if label_mode == "multilabel":
-        places = torch.arange(len(ORGANS), dtype=torch.uint8, device=bits.device)[:, None, None]
-        return (bits[:, None] >> places & 1).float()
-    return torch.tensor(LABEL_IDS, device=bits.device)[bits.long()]
+        places = torch.arange(organs, device=bits.device)
+        shifts = (places % 8).to(torch.uint8)[:, None, None]
+        # A single byte is repeated to all organs, without a copy.
+        chosen = planes if planes.shape[1] == 1 else planes[:, places // 8]
+        return (chosen >> shifts & 1).float()
+    ids = torch.tensor(LABEL_IDS, device=bits.device)[planes.long()]
+    for place in range(1, planes.shape[1]):
+        # A later byte has later organs, so where it has any, it wins.
+        ids[:, 0] = torch.where(ids[:, place] > 0, ids[:, place] + 8 * place, ids[:, 0])
+    return ids[:, 0]
 
 
 class SliceTransform:
     """Turns rows of the dataset into examples. It is a transform for `Dataset.with_transform`.
 
     An example has `images`, prepared pixels, uint16, shape `(S, S, 1 or 3)`; and `organs`, the organ bits, uint8,
-    shape `(S, S)`. `to_model` turns a batch of examples into the input and the labels of a model.
+    shape `(S, S)` or `(S, S, bytes)`. If an organ is unknown anywhere in the split, it has `known`, too: whether each
+    organ was drawn in this slice, bool, shape `(organs,)`. `to_model` turns a batch of examples into the input and the
+    labels of a model.
 
     Args:
         processor: The model's image processor.
@@ -123,7 +134,8 @@ class SliceTransform:
 
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Transform rows. `datasets` passes and expects a list of values for each column."""
-        found = self.slices.read(list(zip(rows["scan"], rows["slice"], strict=True)))
+        names = list(zip(rows["scan"], rows["slice"], strict=True))
+        found = self.slices.read(names)
         changed = [self.change(slice_id, *one) for slice_id, one in zip(rows["id"], found, strict=True)]
         # PyTorch takes only arrays that can be written to and run forwards through memory. The organ bits of the cache
         # cannot be written to, and a flip may run backwards. Such arrays are copied.
@@ -132,6 +144,8 @@ class SliceTransform:
             for arrays in zip(*changed, strict=True)
         )
         examples: dict[str, list[Any]] = {"images": images, "organs": organs}
+        if (known := self.slices.known) is not None:
+            examples["known"] = [torch.from_numpy(known[self.slices.rows[scan][number]]) for scan, number in names]
         if self.scoring:
             # Numbers instead of the id, because tensors hold no text. The Trainer collects tensors of all processes.
             examples["slice_id"] = list(torch.tensor([rows["case"], rows["day"], rows["slice"]]).T)
@@ -144,7 +158,8 @@ class SliceTransform:
         Returns:
             `pixel_values`, float32, shape `(B, 3, S, S)`; and `labels`, see `unpack_labels`.
         """
-        return normalize(batch["images"], self.processor), unpack_labels(batch["organs"], self.label_mode)
+        labels = unpack_labels(batch["organs"], self.label_mode, len(self.slices.labels))
+        return normalize(batch["images"], self.processor), labels
 
 
 def attach_transform(dataset: "Dataset", transform: SliceTransform) -> "Dataset":

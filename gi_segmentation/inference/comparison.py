@@ -12,6 +12,7 @@ from gi_segmentation.data.transforms import unpack_labels
 from gi_segmentation.inference.batches import Example, PredictionSettings, compute_logits
 from gi_segmentation.inference.members import Member
 from gi_segmentation.inference.splits import read_split
+from gi_segmentation.labels import find_labels
 from gi_segmentation.models.masks import count_labels, pack_masks, predict_batch
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import SCAN_SLICES
@@ -60,14 +61,15 @@ def compare_members(
     """
     scorers: dict[str, StreamingScorer] = defaultdict(partial(StreamingScorer, dataset, rules))
     seconds, number, label_mode = 0.0, 0, members[0].label_mode
+    organs = len(find_labels(dataset.features))
     settings = PredictionSettings(batch_size, num_workers, flips=True)
     for batch, logits in compute_logits(members, read_split(members, dataset), settings, "Comparing"):
         # Sizes and ids are the same for all checkpoints. The labels have the input size of the first one.
         examples = batch.examples[0]
-        labels = unpack_labels(examples["organs"], label_mode)
+        labels = unpack_labels(examples["organs"], label_mode, organs)
         for way, chosen in ways_to_predict(members, [one.cpu() for one in logits]).items():
             packed = pack_masks(predict_batch(chosen, label_mode, examples["native_size"])).numpy()
-            label_counts = count_labels(chosen, label_mode, labels).numpy()
+            label_counts = count_labels(chosen, label_mode, labels, examples.get("known")).numpy()
             for one in zip(examples["slice_id"].tolist(), packed, label_counts, strict=True):
                 scorers[way].add(*one)
         # The time of a usual scan is enough, so only the first slices are predicted a second time for it.

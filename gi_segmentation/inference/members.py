@@ -15,8 +15,8 @@ from gi_segmentation.errors import InputError, hub_errors, list_some
 from gi_segmentation.formats.algorithm import hash_weights
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.internals import speed_up_segformer_head
-from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet
-from gi_segmentation.models.configuration import find_label_mode
+from gi_segmentation.labels import LabelMode, LabelSet
+from gi_segmentation.models.configuration import Task, find_task
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import FLIPS, flip_logits
 from gi_segmentation.postprocessing.limits import Postprocessing
@@ -118,15 +118,15 @@ def load_member(name: str, revision: str | None, computation: Computation) -> Me
     model, processor = load_checkpoint(name, revision)
     # Training writes `slice_context` into the configuration. Without it, a model sees the slice alone.
     context = getattr(model.config, "slice_context", 0)
-    # `load_checkpoint` has refused checkpoints with other labels, so the result is not None.
-    label_mode = cast(LabelMode, find_label_mode(model.config))
+    # `load_checkpoint` has refused every other model.
+    labels, label_mode = cast(Task, find_task(model.config))
     title = f"{name}@{revision}" if revision else name
     model = move_model(model, computation.device)
     if computation.fast_head:
         speed_up_segformer_head(model)
     commit = find_commit(name, revision) or hash_weights(Path(name))
     bf16 = computation.precision == "bf16" or (computation.precision == "auto" and has_bf16_units(model.device))
-    return Member(title, model, bf16, processor, context, GI_TRACT, label_mode, commit)
+    return Member(title, model, bf16, processor, context, labels, label_mode, commit)
 
 
 def find_commit(name: str, revision: str | None) -> str | None:

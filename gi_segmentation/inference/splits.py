@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from gi_segmentation.data.slices import attach_scoring_transform
 from gi_segmentation.data.transforms import attached_transform
+from gi_segmentation.errors import InputError
 from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices
 from gi_segmentation.inference.members import Member
 from gi_segmentation.labels import find_labels
@@ -24,11 +25,27 @@ def read_split(members: Sequence[Member], dataset: Dataset) -> StackDataset:
         dataset: The slices, without a transform. Neighbours are found among them.
 
     Raises:
-        InputError: If a model needs neighbours and no slice has one.
+        InputError: If a model has other labels than the dataset, or if it needs neighbours and no slice has one.
     """
+    for one in members:
+        check_labels(one, dataset)
     return StackDataset(
         *[attach_scoring_transform(dataset, one.processor, one.label_mode, one.slice_context) for one in members]
     )
+
+
+def check_labels(member: Member, dataset: Dataset) -> None:
+    """Check that a checkpoint has the labels of the dataset on which it is scored.
+
+    Raises:
+        InputError: If not.
+    """
+    theirs, ours = member.labels, find_labels(dataset.features)
+    if theirs != ours:
+        raise InputError(
+            f"{member.name}: expected a checkpoint with the labels of the dataset ({', '.join(ours.names)}), but it "
+            f"has {', '.join(theirs.names)}; fine-tune it on this dataset first, or name another dataset"
+        )
 
 
 def predict_split(

@@ -1,7 +1,7 @@
 """The parts of a model's configuration that this pipeline sets or checks: labels, neighbouring slices, input size."""
 
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from gi_segmentation.arguments import MIN_IMAGE_SIZE
 from gi_segmentation.errors import InputError
-from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
+from gi_segmentation.labels import BACKGROUND, GI_TRACT, LabelMode, LabelSet
 
 # A repository may ask for Python code of its own (`auto_map` in its JSON). Without this, `transformers` would ask the
 # user whether to run it.
@@ -22,19 +22,35 @@ LOAD_ERRORS = (
 )  # fmt: skip
 
 
-def set_task(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int) -> PreTrainedConfig:
+class Task(NamedTuple):
+    """What a model predicts.
+
+    Attributes:
+        labels: The organs.
+        label_mode: What the model's channels mean.
+    """
+
+    labels: LabelSet
+    label_mode: LabelMode
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the model's channels."""
+        return self.labels.channels(self.label_mode)
+
+
+def set_task(config: PreTrainedConfig, task: Task, slice_context: int) -> PreTrainedConfig:
     """Write labels and slice context into a configuration, and return it.
 
     Args:
         config: Configuration of a model. It is changed.
-        label_mode: What the model's channels mean.
+        task: What the model predicts.
         slice_context: The channels are the slices i-K, i and i+K of a scan, with K this number.
     """
     # `transformers` makes the head with as many channels as there are labels. The configuration is published with the
     # weights, so labels and slice context reach every user of the model.
-    labels = LABELS_BY_MODE[label_mode]
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.id2label = dict(enumerate(task.channels))
+    config.label2id = {label: index for index, label in enumerate(task.channels)}
     config.slice_context = slice_context
     # A checkpoint of this project may have limits for components, which were learnt from its own predictions, and the
     # ranges of the scans that it was trained on.
@@ -43,17 +59,29 @@ def set_task(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int
     return config
 
 
-def find_label_mode(config: PreTrainedConfig) -> LabelMode | None:
-    """Return what the channels of a model mean, or None if its labels are not ours.
+def find_task(config: PreTrainedConfig) -> Task | None:
+    """Return what a checkpoint of this project predicts; None for any other model.
 
     The labels tell the mode: with `multiclass` there is a background, with `multilabel` there is none.
+
+    Example:
+        >>> config = PreTrainedConfig(id2label={0: "background", 1: "liver"}, slice_context=0)
+        >>> find_task(config)
+        Task(labels=LabelSet(names=('liver',)), label_mode='multiclass')
     """
     id2label = cast(dict[int, str], config.id2label or {})
     if not all(isinstance(index, int) for index in id2label):
         return None
     # The order of the ids counts, because the channels have it too.
-    labels = tuple(id2label[index] for index in sorted(id2label))
-    return next((mode for mode, names in LABELS_BY_MODE.items() if names == labels), None)
+    names = tuple(id2label[index] for index in sorted(id2label))
+    multiclass = names[:1] == (BACKGROUND,)
+    try:
+        task = Task(LabelSet(names[1:] if multiclass else names), "multiclass" if multiclass else "multilabel")
+    except InputError:
+        return None
+    # The names of streets or of animals could be those of organs too. Only a training of ours writes this entry. The
+    # first versions did not, and knew only the three organs of Kaggle.
+    return task if task.labels == GI_TRACT or hasattr(config, "slice_context") else None
 
 
 def check_image_size(config: PreTrainedConfig, image_size: int) -> None:

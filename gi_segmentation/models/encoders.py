@@ -21,7 +21,7 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE, check_image_size
+from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE, Task, check_image_size
 from gi_segmentation.models.normalisation import find_normalisation
 from gi_segmentation.models.random import build_model, parse_overrides, random_config
 from gi_segmentation.models.sources import (
@@ -205,12 +205,13 @@ def load_timm_encoder(name: str, revision: str | None, config: Any) -> Encoder:
 
 
 def new_upernet(
-    model_args: ModelArguments, image_size: int, slice_context: int
+    model_args: ModelArguments, task: Task, image_size: int, slice_context: int
 ) -> tuple[PreTrainedModel, list[float], list[float]]:
     """Return UPerNet with a pre-trained encoder and a new head.
 
     Args:
-        model_args: Names the encoder, values of UPerNet's configuration, and what the channels mean.
+        model_args: Names the encoder, and values of UPerNet's configuration.
+        task: What the model predicts.
         image_size: Height and width of the input in pixels.
         slice_context: Written into the model's configuration.
 
@@ -230,7 +231,7 @@ def new_upernet(
         raise InputError(f"--backbone {name}: {one_line(error)}") from error
     config = random_config("upernet", {**overrides, "backbone_config": encoder.config}, image_size)
     check_image_size(config, image_size)
-    model = build_model(config, model_args.label_mode, slice_context)
+    model = build_model(config, task, slice_context)
     backbone: Any = model.backbone
     # Some encoders take only the size that they were trained with. One pass finds that before the training starts.
     try:

@@ -1,16 +1,24 @@
 """Load models and their image processors from a folder or from the Hub."""
 
-import copy
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from transformers import AutoImageProcessor, PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.arguments import MIN_IMAGE_SIZE, ModelArguments
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.models.configuration import LOAD_ERRORS, NO_CODE, check_image_size, find_label_mode, set_task
+from gi_segmentation.labels import LabelSet
+from gi_segmentation.models.configuration import (
+    LOAD_ERRORS,
+    NO_CODE,
+    Task,
+    check_image_size,
+    find_task,
+    set_task,
+)
 from gi_segmentation.models.encoders import new_upernet
+from gi_segmentation.models.head_rows import keep_rows, make_label_tensors
 from gi_segmentation.models.normalisation import find_normalisation, read_settings
 from gi_segmentation.models.positions import resize_positions
 from gi_segmentation.models.random import new_model
@@ -22,7 +30,6 @@ from gi_segmentation.models.sources import (
     load_config,
     load_segmentation_model,
 )
-from gi_segmentation.schema import LABELS_BY_MODE
 
 logger = logging.getLogger(__name__)
 
@@ -52,58 +59,98 @@ def log_loading(model: PreTrainedModel, info: dict[str, Any]) -> None:
     logger.warning("all other %d tensors were loaded from the checkpoint", taken)
 
 
-def load_model(
-    model_args: ModelArguments, image_size: int, slice_context: int = 0
-) -> tuple[PreTrainedModel, SegformerImageProcessorPil]:
-    """Return the model to train, with our labels, and its image processor.
+class LoadedModel(NamedTuple):
+    """A model to train.
 
-    If a checkpoint has other labels, the last layer of its head is new. The log names the new tensors. If a checkpoint
-    was trained at another input size, its position tables are interpolated.
+    Attributes:
+        model: The model, with the labels of the dataset.
+        processor: Its image processor.
+        kept_labels: The labels whose rows of the head come from a checkpoint of this project with other labels, or of
+            the other mode; None if the model does not come from such a checkpoint.
+    """
+
+    model: PreTrainedModel
+    processor: SegformerImageProcessorPil
+    kept_labels: list[str] | None = None
+
+
+def load_model(model_args: ModelArguments, labels: LabelSet, image_size: int, slice_context: int = 0) -> LoadedModel:
+    """Return the model to train, with the labels of a dataset.
+
+    If a checkpoint has other labels, the last layer of its head is new. If it is one of this project, the rows of the
+    labels that it has are kept. The log names what is new. If a checkpoint was trained at another input size, its
+    position tables are interpolated.
 
     Args:
         model_args: Says where the model comes from and what its channels mean.
+        labels: The labels of the dataset.
         image_size: Height and width of the input in pixels.
         slice_context: Written into the model's configuration. The model itself does not use it.
 
     Raises:
         InputError: If there is no such model, it is not for semantic segmentation, or it cannot take the input size.
     """
+    task = Task(labels, model_args.label_mode)
     if model_args.backbone is not None:
-        model, mean, std = new_upernet(model_args, image_size, slice_context)
-        return model, new_processor(image_size, mean, std)
+        model, mean, std = new_upernet(model_args, task, image_size, slice_context)
+        return LoadedModel(model, new_processor(image_size, mean, std))
     if model_args.model_type is not None:
-        model = new_model(model_args, image_size, slice_context)
+        model = new_model(model_args, task, image_size, slice_context)
         try:
             check_channels(model.config)
         except ValueError as error:
             raise InputError(f"--config_overrides: {error}") from error
-        return model, new_processor(image_size)
+        return LoadedModel(model, new_processor(image_size))
     if model_args.config_overrides is not None:
         raise InputError("--config_overrides needs --model_type: a checkpoint's configuration cannot change")
-    name, revision = model_args.model_name_or_path, model_args.model_revision
+    return load_base(model_args.model_name_or_path, model_args.model_revision, task, image_size, slice_context)
+
+
+def load_base(name: str, revision: str | None, task: Task, image_size: int, slice_context: int) -> LoadedModel:
+    """Return a checkpoint as a model to train, see `load_model`.
+
+    Args:
+        name: Folder or Hub id.
+        revision: Branch, tag or commit on the Hub; None: the main branch.
+        task: What the model shall predict.
+        image_size: Height and width of the input in pixels.
+        slice_context: Written into the model's configuration.
+    """
     try:
         config = load_config(name, revision)
-        labels = find_label_mode(config), config.num_labels
-        config = set_task(config, model_args.label_mode, slice_context)
+        theirs, number = find_task(config), config.num_labels
+        config = set_task(config, task, slice_context)
         # The configuration has our labels, so the model gets a head for them. `ignore_mismatched_sizes` lets tensors
         # of another shape keep their random values, where `from_pretrained` would raise an error.
         model, info = load_segmentation_model(name, revision, config=config, ignore_mismatched_sizes=True)
         check_encoder(model, info)
         mean, std = find_normalisation(read_settings(load_processor(name, revision)))
+        if theirs != task and number == config.num_labels:
+            info["missing_keys"] |= renew_labels(model)
+        kept = None
+        if theirs is not None and theirs != task:
+            original, _ = load_segmentation_model(name, revision)
+            kept = keep_rows(model, original, theirs, task)
     except ImportError as error:
         raise InputError(f"--model_name_or_path {name}: {NEEDS_PACKAGE}") from error
     except LOAD_ERRORS as error:
         raise InputError(f"--model_name_or_path {name}: {one_line(error)}") from error
-    if labels[0] != model_args.label_mode and labels[1] == config.num_labels:
-        info["missing_keys"] |= renew_labels(model)
     check_image_size(config, image_size)
     log_loading(model, info)
+    if kept is not None:
+        new = [label for label in task.channels if label not in kept]
+        named = (", ".join(names) or "no label" for names in (cast(Task, theirs).channels, task.channels, kept, new))
+        logger.warning(
+            "the checkpoint has other labels (%s) than this training (%s): the new head has the checkpoint's rows for "
+            "%s, and starts anew for %s",
+            *named,
+        )
     # The model is loaded at its own size first. At another size, `from_pretrained` would drop the position tables,
     # because their shape differs. Families without `image_size` have no such tables.
     if getattr(config, "image_size", image_size) != image_size:
         model = resize_positions(model, image_size)
     # The encoder expects the mean and the standard deviation of its pre-training.
-    return model, new_processor(image_size, mean, std)
+    return LoadedModel(model, new_processor(image_size, mean, std), kept)
 
 
 def load_processor(name: str, revision: str | None) -> Any:
@@ -125,10 +172,7 @@ def renew_labels(model: PreTrainedModel) -> set[str]:
 
     A checkpoint may have as many labels as we have, but other ones or in another order. Its last layer fits by chance.
     """
-    fresh, wider = copy.deepcopy(model.config), copy.deepcopy(model.config)
-    wider.num_labels = len(fresh.id2label or {}) + 1
-    new, other = (type(model)(config).state_dict() for config in (fresh, wider))
-    changed = {name: tensor for name, tensor in new.items() if tensor.shape != other[name].shape}
+    changed = make_label_tensors(model)
     model.load_state_dict(changed, strict=False)
     return set(changed)
 
@@ -176,11 +220,10 @@ def load_checkpoint(name: str, revision: str | None = None) -> tuple[PreTrainedM
             f"{name}: not a checkpoint of this project ({one_line(error)}); name the --output_dir of a "
             f"run, or a Hub id"
         ) from error
-    if find_label_mode(model.config) is None:
+    if find_task(model.config) is None:
         labels = list((model.config.id2label or {}).values())
         raise InputError(
-            f"{name}: expected a checkpoint with the labels {' or '.join(map(', '.join, LABELS_BY_MODE.values()))}, "
-            f"got {len(labels)}: "
+            f"{name}: expected a checkpoint of this project, whose labels are organs, got {len(labels)}: "
             f"{', '.join(map(str, labels[:4]))}{', ...' if len(labels) > 4 else ''}; fine-tune it first"
         )
     try:

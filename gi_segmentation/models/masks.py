@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gi_segmentation.schema import LABELS, ORGANS, LabelMode
+from gi_segmentation.labels import LabelMode
 
 # The axes of each test-time flip: no flip, left-right, up-down, both.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -45,8 +45,8 @@ def predict_masks(logits: Sequence[torch.Tensor], label_mode: LabelMode, height:
     probability above 0.5. Probabilities of several models are averaged.
 
     Args:
-        logits: Logits of each model, float, shape `(B, channels, h, w)`. With `multiclass` there are 4 channels, and
-            the background is the first; with `multilabel` there is a channel per organ.
+        logits: Logits of each model, float, shape `(B, channels, h, w)`. There is a channel per organ; with
+            `multiclass`, the background is another one before them.
         label_mode: What the channels mean.
         height: Height of the grid in pixels.
         width: Width of the grid in pixels.
@@ -85,9 +85,9 @@ def predict_organs(
     """
     resized = resize_logits(logits, height, width)
     # Half precision is exact to 0.0005, which is enough for a mean over many voxels. A whole scan is kept in memory.
-    # The organs are the last three channels in both modes, because only the background comes before them.
-    probabilities = average_probabilities(resized, label_mode)[:, -len(ORGANS) :].half()
-    return choose_masks(resized, label_mode), probabilities
+    probabilities = average_probabilities(resized, label_mode)
+    organs = probabilities if label_mode == "multilabel" else probabilities[:, 1:]
+    return choose_masks(resized, label_mode), organs.half()
 
 
 def resize_logits(logits: Sequence[torch.Tensor], height: int, width: int) -> list[torch.Tensor]:
@@ -114,7 +114,7 @@ def choose_masks(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torc
         return average_probabilities(resized, label_mode) > 0.5
     labels = choose_labels(resized, label_mode)[:, None].to(torch.uint8)
     # Shapes: (B, 1, H, W) compared with (organs, 1, 1) gives a mask per organ, (B, organs, H, W).
-    return labels == organ_ids(labels)
+    return labels == organ_ids(resized[0].shape[1] - 1, labels.device)
 
 
 def choose_labels(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> torch.Tensor:
@@ -128,9 +128,9 @@ def choose_labels(resized: Sequence[torch.Tensor], label_mode: LabelMode) -> tor
     return scores.max(dim=1).indices
 
 
-def organ_ids(like: torch.Tensor) -> torch.Tensor:
-    """Return the label ids of the organs, uint8, shape `(organs, 1, 1)`, on the device of a tensor."""
-    return torch.arange(1, len(LABELS), dtype=torch.uint8, device=like.device)[:, None, None]
+def organ_ids(organs: int, device: torch.device) -> torch.Tensor:
+    """Return the label ids of so many organs, uint8, shape `(organs, 1, 1)`."""
+    return torch.arange(1, organs + 1, dtype=torch.uint8, device=device)[:, None, None]
 
 
 def masks_to_labels(organ_masks: torch.Tensor) -> torch.Tensor:
@@ -148,7 +148,7 @@ def masks_to_labels(organ_masks: torch.Tensor) -> torch.Tensor:
     """
     # A mask times its label id gives 0 or the id. Where organs overlap, `amax` takes the highest id, which is the rule
     # of the column `annotation` too. A pixel of no organ stays 0, the background.
-    return (organ_masks * organ_ids(organ_masks)).amax(dim=1)
+    return (organ_masks * organ_ids(organ_masks.shape[1], organ_masks.device)).amax(dim=1)
 
 
 def predict_batch(
@@ -197,7 +197,9 @@ def pack_masks(masks: Sequence[torch.Tensor]) -> torch.Tensor:
     return (bits.reshape(len(masks), num_bytes, 8).float() @ places).to(torch.uint8)
 
 
-def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: torch.Tensor) -> torch.Tensor:
+def count_labels(
+    logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: torch.Tensor, known: torch.Tensor | None = None
+) -> torch.Tensor:
     """Count the pixels of every label at the size of the model's input.
 
     The original project's score is computed from these counts.
@@ -206,6 +208,8 @@ def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: 
         logits: As in `predict_masks`.
         label_mode: As in `predict_masks`.
         labels: Label ids, shape `(B, S, S)`; with `multilabel` masks, shape `(B, organs, S, S)`.
+        known: Which organs were drawn in each slice, bool, shape `(B, organs)`; None: all of them. Where an unknown
+            organ is predicted, the pixel counts as predicted background.
 
     Returns:
         Pixels in both masks, predicted and true, for each label with the background first: int64, shape
@@ -213,9 +217,13 @@ def count_labels(logits: Sequence[torch.Tensor], label_mode: LabelMode, labels: 
     """
     preds = choose_labels(resize_logits(logits, *labels.shape[-2:]), label_mode).long()
     target = masks_to_labels(labels.bool()).long() if label_mode == "multilabel" else labels
-    # Each pixel has one of 4 x 4 pairs of predicted and true label. One pass counts the pairs of all slices: pair p of
-    # slice b has the number 16 b + p.
-    number, slices = len(LABELS), len(labels)
+    slices, number = len(labels), logits[0].shape[1] + (label_mode == "multilabel")
+    if known is not None:
+        # The label id that each predicted id counts as, shape (B, labels).
+        counted = F.pad(known, (1, 0), value=True) * torch.arange(number, device=labels.device)
+        preds = counted.gather(1, preds.flatten(1)).reshape(preds.shape)
+    # Each pixel has a pair of a predicted and a true label. One pass counts the pairs of all slices. With four labels
+    # there are 4 x 4 pairs, and pair p of slice b has the number 16 b + p.
     offsets = number**2 * torch.arange(slices, device=labels.device)[:, None, None]
     pairs = preds.mul_(number).add_(target).add_(offsets).flatten()
     table = torch.bincount(pairs, minlength=slices * number**2).reshape(slices, number, number)

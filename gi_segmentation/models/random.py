@@ -15,9 +15,8 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError, one_line
-from gi_segmentation.models.configuration import check_image_size, set_task
+from gi_segmentation.models.configuration import Task, check_image_size, set_task
 from gi_segmentation.recipe_files import load_yaml
-from gi_segmentation.schema import LabelMode
 
 # Keys of a configuration that follow from the data: the input always has three channels, and the labels are the organs
 # with or without the background. Weights have 32 bits; --bf16 computes in 16 bits where that is exact enough.
@@ -103,12 +102,12 @@ def random_config(model_type: str, overrides: dict[str, Any], image_size: int) -
         raise InputError(f"--config_overrides: {one_line(error)}") from error
 
 
-def build_model(config: PreTrainedConfig, label_mode: LabelMode, slice_context: int) -> PreTrainedModel:
+def build_model(config: PreTrainedConfig, task: Task, slice_context: int) -> PreTrainedModel:
     """Return a model with random weights.
 
     Args:
         config: From `random_config`.
-        label_mode: What the model's channels mean.
+        task: What the model predicts.
         slice_context: Written into the model's configuration.
 
     Raises:
@@ -116,19 +115,18 @@ def build_model(config: PreTrainedConfig, label_mode: LabelMode, slice_context: 
     """
     # Values that do not fit together, for example three depths but four widths, only show when the layers are made.
     try:
-        return AutoModelForSemanticSegmentation.from_config(
-            set_task(config, label_mode, slice_context), dtype=torch.float32
-        )
+        return AutoModelForSemanticSegmentation.from_config(set_task(config, task, slice_context), dtype=torch.float32)
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ZeroDivisionError) as error:
         reason = one_line(error)
         raise InputError(f"--config_overrides: these values make no {config.model_type} ({reason})") from error
 
 
-def new_model(model_args: ModelArguments, image_size: int, slice_context: int) -> PreTrainedModel:
+def new_model(model_args: ModelArguments, task: Task, image_size: int, slice_context: int) -> PreTrainedModel:
     """Return a model with random weights.
 
     Args:
-        model_args: Says which family, which values of its configuration, and what its channels mean.
+        model_args: Says which family, and which values of its configuration.
+        task: What the model predicts.
         image_size: Height and width of the input in pixels.
         slice_context: Written into the model's configuration.
 
@@ -138,4 +136,4 @@ def new_model(model_args: ModelArguments, image_size: int, slice_context: int) -
     overrides = parse_overrides(model_args.config_overrides or "")
     config = random_config(str(model_args.model_type), overrides, image_size)
     check_image_size(config, image_size)
-    return build_model(config, model_args.label_mode, slice_context)
+    return build_model(config, task, slice_context)

@@ -92,6 +92,8 @@ class RunFacts:
             `START_FACTS` with which the steps up to there were made. The facts above are those of the last steps.
         organs: The names of the organs, in the order of their label ids. Older versions did not write them: they knew
             Kaggle's organs only.
+        kept_labels: The labels whose rows of the head come from `base_model`, if that has other labels; otherwise
+            None. See `models.loading.LoadedModel`.
     """
 
     project_version: str
@@ -131,6 +133,7 @@ class RunFacts:
     deciding: dict[str, Any] = dataclasses.field(default_factory=dict)
     earlier_starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     organs: list[str] = dataclasses.field(default_factory=lambda: list(GI_TRACT.names))
+    kept_labels: list[str] | None = None
 
     @property
     def label_set(self) -> LabelSet:
@@ -267,6 +270,7 @@ def describe_run(
     model_args: ModelArguments,
     data_args: DataArguments,
     run_args: RunArguments,
+    kept_labels: list[str] | None = None,
 ) -> RunFacts:
     """Return the facts of a run before the training.
 
@@ -277,6 +281,7 @@ def describe_run(
         model_args: Arguments of the model.
         data_args: Arguments of the data.
         run_args: Arguments of the training.
+        kept_labels: From `models.loading.load_model`.
     """
     # The first access to `device` connects the processes. Before it, `world_size` is 1 on every process.
     device = run_args.device
@@ -314,6 +319,7 @@ def describe_run(
         mixed_precision=run_args.mixed_precision,
         deciding=describe_deciding(model_args, data_args, run_args),
         organs=list(find_labels(next(iter(slices.values())).features).names),
+        kept_labels=kept_labels,
     )
 
 

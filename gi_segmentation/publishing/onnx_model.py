@@ -18,13 +18,12 @@ from gi_segmentation.data.transforms import normalize
 from gi_segmentation.errors import InputError, hub_errors, one_line
 from gi_segmentation.files import copy_file
 from gi_segmentation.inference.members import find_commit
-from gi_segmentation.models.configuration import find_label_mode
+from gi_segmentation.models.configuration import Task, find_task
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import choose_labels, resize_logits
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import add_files
 from gi_segmentation.publishing.model_card import CARD
-from gi_segmentation.schema import LABELS_BY_MODE, LabelMode
 
 # Where other programs, for example transformers.js, look for the file in a repository.
 ONNX_FILE = "onnx/model.onnx"
@@ -69,10 +68,10 @@ class LogitsOnly(nn.Module):
 
 def describe_model(model: PreTrainedModel, processor: SegformerImageProcessorPil) -> dict[str, Any]:
     """Return what a user of the ONNX file must know to prepare slices and to read the logits."""
-    label_mode = cast(LabelMode, find_label_mode(model.config))
+    task = cast(Task, find_task(model.config))
     return {
-        "labels": LABELS_BY_MODE[label_mode],
-        "label_mode": label_mode,
+        "labels": task.channels,
+        "label_mode": task.label_mode,
         "image_size": processor.size["height"],
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
@@ -137,7 +136,7 @@ def compare_onnx(model: PreTrainedModel, processor: SegformerImageProcessorPil, 
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    label_mode = cast(LabelMode, find_label_mode(model.config))
+    label_mode = cast(Task, find_task(model.config)).label_mode
     size = processor.size["height"]
     generator = torch.Generator().manual_seed(0)
     difference, differing, pixels = 0.0, 0, 0
@@ -171,7 +170,7 @@ def render_section(model: PreTrainedModel, name: str, revision: str | None) -> s
         repo_id=name,
         revision=revision,
         on_hub=not Path(name).is_dir(),
-        label_mode=find_label_mode(model.config),
+        label_mode=cast(Task, find_task(model.config)).label_mode,
         slice_context=getattr(model.config, "slice_context", 0),
         postprocessing=getattr(model.config, "postprocessing", None) is not None,
     )

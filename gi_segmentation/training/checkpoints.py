@@ -30,7 +30,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.files import flush_file, hash_file, write_json
 from gi_segmentation.models.heads import without_auxiliary_head
-from gi_segmentation.training.losses import MAX_LOSS
 from gi_segmentation.training.sharding import divide_like
 
 logger = logging.getLogger(__name__)
@@ -201,11 +200,11 @@ def explaining_failed_saves(trainer: Trainer) -> Iterator[None]:
         ) from error
 
 
-def find_good_checkpoint(output_dir: Path, log_history: list[dict[str, float]]) -> Path | None:
-    """Return the last checkpoint whose validation loss was below `MAX_LOSS`, or None."""
+def find_good_checkpoint(output_dir: Path, log_history: list[dict[str, float]], max_loss: float) -> Path | None:
+    """Return the last checkpoint whose validation loss was below a limit, or None."""
     # The entry of an evaluation has `eval_loss`. All other entries of the log count as infinite. So does NaN, because
     # its comparison is false.
-    good = {entry["step"] for entry in log_history if entry.get("eval_loss", math.inf) < MAX_LOSS}
+    good = {entry["step"] for entry in log_history if entry.get("eval_loss", math.inf) < max_loss}
     for checkpoint in map(Path, reversed(sort_checkpoints(str(output_dir)))):
         if find_step(checkpoint) in good:
             return checkpoint

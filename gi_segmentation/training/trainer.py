@@ -33,6 +33,7 @@ from gi_segmentation.data.streaming import is_index, number_groups
 from gi_segmentation.data.transforms import SliceTransform, attached_transform
 from gi_segmentation.errors import InputError, StoppedError
 from gi_segmentation.internals import CheckpointLoading, find_train_batch_size, speed_up_segformer_head
+from gi_segmentation.labels import LabelMode
 from gi_segmentation.models.heads import (
     all_logits,
     drop_auxiliary_head,
@@ -43,7 +44,6 @@ from gi_segmentation.models.heads import (
 )
 from gi_segmentation.models.masks import count_labels, flip_logits, pack_masks, predict_batch, resize_logits
 from gi_segmentation.processes import noticing_lost_processes
-from gi_segmentation.schema import LabelMode
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.training.averaging import AverageCallback, exchanged_weights, make_average
 from gi_segmentation.training.checkpoints import (
@@ -60,7 +60,7 @@ from gi_segmentation.training.checkpoints import (
 )
 from gi_segmentation.training.evaluation import ComputeMetrics
 from gi_segmentation.training.header import HeaderCallback
-from gi_segmentation.training.losses import MAX_LOSS, dice_cross_entropy_loss
+from gi_segmentation.training.losses import dice_cross_entropy_loss, find_max_loss
 from gi_segmentation.training.sharding import UnusedWeightsCallback, check_optimizer
 from gi_segmentation.training.stopping import StopCallback, ignore_signals
 
@@ -95,6 +95,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         transform: Turns batches into the input and the labels of the model; that of the training slices.
         average: The averaged weights during a training with `--ema_decay`; otherwise None.
         label_mode: What the model's channels mean, from the training transform.
+        max_loss: A run with a higher loss is stopped.
         with_flips: Whether the current evaluation averages logits over flipped slices.
         greatest_loss: The greatest loss of a training batch since the last `check_loss`.
         checked_step: The step of the last `check_loss`.
@@ -113,6 +114,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         self.balanced = balanced
         self.transform = attached_transform(cast(Dataset, self.train_dataset))
         self.label_mode: LabelMode = self.transform.label_mode
+        self.max_loss = find_max_loss(self.transform.slices.labels)
         self.with_flips = False
         # This number stays on the GPU. Reading each loss from the GPU would make the CPU wait for every batch.
         self.greatest_loss = torch.zeros((), device=self.args.device)
@@ -225,19 +227,22 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # processes, which is right for a sum over tokens but not for a mean.
         pixel_values, labels = self.transform.to_model(inputs)
         outputs = model(pixel_values=pixel_values)
-        loss = self.batch_loss(outputs, labels, model.training)
+        loss = self.batch_loss(outputs, labels, model.training, inputs.get("known"))
         if model.training:
             # The maximum of NaN and a number is NaN, so a loss that is not a number is not lost.
             self.greatest_loss = torch.maximum(self.greatest_loss, loss.detach())
         return (loss, outputs) if return_outputs else loss
 
-    def batch_loss(self, outputs: Any, labels: torch.Tensor, training: bool) -> torch.Tensor:
+    def batch_loss(
+        self, outputs: Any, labels: torch.Tensor, training: bool, known: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the loss of the outputs of a model, see `compute_loss`.
 
         Args:
             outputs: What the model returned.
             labels: From `SliceTransform.to_model`.
             training: Whether this is a batch of the training, and not of an evaluation.
+            known: Which organs were drawn in each slice; None: all of them. See `training.losses`.
         """
         # The validation loss only shows whether something is wrong. So it is the mean over the batches of each
         # process, and the processes exchange no sums for it.
@@ -245,7 +250,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         weights = (1.0, getattr(self.model.config, "auxiliary_loss_weight", 0.0))
         loss = torch.zeros((), device=outputs.logits.device)
         for weight, logits in zip(weights, all_logits(outputs), strict=False):
-            arguments = labels, self.label_mode, reduce, self.args.world_size
+            arguments = labels, self.label_mode, reduce, self.args.world_size, known
             loss = loss + weight * dice_cross_entropy_loss(logits, *arguments)
         return loss
 
@@ -262,9 +267,9 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         self.greatest_loss.zero_()
         self.checked_step = self.state.global_step
         # With NaN this comparison is false, so NaN goes on to the error.
-        if greatest < MAX_LOSS:
+        if greatest < self.max_loss:
             return
-        good = find_good_checkpoint(Path(self.args.output_dir), self.state.log_history)
+        good = find_good_checkpoint(Path(self.args.output_dir), self.state.log_history, self.max_loss)
         learning_rate = cast(LRScheduler, self.lr_scheduler).get_last_lr()[0]
         raise InputError(
             f"the loss became {greatest:.4g} at step {self.state.global_step}"
@@ -320,13 +325,14 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             # The loss and the counts share the logits at the size of the labels.
             (counted,) = resize_logits([logits], *labels.shape[-2:])
             outputs.logits = counted
-            loss = self.batch_loss(outputs, labels, training=False)
+            known = inputs.get("known")
+            loss = self.batch_loss(outputs, labels, training=False, known=known)
             if self.with_flips:
                 logits = counted = flip_logits(model, pixel_values).mean(dim=0)
         if prediction_loss_only:
             return loss.detach(), None, None
         masks = pack_masks(predict_batch([logits], self.label_mode, inputs["native_size"]))
-        return loss.detach(), (masks, count_labels([counted], self.label_mode, labels)), inputs["slice_id"]
+        return loss.detach(), (masks, count_labels([counted], self.label_mode, labels, known)), inputs["slice_id"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights to publish, and beside them the weights from which an interrupted training continues."""

@@ -122,9 +122,9 @@ class TestOrganMasks:
             assert example["native_size"].tolist() == [row["height"], row["width"]]
             labels = np.array(row["annotation"])
             masks = organ_masks(row["segmentation"], row["height"], row["width"])
-            ids = unpack_labels(example["organs"][None], "multiclass")[0]
+            ids = unpack_labels(example["organs"][None], "multiclass", 3)[0]
             np.testing.assert_array_equal(ids.numpy(), resize_organs(labels, SIZE))
-            both = unpack_labels(example["organs"][None], "multilabel")[0]
+            both = unpack_labels(example["organs"][None], "multilabel", 3)[0]
             for mask, resized in zip(masks, both, strict=True):
                 np.testing.assert_array_equal(resized.numpy(), resize_organs(mask.astype(np.uint8), SIZE))
             np.testing.assert_array_equal(masks.any(axis=0), labels > 0)

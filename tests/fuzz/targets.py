@@ -528,6 +528,8 @@ OVERRIDES = st.one_of(
 def check_overrides(text: str) -> Outcome:
     """`--config_overrides` is refused, or makes a model whose configuration has the values."""
     from gi_segmentation.arguments import ModelArguments
+    from gi_segmentation.labels import GI_TRACT
+    from gi_segmentation.models.configuration import Task
     from gi_segmentation.models.random import new_model, parse_overrides
     from tests.support.models import FAMILIES
 
@@ -536,7 +538,8 @@ def check_overrides(text: str) -> Outcome:
             values = parse_overrides(text)
             # The other values are those of a tiny model, so that a case takes little time.
             tiny = json.dumps({**FAMILIES["segformer"], **values}, default=str)
-            model = new_model(ModelArguments(model_type="segformer", config_overrides=tiny), 64, 0)
+            arguments = ModelArguments(model_type="segformer", config_overrides=tiny)
+            model = new_model(arguments, Task(GI_TRACT, "multiclass"), 64, 0)
     except Refused:
         return "clear error"
     for key, value in values.items():

@@ -14,6 +14,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel, Uper
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models import efficientnet
 from gi_segmentation.models.encoders import pick_stages
 from gi_segmentation.models.heads import all_logits, find_encoder, return_auxiliary_logits, without_auxiliary_head
@@ -34,7 +35,9 @@ def fitting_size(family: str) -> int:
 
 def put_head(encoder: Path | str, image_size: int = 64, **overrides: Any) -> tuple[PreTrainedModel, Any]:
     text = json.dumps({**HEAD, **overrides})
-    return load_model(ModelArguments(model_type="upernet", backbone=str(encoder), config_overrides=text), image_size)
+    return load_model(
+        ModelArguments(model_type="upernet", backbone=str(encoder), config_overrides=text), GI_TRACT, image_size
+    )[:2]
 
 
 def one_line(error: pytest.ExceptionInfo[InputError]) -> str:

@@ -18,6 +18,7 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.heads import enable_gradient_checkpointing, find_encoder
 from gi_segmentation.models.loading import count_parameters, load_checkpoint, load_model
 from gi_segmentation.schema import ORGANS
@@ -66,7 +67,7 @@ class TestFamilies:
         # The limits of a checkpoint that we published were learnt from its own predictions.
         path = base_folder / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "postprocessing": {"stomach": {}}}))
-        model, processor = load_model(ModelArguments(model_name_or_path=str(base_folder)), SIZE)
+        model, processor, _ = load_model(ModelArguments(model_name_or_path=str(base_folder)), GI_TRACT, SIZE)
         old, new = base.state_dict(), model.state_dict()
         assert new.keys() == old.keys()
         changed = [name for name in new if old[name].shape != new[name].shape]
@@ -85,7 +86,7 @@ class TestFamilies:
         arguments = ModelArguments(
             model_type=family, config_overrides=json.dumps(FAMILIES[family]), label_mode="multilabel"
         )
-        model, processor = load_model(arguments, SIZE, slice_context=2)
+        model, processor, _ = load_model(arguments, GI_TRACT, SIZE, slice_context=2)
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
         loaded, _ = load_checkpoint(str(tmp_path))
@@ -101,8 +102,8 @@ class TestFamilies:
         base = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
         random_tables(base)
         base.save_pretrained(folder)
-        same, _ = load_model(ModelArguments(model_name_or_path=str(folder)), SIZE)
-        larger, processor = load_model(ModelArguments(model_name_or_path=str(folder)), 96)
+        same, _, _ = load_model(ModelArguments(model_name_or_path=str(folder)), GI_TRACT, SIZE)
+        larger, processor, _ = load_model(ModelArguments(model_name_or_path=str(folder)), GI_TRACT, 96)
         assert processor.size == {"height": 96, "width": 96}
         old, kept, new = base.state_dict(), same.state_dict(), larger.state_dict()
         tables = {name for name in old if "position_embeddings" in name or "bias_table" in name}
@@ -140,7 +141,7 @@ class TestFamilies:
     @pytest.mark.parametrize("image_size", [32, 48, 80, 112])
     def test_a_family_accepts_these_input_sizes(self, family: str, image_size: int) -> None:
         text = json.dumps(FAMILIES[family])
-        model, _ = load_model(ModelArguments(model_type=family, config_overrides=text), image_size)
+        model, _, _ = load_model(ModelArguments(model_type=family, config_overrides=text), GI_TRACT, image_size)
         with torch.no_grad():
             logits = model.eval()(pixel_values=torch.randn(2, 3, image_size, image_size)).logits
         assert logits.shape[:2] == (2, 4) and torch.isfinite(logits).all()
@@ -149,12 +150,12 @@ class TestFamilies:
         model, processor = new_model(family)
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
-        again, _ = load_model(ModelArguments(model_name_or_path=str(tmp_path)), SIZE)
+        again, _, _ = load_model(ModelArguments(model_name_or_path=str(tmp_path)), GI_TRACT, SIZE)
         assert same_tensors(model, again)
 
     def test_stock_transformers_reads_processor_and_labels(self, family: str, tmp_path: Path) -> None:
-        model, processor = load_model(
-            ModelArguments(model_name_or_path=str(write_base(tmp_path / "base", family))), SIZE
+        model, processor, _ = load_model(
+            ModelArguments(model_name_or_path=str(write_base(tmp_path / "base", family))), GI_TRACT, SIZE
         )
         model.save_pretrained(tmp_path / "ours")
         processor.save_pretrained(tmp_path / "ours")
@@ -175,13 +176,13 @@ class TestFamilies:
 def test_an_input_size_that_a_family_cannot_take_is_refused(family: str, image_size: int, nearest: str) -> None:
     text = json.dumps(FAMILIES[family])
     with pytest.raises(InputError, match=f"--image_size {image_size}: .*the nearest it can take: {nearest}"):
-        load_model(ModelArguments(model_type=family, config_overrides=text), image_size)
+        load_model(ModelArguments(model_type=family, config_overrides=text), GI_TRACT, image_size)
 
 
 def test_an_input_size_that_a_checkpoint_cannot_take_is_refused(tmp_path: Path) -> None:
     base = str(write_base(tmp_path, "beit"))
     with pytest.raises(InputError, match=r"^--image_size 100: beit cuts patches of 16 pixels"):
-        load_model(ModelArguments(model_name_or_path=base), 100)
+        load_model(ModelArguments(model_name_or_path=base), GI_TRACT, 100)
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ class TestErrors:
         with pytest.raises(InputError, match="nowhere: not a checkpoint"):
             load_checkpoint(name)
         with pytest.raises(InputError, match=r"--model_name_or_path .*nowhere"):
-            load_model(ModelArguments(model_name_or_path=name), SIZE)
+            load_model(ModelArguments(model_name_or_path=name), GI_TRACT, SIZE)
 
     def test_a_folder_with_other_files_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("nothing here")
@@ -228,8 +229,11 @@ class TestErrors:
         with pytest.raises(InputError, match=r"got 150: LABEL_0, .*, \.\.\.; fine-tune it first"):
             load_checkpoint(str(write_base(tmp_path, "segformer")))
 
-    def test_our_labels_in_another_order_are_refused(self, checkpoint: Path) -> None:
+    def test_the_names_of_our_labels_in_another_order_are_refused_without_a_sign_of_our_training(
+        self, checkpoint: Path
+    ) -> None:
         config = json.loads((checkpoint / "config.json").read_text())
+        del config["slice_context"]
         config["id2label"] = {"0": "background", "1": "stomach", "2": "small_bowel", "3": "large_bowel"}
         (checkpoint / "config.json").write_text(json.dumps(config))
         with pytest.raises(InputError, match="got 4: background, stomach, small_bowel, large_bowel"):
@@ -242,7 +246,7 @@ class TestErrors:
         with pytest.raises(InputError, match="not a checkpoint of this project"):
             load_checkpoint(str(checkpoint))
 
-    @pytest.mark.parametrize("load", [load_checkpoint, lambda name: load_model(ModelArguments(name), SIZE)])
+    @pytest.mark.parametrize("load", [load_checkpoint, lambda name: load_model(ModelArguments(name), GI_TRACT, SIZE)])
     def test_a_model_for_classification_is_refused(self, load: Any, tmp_path: Path) -> None:
         config = AutoConfig.for_model("convnext", depths=[1, 1], hidden_sizes=[4, 4], num_stages=2, num_labels=4)
         AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
@@ -266,7 +270,7 @@ def test_code_of_a_checkpoint_never_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         load_checkpoint(str(folder))
     with pytest.raises(InputError):
-        load_model(ModelArguments(model_name_or_path=str(folder)), 64)
+        load_model(ModelArguments(model_name_or_path=str(folder)), GI_TRACT, 64)
     assert not marker.exists()
 
 

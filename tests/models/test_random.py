@@ -6,6 +6,7 @@ import pytest
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.models.random import parse_overrides
 from tests.support.models import FAMILIES, SIZE, new_model
@@ -56,10 +57,10 @@ def test_an_override_must_not_contradict_the_image_size() -> None:
 
 def test_overrides_need_a_model_type() -> None:
     with pytest.raises(InputError, match="needs --model_type"):
-        load_model(ModelArguments(config_overrides="depths=[1,1]"), SIZE)
+        load_model(ModelArguments(config_overrides="depths=[1,1]"), GI_TRACT, SIZE)
 
 
 @pytest.mark.parametrize("family", ["segfromer", "vit", "bert", ""])
 def test_an_unknown_family_is_refused(family: str) -> None:
     with pytest.raises(InputError, match=r"--model_type: expected one of .*segformer.*; got"):
-        load_model(ModelArguments(model_type=family), SIZE)
+        load_model(ModelArguments(model_type=family), GI_TRACT, SIZE)

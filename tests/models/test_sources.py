@@ -19,6 +19,7 @@ from transformers import (
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import load_checkpoint, load_model
 from gi_segmentation.models.normalisation import find_normalisation
 from tests.support.models import FAMILIES, SIZE, change_config, save_model, write_base
@@ -39,7 +40,7 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 
 
 def train_from(folder: Path, **arguments: Any) -> tuple[Any, Any]:
-    return load_model(ModelArguments(model_name_or_path=str(folder), **arguments), SIZE)
+    return load_model(ModelArguments(model_name_or_path=str(folder), **arguments), GI_TRACT, SIZE)[:2]
 
 
 def change_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
@@ -163,7 +164,7 @@ def test_half_precision_is_loaded_in_32_bits(dtype: torch.dtype, copied: Path, t
         model.save_pretrained(tmp_path / "saved")
         assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "float32"
     with pytest.raises(InputError, match="--config_overrides: dtype cannot be set"):
-        load_model(ModelArguments(model_type="segformer", config_overrides="dtype=float16"), SIZE)
+        load_model(ModelArguments(model_type="segformer", config_overrides="dtype=float16"), GI_TRACT, SIZE)
 
 
 @pytest.mark.parametrize(("family", "channels"), [("segformer", 1), ("segformer", 4), ("upernet", 1), ("beit", 1)])

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.arguments import ModelArguments
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.heads import without_auxiliary_head
 from gi_segmentation.models.loading import load_model
-from gi_segmentation.schema import LABELS
 
 SIZE = 64
 # The names of the label ids in the configuration of a model.
-ID2LABEL = dict(enumerate(LABELS))
+ID2LABEL = dict(enumerate(GI_TRACT.labels))
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 # The share of pixels that may differ between batch sizes. A sum of floats depends on its order, which a library
 # chooses by the size of the batch. If two labels are equal to the last bits, a pixel may get either of them. We saw
@@ -54,7 +54,7 @@ def save_model(folder: Path, family: str, seed: int, label_mode: str = "multicla
     torch.manual_seed(seed)
     text = json.dumps(FAMILIES[family])
     arguments = ModelArguments(model_type=family, config_overrides=text, label_mode=label_mode)
-    model, processor = load_model(arguments, SIZE, slice_context)
+    model, processor, _ = load_model(arguments, GI_TRACT, SIZE, slice_context)
     with torch.no_grad():
         # With the usual small weights, one label would win everywhere.
         if family == "dpt":
@@ -88,4 +88,4 @@ def write_base(folder: Path, family: str, num_labels: int = 150) -> Path:
 def new_model(family: str, overrides: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:
     """Return a model of a family with random weights and our labels, and its image processor."""
     text = json.dumps(FAMILIES[family] if overrides is None else overrides)
-    return load_model(ModelArguments(model_type=family, config_overrides=text), SIZE)
+    return load_model(ModelArguments(model_type=family, config_overrides=text), GI_TRACT, SIZE)[:2]

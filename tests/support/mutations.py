@@ -36,7 +36,7 @@ class Mutation(NamedTuple):
 
 TRAINER, MASKS = "tests/training/test_trainer.py", "gi_segmentation/models/masks.py tests/models/test_masks.py"
 MUTATIONS = [
-    Mutation("organs in another order", "models/masks.py", "torch.arange(1, len(LABELS), dtype=torch.uint8, device=like.device)", "torch.tensor([2, 1, 3], dtype=torch.uint8)", MASKS),
+    Mutation("organs in another order", "models/masks.py", "torch.arange(1, organs + 1, dtype=torch.uint8, device=device)", "torch.tensor([2, 1, 3], dtype=torch.uint8)", MASKS),
     Mutation("organs swapped in a label map", "formats/nifti.py", "enumerate(masks, start", "enumerate(masks[::-1], start", "tests/formats/test_nifti.py"),
     Mutation("an encoding off by one", "rle.py", "np.stack([starts + 1, ends", "np.stack([starts, ends", "tests/test_rle.py"),
     Mutation("a patient in both splits of a build", "./dataset_builder/gi_tract.py", "if scan.fold != config.fold]", "]", "tests/dataset_builder/test_build.py"),

@@ -10,6 +10,7 @@ from datasets import DatasetDict
 
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
+from gi_segmentation.labels import find_labels
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.training.checkpoints import find_last_checkpoint
 from gi_segmentation.training.trainer import SegmentationTrainer, build_trainer, train
@@ -51,7 +52,8 @@ def make_trainer(argv: list[str]) -> tuple[SegmentationTrainer, DatasetDict]:
     slices = load_slices(data_args)
     samples = select_samples(slices, data_args, run_args.seed)
     torch.manual_seed(run_args.seed)
-    model, processor = load_model(model_args, data_args.image_size, data_args.slice_context)
+    labels = find_labels(slices["train"].features)
+    model, processor, _ = load_model(model_args, labels, data_args.image_size, data_args.slice_context)
     splits = transform_splits(slices, samples, processor, model_args, data_args, run_args.seed)
     return build_trainer(model, processor, *splits, data_args, run_args), samples
 

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
 from gi_segmentation.command_line import parse_arguments
+from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.models.configuration import Task
 from gi_segmentation.models.encoders import pick_stages
 from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.models.random import build_model, parse_overrides, random_config
@@ -107,7 +109,7 @@ def build_upernet(recipe: str) -> PreTrainedModel:
     overrides = {**parse_overrides(model_args.config_overrides or ""), "backbone_config": encoder}
     with torch.device("meta"):
         config = random_config("upernet", overrides, data_args.image_size)
-        return build_model(config, model_args.label_mode, data_args.slice_context)
+        return build_model(config, Task(GI_TRACT, model_args.label_mode), data_args.slice_context)
 
 
 def test_each_model_has_a_recipe_and_an_architecture() -> None:
@@ -194,7 +196,7 @@ def test_the_recipe_for_machines_without_a_gpu_is_small() -> None:
         "backbone_config": AutoConfig.for_model(**backbone),
     }
     with torch.device("meta"):
-        model = build_model(random_config("upernet", overrides, data_args.image_size), "multiclass", 0)
+        model = build_model(random_config("upernet", overrides, data_args.image_size), Task(GI_TRACT, "multiclass"), 0)
     assert (count_parameters(model.backbone), count_parameters(model)) == (2_958_848, 3_643_652)
 
 
