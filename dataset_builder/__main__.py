@@ -30,6 +30,9 @@ def run_phantom(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             num_proc=arguments.num_proc,
             difficulty=arguments.difficulty,
+            num_labels=arguments.labels,
+            undrawn=arguments.undrawn,
+            slice_spacing_mm=arguments.slice_spacing_mm,
         )
     except (ValueError, FileExistsError) as error:
         raise InputError(str(error)) from error
@@ -112,6 +115,43 @@ def run_build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_phantom_flags(phantom: argparse.ArgumentParser) -> None:
+    """Add the flags that only `phantom` has."""
+    phantom.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder")
+    phantom.add_argument("--num_cases", type=int, default=6, help="number of patients")
+    phantom.add_argument("--days_per_case", type=int, default=2, help="number of scans of each patient")
+    phantom.add_argument(
+        "--slices_per_scan", type=int, help="number of slices of each scan; None: 144 or 80, as in the real data"
+    )
+    phantom.add_argument("--seed", type=int, default=0, help="each seed gives other patients")
+    phantom.add_argument(
+        "--difficulty",
+        choices=tuple(DIFFICULTIES),
+        default="easy",
+        help="easy: the organs differ in brightness; hard: they differ only in place and shape, as on real scans",
+    )
+    phantom.add_argument(
+        "--labels",
+        type=int,
+        metavar="N",
+        help="number of organs that are annotated, 1 to 19: stomach, liver, spleen, large bowel, small bowel, and so "
+        "on; None: Kaggle's three. With this flag or one of the next two, the folder has labels.json",
+    )
+    phantom.add_argument(
+        "--undrawn",
+        nargs="+",
+        default=[],
+        metavar="ORGAN",
+        help="organs that nobody has drawn in every second scan",
+    )
+    phantom.add_argument(
+        "--slice_spacing_mm",
+        type=float,
+        metavar="MM",
+        help="distance between slices; None: they are spread over the body",
+    )
+
+
 def add_build_flags(make: argparse.ArgumentParser) -> None:
     """Add the flags that only `build` has."""
     make.add_argument("--output_dir", type=Path, default=Path("gi_tract"), help="folder for the dataset")
@@ -150,19 +190,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="phantom | series | convert | verify | build")
 
     phantom = commands.add_parser("phantom", help="write a synthetic Kaggle folder", formatter_class=formatter)
-    phantom.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder")
-    phantom.add_argument("--num_cases", type=int, default=6, help="number of patients")
-    phantom.add_argument("--days_per_case", type=int, default=2, help="number of scans of each patient")
-    phantom.add_argument(
-        "--slices_per_scan", type=int, help="number of slices of each scan; None: 144 or 80, as in the real data"
-    )
-    phantom.add_argument("--seed", type=int, default=0, help="each seed gives other patients")
-    phantom.add_argument(
-        "--difficulty",
-        choices=tuple(DIFFICULTIES),
-        default="easy",
-        help="easy: the organs differ in brightness; hard: they differ only in place and shape, as on real scans",
-    )
+    add_phantom_flags(phantom)
     phantom.set_defaults(run=run_phantom)
 
     series = commands.add_parser(

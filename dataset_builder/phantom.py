@@ -27,9 +27,11 @@ from dataset_builder.difficulty import DIFFICULTIES, Difficulty
 from gi_segmentation.data.synthetic import mark_synthetic
 from gi_segmentation.files import writing_folder
 from gi_segmentation.formats.kaggle.folder import FAULTY_SCANS
+from gi_segmentation.formats.kaggle.label_file import LabelFile, ScanFacts, write_label_file
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.processes import count_cores, process_pool
 from gi_segmentation.rle import encode
-from gi_segmentation.schema import ORGANS, scan_name, slice_name
+from gi_segmentation.schema import scan_name, slice_name
 
 Array: TypeAlias = np.ndarray
 
@@ -62,6 +64,13 @@ FAT, VISCERAL_FAT, MUSCLE, AIR = (1.0, 0.05), (0.50, 0.10), (0.24, 0.25), (0.02,
 # median intensity of each organ is 0.27 to 0.30 of the slice's 98th percentile. With this level the phantom has 0.28
 # to 0.30.
 ORGAN_LEVEL = 0.37
+
+# What the phantom can annotate, in the order in which more labels come in. Every structure is painted in any case.
+STRUCTURES = (
+    "stomach", "liver", "spleen", "large_bowel", "small_bowel", "kidney_left", "kidney_right", "heart", "bladder",
+    "aorta", "vertebrae", "psoas_left", "psoas_right", "lung_left", "lung_right", "vena_cava", "spinal_canal",
+    "hip_bone_left", "hip_bone_right",
+)  # fmt: skip
 
 
 class Rngs(NamedTuple):
@@ -103,7 +112,7 @@ class PhantomSummary:
 
 @dataclass(frozen=True)
 class _PhantomScan:
-    """A scan that is to be written: its name, and its size in pixels and slices."""
+    """A scan that is to be written: its name, its size in pixels and slices, and the organs that are annotated."""
 
     case: int
     day: int
@@ -111,19 +120,30 @@ class _PhantomScan:
     width: int
     height: int
     spacing_mm: float
+    organs: tuple[str, ...]
+    slice_mm: float | None
 
     @property
     def name(self) -> str:
         return scan_name(self.case, self.day)
 
+    def height_mm(self, number: int) -> float:
+        """Return where the slice with a number lies. The middle slice is at 0 mm, where the three organs are.
+
+        So even a scan of one slice shows all of them.
+        """
+        place = number - 1 - self.num_slices // 2
+        return self.slice_mm * place if self.slice_mm else BODY_LENGTH_MM * place / self.num_slices
+
 
 @dataclass(frozen=True)
 class _Blob:
-    """An ellipsoid of one look; centre and radii in mm as (z, y, x)."""
+    """An ellipsoid of one look; centre and radii in mm as (z, y, x). `name` is one of `STRUCTURES`, or empty."""
 
     centre_mm: Array
     radii_mm: Array
     look: tuple[float, float]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,8 +209,13 @@ def write_phantom(
     seed: int = 0,
     num_proc: int | None = None,
     difficulty: str = "easy",
+    num_labels: int | None = None,
+    undrawn: Sequence[str] = (),
+    slice_spacing_mm: float | None = None,
 ) -> PhantomSummary:
     """Write synthetic scans and their masks in Kaggle's layout: `train.csv` and `train/`.
+
+    With one of the last three arguments, the folder is like that of another hospital: it has `labels.json`.
 
     The same arguments give the same bytes on any number of processes. The folder gets its name when it is complete.
 
@@ -205,28 +230,38 @@ def write_phantom(
         difficulty: In "easy", brightness tells the organs apart. In "hard" it does not, as on real scans: all organs
             are equally bright and have a low contrast, patients differ more, and there are bias fields, noise and
             breathing. On some scans the maximum is a hot spot.
+        num_labels: Number of organs that are annotated, the first ones of `STRUCTURES`; None: Kaggle's three organs.
+        undrawn: Organs that nobody has drawn in the second scan, the fourth, and so on.
+        slice_spacing_mm: Distance between slices; None: the slices are spread over the body.
 
     Returns:
         Counts of what was written.
 
     Raises:
         FileExistsError: If `output_dir` is a file or a folder that is not empty.
-        ValueError: If a size is below 1, the seed is below 0 or the difficulty is unknown.
+        ValueError: If a size is below 1, the seed is below 0, or the difficulty or an organ is unknown.
     """
-    names = ("num_cases", "days_per_case", "slices_per_scan", "num_proc")
-    for name, size in zip(names, (num_cases, days_per_case, slices_per_scan, num_proc), strict=True):
+    names = ("num_cases", "days_per_case", "slices_per_scan", "num_proc", "num_labels")
+    for name, size in zip(names, (num_cases, days_per_case, slices_per_scan, num_proc, num_labels), strict=True):
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
-    scans = _plan_scans(num_cases, days_per_case, slices_per_scan, seed)
+    labels = _choose_labels(num_labels, undrawn, slice_spacing_mm)
+    scans = _plan_scans(num_cases, days_per_case, slices_per_scan, seed, slice_spacing_mm)
+    scans = [
+        replace(scan, organs=tuple(organ for organ in labels.names if index % 2 == 0 or organ not in undrawn))
+        for index, scan in enumerate(scans)
+    ]
     _check_phantom_dir(Path(output_dir))
     with writing_folder(Path(output_dir)) as folder:
         results = _write_scans(scans, folder / "train", seed, num_proc or count_cores(), difficulty)
         rows = [row for scan_rows, _ in results for row in scan_rows]
         (folder / "train.csv").write_text("\n".join(["id,class,segmentation", *rows]) + "\n", encoding="utf-8")
+        if num_labels or undrawn or slice_spacing_mm:
+            write_label_file(folder, LabelFile(labels, {scan.name: _describe_scan(scan, labels) for scan in scans}))
     counts = np.sum([scan_counts for _, scan_counts in results], axis=0).tolist()
     return PhantomSummary(num_cases, len(scans), sum(scan.num_slices for scan in scans), *counts)
 
@@ -239,17 +274,42 @@ def _check_phantom_dir(output_dir: Path) -> None:
         )
 
 
-def _plan_scans(num_cases: int, days_per_case: int, slices_per_scan: int | None, seed: int) -> list[_PhantomScan]:
+def _choose_labels(num_labels: int | None, undrawn: Sequence[str], slice_spacing_mm: float | None) -> LabelSet:
+    """Check the last arguments of `write_phantom`, and return the labels."""
+    if num_labels is not None and num_labels > len(STRUCTURES):
+        raise ValueError(f"num_labels must be at most {len(STRUCTURES)}, got {num_labels}")
+    labels = GI_TRACT if num_labels is None else LabelSet(STRUCTURES[:num_labels])
+    if strangers := [organ for organ in undrawn if organ not in labels.names]:
+        raise ValueError(f"undrawn must be some of {', '.join(labels.names)}, got {strangers[0]!r}")
+    if set(undrawn) == set(labels.names):
+        raise ValueError(f"undrawn must leave an organ of {', '.join(labels.names)}, got all of them")
+    if slice_spacing_mm is not None and not 0 < slice_spacing_mm <= BODY_LENGTH_MM:
+        raise ValueError(f"slice_spacing_mm must be above 0 and at most {BODY_LENGTH_MM:g}, got {slice_spacing_mm}")
+    return labels
+
+
+def _describe_scan(scan: _PhantomScan, labels: LabelSet) -> ScanFacts:
+    """Return what `labels.json` says of a scan."""
+    unknown = tuple(organ for organ in labels.names if organ not in scan.organs)
+    return ScanFacts(scan.slice_mm or BODY_LENGTH_MM / scan.num_slices, unknown=unknown)
+
+
+def _plan_scans(
+    num_cases: int, days_per_case: int, slices_per_scan: int | None, seed: int, slice_mm: float | None = None
+) -> list[_PhantomScan]:
     """Draw the numbers of cases and days, and give the cases the four sizes in turn. Sort by case and day."""
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     cases = rng.permutation(np.arange(1, max(HIGHEST_CASE, num_cases) + 1))[:num_cases].tolist()
     scans = []
     for index, case in enumerate(cases):
         width, height, spacing_mm, num_slices = SCAN_KINDS[index % len(SCAN_KINDS)]
+        if slice_mm:
+            num_slices = round(BODY_LENGTH_MM / slice_mm)
+        size = (slices_per_scan or num_slices, width, height, spacing_mm)
         # `build` leaves out scans whose names are on the list of faulty scans. No synthetic scan gets such a name.
         days = [day for day in range(max(NUM_DAYS, 2 * days_per_case)) if scan_name(case, day) not in FAULTY_SCANS]
         for day in sorted(rng.choice(days, size=days_per_case, replace=False).tolist()):
-            scans.append(_PhantomScan(case, day, slices_per_scan or num_slices, width, height, spacing_mm))
+            scans.append(_PhantomScan(case, day, *size, organs=(), slice_mm=slice_mm))
     return sorted(scans, key=lambda scan: (scan.case, scan.day))
 
 
@@ -283,9 +343,7 @@ def _write_scan(scan: _PhantomScan, train_dir: Path, seed: int, difficulty: Diff
     painter = _Painter(scan, _draw_anatomy(rngs, difficulty), rngs, difficulty)
     rows, counts = [], np.zeros(4, dtype=int)
     for number in range(1, scan.num_slices + 1):
-        # The middle slice lies at 0 mm, where all organs are. So even a scan of one slice shows every organ.
-        z_mm = BODY_LENGTH_MM * (number - 1 - scan.num_slices // 2) / scan.num_slices
-        image, masks = painter.paint(z_mm)
+        image, masks = painter.paint(scan.height_mm(number))
         # Kaggle writes the width before the height.
         size = f"{scan.width}_{scan.height}_{scan.spacing_mm:.2f}_{scan.spacing_mm:.2f}"
         path = folder / f"slice_{number:04d}_{size}.png"
@@ -293,7 +351,7 @@ def _write_scan(scan: _PhantomScan, train_dir: Path, seed: int, difficulty: Diff
         if not written:
             raise OSError(f"could not write {path}")
         path.write_bytes(mark_synthetic(png.tobytes()))
-        rows += [f"{slice_name(scan.name, number)},{organ},{encode(masks[organ])}" for organ in ORGANS]
+        rows += [f"{slice_name(scan.name, number)},{organ},{encode(masks[organ])}" for organ in scan.organs]
         shared = int((np.stack(list(masks.values())).sum(axis=0) > 1).sum())
         present = sum(mask.any() for mask in masks.values())
         counts += [present == 0, present > 1, shared > 0, shared]
@@ -377,38 +435,45 @@ def _arm(day: np.random.Generator, torso_mm: Array) -> tuple[list[_Blob], _Blob]
 
 
 def _blob(
-    rngs: Rngs, place: Array, centre: list[float], radii_mm: list[float], level: float, texture: float = 0.08
+    rngs: Rngs,
+    place: Array,
+    centre: list[float],
+    radii_mm: list[float],
+    level: float,
+    texture: float = 0.08,
+    name: str = "",
 ) -> _Blob:
     """Draw an ellipsoid near `centre`, which is z in mm, and y and x as shares of the cavity's half axes."""
     centre_mm = _vary(rngs, np.array(centre) * place, 4)
-    return _Blob(
-        centre_mm, _vary(rngs, radii_mm, 0.1 * np.array(radii_mm)), (float(_vary(rngs, level, 0.03)), texture)
-    )
+    radii = _vary(rngs, radii_mm, 0.1 * np.array(radii_mm))
+    return _Blob(centre_mm, radii, (float(_vary(rngs, level, 0.03)), texture), name)
 
 
 def _inner_blobs(rngs: Rngs, place: Array) -> list[_Blob]:
     """Draw what lies in the cavity beside the three organs, in painting order."""
     blob = partial(_blob, rngs, place)
-    # The lungs are almost as dark as air.
-    blobs = [blob([-240, 0.0, side], [125, 72, 56], 0.05, 0.05) for side in (-0.5, 0.5)]
+    # x grows towards the patient's left. The lungs are almost as dark as air.
+    sides = {-1: "right", 1: "left"}
+    blobs = [blob([-240, 0.0, 0.5 * side], [125, 72, 56], 0.05, 0.05, f"lung_{sides[side]}") for side in sides]
     # The heart lies between them.
-    blobs += [blob([-165, -0.35, 0.15], [62, 42, 48], 0.52)]
+    blobs += [blob([-165, -0.35, 0.15], [62, 42, 48], 0.52, name="heart")]
     # The liver's right lobe is at negative x, and its left lobe reaches over the middle.
-    blobs += [blob([-60, -0.05, -0.52], [78, 62, 58], 0.36), blob([-68, -0.35, -0.15], [36, 38, 62], 0.36)]
+    liver = partial(blob, level=0.36, name="liver")
+    blobs += [liver([-60, -0.05, -0.52], [78, 62, 58]), liver([-68, -0.35, -0.15], [36, 38, 62])]
     # The spleen lies behind the stomach.
-    blobs += [blob([-55, 0.3, 0.72], [44, 30, 20], 0.33)]
-    for side in (-0.46, 0.46):
+    blobs += [blob([-55, 0.3, 0.72], [44, 30, 20], 0.33, name="spleen")]
+    for side, name in ((-0.46, "right"), (0.46, "left")):
         # Each kidney has a brighter pelvis inside.
-        kidney = blob([12, 0.52, side], [52, 26, 23], 0.42)
-        blobs += [kidney, _Blob(kidney.centre_mm, 0.42 * kidney.radii_mm, (0.6, 0.1))]
+        kidney = blob([12, 0.52, side], [52, 26, 23], 0.42, name=f"kidney_{name}")
+        blobs += [kidney, replace(kidney, radii_mm=0.42 * kidney.radii_mm, look=(0.6, 0.1))]
         # The psoas muscles run down along the spine.
-        blobs += [blob([120, 0.55, side * 0.55], [110, 20, 18], 0.28, 0.05)]
+        blobs += [blob([120, 0.55, side * 0.55], [110, 20, 18], 0.28, 0.05, f"psoas_{name}")]
         # The hip bones (ilia) reach into the image from the sides.
-        blobs += [blob([185, 0.3, side * 1.7], [70, 55, 22], 0.5, 0.15)]
+        blobs += [blob([185, 0.3, side * 1.7], [70, 55, 22], 0.5, 0.15, f"hip_bone_{name}")]
         # Muscles cover the hip bones on their inner side.
         blobs += [blob([215, 0.0, side * 1.1], [60, 30, 34], 0.32, 0.05)]
     # The bladder lies below all three organs.
-    blobs += [blob([195, -0.15, 0.0], [45, 36, 44], 0.45, 0.03)]
+    blobs += [blob([195, -0.15, 0.0], [45, 36, 44], 0.45, 0.03, "bladder")]
     return blobs
 
 
@@ -418,9 +483,11 @@ def _spine_blobs(rngs: Rngs, place: Array) -> list[_Blob]:
     # There is a muscle of the back on each side of the spine.
     blobs = [blob([0, 0.88, side], [1200, 19, 31], 0.24, 0.35) for side in (-0.3, 0.3)]
     # Behind the vertebrae is the spinal canal, whose fluid is brighter than fat.
-    blobs += [blob([0, 0.68, 0.0], [1200, 18, 23], 0.46, 0.12), blob([0, 0.98, 0.0], [1200, 7, 10], 1.8)]
+    blobs += [blob([0, 0.68, 0.0], [1200, 18, 23], 0.46, 0.12, "vertebrae")]
+    blobs += [blob([0, 0.98, 0.0], [1200, 7, 10], 1.8, name="spinal_canal")]
     # The vena cava and the aorta run in front of the vertebrae.
-    vessels = [blob([0, 0.38, side], [1200, 9, 9], 0.3, 0.05) for side in (-0.12, 0.1)]
+    places = ((-0.12, "vena_cava"), (0.1, "aorta"))
+    vessels = [blob([0, 0.38, side], [1200, 9, 9], 0.3, 0.05, name) for side, name in places]
     return [*vessels, *blobs]
 
 
@@ -494,6 +561,7 @@ class _Painter:
         patient, self.rng, _ = rngs
         self.anatomy = anatomy
         self.difficulty = difficulty
+        self.organs = scan.organs
         self.spacing_mm = scan.spacing_mm
         self.size = (scan.height, scan.width)
         self.middle = (np.array(self.size) - 1) / 2 + anatomy.offset_mm / scan.spacing_mm
@@ -560,7 +628,7 @@ class _Painter:
         """Paint the slice at a height.
 
         Returns:
-            Image, uint16, and the mask of each organ, uint8; each of shape `(height, width)`.
+            Image, uint16, and the mask of each annotated organ, uint8; each of shape `(height, width)`.
         """
         # The outline grows and shrinks by 4 % along z, so it is not the same on all slices.
         anatomy, torso_mm = self.anatomy, self.anatomy.torso_mm * (1 + 0.04 * np.cos(z_mm / 60))
@@ -580,7 +648,22 @@ class _Painter:
         np.copyto(canvas, inner, where=cavity[..., None] > 0)
         self._blobs(canvas, anatomy.spine, z_mm)
         self._separate(masks, cavity)
-        return self._bend_and_scan(canvas, masks, z_mm)
+        masks |= self._solid_masks(masks, cavity, z_mm)
+        return self._bend_and_scan(canvas, {organ: masks[organ] for organ in masks if organ in self.organs}, z_mm)
+
+    def _solid_masks(self, tubes: dict[str, Array], cavity: Array, z_mm: float) -> dict[str, Array]:
+        """Return the masks of the annotated blobs: what is seen of them behind the tubes and behind other blobs."""
+        masks = {}
+        for organ in set(self.organs) - set(tubes):
+            # They are painted as for the picture, with 1 for the organ and 0 for everything else.
+            seen = np.zeros((*self.size, 2), dtype=np.float32)
+            inner, spine = ([replace(one, look=(one.name == organ, 0)) for one in blobs]
+                            for blobs in (self.anatomy.blobs, self.anatomy.spine))  # fmt: skip
+            self._blobs(seen, inner, z_mm)
+            seen[np.any([cavity == 0, *(mask > 0 for mask in tubes.values())], axis=0)] = 0
+            self._blobs(seen, spine, z_mm)
+            masks[organ] = seen[..., 0].astype(np.uint8)
+        return masks
 
     def _separate(self, masks: dict[str, Array], cavity: Array) -> None:
         """Give each pixel to one organ; on some slices, touching organs share a rim.
