@@ -2,17 +2,22 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_builder.convert.options import ConvertOptions
-from gi_segmentation.errors import InputError, list_some
+from gi_segmentation.errors import InputError, list_some, reading
 from gi_segmentation.formats.beside import describe_group
+from gi_segmentation.formats.dicom.files import read_dataset
+from gi_segmentation.formats.dicom.header import hush_pydicom
+from gi_segmentation.formats.dicom.kinds import read_text
+from gi_segmentation.formats.dicom.read_structures import find_dicom_structures
+from gi_segmentation.formats.dicom.series import find_series
 from gi_segmentation.formats.inputs import PACKAGES_BY_KIND, require, sort_files
 from gi_segmentation.formats.label_names import parse_label_names
 from gi_segmentation.formats.nifti_structures import find_nifti_structures, find_patient, translate_pattern
-from gi_segmentation.formats.structures import StructureSet
+from gi_segmentation.formats.structures import StructureSet, choose_structures, describe_structures, is_meant
 from gi_segmentation.formats.volumes import Volume
 
 
@@ -72,7 +77,7 @@ def find_drawn_scans(path: Path, options: ConvertOptions) -> FoundScans:
     if files["nifti"]:
         add_nifti(files["nifti"], path, options, found)
     if files["dicom"]:
-        add_dicom(files["dicom"], files["other"], path, options, found)
+        add_dicom(files, path, options, found)
     if files["foreign"]:
         found.remarks.append(describe_group("file", files["foreign"], path, "convert what is a scan to NIfTI"))
     if not found.scans:
@@ -106,12 +111,57 @@ def sort_key(text: str) -> list[tuple[int, int, str]]:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
 
 
-def add_dicom(
-    paths: Sequence[Path], others: Sequence[Path], root: Path, options: ConvertOptions, found: FoundScans
-) -> None:
+def add_dicom(files: Mapping[str, Sequence[Path]], root: Path, options: ConvertOptions, found: FoundScans) -> None:
     """Add the scans of DICOM files."""
-    require(PACKAGES_BY_KIND["dicom"], paths[0])
-    found.remarks.append(describe_group("DICOM file", paths, root))
+    require(PACKAGES_BY_KIND["dicom"], files["dicom"][0])
+    # A packed file beside a series may be one of its slices.
+    folders = {one.parent for one in files["dicom"]}
+    beside = [*files["other"], *(one for one in files["foreign"] if one.parent in folders)]
+    series = find_series(files["dicom"], beside)
+    drawn = find_dicom_structures(files["dicom"], series, options.interpolate)
+    found.problems |= {path.relative_to(root).as_posix(): problem for path, problem in drawn.problems.items()}
+    found.remarks += [*series.remarks, *drawn.remarks]
+    sets = group_by_volume(drawn.structures)
+    for volume, own in sets.items():
+        patient, time, remark = read_identity(volume, root, options.patients)
+        found.scans.append(DrawnScan(volume, patient, time, tuple(own)))
+        found.remarks += [remark] * bool(remark)
+    if alone := [volume.name for volume in series.volumes if volume not in sets]:
+        found.remarks.append(f"left over: {len(alone)} series without structures: {list_some(alone)}")
+    # A series that is no scan is a problem only if something was drawn on it.
+    found.remarks += [f"left over: {name}: {problem}" for name, problem in series.problems.items()]
+
+
+def group_by_volume(structures: Iterable[StructureSet]) -> dict[Volume, list[StructureSet]]:
+    """Return the structure sets of each scan."""
+    sets: dict[Volume, list[StructureSet]] = defaultdict(list)
+    for one in structures:
+        sets[one.volume].append(one)
+    return sets
+
+
+def read_identity(volume: Volume, root: Path, pattern: str) -> tuple[str, tuple[str, ...], str]:
+    """Return what tells the patient of a series from others, what orders the scans of a patient, and a remark.
+
+    Args:
+        volume: The series.
+        root: The folder that `pattern` starts from.
+        pattern: `--patients`; empty: the file says it.
+
+    Raises:
+        InputError: If the file is damaged, or the pattern does not fit.
+    """
+    frame = volume.origin.frames[0]
+    with reading(frame.path, "its header cannot be read", "export it again"), hush_pydicom():
+        header = read_dataset(frame.path, stop_before_pixels=True)
+        time = tuple(read_text(header, name) for name in ("StudyDate", "StudyTime", "AcquisitionTime", "SeriesNumber"))
+    if pattern:
+        return group_by_pattern(frame.path.relative_to(root).as_posix(), pattern), time, ""
+    number, name, _ = frame.patient
+    if number or name:
+        return number or name, time, ""
+    remark = f"{volume.name}: has neither the number nor the name of a patient, so its study is taken for a patient"
+    return frame.study_uid or volume.name, time, remark
 
 
 def add_nifti(paths: Sequence[Path], root: Path, options: ConvertOptions, found: FoundScans) -> None:
@@ -123,9 +173,7 @@ def add_nifti(paths: Sequence[Path], root: Path, options: ConvertOptions, found:
     found.problems |= nifti.problems
     if nifti.unused and (nifti.sets or nifti.problems):
         found.remarks.append(describe_group("NIfTI file", nifti.unused, root, "belongs to no pair"))
-    sets: dict[Volume, list[StructureSet]] = defaultdict(list)
-    for one in nifti.sets:
-        sets[one.volume].append(one)
+    sets = group_by_volume(nifti.sets)
     alone = 0
     for volume, own in sets.items():
         patient, day = find_patient(volume.name)
@@ -159,52 +207,31 @@ def group_by_pattern(name: str, pattern: str) -> str:
     return match[0]
 
 
-def choose_sets(scan: DrawnScan, chosen: str | None) -> tuple[tuple[StructureSet, ...], str]:
+def choose_sets(scan: DrawnScan, chosen: Sequence[str]) -> tuple[tuple[StructureSet, ...], str]:
     """Choose what is taken of a scan on which several have drawn.
 
-    By default, it is the newest approved structure set, or the newest if none is approved. Label maps and DICOM
-    segmentations that have no name in common are taken together, because many programs write a file per organ.
+    It is what the user says, or the newest approved structure set, or the newest. Label maps and DICOM segmentations
+    that have no name in common are taken together, because many programs write a file per organ.
 
     Args:
         scan: The scan.
-        chosen: `--structure_set`: a part of a name or a file name; `all`: all together; None: the default.
+        chosen: Parts of names, of `--structure_set`.
 
     Returns:
         The structure sets, and a remark; empty if there was no choice.
 
     Raises:
-        InputError: If it is not clear which one is meant, or none is.
+        InputError: If it is not clear which one is meant.
     """
-    names = list_some([repr(describe_set(one)) for one in scan.sets], 5)
-    if chosen is not None and chosen != "all":
-        meant = [one for one in scan.sets if chosen.casefold() in describe_set(one).casefold()]
-        if len(meant) != 1:
-            raise InputError(
-                f"{scan.name}: expected one structure set with {chosen!r} in its name (--structure_set), got "
-                f"{len(meant)} of {names}; write more or less of the name"
-            )
-        return (meant[0],), f"{describe_set(meant[0])} of {names}" if len(scan.sets) > 1 else ""
-    if len(scan.sets) == 1:
-        return scan.sets, ""
-    together = [name.lower() for one in scan.sets for name in one.names]
-    disjoint = len(set(together)) == len(together)
-    if chosen == "all" or (disjoint and all(one.kind != "rtstruct" for one in scan.sets)):
-        return scan.sets, f"{len(scan.sets)} files taken together: {names}"
-    ordered = sorted(scan.sets, key=rank_set)
-    if rank_set(ordered[-1]) == rank_set(ordered[-2]):
-        raise InputError(
-            f"{scan.name}: has {len(scan.sets)} structure sets, {names}, and none is the newest approved one; choose "
-            f"by --structure_set"
-        )
-    why = "the newest approved" if ordered[-1].approved else "the newest, none is approved"
-    return (ordered[-1],), f"{describe_set(ordered[-1])} ({why}) of {names}"
-
-
-def rank_set(one: StructureSet) -> tuple[bool, str]:
-    """Return what ranks structure sets: approval, then time."""
-    return bool(one.approved), one.created
-
-
-def describe_set(one: StructureSet) -> str:
-    """Return the name of a structure set for the screen, with its file."""
-    return " ".join(filter(None, [one.label, one.paths[0].name if one.paths else ""]))
+    meant = [one for one in scan.sets if any(is_meant(one, text) for text in chosen)]
+    remark = f"no structure set is called {' or '.join(chosen)}" if chosen and not meant else ""
+    sets = meant or list(scan.sets)
+    if len(sets) > 1:
+        names = [name.lower() for one in sets for name in one.names]
+        if len(set(names)) == len(names) and all(one.kind != "rtstruct" for one in sets):
+            listed = list_some([describe_structures(one) for one in sets])
+            return tuple(sets), f"{len(sets)} files are taken together: {listed}"
+    choice = choose_structures(scan.sets, [text for text in chosen if meant])
+    if choice.problems:
+        raise InputError(f"{next(iter(choice.problems.values()))}, by --structure_set")
+    return tuple(choice.structures), "; ".join(filter(None, [remark, *choice.remarks]))

@@ -8,12 +8,13 @@ from statistics import median
 import numpy as np
 from tqdm.auto import tqdm
 
-from dataset_builder.convert.found import describe_set, sort_key
+from dataset_builder.convert.found import sort_key
 from dataset_builder.convert.options import ConvertOptions
 from dataset_builder.convert.plan import Plan, PlannedScan, describe_plan
 from dataset_builder.convert.writing import read_structure
 from gi_segmentation.errors import InputError, describe_fault
 from gi_segmentation.formats.organ_names import format_organs
+from gi_segmentation.formats.structures import describe_structures
 from gi_segmentation.labels import MAX_LABELS
 from gi_segmentation.processes import count_cores, process_pool
 
@@ -25,8 +26,16 @@ def list_input(plan: Plan, options: ConvertOptions) -> str:
 
     The masks are read, because their volumes show what a name cannot: a margin, or the contour of a single slice.
     """
-    volumes, problems = measure_scans(plan.scans, options.num_proc)
-    plan.problems |= problems
+    volumes: dict[str, list[float]] = defaultdict(list)
+    for one, measures in zip(plan.scans, measure_scans(plan.scans, options.num_proc), strict=True):
+        taken = {name for own in one.organs.values() for _, name in own}
+        for name, measure in measures.items():
+            if isinstance(measure, float):
+                volumes[name].append(measure)
+            elif name in taken:
+                plan.problems[one.scan.name] = measure
+            else:
+                plan.remarks.append(f"{one.scan.name}: {name!r} is left out, and cannot be read: {measure}")
     patients = {one.scan.patient for one in plan.scans}
     lines = [f"{len(patients)} patients, {len(plan.scans)} scans with structures", "", *list_scans(plan), ""]
     lines += [*list_structures(plan, volumes), ""]
@@ -36,48 +45,37 @@ def list_input(plan: Plan, options: ConvertOptions) -> str:
         lines.append(
             f"{len(plan.organs)} labels are too many for a model, which has at most {MAX_LABELS}; leave some out"
         )
-    taken = {organ: names for organ, names in plan.sources.items() if names}
-    lines.append(
-        f'--organs "{format_organs(taken)}"' if taken else "no structure is a known organ; choose with --organs"
-    )
+    sources = {organ: names for organ, names in plan.sources.items() if names}
+    nothing = "no structure is a known organ; choose with --organs"
+    lines.append(f'--organs "{format_organs(sources)}"' if sources else nothing)
     return "\n".join(lines)
 
 
-def measure_scans(scans: Sequence[PlannedScan], num_proc: int | None) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Measure all structures of scans, with a progress bar.
-
-    Returns:
-        Their volumes in millilitres by their names, and the problems of scans whose files cannot be read.
-    """
+def measure_scans(scans: Sequence[PlannedScan], num_proc: int | None) -> list[dict[str, float | str]]:
+    """Measure all structures of scans, with a progress bar; see `measure_scan`."""
     workers = max(min(num_proc or count_cores(), len(scans)), 1)
     bar = partial(tqdm, total=len(scans), desc="Measuring", unit="scan")
     if workers == 1:
-        results = list(bar(map(measure_scan, scans)))
-    else:
-        with process_pool(workers) as pool:
-            results = list(bar(pool.map(measure_scan, scans)))
-    volumes: dict[str, list[float]] = defaultdict(list)
-    problems = {}
-    for one, result in zip(scans, results, strict=True):
-        if isinstance(result, str):
-            problems[one.scan.name] = result
-            continue
-        for name, volume in result.items():
-            volumes[name].append(volume)
-    return volumes, problems
+        return list(bar(map(measure_scan, scans)))
+    with process_pool(workers) as pool:
+        return list(bar(pool.map(measure_scan, scans)))
 
 
-def measure_scan(one: PlannedScan) -> dict[str, float] | str:
-    """Return the volume of each structure of a scan in millilitres, or why they cannot be read."""
+def measure_scan(one: PlannedScan) -> dict[str, float | str]:
+    """Return the volume of each structure of a scan in millilitres, or why it cannot be read."""
     voxel_ml = abs(float(np.linalg.det(one.scan.volume.affine[:3, :3]))) / MM3_PER_ML
-    try:
-        return {name: int(read_structure(own, name).sum()) * voxel_ml for own in one.sets for name in own.names}
-    except InputError as error:
-        return str(error)
-    except MemoryError:
-        raise
-    except Exception as error:
-        return describe_fault(error)
+    measures: dict[str, float | str] = {}
+    for own in one.sets:
+        for name in own.names:
+            try:
+                measures[name] = int(read_structure(own, name).sum()) * voxel_ml
+            except InputError as error:
+                measures[name] = str(error)
+            except MemoryError:
+                raise
+            except Exception as error:
+                measures[name] = f"{one.scan.name}: {describe_fault(error)}"
+    return measures
 
 
 def list_scans(plan: Plan) -> list[str]:
@@ -86,7 +84,7 @@ def list_scans(plan: Plan) -> list[str]:
     earlier = ""
     for one in plan.scans:
         patient = one.scan.patient
-        drawn = ", ".join(describe_set(own) for own in one.sets[:2]) + ", ..." * (len(one.sets) > 2)
+        drawn = ", ".join(describe_structures(own) for own in one.sets[:2]) + ", ..." * (len(one.sets) > 2)
         rows.append((patient if patient != earlier else "", one.scan.name, one.scan.volume.describe(), drawn))
         earlier = patient
     return format_table(rows)

@@ -22,7 +22,8 @@ class ConvertOptions:
         label_names: `--label_names`; empty: what is there.
         channel: `--channel`; None: `0000`.
         patients: `--patients`; empty: what names tell.
-        structure_set: `--structure_set`; None: the newest approved.
+        structure_set: `--structure_set`; none: the newest approved.
+        interpolate: `--interpolate`.
         key_file: The private key.
         num_proc: Number of processes; None: one per core.
     """
@@ -34,7 +35,8 @@ class ConvertOptions:
     label_names: str
     channel: str | None
     patients: str
-    structure_set: str | None
+    structure_set: tuple[str, ...]
+    interpolate: bool
     key_file: Path | None
     num_proc: int | None
 
@@ -79,8 +81,15 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--structure_set",
-        metavar="TEXT|all",
-        help="of several structure sets of a scan, the one with this in its name, or all; None: the newest approved",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="of several structure sets of a scan, one with this in its name or file name; []: the newest approved",
+    )
+    add(
+        "--interpolate",
+        action="store_true",
+        help="fill slices between those with contours, which are empty otherwise",
     )
     add("--key_file", type=Path, help="private file of patients and case numbers; None: OUTPUT_DIR.key.json")
     add("--num_proc", type=int, help="number of processes; None: one per core")
@@ -113,7 +122,8 @@ def read_options(arguments: argparse.Namespace) -> ConvertOptions:
         arguments.label_names,
         arguments.channel.zfill(4) if arguments.channel else None,
         arguments.patients,
-        arguments.structure_set,
+        tuple(arguments.structure_set),
+        arguments.interpolate,
         key_file,
         arguments.num_proc,
     )

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dataset_builder.convert.found import DrawnScan, FoundScans, choose_sets, describe_set
+from dataset_builder.convert.found import DrawnScan, FoundScans, choose_sets
 from dataset_builder.convert.options import ConvertOptions
 from gi_segmentation.errors import InputError, list_some
 from gi_segmentation.formats.organ_names import Patterns, format_organs, map_structures, order_organs, parse_organs
-from gi_segmentation.formats.structures import StructureSet
+from gi_segmentation.formats.structures import StructureSet, describe_structures
 from gi_segmentation.labels import MAX_LABELS, LabelSet
 
 
@@ -111,7 +111,7 @@ def plan_scan(scan: DrawnScan, patterns: Patterns | None, options: ConvertOption
     names = [(index, name) for index, one in enumerate(sets) for name in one.names]
     counts = Counter(name for _, name in names)
     if twice := [name for name, count in counts.items() if count > 1]:
-        files = " and ".join(describe_set(one) for one in sets if twice[0] in one.names)
+        files = " and ".join(describe_structures(one) for one in sets if twice[0] in one.names)
         raise InputError(f"{scan.name}: {twice[0]!r} is in {files}; choose one of them by --structure_set")
     kind = "rtstruct" if any(one.kind == "rtstruct" for one in sets) else sets[0].kind
     index_by_name = {name: index for index, name in names}

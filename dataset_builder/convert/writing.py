@@ -112,7 +112,7 @@ def find_fingerprint(task: ScanTask) -> str:
     for path in [*planned.scan.volume.origin.paths, *(path for one in planned.sets for path in one.paths)]:
         with reading(path, "cannot be read", "copy it again"):
             digest.update(bytes.fromhex(hash_file(path)))
-    digest.update(json.dumps(planned.organs, sort_keys=True).encode())
+    digest.update(json.dumps([planned.organs, [one.reading for one in planned.sets]], sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -450,7 +450,8 @@ def open_structures(volume: Volume, drawing: Drawing) -> StructureSet:
         raise InputError(f"{files[-1]}: {twice[0]!r} is there twice (also in {files[0].name}); rename one of them")
     read: Callable[[Sequence[str]], np.ndarray] = partial(read_masks, volume.shape, tuple(sources))
     paths = tuple(source.path for source in sources)
-    return StructureSet(volume, "nifti", paths, tuple(names), read, drawing.label, notes=drawing.notes)
+    values = repr([dict(source.names or {}) for source in sources])
+    return StructureSet(volume, "nifti", paths, tuple(names), read, drawing.label, notes=drawing.notes, reading=values)
 
 
 def align(volume: Volume, labels: Volume) -> tuple[tuple[int, ...], tuple[int, ...]]:

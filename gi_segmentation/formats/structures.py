@@ -33,6 +33,7 @@ class StructureSet:
         empty: The names of ROIs without a contour. They can be read, and are empty. A planning system writes them for
             what nobody has drawn yet, so they do not say that the organ is not there. Not among `names`.
         notes: What the user should know of it, for example what was left out.
+        reading: How the files are read, where the user can choose. Other masks of the same files have another text.
     """
 
     volume: Volume
@@ -45,6 +46,7 @@ class StructureSet:
     approved: bool | None = None
     empty: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    reading: str = ""
 
 
 class ChosenStructures(NamedTuple):

@@ -121,6 +121,7 @@ def open_contours(path: Path, dataset: Any, found: FoundSeries, interpolate: boo
         approved=None if not status else status == "APPROVED",
         empty=tuple(empty),
         notes=(*how, *notes),
+        reading="interpolated" * interpolate,
     )
 
 
