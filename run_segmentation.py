@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from gi_segmentation.publishing.repository import find_repository
     from gi_segmentation.publishing.results import publish_run, summarize, write_results
     from gi_segmentation.training.trainer import build_trainer, train
-    from gi_segmentation.training.training_ranges import find_training_ranges
+    from gi_segmentation.training.training_ranges import find_field_mm, find_training_ranges
 
     is_main = run_args.process_index == 0
     publishes = run_args.push_to_hub and is_main
@@ -64,8 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     # second run into the same folder.
     with prepare_output_dir(run_args, facts) as facts:
         # Every checkpoint says which scans it was trained on, so that a prediction can say whether a scan is like
-        # them.
+        # them, and can show as large a field.
         model.config.training_ranges = find_training_ranges(slices["train"]).to_config()
+        if (field_mm := find_field_mm(slices["train"])) is not None:
+            model.config.field_mm = field_mm
         repo_id, options = str(run_args.hub_model_id), find_publication_options(run_args)
         if publishes:
             prepare_repository(repo_id, options.private, overwrite=options.overwrite)

@@ -1,7 +1,8 @@
 """The parts of a model's configuration that this pipeline sets or checks: labels, neighbouring slices, input size."""
 
+import math
 from pickle import UnpicklingError
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -14,6 +15,8 @@ from gi_segmentation.labels import BACKGROUND, GI_TRACT, LabelMode, LabelSet
 # A repository may ask for Python code of its own (`auto_map` in its JSON). Without this, `transformers` would ask the
 # user whether to run it.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+# Height and width of a slice in millimetres, each from the smallest to the largest of a training.
+FieldOfView: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 # What `from_pretrained` raises for a missing, damaged or foreign checkpoint. A wrong value in its JSON is found by the
 # layer that uses it, in its own way.
 LOAD_ERRORS = (
@@ -53,8 +56,8 @@ def set_task(config: PreTrainedConfig, task: Task, slice_context: int) -> PreTra
     config.label2id = {label: index for index, label in enumerate(task.channels)}
     config.slice_context = slice_context
     # A checkpoint of this project may have limits for components, which were learnt from its own predictions, and the
-    # ranges of the scans that it was trained on.
-    for name in ("postprocessing", "training_ranges"):
+    # ranges and the field of view of the scans that it was trained on.
+    for name in ("postprocessing", "training_ranges", "field_mm"):
         vars(config).pop(name, None)
     return config
 
@@ -82,6 +85,36 @@ def find_task(config: PreTrainedConfig) -> Task | None:
     # The names of streets or of animals could be those of organs too. Only a training of ours writes this entry. The
     # first versions did not, and knew only the three organs of Kaggle.
     return task if task.labels == GI_TRACT or hasattr(config, "slice_context") else None
+
+
+def read_field_mm(config: PreTrainedConfig) -> FieldOfView | None:
+    """Return the field of view of the slices that a checkpoint was trained on; None if it is that of Kaggle's slices.
+
+    A model sees each slice as a square of the same number of pixels. So a prediction crops or pads a slice to a field
+    of view that the training had. `training.training_ranges.find_field_mm` finds it.
+
+    Raises:
+        InputError: If the configuration has a field of view of another form. Anybody may have written it.
+
+    Example:
+        >>> read_field_mm(PreTrainedConfig(field_mm=[[350, 420.5], [350, 500]]))
+        ((350.0, 420.5), (350.0, 500.0))
+    """
+    value = getattr(config, "field_mm", None)
+    if value is None:
+        return None
+
+    def is_range(ends: Any) -> bool:
+        numbers = isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
+        return numbers and all(map(math.isfinite, ends)) and 0 < ends[0] <= ends[1]
+
+    if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(is_range, value))):
+        raise InputError(
+            f"config.json: expected the smallest and the largest height, and the same of the width, in millimetres as "
+            f"field_mm, but got {value!r:.80}"
+        )
+    (low, high), (left, right) = value
+    return (float(low), float(high)), (float(left), float(right))
 
 
 def check_image_size(config: PreTrainedConfig, image_size: int) -> None:

@@ -38,6 +38,20 @@ def find_training_ranges(dataset: Dataset) -> TrainingRanges:
     return find_ranges(measured, find_labels(dataset.features).names)
 
 
+def find_field_mm(dataset: Dataset) -> list[list[float]] | None:
+    """Return the field of view of the slices of a split, for `model.config.field_mm`.
+
+    Returns:
+        The smallest and the largest height, and the smallest and the largest width, in millimetres. None for Kaggle's
+        slices: `formats.volumes.FIELD_MM` has that of all of them.
+    """
+    if "slice_spacing" not in dataset.column_names:
+        return None
+    plain = dataset.with_format("numpy").select_columns(["height", "width", "pixel_spacing"])[:]
+    fields = np.stack([plain["height"], plain["width"]], axis=1) * plain["pixel_spacing"]
+    return [[round(float(end), 1) for end in (axis.min(), axis.max())] for axis in fields.T]
+
+
 def measure_annotated_scan(dataset: Dataset, sources: Dataset | StreamedRows, plan: DatasetScan) -> ScanMeasures:
     """Measure a scan of the dataset with its annotations; `sources` has its images. Unknown organs are left out."""
     numbers = sorted(plan.rows)
