@@ -70,7 +70,7 @@ def find_dicom_structures(
                     continue
                 if read_text(dataset, "ApprovalStatus") == "REJECTED":
                     structures.remarks.append(f"{path}: passed over: somebody has rejected it (ApprovalStatus)")
-                elif is_contours(dataset):
+                elif find_class(dataset) == CONTOURS_CLASS:
                     structures.structures.append(open_contours(path, dataset, found, interpolate))
                 else:
                     structures.structures.append(open_segments(path, dataset, found, alone))
@@ -87,13 +87,12 @@ def read_structure_file(path: Path) -> Any:
     except InputError:
         # A file without a header is a problem of its series already.
         return None
-    kind = read_text(dataset, "SOPClassUID") or read_text(dataset.file_meta, "MediaStorageSOPClassUID")
-    return dataset if kind in (CONTOURS_CLASS, *SEGMENTS_CLASSES) else None
+    return dataset if find_class(dataset) in (CONTOURS_CLASS, *SEGMENTS_CLASSES) else None
 
 
-def is_contours(dataset: Any) -> bool:
-    """Tell whether a file has contours and not segments."""
-    return "SegmentSequence" not in dataset
+def find_class(dataset: Any) -> str:
+    """Return the UID of what a file holds; empty if it does not say."""
+    return read_text(dataset, "SOPClassUID") or read_text(dataset.file_meta, "MediaStorageSOPClassUID")
 
 
 def open_contours(path: Path, dataset: Any, found: FoundSeries, interpolate: bool) -> StructureSet:
