@@ -24,9 +24,9 @@ import gradio as gr
 import numpy as np
 
 from gi_segmentation.errors import InputError, exit_on_input_error
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.memory import keep_freed_memory, release_memory
 from gi_segmentation.processes import leaving_no_process_behind
-from gi_segmentation.schema import COLOURS
 from gi_segmentation.shortages import Advice, describe_shortage
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ MAX_GROWTH = 4
 BATCH_SIZE = 4
 # The browser gets a byte for each voxel, and one for the masks. A whole Kaggle scan has 10 to 16 million voxels.
 MAX_SHOWN_VOXELS = 64_000_000
+# The server keeps a mask and a probability for each voxel and organ, which take three bytes.
+MAX_ORGAN_VOXELS = 640_000_000
 # Intensities above this percentile are shown as white. A few voxels beside a coil may be many times as bright.
 BRIGHTEST_PERCENTILE = 99.9
 # The percentile that the first window ends at.
@@ -109,13 +111,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_page(model: str, max_bytes: int) -> gr.Blocks:
-    """Build the page.
+    """Build the page. Its title is that of the checkpoint that it starts with.
 
     Args:
         model: The checkpoint that it starts with: a Hub id, or a folder that visitors may use.
         max_bytes: The largest upload.
     """
     folders = {Path(model).resolve().name: model} if model and Path(model).is_dir() else {}
+    ours = not model or load_members_once(model)[0].labels == GI_TRACT
+    title = "Stomach and bowels on MR" if ours else "Predicted organs"
 
     def predict_upload(name: str, files: list[str] | None, progress: gr.Progress = PROGRESS) -> list[dict[str, Any]]:
         progress(0, desc="Loading the model")
@@ -129,9 +133,9 @@ def build_page(model: str, max_bytes: int) -> gr.Blocks:
         with shown_errors():
             return predict_and_show(load_members_once(check_model_name(name, folders)), SAMPLES[sample], max_bytes)
 
-    with gr.Blocks(title="Stomach and bowels on MR", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(300, 3600)) as page:
         gr.HTML(
-            "<header class='gi-header'><h1>Stomach and bowels on MR</h1><p>outlined by a model of gi-segmentation</p>"
+            f"<header class='gi-header'><h1>{title}</h1><p>outlined by a model of gi-segmentation</p>"
             "<p class='gi-warning'>Research software, no medical device. A clinician must check every contour.</p>"
             "</header>",
             elem_classes="gi-flush",
@@ -304,7 +308,7 @@ def predict_and_show(members: "list[Member]", path: Path, max_bytes: int) -> lis
             with collected_problems(scan, problems):
                 plans[scan.name] = outputs.plan_outputs(scan, formats)
         usable = [scan for scan in scans.usable if scan.name in plans]
-        check_voxel_count(scan.volume for scan in usable)
+        check_voxel_count((scan.volume for scan in usable), len(members[0].labels))
         for scan, predicted in predict_scans(members, usable, settings, probabilities=True):
             with collected_problems(scan, problems), tempfile.TemporaryDirectory() as folder:
                 if isinstance(predicted, InputError):
@@ -336,8 +340,12 @@ def collected_problems(scan: "InputScan", problems: list[InputError]) -> Iterato
         problems.append(InputError(f"{scan.name}: something went wrong on the server. Its log says what."))
 
 
-def check_voxel_count(volumes: "Iterable[Volume]") -> None:
+def check_voxel_count(volumes: "Iterable[Volume]", num_organs: int) -> None:
     """Check from the headers that the scans are not too large for memory and for a browser.
+
+    Args:
+        volumes: The scans.
+        num_organs: Number of organs that are predicted.
 
     Raises:
         InputError: If they are.
@@ -348,9 +356,9 @@ def check_voxel_count(volumes: "Iterable[Volume]") -> None:
         # The window that the model sees may be much larger than the slice, if a header has a wrong size of pixels.
         _, (seen_height, seen_width) = volume.window
         voxels += depth * max(height * width, seen_height * seen_width)
-    if voxels > MAX_SHOWN_VOXELS:
+    if voxels > (most := min(MAX_SHOWN_VOXELS, MAX_ORGAN_VOXELS // num_organs)):
         raise InputError(
-            f"expected scans of at most {MAX_SHOWN_VOXELS / 1e6:.0f} million voxels together, got {voxels / 1e6:.0f} "
+            f"expected scans of at most {most / 1e6:.0f} million voxels together, got {voxels / 1e6:.0f} "
             f"million; upload fewer scans, or run python -m gi_segmentation.predict on your own computer"
         )
 
@@ -364,9 +372,9 @@ def describe_view(predicted: "PredictedScan", plan: "OutputPlan", folder: Path) 
         folder: The folder with its files.
 
     Returns:
-        Names, sizes and volumes of organs in millilitres; the verdict; intensities and masks as one byte for each
-        voxel, packed; the files in base64, and what was left out. The axes are slices from head to feet, rows and
-        columns.
+        Names, sizes and volumes of organs in millilitres; the verdict; intensities as one byte for each voxel, and
+        masks as one bit for each organ and voxel, both packed; the files in base64, and what was left out. The axes
+        are slices from head to feet, rows and columns.
     """
     # A visitor has no flags.
     notes = [
@@ -380,7 +388,7 @@ def describe_view(predicted: "PredictedScan", plan: "OutputPlan", folder: Path) 
         **describe_voxels(predicted),
         "organs": [
             {"name": organ.replace("_", " "), "colour": colour, "volume_ml": one.volume_ml}
-            for (organ, one), colour in zip(predicted.measured.organs.items(), COLOURS[1:], strict=True)
+            for (organ, one), colour in zip(predicted.measured.organs.items(), predicted.labels.colours, strict=True)
         ],
         "verdict": predicted.triage.verdict,
         "reasons": [reason.text for reason in predicted.triage.reasons],
@@ -400,10 +408,11 @@ def describe_voxels(predicted: "PredictedScan") -> dict[str, Any]:
     # 8 bits are enough for a screen, and 16 bits of a whole Kaggle scan would have 25 MB.
     brightest = max(float(np.percentile(intensities, BRIGHTEST_PERCENTILE)), 1.0)
     eight_bits = (np.clip(intensities / brightest, 0, 1) * 255).round().astype(np.uint8)
-    # Organ number n is bit n, because organs may overlap.
-    bits = np.zeros(volume.shape, dtype=np.uint8)
+    # Organ number n is bit n, because organs may overlap. A browser has words of one, two or four bytes.
+    word = np.min_scalar_type((1 << len(predicted.labels)) - 1).newbyteorder("<")
+    bits = np.zeros(volume.shape, dtype=word)
     for number, mask in enumerate(predicted.masks):
-        bits[mask] |= 1 << number
+        bits[mask] |= word.type(1 << number)
     shown = volume.to_training(bits)
     areas = np.count_nonzero(shown, axis=(1, 2))
     return {
@@ -412,6 +421,7 @@ def describe_voxels(predicted: "PredictedScan") -> dict[str, Any]:
         "brightest_percent": float(np.percentile(eight_bits, WINDOW_PERCENTILE)) / 255 * 100,
         "intensities": compress_to_text(eight_bits),
         "masks": compress_to_text(shown),
+        "mask_bytes": word.itemsize,
     }
 
 

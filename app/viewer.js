@@ -13,6 +13,8 @@ const fills = document.createElement("canvas");
 // A wheel turned by one notch, and a swipe or a drag of some pixels, change the slice by one.
 const WHEEL_STEP = 50;
 const SWIPE_STEP = 12;
+// With more organs, the rows of the table are lower.
+const LONG_LIST = 8;
 
 let scans = [];
 let scan = null;
@@ -27,13 +29,16 @@ async function unpack(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
+// The words of the masks, by their bytes.
+const WORDS = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array };
+
 // One byte per voxel in `scan.intensities`; in `scan.masks`, one bit per organ, because organs may overlap.
 async function showScans(received) {
   scans = await Promise.all(
     received.map(async (one) => ({
       ...one,
       intensities: await unpack(one.intensities),
-      masks: await unpack(one.masks),
+      masks: new WORDS[one.mask_bytes]((await unpack(one.masks)).buffer),
     })),
   );
   scanChoice.replaceChildren(...scans.map((one, index) => new Option(one.name, index)));
@@ -89,6 +94,7 @@ function listOrgans() {
     return row;
   });
   find("organs").tBodies[0].replaceChildren(...rows);
+  find("organs").classList.toggle("is-long", rows.length > LONG_LIST);
 }
 
 function listDownloads() {
@@ -198,6 +204,8 @@ function drawOutlines(context, masks, scale) {
 function drawExtent() {
   const [depth, height, columns] = scan.shape;
   Object.assign(extent, { width: depth, height: scan.organs.length });
+  // A row must be high enough to be seen.
+  extent.style.height = `${Math.max(12, 3 * scan.organs.length)}px`;
   const context = extent.getContext("2d");
   for (const [organ, bit, row] of visibleOrgans()) {
     context.fillStyle = colour(organ);
