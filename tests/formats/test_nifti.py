@@ -11,9 +11,10 @@ import pytest
 
 from dataset_builder.series import KAGGLE_AXES, read_scan
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.beside import find_label_maps
 from gi_segmentation.formats.nifti import farthest_mm, open_volume, write_label_map, write_probabilities
 from gi_segmentation.formats.volumes import Volume
-from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.predict import main
 from tests.support.models import MAX_TIES, save_model
 from tests.support.volumes import predict_kaggle, prediction_words, rotation, store
@@ -385,3 +386,24 @@ def test_nothing_of_a_header_but_the_grid_goes_into_a_label_map(tmp_path: Path) 
         data = (tmp_path / f"{name}.nii").read_bytes()
         assert secret not in data and not nibabel.load(tmp_path / f"{name}.nii").header.extensions
         assert data[148:].startswith(start) and not any(data[4:40])
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_a_label_map_has_the_names_of_its_ids(number: int, tmp_path: Path) -> None:
+    labels = LabelSet(tuple(f"Muskel für {index}" for index in range(number)))
+    volume = open_volume(write_nifti(tmp_path / "a.nii", np.zeros(SHAPE, np.int16), scan_affine((1.5, 1.5, 3.0))))
+    masks = np.zeros((number, *SHAPE), dtype=bool)
+    for index, mask in enumerate(masks):
+        # The last organ of two is on top.
+        mask[:, index:] = True
+    write_label_map(volume, masks, tmp_path / "out.nii.gz", labels)
+    image = nibabel.load(tmp_path / "out.nii.gz")
+    expected = np.minimum(np.arange(SHAPE[1]) + 1, number)
+    np.testing.assert_array_equal(np.asarray(image.dataobj)[0, :, 0], expected)
+    text = ", ".join(f"{label} {organ}" for label, organ in enumerate(labels.names, start=1))
+    # What does not fit into the header is in an extension. A letter is whole or not there.
+    described = bytes(image.header["descrip"]).rstrip(b"\0").decode()
+    assert text.startswith(described) and (described == text) == (number == 1)
+    assert [one.get_content() for one in image.header.extensions] == [text.encode()] * (number > 1)
+    # Beside a scan, it is no scan.
+    assert find_label_maps([tmp_path / "a.nii", tmp_path / "out.nii.gz"], tmp_path) == [tmp_path / "out.nii.gz"]
