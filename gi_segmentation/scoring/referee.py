@@ -277,7 +277,8 @@ def find_patients(scans: Mapping[str, StructureSet], notes: list[str]) -> dict[s
     hidden = [person for name, (person, _) in people.items() if scans[name].kind in ("rtstruct", "seg")]
     numbers = {person: f"patient{number}" for number, person in enumerate(dict.fromkeys(hidden), start=1)}
     patients = {name: numbers.get(person, person) for name, (person, _) in people.items()}
-    notes.append(f"{len(scans)} scans of {len(set(patients.values()))} patients")
+    number = len(set(patients.values()))
+    notes.append(f"{len(scans)} scan{'s' * (len(scans) != 1)} of {number} patient{'s' * (number != 1)}")
     if unsure := [name for name, (_, known) in people.items() if not known]:
         notes.append(
             f"{describe_some(unsure, 'scan')} counted as a patient each, because they do not say whose they are; "
