@@ -11,6 +11,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from gi_segmentation.data.synthetic import SOURCE
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.schema import SLICE_THICKNESS_MM
@@ -71,6 +72,7 @@ def base_dataset(class_uid: str, description: str = "axial") -> FileDataset:
     dataset.PatientPosition = "HFS"
     dataset.Manufacturer, dataset.ManufacturerModelName = "Phantom", "Phantom"
     dataset.DeviceSerialNumber, dataset.SoftwareVersions = "1", "1"
+    dataset.ImageComments = SOURCE
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
     dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "NONE", ""
     dataset.MRAcquisitionType, dataset.EchoTime, dataset.RepetitionTime, dataset.EchoTrainLength = "2D", 2, 4, 1

@@ -12,7 +12,7 @@ from dataset_builder.convert.found import find_drawn_scans
 from dataset_builder.convert.key_file import Key, read_key, write_key
 from dataset_builder.convert.listing import list_input
 from dataset_builder.convert.options import ConvertOptions
-from dataset_builder.convert.plan import Plan, describe_plan, plan_scans
+from dataset_builder.convert.plan import Plan, count, describe_plan, plan_scans
 from dataset_builder.convert.writing import (
     RECORDS,
     ScanOutcome,
@@ -22,7 +22,7 @@ from dataset_builder.convert.writing import (
     remove_scan,
     write_index,
 )
-from gi_segmentation.errors import InputError, list_some
+from gi_segmentation.errors import InputError, join_problems, list_some
 from gi_segmentation.files import LOCK_FILE, is_hidden, writing_to
 from gi_segmentation.formats.archives import unpacked
 from gi_segmentation.processes import count_cores, process_pool
@@ -55,10 +55,10 @@ def convert(path: Path, options: ConvertOptions, only_list: bool) -> str:
 def write_output(plan: Plan, options: ConvertOptions) -> str:
     """Convert the scans of a plan; see `convert`."""
     assert options.output_dir is not None and options.key_file is not None
+    if plan.problems and not plan.scans:
+        raise InputError(join_problems(plan.problems.values()))
     output_dir, labels = options.output_dir, plan.labels()
-    if not plan.scans:
-        raise InputError("; ".join(list(plan.problems.values())[:10] or plan.remarks[-3:]))
-    print("\n".join(describe_plan(plan)))
+    print("".join(f"{line}\n" for line in describe_plan(plan)), end="")
     with writing_to(output_dir, output_dir / LOCK_FILE):
         check_output_dir(output_dir)
         key = number_scans(plan, options.key_file)
@@ -167,13 +167,16 @@ def describe_outcome(
     done = [task for task in tasks if outcomes[task.name].status != "failed"]
     patients = {task.planned.scan.patient for task in done}
     lines = [
-        f"{len(patients)} patients, {len(done)} scans in {options.output_dir}: {counts['converted']} converted, "
-        f"{counts['kept']} kept from an earlier run",
+        f"{count(len(patients), 'patient')}, {count(len(done), 'scan')} in {options.output_dir}: "
+        f"{counts['converted']} converted, {counts['kept']} kept from an earlier run",
         f"labels: {', '.join(plan.organs)}",
         f"who is who: {options.key_file} (private; keep it apart from the data)",
     ]
     if len(patients) == 1:
-        lines.append("only one patient: `build` needs at least two, one to train on and one to validate")
+        lines.append(
+            "only one patient: `build` needs two or more, to train on and to validate; if they are several, "
+            "--patients tells them apart"
+        )
     return "\n".join(lines)
 
 

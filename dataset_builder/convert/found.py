@@ -1,13 +1,15 @@
 """Find the scans of an input and what was drawn on them, and choose one of several drawings of a scan."""
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_builder.convert.options import ConvertOptions
-from gi_segmentation.errors import InputError, list_some, reading
+from gi_segmentation.data.synthetic import SOURCE
+from gi_segmentation.errors import InputError, join_problems, list_some, reading
 from gi_segmentation.formats.beside import describe_group
 from gi_segmentation.formats.dicom.files import read_dataset
 from gi_segmentation.formats.dicom.header import hush_pydicom
@@ -20,6 +22,9 @@ from gi_segmentation.formats.nifti_structures import find_nifti_structures, find
 from gi_segmentation.formats.structures import StructureSet, choose_structures, describe_structures, is_meant
 from gi_segmentation.formats.volumes import Volume
 
+# What orders the scans of a patient: attributes of a DICOM file.
+TIMES = ("StudyDate", "StudyTime", "AcquisitionTime", "SeriesNumber")
+
 
 @dataclass(frozen=True)
 class DrawnScan:
@@ -30,12 +35,14 @@ class DrawnScan:
         patient: What tells the patient from others.
         time: What orders the scans of a patient.
         sets: What was drawn.
+        synthetic: Whether it says that it is a phantom.
     """
 
     volume: Volume
     patient: str
     time: tuple[str, ...]
     sets: tuple[StructureSet, ...]
+    synthetic: bool = False
 
     @property
     def name(self) -> str:
@@ -82,7 +89,7 @@ def find_drawn_scans(path: Path, options: ConvertOptions) -> FoundScans:
         found.remarks.append(describe_group("file", files["foreign"], path, "convert what is a scan to NIfTI"))
     if not found.scans:
         if found.problems:
-            raise InputError(". ".join([*list(found.problems.values())[:10], *found.remarks[:3]]))
+            raise InputError(join_problems(found.problems.values()))
         raise InputError(f"--input {path}: {describe_nothing(files['nifti'], files['dicom'])}")
     found.scans.sort(key=lambda scan: (sort_key(scan.patient), [sort_key(part) for part in (*scan.time, scan.name)]))
     return found
@@ -117,14 +124,15 @@ def add_dicom(files: Mapping[str, Sequence[Path]], root: Path, options: ConvertO
     # A packed file beside a series may be one of its slices.
     folders = {one.parent for one in files["dicom"]}
     beside = [*files["other"], *(one for one in files["foreign"] if one.parent in folders)]
+    print(f"Reading the headers of {len(files['dicom'])} DICOM files", file=sys.stderr)
     series = find_series(files["dicom"], beside)
     drawn = find_dicom_structures(files["dicom"], series, options.interpolate)
     found.problems |= {path.relative_to(root).as_posix(): problem for path, problem in drawn.problems.items()}
     found.remarks += [*series.remarks, *drawn.remarks]
     sets = group_by_volume(drawn.structures)
     for volume, own in sets.items():
-        patient, time, remark = read_identity(volume, root, options.patients)
-        found.scans.append(DrawnScan(volume, patient, time, tuple(own)))
+        scan, remark = read_drawn_scan(volume, own, root, options.patients)
+        found.scans.append(scan)
         found.remarks += [remark] * bool(remark)
     if alone := [volume.name for volume in series.volumes if volume not in sets]:
         found.remarks.append(f"left over: {len(alone)} series without structures: {list_some(alone)}")
@@ -140,11 +148,12 @@ def group_by_volume(structures: Iterable[StructureSet]) -> dict[Volume, list[Str
     return sets
 
 
-def read_identity(volume: Volume, root: Path, pattern: str) -> tuple[str, tuple[str, ...], str]:
-    """Return what tells the patient of a series from others, what orders the scans of a patient, and a remark.
+def read_drawn_scan(volume: Volume, sets: Sequence[StructureSet], root: Path, pattern: str) -> tuple[DrawnScan, str]:
+    """Return a series with what was drawn on it, and a remark.
 
     Args:
         volume: The series.
+        sets: What was drawn.
         root: The folder that `pattern` starts from.
         pattern: `--patients`; empty: the file says it.
 
@@ -154,14 +163,18 @@ def read_identity(volume: Volume, root: Path, pattern: str) -> tuple[str, tuple[
     frame = volume.origin.frames[0]
     with reading(frame.path, "its header cannot be read", "export it again"), hush_pydicom():
         header = read_dataset(frame.path, stop_before_pixels=True)
-        time = tuple(read_text(header, name) for name in ("StudyDate", "StudyTime", "AcquisitionTime", "SeriesNumber"))
-    if pattern:
-        return group_by_pattern(frame.path.relative_to(root).as_posix(), pattern), time, ""
+        time = tuple(read_text(header, name) for name in TIMES)
+        synthetic = read_text(header, "ImageComments") == SOURCE
     number, name, _ = frame.patient
-    if number or name:
-        return number or name, time, ""
-    remark = f"{volume.name}: has neither the number nor the name of a patient, so its study is taken for a patient"
-    return frame.study_uid or volume.name, time, remark
+    remark = ""
+    if pattern:
+        patient = group_by_pattern(frame.path.relative_to(root).as_posix(), pattern)
+    elif number or name:
+        patient = number or name
+    else:
+        patient = frame.study_uid or volume.name
+        remark = f"{volume.name}: has neither number nor name of a patient, so its study is taken for a patient"
+    return DrawnScan(volume, patient, time, tuple(sets), synthetic), remark
 
 
 def add_nifti(paths: Sequence[Path], root: Path, options: ConvertOptions, found: FoundScans) -> None:

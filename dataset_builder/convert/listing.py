@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from dataset_builder.convert.found import sort_key
 from dataset_builder.convert.options import ConvertOptions
-from dataset_builder.convert.plan import Plan, PlannedScan, describe_plan
+from dataset_builder.convert.plan import Plan, PlannedScan, count, describe_plan
 from dataset_builder.convert.writing import read_structure
 from gi_segmentation.errors import InputError, describe_fault
 from gi_segmentation.formats.organ_names import format_organs
@@ -37,8 +37,8 @@ def list_input(plan: Plan, options: ConvertOptions) -> str:
             else:
                 plan.remarks.append(f"{one.scan.name}: {name!r} is left out, and cannot be read: {measure}")
     patients = {one.scan.patient for one in plan.scans}
-    lines = [f"{len(patients)} patients, {len(plan.scans)} scans with structures", "", *list_scans(plan), ""]
-    lines += [*list_structures(plan, volumes), ""]
+    found = f"{count(len(patients), 'patient')}, {count(len(plan.scans), 'scan')} with structures"
+    lines = [found, "", *list_scans(plan), "", *list_structures(plan, volumes), ""]
     lines += describe_plan(plan)
     lines += [f"cannot be converted: {name}: {problem}" for name, problem in plan.problems.items()]
     if len(plan.organs) > MAX_LABELS:

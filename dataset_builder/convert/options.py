@@ -111,7 +111,9 @@ def read_options(arguments: argparse.Namespace) -> ConvertOptions:
     if arguments.channel is not None and not arguments.channel.isdecimal():
         raise InputError(f"--channel {arguments.channel}: expected a number, for example 0001")
     if output_dir is not None:
-        key_file = key_file or output_dir.with_name(f"{output_dir.resolve().name}.key.json")
+        # A path such as `.` has no name of its own.
+        named = output_dir if output_dir.name.strip(".") else output_dir.resolve()
+        key_file = key_file or named.with_name(f"{named.name}.key.json")
         if key_file.resolve().is_relative_to(output_dir.resolve()):
             raise InputError(f"--key_file {key_file}: lies in the output, which may be published; name another place")
     return ConvertOptions(

@@ -1,7 +1,6 @@
 """Decide what is taken of each scan: which structure sets, and which structure is which organ."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from dataset_builder.convert.found import DrawnScan, FoundScans, choose_sets
@@ -20,13 +19,13 @@ class PlannedScan:
         scan: The scan.
         sets: The structure sets that are taken.
         organs: The structures of each organ: the number of the set, and the name there.
-        remark: What the user should know.
+        remarks: What the user should know.
     """
 
     scan: DrawnScan
     sets: tuple[StructureSet, ...]
     organs: dict[str, tuple[tuple[int, str], ...]]
-    remark: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -122,13 +121,13 @@ def plan_scan(scan: DrawnScan, patterns: Patterns | None, options: ConvertOption
     organs = {organ: tuple((index_by_name[name], name) for name in own) for organ, own in mapped.items()}
     unions = [f"{organ} is {' and '.join(own)} together" for organ, own in mapped.items() if len(own) > 1]
     notes = [note for one in sets for note in one.notes]
-    return PlannedScan(scan, sets, organs, "; ".join(filter(None, [remark, *unions, *notes])))
+    return PlannedScan(scan, sets, organs, tuple(filter(None, [remark, *unions, *notes])))
 
 
 def rename(one: PlannedScan, spelling: dict[str, str]) -> PlannedScan:
     """Give the organs of a scan the spelling of all scans. Names may differ in case between them."""
     organs = {spelling[organ.lower()]: own for organ, own in one.organs.items()}
-    return PlannedScan(one.scan, one.sets, organs, one.remark)
+    return PlannedScan(one.scan, one.sets, organs, one.remarks)
 
 
 def count_names(one: PlannedScan, plan: Plan) -> None:
@@ -142,10 +141,24 @@ def count_names(one: PlannedScan, plan: Plan) -> None:
     plan.left_out.update(name for set_ in one.sets for name in set_.names if name not in taken)
 
 
+def count(number: int, what: str) -> str:
+    """Return a number of things in words.
+
+    Example:
+        >>> count(1, "scan"), count(2, "scan")
+        ('1 scan', '2 scans')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def describe_plan(plan: Plan) -> list[str]:
     """Return lines about what is taken and what is left out."""
-    lines = [*plan.remarks, *(f"{one.scan.name}: {one.remark}" for one in plan.scans if one.remark)]
-    names: Sequence[str] = [f"{name} ({count})" for name, count in plan.left_out.most_common()]
-    if names:
-        lines.append(f"left out: {len(names)} structures (in so many scans): {list_some(names, 20)}")
+    remarks: dict[str, list[str]] = defaultdict(list)
+    # Most scans of a clinic have the same remarks.
+    for one in plan.scans:
+        for remark in one.remarks:
+            remarks[remark].append(one.scan.name)
+    lines = [*plan.remarks, *(f"{list_some(names)}: {remark}" for remark, names in remarks.items())]
+    if others := [f"{name} ({count})" for name, count in plan.left_out.most_common()]:
+        lines.append(f"left out: {len(others)} structures (in so many scans): {list_some(others, 20)}")
     return lines

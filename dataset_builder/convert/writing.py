@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 
 from dataset_builder.convert.plan import PlannedScan
+from gi_segmentation.data.synthetic import mark_synthetic
 from gi_segmentation.errors import InputError, describe_fault, reading
 from gi_segmentation.files import hash_file, write_json, writing_file, writing_folder
 from gi_segmentation.formats.kaggle.images import MAX_PIXELS
@@ -141,7 +143,8 @@ def write_scan(task: ScanTask, made_of: str, folder: Path) -> tuple[ScanRecord, 
             )
             if not written:
                 raise OSError(f"{path}: could not be written")
-            path.write_bytes(png.tobytes())
+            data = png.tobytes()
+            path.write_bytes(mark_synthetic(data) if task.planned.scan.synthetic else data)
         del whole
         segmentation, remarks = encode_organs(task.planned)
     facts = ScanFacts(round(volume.spacing_mm[0], SPACING_DECIMALS), slope, intercept)
@@ -215,7 +218,8 @@ def remove_scan(output_dir: Path, name: str) -> None:
     record_path(output_dir, name).unlink(missing_ok=True)
     folder = scan_dir(output_dir, name)
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+    # The patient may have other scans, which another process may write now.
+    with suppress(OSError):
         folder.parent.rmdir()
 
 

@@ -1,7 +1,8 @@
 """The mark of synthetic slices. It tells whether a slice shows a real patient.
 
-`dataset_builder phantom` writes the mark into each PNG, and every later step keeps the bytes of the file. So a folder
-or a dataset with synthetic and real slices is never taken for a synthetic one. A slice without the mark counts as a
+`dataset_builder phantom` writes the mark into each PNG, and every later step keeps the bytes of the file. A phantom as
+a DICOM series has it as its comment (ImageComments), from which `dataset_builder convert` takes it. So a folder or a
+dataset with synthetic and real slices is never taken for a synthetic one. A slice without the mark counts as a
 patient's.
 """
 
@@ -10,7 +11,8 @@ import zlib
 
 # The signature of a PNG (8 bytes) and its header (25 bytes). The mark is a chunk of text after them.
 MARK_PLACE = 33
-TEXT = b"tEXtSource\0gi-segmentation phantom"
+SOURCE = "gi-segmentation phantom"
+TEXT = b"tEXtSource\0" + SOURCE.encode()
 # A chunk has the length of its data (4 bytes), a name (4), the data, and the checksum of name and data (4).
 MARK = struct.pack(">I", len(TEXT) - 4) + TEXT + struct.pack(">I", zlib.crc32(TEXT))
 

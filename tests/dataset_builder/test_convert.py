@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -223,6 +224,14 @@ def test_the_list_gives_the_mapping_to_paste(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "in.key.json").exists()
 
 
+def run_wrong(capsys: pytest.CaptureFixture[str], folder: Path, output_dir: Path, *flags: str) -> str:
+    """Run a command that must fail, and return its error, which has one line."""
+    with pytest.raises(SystemExit):
+        convert(folder, output_dir, *flags)
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    return line
+
+
 BAD_FLAGS = {
     "liver": 'expected "stomach=',
     ";": 'expected "stomach=',
@@ -235,8 +244,131 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("organs", BAD_FLAGS)
-def test_a_mapping_that_cannot_be_used_is_one_line(organs: str, tmp_path: Path) -> None:
+def test_a_mapping_that_cannot_be_used_is_one_line(
+    organs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = nnunet(tmp_path / "in", {"p1": draw(np.random.default_rng(7))})
-    with pytest.raises(SystemExit):
-        convert(folder, tmp_path / "out", "--organs", organs)
-    assert not (tmp_path / "out").exists() and not Path(f"{tmp_path / 'out'}.key.json").exists()
+    assert BAD_FLAGS[organs] in run_wrong(capsys, folder, tmp_path / "out", "--organs", organs)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def other_grid(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    write(folder / "labelsTr" / "bad.nii.gz", labels, axial((1.5, 1.25, 3.5)))
+
+
+def fewer_slices(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    write(folder / "labelsTr" / "bad.nii.gz", labels[:, :, 1:], axial())
+
+
+def probabilities(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    write(folder / "labelsTr" / "bad.nii.gz", labels.astype(np.float32) / 2, axial())
+
+
+def negative(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    write(folder / "labelsTr" / "bad.nii.gz", -labels.astype(np.int16), axial())
+
+
+def cut(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    path = folder / "labelsTr" / "bad.nii.gz"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def no_scan(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    (folder / "imagesTr" / "bad_0000.nii.gz").unlink()
+
+
+def flat(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    write(folder / "imagesTr" / "bad_0000.nii.gz", np.zeros_like(voxels), axial())
+
+
+def several_volumes(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    write(folder / "imagesTr" / "bad_0000.nii.gz", np.stack([voxels, voxels], axis=-1), axial())
+
+
+BAD_SCANS = {
+    other_grid: "lies on another grid than",
+    fewer_slices: "12 x 10 x 5 voxels of 1.5 x 1.25 x 3 mm, and the scan 12 x 10 x 6 voxels",
+    probabilities: "expected whole numbers, as a label map has, got 1.5",
+    negative: "expected labels from 0 to",
+    cut: "bad.nii.gz: not a whole NIfTI file",
+    no_scan: "expected its scan bad in imagesTr, got nothing",
+    flat: "has the same intensity everywhere",
+    several_volumes: "expected one volume of real numbers",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_SCANS)
+def test_a_bad_scan_is_one_line_and_the_others_are_converted(
+    spoil: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, good = (draw(np.random.default_rng(seed)) for seed in (8, 9))
+    folder = nnunet(tmp_path / "in", {"bad": bad, "good": good})
+    spoil(folder, *bad)
+    line = run_wrong(capsys, folder, tmp_path / "out")
+    assert BAD_SCANS[spoil] in line and "1 of 2 scans failed" in line
+    assert verify(tmp_path / "out", 1).problems == [] and len(list((tmp_path / "out").glob("train/*/*"))) == 1
+    _, masks = read_scan(tmp_path / "out", find_name(tmp_path / "out", "good"))
+    assert masks["stomach"].sum() == (good[1] == 1).sum()
+
+
+BAD_LABELS = {
+    "a name twice": ({"0": "background", "1": "liver", "2": "liver"}, "'liver' is there twice (1 and 2)"),
+    "case only": ({"background": 0, "Liver": 1, "liver": 2}, "'Liver' and 'liver' could both be"),
+    "a value twice": ({"background": 0, "liver": 1, "stomach": 1}, "the value 1 is 'liver' and 'stomach'"),
+    "no label": ({"background": 0}, "has no name of a label"),
+    "200 labels": ({f"L{value}": value for value in range(200)}, "199 structures would become labels"),
+    "no number": ({"liver": "one"}, "expected labels like"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_bad_names_of_labels_are_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels, expected = BAD_LABELS[kind]
+    folder = nnunet(tmp_path / "in", {"p1": draw(np.random.default_rng(10))}, labels)
+    assert expected in run_wrong(capsys, folder, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [folder]
+    if kind == "200 labels":
+        assert convert(folder, tmp_path / "out", "--organs", "liver=L3;lung=l1,L2") == 0
+        _, masks = read_scan(tmp_path / "out", "case1_day0")
+        assert set(masks) == {"liver", "lung"} and masks["lung"].any()
+
+
+def test_nothing_is_written_over_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(11)
+    folder, out = nnunet(tmp_path / "in", {"p1": draw(rng)}), tmp_path / "out"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    assert "got a.txt in it" in run_wrong(capsys, folder, tmp_path / "notes")
+    assert "lies in the output" in run_wrong(capsys, folder, out, "--key_file", str(out / "key.json"))
+    (tmp_path / "empty").mkdir()
+    assert "no DICOM and no NIfTI files" in run_wrong(capsys, tmp_path / "empty", out)
+    write(tmp_path / "loose" / "a.nii.gz", draw(rng)[0], axial())
+    assert "pair them by --images and --labels" in run_wrong(capsys, tmp_path / "loose", out)
+    assert not out.exists()
+    assert convert(folder, out) == 0
+    assert "only one patient" in capsys.readouterr().out
+    # Another input would leave scans there that nobody has asked for.
+    other = nnunet(tmp_path / "other", {"p2": draw(rng)})
+    before = all_bytes(out)
+    assert "has case1_day0, which is not in this --input" in run_wrong(capsys, other, out)
+    assert all_bytes(out) == before
+    Path(f"{out}.key.json").write_text("{}")
+    assert "not a key file" in run_wrong(capsys, folder, out)
+
+
+def test_real_label_maps_come_over_voxel_by_voxel(test_data: Path, tmp_path: Path) -> None:
+    source = test_data / "totalsegmentator"
+    if not source.is_dir():
+        pytest.skip(f"no volumes of TotalSegmentator in {source}")
+    for orientation, names in ((20, ("example_mr_sm", "example_seg_mr")), (35, ("example_ct_sm", "example_seg"))):
+        for name, ending in zip(names, ("t2", "t2_seg"), strict=True):
+            image = nibabel.load(source / f"{name}.nii.gz")
+            stored = store(np.asanyarray(image.dataobj), image.affine, *ORIENTATIONS[orientation])
+            write(tmp_path / "in" / names[0] / f"{ending}.nii.gz", *stored)
+    pair = ("--images", "*/t2.nii.gz", "--labels", "*/t2_seg.nii.gz", "--organs", "liver=label_5;spleen=label_1")
+    assert convert(tmp_path / "in", tmp_path / "out", *pair) == 0
+    for path in sorted((tmp_path / "in").iterdir()):
+        volume = open_volume(path / "t2.nii.gz")
+        labels = volume.to_training(np.asanyarray(nibabel.load(path / "t2_seg.nii.gz").dataobj))
+        _, masks = read_scan(tmp_path / "out", find_name(tmp_path / "out", path.name))
+        assert np.array_equal(masks["liver"], labels == 5) and np.array_equal(masks["spleen"], labels == 1)

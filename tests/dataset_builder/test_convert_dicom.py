@@ -10,6 +10,7 @@ from pydicom.uid import generate_uid
 from dataset_builder.__main__ import main
 from dataset_builder.series import KAGGLE_AXES, write_series
 from dataset_builder.verify import verify
+from gi_segmentation.data.synthetic import is_synthetic
 from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.kaggle.label_file import read_label_file
@@ -77,6 +78,8 @@ def test_contours_and_segments_come_over_voxel_by_voxel(tmp_path: Path) -> None:
         assert facts.slice_spacing_mm == pytest.approx(volume.spacing_mm[0])
         restored = pixels * facts.rescale_slope + facts.rescale_intercept
         assert np.allclose(restored, volume.to_training(volume.read()), atol=0.01)
+    # `series` says of itself that it is a phantom, and nothing more goes into the slices.
+    assert all(is_synthetic(path.read_bytes()) for path in (tmp_path / "out").rglob("*.png"))
     assert verify(tmp_path / "out", 1).problems == []
     header = dcmread(next((tmp_path / "in" / "0" / "images").iterdir()))
     uids = (header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID, header.SOPInstanceUID)
@@ -96,7 +99,7 @@ def test_the_known_organs_of_the_newest_approved_plan_are_taken(
     contours(old, drawn[1:2], tmp_path / "in" / "c", ("Bowel_Small",))
     assert main(["convert", "--input", str(tmp_path / "in"), "--list", "--num_proc", "1"]) == 0
     listed = capsys.readouterr().out
-    assert "1 patients, 2 scans" in listed and '--organs "small_bowel=Bowel_Small;stomach=STOMACH"' in listed
+    assert "1 patient, 2 scans" in listed and '--organs "small_bowel=Bowel_Small;stomach=STOMACH"' in listed
     assert convert(tmp_path / "in", tmp_path / "out") == 0
     shown = capsys.readouterr().out
     assert "the newest approved one; left b" in shown and "left out: 2 structures" in shown and "Ring_1" in shown
