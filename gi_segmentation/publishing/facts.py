@@ -29,7 +29,7 @@ from gi_segmentation.labels import GI_TRACT, LabelSet, find_labels
 from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.publishing.population import are_all_synthetic, name_dataset
 from gi_segmentation.rules import Preset
-from gi_segmentation.schema import ORGANS, LabelMode, hash_splits
+from gi_segmentation.schema import LabelMode, hash_splits
 from gi_segmentation.training import resuming
 from gi_segmentation.training.checkpoints import find_last_checkpoint, find_step
 from gi_segmentation.training.resuming import advise, describe_changes, describe_deciding, find_changes
@@ -206,8 +206,8 @@ def fingerprint_dataset(slices: DatasetDict) -> str:
     lines = []
     for dataset in slices.values():
         for row in dataset.select_columns(["id", "segmentation"]):
-            # The organs come in a fixed order, because the order of the columns has no meaning.
-            encodings = " ".join(f"{organ}:{row['segmentation'][organ]}" for organ in ORGANS)
+            # The organs come in the order of the labels, which decides the ids and the overlaps.
+            encodings = " ".join(f"{organ}:{rle}" for organ, rle in row["segmentation"].items())
             lines.append(f"{row['id']} {encodings}\n")
     # Another fold has the same slices in other splits, so in another order.
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -102,3 +102,12 @@ def test_overlaps_are_scored_as_predicted() -> None:
     logits = masks.float() * 20 - 10
     assert torch.equal(predict_batch([logits], "multilabel", torch.tensor([[8, 8]]))[0], masks[0])
     assert count_labels([logits], "multilabel", masks.float())[0].tolist() == [[16] * 3, [16] * 3, [0] * 3, [32] * 3]
+
+
+def test_a_predicted_organ_that_nobody_has_drawn_counts_as_background() -> None:
+    # Two slices of two pixels, background and organ 2. Organ 1 is predicted for the first pixel.
+    logits = 9.0 * F.one_hot(torch.tensor([[[1, 2]]] * 2), 3).permute(0, 3, 1, 2).float()
+    labels, known = torch.tensor([[[0, 2]]] * 2), torch.tensor([[True, True], [False, True]])
+    counts = count_labels([logits], "multiclass", labels, known)
+    assert counts[0].tolist() == [[0, 0, 1], [0, 1, 0], [1, 1, 1]]
+    assert counts[1].tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 1]]

@@ -1,86 +1,63 @@
-"""Scans with labels as NIfTI files, and the Kaggle folder that `convert` makes of them."""
+"""A folder of own patients with any labels, in Kaggle's layout and with `labels.json`, and its dataset."""
 
 import json
-import re
-import zlib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from PIL import Image
 
-from dataset_builder.__main__ import main
-from gi_segmentation.formats.kaggle.folder import find_slices
-from gi_segmentation.rle import decode
+from dataset_builder.build import build
+from dataset_builder.gi_tract import GiTractConfig
+from gi_segmentation.rle import encode
 
-SHAPE = (12, 10, 6)
-
-
-def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A scan with noise and with three labels, one of them with a hole and an island: int16, `SHAPE`."""
-    voxels = rng.integers(0, 1200, SHAPE).astype(np.int16)
-    labels = np.zeros(SHAPE, dtype=np.uint8)
-    labels[2:7, 2:8, 1:5], labels[4, 4, 2:4], labels[9, 8, 3] = 1, 0, 1
-    labels[7:10, 1:4, 2], labels[0:2, 8:10, 0:6] = 2, 3
-    return voxels, labels
+SIDE, SLICES = 64, 6
+# Not that of Kaggle's scans.
+SLICE_SPACING_MM = 1.5
 
 
-def write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(voxels, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, 1)
-    image.header["descrip"] = b"Meier Anna 9.876"
-    nibabel.save(image, path)
-    return path
+def organ_square(index: int) -> tuple[slice, slice]:
+    """Return rows and columns of the organ with this place in the label set, on each slice but the first."""
+    row, column = divmod(index, 6)
+    return slice(4 + 12 * row, 14 + 12 * row), slice(2 + 10 * column, 10 + 10 * column)
 
 
-def axial(spacing: tuple[float, float, float] = (1.5, 1.25, 3.0)) -> np.ndarray:
-    return np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+def build_own_dataset(
+    folder: Path, organs: Sequence[str], unknown: Mapping[int, Collection[str]] | None = None, patients: int = 4
+) -> Path:
+    """Write a folder of patients with one scan each, and build a dataset from it.
 
+    Args:
+        folder: Where both are written.
+        organs: Names of the organs, at most 30.
+        unknown: Organs that nobody has drawn, by the number of the patient.
+        patients: Number of patients.
 
-def nnunet(folder: Path, cases: dict[str, tuple[np.ndarray, np.ndarray]], labels: object = None) -> Path:
-    """Write an nnU-Net dataset."""
-    for name, (voxels, label_map) in cases.items():
-        write(folder / "imagesTr" / f"{name}_0000.nii.gz", voxels, axial())
-        write(folder / "labelsTr" / f"{name}.nii.gz", label_map, axial())
-    names = {"background": 0, "stomach": 1, "duodenum": 2, "liver": 3} if labels is None else labels
-    (folder / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "T2"}}))
-    return folder
-
-
-def convert(folder: Path, output_dir: Path, *flags: str) -> int:
-    return main(["convert", "--input", str(folder), "--output_dir", str(output_dir), "--num_proc", "1", *flags])
-
-
-def read_scan(output_dir: Path, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Read the slices of a scan and the masks of its organs: shape `(slices, rows, columns)`."""
-    slices = [one for one in find_slices(output_dir / "train")[0] if one.scan == name]
-    pixels = np.stack([np.array(Image.open(one.path)) for one in slices])
-    rles: dict[str, list[str]] = {}
-    for line in (output_dir / "train.csv").read_text().splitlines()[1:]:
-        slice_id, organ, rle = line.split(",")
-        if slice_id.startswith(f"{name}_slice_"):
-            rles.setdefault(organ, []).append(rle)
-    height, width = pixels.shape[1:]
-    return pixels, {organ: np.stack([decode(rle, height, width) for rle in own]) for organ, own in rles.items()}
-
-
-def find_name(output_dir: Path, patient: str) -> str:
-    """Return the name of the first scan of a patient in the output."""
-    patients = json.loads(Path(f"{output_dir}.key.json").read_text())["patients"]
-    (case,) = [entry["case"] for name, entry in patients.items() if patient in name]
-    return f"case{case}_day0"
-
-
-def all_bytes(folder: Path) -> bytes:
-    """Return all names and contents below a folder, with the compressed parts of the PNGs unpacked."""
-    parts = [str(path.relative_to(folder)).encode() for path in sorted(folder.rglob("*"))]
-    for path in (one for one in sorted(folder.rglob("*")) if one.is_file()):
-        data = path.read_bytes()
-        parts.append(data)
-        if path.suffix == ".png":
-            start = data.index(b"IDAT")
-            chunks = re.findall(rb"(?s)(....)IDAT", data)
-            parts.append(zlib.decompress(data[start + 4 : start + 4 + int.from_bytes(chunks[0])]))
-    return b"\n".join(parts)
+    Returns:
+        The folder of the dataset.
+    """
+    source, generator = folder / "source", np.random.default_rng(0)
+    rows, scans = ["id,class,segmentation"], {}
+    for case in range(1, patients + 1):
+        scan, not_drawn = f"case{case}_day0", list((unknown or {}).get(case, ()))
+        scans[scan] = {
+            **{"slice_spacing_mm": SLICE_SPACING_MM, "rescale_slope": 1.0, "rescale_intercept": 0.0},
+            "unknown": not_drawn,
+        }
+        (source / "train" / f"case{case}" / scan / "scans").mkdir(parents=True)
+        for number in range(1, SLICES + 1):
+            image = generator.integers(0, 200, (SIDE, SIDE)).astype(np.uint16)
+            for index, organ in enumerate(organs):
+                mask = np.zeros((SIDE, SIDE), dtype=bool)
+                mask[organ_square(index)] = number > 1
+                image[mask] += np.uint16(300 + 100 * index)
+                if organ not in not_drawn:
+                    rows.append(f"{scan}_slice_{number:04d},{organ},{encode(mask)}")
+            path = (
+                source / "train" / f"case{case}" / scan / "scans" / f"slice_{number:04d}_{SIDE}_{SIDE}_1.50_1.50.png"
+            )
+            Image.fromarray(image).save(path)
+    (source / "train.csv").write_text("\n".join([*rows, ""]))
+    (source / "labels.json").write_text(json.dumps({"labels": list(organs), "scans": scans}))
+    build(source, folder / "dataset", GiTractConfig(num_folds=2), num_proc=1)
+    return folder / "dataset"

@@ -209,3 +209,62 @@ def test_two_processes_have_the_loss_and_the_gradient_of_all_their_slices(label_
     # takes the mean of the gradients, so the mean is compared here, too.
     assert np.mean(values) == pytest.approx(whole.item(), rel=1e-5)
     torch.testing.assert_close(torch.stack(gradients).mean(dim=0), expected, rtol=1e-4, atol=1e-6)
+
+
+class TestUnknownOrgans:
+    """What nobody has drawn changes no loss. Slice 1 knows all organs, slice 2 does not know organ 1."""
+
+    KNOWN = torch.tensor([[True, True], [False, True]])
+
+    def test_dice_leaves_the_slice_out_by_hand(self) -> None:
+        # Each slice has a pixel, which is predicted as background, organ 1 and organ 2 with 1/2, 1/4 and 1/4. The
+        # first one is organ 1, the second one organ 2. Organ 1 counts the first slice alone.
+        logits = logits_of([[0.5], [0.25], [0.25]]).repeat(2, 1, 1, 1)
+        sums = losses.dice_sums(logits, torch.tensor([[[1]], [[2]]]), "multiclass", self.KNOWN)
+        np.testing.assert_allclose(sums, [[0.25, 0.25], [1.25, 1.5], [1, 1]])
+
+    def test_the_background_may_be_an_unknown_organ_by_hand(self) -> None:
+        # In both slices the pixel is labelled background, with a probability of 1/2. In the second one it may also be
+        # organ 1, with another 1/4.
+        logits = logits_of([[0.5], [0.25], [0.25]]).repeat(2, 1, 1, 1).requires_grad_()
+        loss = losses.cross_entropy_loss(logits, torch.zeros(2, 1, 1, dtype=torch.long), "multiclass", self.KNOWN)
+        assert loss.item() == pytest.approx(-(math.log(1 / 2) + math.log(3 / 4)) / 2)
+        loss.backward()
+        # The gradient of -log of a sum of probabilities is p minus its share in the sum. Half of it, because the loss
+        # is a mean over two pixels.
+        first, second = logits.grad.reshape(2, 3)
+        np.testing.assert_allclose(first, [-1 / 4, 1 / 8, 1 / 8], rtol=1e-6)
+        np.testing.assert_allclose(second, [(1 / 2 - 2 / 3) / 2, (1 / 4 - 1 / 3) / 2, 1 / 8], rtol=1e-6)
+
+    def test_the_mask_of_an_unknown_organ_has_no_gradient_by_hand(self) -> None:
+        # All probabilities are 1/2. Three of the four masks are known, so the mean is over three pixels.
+        logits = torch.zeros(2, 2, 1, 1, requires_grad=True)
+        labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[..., None, None]
+        loss = losses.dice_cross_entropy_loss(logits, labels, "multilabel", known=self.KNOWN)
+        # Organ 1 has the overlap 1/2 and the total 3/2 in the first slice. Organ 2 has 1/2 and 1 + 1 in both.
+        assert loss.item() == pytest.approx((1 - 2 / 3 + 1 - 1 / 2) / 2 + math.log(2))
+        loss.backward()
+        assert logits.grad.flatten().ne(0).tolist() == [True, True, False, True]
+
+    @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
+    def test_with_all_organs_known_the_loss_is_the_same_to_the_bit(self, label_mode: LabelMode) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(4, 3 + (label_mode == "multiclass"), 33, 33, generator=generator)
+        labels = torch.randint(0, 4, (4, 33, 33), generator=generator)
+        if label_mode == "multilabel":
+            labels = (labels[:, None] == torch.arange(1, 4)[:, None, None]).float()
+        known = torch.ones(4, 3, dtype=torch.bool)
+        losses_of = [losses.dice_cross_entropy_loss(logits, labels, label_mode, known=one) for one in (None, known)]
+        assert losses_of[0].item() == losses_of[1].item()
+
+    def test_two_processes_that_know_unequally_many_organs_have_the_loss_of_all_slices(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits, labels = torch.randn(2, 2, 8, 8, generator=generator), torch.ones(2, 2, 8, 8)
+        whole = losses.cross_entropy_loss(logits, labels, "multilabel", self.KNOWN)
+        shares = [
+            losses.cross_entropy_loss(
+                logits[one], labels[one], "multilabel", self.KNOWN[one], lambda number: torch.tensor(3 * 64), 2
+            )
+            for one in (slice(0, 1), slice(1, 2))
+        ]
+        assert np.mean(shares) == pytest.approx(whole.item(), rel=1e-6)
