@@ -4,11 +4,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 
 from gi_segmentation.errors import InputError, list_some
 from gi_segmentation.formats.structures import StructureKind
-from gi_segmentation.known_organs import KNOWN_ORGANS
+from gi_segmentation.known_organs import KNOWN_ORGANS, find_organ
 from gi_segmentation.labels import BACKGROUND, check_name
 
 # The patterns of each organ, in the order of the labels.
@@ -115,7 +114,7 @@ def map_known(names: Sequence[str], kind: StructureKind) -> dict[str, tuple[str,
     """
     mapped: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        organ = find_known(name) or ("" if kind == "rtstruct" else usable_name(name))
+        organ = find_organ(name) or ("" if kind == "rtstruct" else usable_name(name))
         if organ:
             same = next((one for one in mapped if one.lower() == organ.lower()), organ)
             mapped[same].append(name)
@@ -126,17 +125,6 @@ def map_known(names: Sequence[str], kind: StructureKind) -> dict[str, tuple[str,
                 f'"{format_organs({organ: own[:1]})}"'
             )
     return {organ: tuple(own) for organ, own in mapped.items()}
-
-
-def find_known(name: str) -> str:
-    """Return the usual name of an organ that is known under another name; empty if it is not known."""
-    return known_spellings().get(re.sub(r"[\s_-]+", "_", name.strip().lower()), "")
-
-
-@cache
-def known_spellings() -> dict[str, str]:
-    """Return the usual name of each organ by its spellings."""
-    return {spelling: organ for organ, known in KNOWN_ORGANS.items() for spelling in (organ, *known.spellings)}
 
 
 def usable_name(name: str) -> str:
