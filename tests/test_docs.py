@@ -13,13 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import HfApi
 
 from dataset_builder.phantom import write_phantom
 from dataset_builder.series import write_scan_series
+from gi_segmentation.formats.kaggle.folder import read_kaggle_scans
+from gi_segmentation.formats.nifti import write_label_map
+from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.rle import decode
 from loopback_hub import LoopbackHub
+from tests.support.dicom import read_series
 from tests.support.encoders import write_encoder
 from tests.support.models import write_base
 from tests.support.processes import ROOT, RunPython
@@ -142,7 +149,7 @@ def prepare_folder(folder: Path, hub: LoopbackHub) -> Path:
     clone = folder / "clone"
     clone.mkdir()
     shutil.make_archive(str(clone / KAGGLE_ZIP), "zip", phantom)
-    write_scan_series(clone / "series", phantom / "train")
+    write_drawings(clone, read_series(write_scan_series(clone / "series", phantom / "train")), phantom)
     for name in tracked_entries():
         (clone / name).symlink_to(ROOT / name)
     api = HfApi(endpoint=hub.endpoint, token="any")
@@ -154,6 +161,20 @@ def prepare_folder(folder: Path, hub: LoopbackHub) -> Path:
         api.create_repo(name)
         api.upload_folder(repo_id=name, folder_path=folder / family)
     return clone
+
+
+def write_drawings(clone: Path, volume: Volume, phantom: Path) -> None:
+    """Write label maps of the series: what a person drew, and what another tool predicted."""
+    scan = read_kaggle_scans(phantom)[0][0]
+    assert scan.annotations is not None
+    slices = [
+        [decode(scan.annotations[one.id][organ].rle, one.height, one.width) for organ in GI_TRACT.names]
+        for one in scan.slices
+    ]
+    masks = np.stack([volume.to_native(np.stack(organ)) for organ in zip(*slices, strict=True)])
+    for folder, found in (("drawn", masks), ("nnunet", np.roll(masks, 2, axis=1))):
+        (clone / folder).mkdir()
+        write_label_map(volume, found, clone / folder / f"{volume.name}.nii.gz", GI_TRACT)
 
 
 def tracked_entries() -> list[str]:

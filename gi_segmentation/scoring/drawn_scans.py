@@ -45,6 +45,7 @@ from gi_segmentation.scoring.submissions import (
 
 # The CSV of a folder in Kaggle's layout, and that of a prediction.
 TABLES = ("train.csv", "submission.csv")
+PROBABILITIES = ".probability.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def list_side(flag: str, path: Path) -> Files:
     if table is not None:
         return Files(path, table, [], [])
     files = find_files(path).files if path.is_dir() else [find_header(path)]
-    nifti = [one for one in files if is_nifti(one)]
+    # `predict` writes probabilities beside its label maps.
+    nifti = [one for one in files if is_nifti(one) and not one.name.endswith(PROBABILITIES)]
     dicom = [one for one in files if one not in nifti and is_dicom(one)]
     if not nifti and not dicom:
         raise InputError(
@@ -138,7 +140,7 @@ def read_sides(
         elif side.nifti:
             found.append(read_label_maps(side, label_names))
         else:
-            found.append(read_dicom(side, series))
+            found.append(read_dicom(side, series, is_truth=column == "segmentation"))
     return found
 
 
@@ -262,14 +264,23 @@ def name_bids(path: Path) -> str:
     return "_".join(f"{key}-{value}" for key, value in parse_bids(path).items() if key not in left_out)
 
 
-def read_dicom(files: Files, series: FoundSeries) -> Side:
+def read_dicom(files: Files, series: FoundSeries, is_truth: bool) -> Side:
     """Read structure sets and segmentations.
+
+    A program may have written a prediction as both. Its segmentation has every voxel, and its contours are rounded.
+    What people drew is another matter: of several, the newest approved one is the truth, whatever its kind.
 
     Raises:
         InputError: If one cannot be used, if a scan has several and none is the newest, or if there is none.
     """
     found = find_dicom_structures(files.dicom, series, alone=True)
-    chosen = choose_structures(found.structures)
+    structures, remarks = found.structures, list(found.remarks)
+    if not is_truth:
+        segmented = {id(one.volume) for one in structures if one.kind == "seg"}
+        structures = [one for one in structures if one.kind == "seg" or id(one.volume) not in segmented]
+        if left := len(found.structures) - len(structures):
+            remarks.append(f"{left} RTSTRUCT left out, because there is a SEG of the same scan")
+    chosen = choose_structures(structures)
     problems = [*found.problems.values(), *chosen.problems.values()]
     if problems:
         raise InputError(join_problems(problems))
@@ -282,7 +293,7 @@ def read_dicom(files: Files, series: FoundSeries) -> Side:
             f"with the series by --images"
         )
     scans = {one.volume.name: one for one in chosen.structures}
-    return Side(files.path, scans, [*found.remarks, *chosen.remarks, *count_notes(scans.values())])
+    return Side(files.path, scans, [*remarks, *chosen.remarks, *count_notes(scans.values())])
 
 
 def count_notes(structures: Iterable[StructureSet]) -> list[str]:
