@@ -159,7 +159,8 @@ class DataArguments:
     slice_context: int = field(
         default=0,
         metadata=DATA | {"help": "With a value K, the three channels are the slices i-K, i and i+K of the scan. With "
-                                 "0, all three channels are the slice itself."},
+                                 "0, all three channels are the slice itself. If slices are not 3 mm apart, they "
+                                 "are the slices about K times 3 mm away."},
     )  # fmt: skip
     slice_sampling: SliceSampling = field(
         default="balanced",

@@ -51,7 +51,7 @@ class RunParser(HfArgumentParser):
             (ModelArguments, DataArguments, RunArguments),  # type: ignore[arg-type]
             prog="run_segmentation.py",
             usage="accelerate launch run_segmentation.py [--config FILE.yaml] [--flag value ...]",
-            description="Fine-tune a semantic segmentation model on gi_tract, score it, write its model card and "
+            description="Fine-tune a semantic segmentation model on a dataset, score it, write its model card and "
             "publish it. Each flag that is True by default can be turned off: `--no_augmentation` means "
             "`--augmentation false`. The names of flags may contain dashes in place of underscores.",
             epilog="The flags of the original project work too: "

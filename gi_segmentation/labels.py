@@ -23,6 +23,9 @@ NAME_PATTERN = re.compile(r"[^\W_](?:[\w .+()&'-]{0,62}[\w.+()&'-])?")
 # The scores of whole scans have keys like `dice_volume` and `dice_volume_stomach`.
 RESERVED = re.compile(r"volume(_.*)?", re.IGNORECASE)
 
+# Words of names like `left kidney` and `Kidney_L`.
+SIDES = re.compile(r"(?:left|right|l|r)", re.IGNORECASE)
+
 # The palette of Okabe and Ito, which colour-blind people can tell apart, and white. Black is the background.
 COLOURS = (
     (0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178),
@@ -80,6 +83,16 @@ class LabelSet:
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """The colour of each label id; the background is black."""
         return ((0, 0, 0), *self.colours)
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether an organ is named by its side of the body, so that it becomes another one in a mirror.
+
+        Example:
+            >>> LabelSet(("Kidney_L", "liver")).has_sides, LabelSet(("vertebra L1", "liver")).has_sides
+            (True, False)
+        """
+        return any(SIDES.fullmatch(word) for name in self.names for word in re.split(r"[\W_]+", name))
 
     def channels(self, label_mode: LabelMode) -> tuple[str, ...]:
         """Return the names of the channels of a model.

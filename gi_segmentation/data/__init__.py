@@ -1,4 +1,4 @@
-"""In: the dataset `gi_tract`. Out: slices, checked, cached and augmented, as the tensors that a model needs.
+"""In: a dataset. Out: slices, checked, cached and augmented, as the tensors that a model needs.
 
 Imports the ground and `formats.kaggle`.
 """

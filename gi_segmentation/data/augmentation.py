@@ -41,7 +41,7 @@ def shift_scale_rotate(scale: tuple[float, float], degrees: float, shear: float,
         scale=scale,
         rotate=(-degrees, degrees),
         shear=(-shear, shear),
-        # Label ids have no order. A mean of 1 (large bowel) and 3 (stomach) would be 2, the small bowel.
+        # Label ids have no order. The mean of the ids 1 and 3 would be 2, which is a third organ.
         interpolation=cv2.INTER_LINEAR,
         mask_interpolation=cv2.INTER_NEAREST,
         p=probability,
@@ -62,11 +62,11 @@ def holes(probability: float) -> A.CoarseDropout:
     )
 
 
-def usual_changes() -> list[A.BasicTransform]:
-    """Return the changes of the original project."""
+def usual_changes(mirror: bool) -> list[A.BasicTransform]:
+    """Return the changes of the original project; without `mirror`, there is no left-right flip."""
     scale = 1 - MAX_SCALE_CHANGE, 1 + MAX_SCALE_CHANGE
     return [
-        A.HorizontalFlip(p=0.5),
+        *([A.HorizontalFlip(p=0.5)] if mirror else []),
         A.VerticalFlip(p=0.5),
         shift_scale_rotate(scale, MAX_ROTATION_DEGREES, shear=0, probability=0.5),
         brightness_and_contrast(0.2),
@@ -95,7 +95,7 @@ def strong_changes() -> list[A.BasicTransform]:
     ]
 
 
-def build_augmentation(strong: bool = False) -> A.Compose:
+def build_augmentation(strong: bool = False, mirror: bool = True) -> A.Compose:
     """Build the augmentation of a training slice and its labels.
 
     The usual changes are: a left-right flip; an up-down flip; shift, scale and rotation together; brightness and
@@ -104,10 +104,11 @@ def build_augmentation(strong: bool = False) -> A.Compose:
 
     Args:
         strong: Whether to make the strong changes.
+        mirror: Whether a slice may be flipped left-right. A left kidney would become a right one.
 
     Returns:
         A pipeline that takes and returns `image` (float32 in 0 to 1, shape `(height, width, channels)`) and `mask`
-        (uint8, shape `(height, width)` or `(height, width, organs)`).
+        (uint8, shape `(height, width)` or `(height, width, bytes)`).
 
     Raises:
         UserWarning: If albumentations does not know an argument.
@@ -115,7 +116,7 @@ def build_augmentation(strong: bool = False) -> A.Compose:
     # By default albumentations warns about an unknown argument, ignores it and goes on. Here the warning is an error.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return A.Compose(strong_changes() if strong else usual_changes())
+        return A.Compose(strong_changes() if strong else usual_changes(mirror))
 
 
 def augment(
@@ -126,7 +127,7 @@ def augment(
     Args:
         augmentation: From `build_augmentation`.
         image: float32 in 0 to 1, shape `(height, width, channels)`.
-        labels: Label ids or masks, uint8, shape `(height, width)` or `(height, width, organs)`.
+        labels: Organ bits, uint8, shape `(height, width)` or `(height, width, bytes)`.
         seed: The changes depend on this number alone. So a resumed run makes the same changes as an uninterrupted one.
 
     Returns:

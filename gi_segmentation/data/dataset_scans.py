@@ -51,10 +51,14 @@ def find_known_organs(dataset: Dataset) -> np.ndarray | None:
     Returns:
         bool, shape `(slices, organs)`; None if all organs are known in all slices.
     """
-    # As columns of Arrow, because texts of Python would take seconds for a large dataset.
-    table = dataset.with_format("arrow").select_columns(["segmentation"])[:]
-    known = np.column_stack([one.is_valid().to_numpy() for one in table.column("segmentation").flatten()])
-    return None if known.all() else known
+    # As columns of Arrow, because texts of Python would take seconds for a large dataset. In parts, because a dataset
+    # that was divided anew copies what it gives.
+    tables = dataset.with_format("arrow").select_columns(["segmentation"]).iter(batch_size=10_000)
+    parts = [
+        np.column_stack([one.is_valid().to_numpy() for one in table.column("segmentation").flatten()])
+        for table in tables
+    ]
+    return None if all(part.all() for part in parts) else np.concatenate(parts)
 
 
 def list_dataset_scans(dataset: Dataset) -> dict[str, DatasetScan]:

@@ -23,7 +23,10 @@ def scale_intensity(image: np.ndarray) -> np.ndarray:
         >>> scale_intensity(np.array([[0, 500, 1500, 0]], dtype=np.uint16))
         array([[0.  , 0.5 , 0.75, 0.  ]], dtype=float32)
     """
-    # A mean of at least 1 prevents 0 / 0 in a black slice. In all other slices the mean is far above 1.
+    # A mean of at least 1 prevents 0 / 0 in a black slice. In all other slices the mean is far above 1, and then a
+    # factor on all pixels changes nothing. So a training on converted slices (`formats.volumes.to_whole_intensities`)
+    # and a prediction of the file from which they come (`to_intensities`) see the same: both take the same air off,
+    # and differ by a factor and by the rounding to 16 bits only.
     scaled = image.astype(np.float32)
     return scaled / (scaled + np.float32(max(image.mean(), 1)))
 

@@ -230,7 +230,8 @@ def transform_splits(
     whole = {split: PreparedSlices(slices[split], size, context) for split in SPLITS}
     augmentation = None
     if data_args.augmentation:
-        augmentation = partial(augment, build_augmentation(data_args.strong_augmentation))
+        mirror = not whole["train"].labels.has_sides
+        augmentation = partial(augment, build_augmentation(data_args.strong_augmentation, mirror))
     # Nothing is computed here. The transforms run when a slice is read, so every epoch makes other random changes.
     mode = model_args.label_mode
     train = SliceTransform(processor, whole["train"], mode, augmentation, seed)

@@ -18,7 +18,7 @@ from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.labels import LabelMode, LabelSet
 from gi_segmentation.models.configuration import Task, find_task
 from gi_segmentation.models.loading import load_checkpoint
-from gi_segmentation.models.masks import FLIPS, flip_logits
+from gi_segmentation.models.masks import FLIPS, find_flips, flip_logits
 from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.review.ranges import TrainingRanges, join_ranges
 from gi_segmentation.shortages import find_shortage
@@ -63,7 +63,7 @@ class Member:
             float32, shape `(1 or number of flips, B, channels, h, w)`.
         """
         pixel_values = normalize(images.to(self.model.device), self.processor)
-        axes = FLIPS if flips else FLIPS[:1]
+        axes = find_flips(self.labels) if flips else FLIPS[:1]
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return flip_logits(self.model, pixel_values, axes)
 

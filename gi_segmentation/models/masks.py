@@ -12,10 +12,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gi_segmentation.labels import LabelMode
+from gi_segmentation.labels import LabelMode, LabelSet
 
 # The axes of each test-time flip: no flip, left-right, up-down, both.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+
+
+def find_flips(labels: LabelSet) -> tuple[tuple[int, ...], ...]:
+    """Return the axes of each test-time flip of a model.
+
+    Example:
+        >>> find_flips(LabelSet(("left kidney", "right kidney")))
+        ((), (-2,))
+    """
+    # A left-right flip would show each kidney where the other one is. A flip up-down leaves both on their side.
+    return tuple(axes for axes in FLIPS if -1 not in axes) if labels.has_sides else FLIPS
 
 
 def flip_logits(

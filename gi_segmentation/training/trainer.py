@@ -42,7 +42,14 @@ from gi_segmentation.models.heads import (
     return_auxiliary_logits,
     without_auxiliary_head,
 )
-from gi_segmentation.models.masks import count_labels, flip_logits, pack_masks, predict_batch, resize_logits
+from gi_segmentation.models.masks import (
+    count_labels,
+    find_flips,
+    flip_logits,
+    pack_masks,
+    predict_batch,
+    resize_logits,
+)
 from gi_segmentation.processes import noticing_lost_processes
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.training.averaging import AverageCallback, exchanged_weights, make_average
@@ -328,7 +335,8 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             known = inputs.get("known")
             loss = self.batch_loss(outputs, labels, training=False, known=known)
             if self.with_flips:
-                logits = counted = flip_logits(model, pixel_values).mean(dim=0)
+                axes = find_flips(self.transform.slices.labels)
+                logits = counted = flip_logits(model, pixel_values, axes).mean(dim=0)
         if prediction_loss_only:
             return loss.detach(), None, None
         masks = pack_masks(predict_batch([logits], self.label_mode, inputs["native_size"]))

@@ -17,6 +17,7 @@ from gi_segmentation.data.sampling import shown_organs
 from gi_segmentation.data.slices import load_slices, select_samples, transform_splits
 from gi_segmentation.data.transforms import normalize, unpack_labels
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.volumes import to_intensities, to_whole_intensities
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.rle import encode, organ_masks
 from gi_segmentation.schema import ORGANS
@@ -52,6 +53,15 @@ class TestPixels:
         # The slice has each value from 0 to 65535 once, so its mean is 32767.5.
         np.testing.assert_allclose(scaled, raw / (raw + 32767.5), rtol=1e-6)
         assert (np.diff(scaled.ravel()) > 0).all()
+
+    @pytest.mark.parametrize(("low", "high"), [(-1000, 3000), (0, 1), (-2.5, 2.5), (0, 4095), (0, 90_000)])
+    def test_a_training_on_converted_slices_sees_what_a_prediction_sees(self, low: float, high: float) -> None:
+        # CT, fractions, standardised MR, whole numbers, and more than 16 bits.
+        voxels = np.random.default_rng(0).uniform(low, high, (3, 40, 50)).astype(np.float32)
+        voxels = np.rint(voxels) if high - low > 100 else voxels
+        whole, _, _ = to_whole_intensities(voxels)
+        for converted, predicted in zip(whole, to_intensities(voxels), strict=True):
+            np.testing.assert_allclose(scale_intensity(converted), scale_intensity(predicted), atol=2e-5)
 
     def test_a_bright_spot_hardly_changes_the_rest_of_the_slice(self) -> None:
         raw = np.random.default_rng(0).integers(0, 2000, (266, 266)).astype(np.uint16)

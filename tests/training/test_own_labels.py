@@ -15,12 +15,17 @@ from gi_segmentation.data.prepared import PreparedSlices
 from gi_segmentation.data.sampling import shown_organs
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.data.transforms import unpack_labels
-from gi_segmentation.labels import LabelMode, LabelSet
+from gi_segmentation.errors import InputError
+from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.members import load_member
+from gi_segmentation.inference.splits import read_split
+from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet, find_labels
 from gi_segmentation.models.configuration import Task, find_task, read_field_mm
 from gi_segmentation.models.loading import load_checkpoint
+from gi_segmentation.models.masks import find_flips
 from gi_segmentation.training.trainer import train
 from gi_segmentation.training.training_ranges import find_field_mm, find_training_ranges
-from tests.support.models import STEADY
+from tests.support.models import STEADY, save_model
 from tests.support.own_data import SIDE, SLICE_SPACING_MM, SLICES, build_own_dataset, organ_square
 from tests.support.training import arguments, make_trainer
 
@@ -80,6 +85,33 @@ def test_the_distance_between_slices_travels(everyone: Dataset) -> None:
     ]  # fmt: skip
     assert find_field_mm(everyone) == [[96.0, 96.0], [96.0, 96.0]]
     assert find_field_mm(everyone.remove_columns(["slice_spacing"])) is None
+
+
+def test_streamed_slices_are_those_of_the_stored_dataset(everyone: Dataset, twelve_dir: Path) -> None:
+    flags = {"dataset_name": str(twelve_dir), "fold": "all", "image_size": SIDE}
+    streamed = load_slices(DataArguments(**flags, streaming=True, slice_sampling="all"))["train"]
+    assert find_labels(streamed.features) == TWELVE
+    one, other = (PreparedSlices(rows, SIDE, slice_context=2) for rows in (streamed, everyone))
+    np.testing.assert_array_equal(one.known, other.known)
+    names = list(zip(everyone["scan"], everyone["slice"], strict=True))
+    for left, right in zip(one.read(names), other.read(names), strict=True):
+        np.testing.assert_array_equal(left[0], right[0])
+        np.testing.assert_array_equal(left[1], right[1])
+
+
+def test_a_left_kidney_is_never_shown_as_a_right_one(twelve_dir: Path, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(arguments(twelve_dir, tmp_path))
+    changes = [type(one).__name__ for one in trainer.transform.augment.args[0].transforms]
+    assert "VerticalFlip" in changes and "HorizontalFlip" not in changes
+    assert find_flips(TWELVE) == ((), (-2,)) and len(find_flips(GI_TRACT)) == 4
+
+
+def test_a_checkpoint_is_not_scored_on_data_with_other_labels(everyone: Dataset, tmp_path: Path) -> None:
+    member = load_member(str(save_model(tmp_path, "segformer", seed=0)), None, Computation(device="cpu"))
+    with pytest.raises(
+        InputError, match=r"expected a checkpoint with the labels of the dataset \(Organ A, .*fine-tune"
+    ):
+        read_split([member], everyone)
 
 
 @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
