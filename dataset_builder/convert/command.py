@@ -62,10 +62,10 @@ def write_output(plan: Plan, options: ConvertOptions) -> str:
     with writing_to(output_dir, output_dir / LOCK_FILE):
         check_output_dir(output_dir)
         key = number_scans(plan, options.key_file)
-        tasks = [
-            ScanTask(one, scan_name(key.cases[one.scan.patient], key.days[one.scan.patient][one.scan.name]), key.salt)
-            for one in plan.scans
-        ]
+        tasks = []
+        for one in plan.scans:
+            name = scan_name(key.cases[one.scan.patient], key.days[one.scan.patient][one.scan.name])
+            tasks.append(ScanTask(one, name, key.salt, options.missing))
         check_others(output_dir, [task.name for task in tasks], key, plan)
         outcomes: dict[str, ScanOutcome] = {}
         for task, outcome in convert_scans(tasks, output_dir, options.num_proc):
@@ -116,7 +116,7 @@ def number_scans(plan: Plan, key_file: Path) -> Key:
 
 
 def check_others(output_dir: Path, names: Sequence[str], key: Key, plan: Plan) -> None:
-    """Check that all scans in the output come from this input. Those that have failed since then are removed.
+    """Check that all scans in the output come from this input. Those that cannot be converted now are removed.
 
     Raises:
         InputError: If others are there. They may be of patients whose files were moved, so nothing is removed.
@@ -125,7 +125,7 @@ def check_others(output_dir: Path, names: Sequence[str], key: Key, plan: Plan) -
         scan_name(case, day)
         for patient, case in key.cases.items()
         for name, day in key.days.get(patient, {}).items()
-        if name in plan.problems
+        if name in plan.problems or name in plan.without
     }
     others = {path.stem for path in (output_dir / RECORDS).glob("case*.json")} - {*names}
     for name in others & failed:

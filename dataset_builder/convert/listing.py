@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from statistics import median
 
@@ -11,8 +12,8 @@ from tqdm.auto import tqdm
 from dataset_builder.convert.found import sort_key
 from dataset_builder.convert.options import ConvertOptions
 from dataset_builder.convert.plan import Plan, PlannedScan, count, describe_plan
-from dataset_builder.convert.writing import read_structure
-from gi_segmentation.errors import InputError, describe_fault
+from dataset_builder.convert.writing import read_masks
+from gi_segmentation.errors import InputError
 from gi_segmentation.formats.organ_names import format_organs
 from gi_segmentation.formats.structures import describe_structures
 from gi_segmentation.labels import MAX_LABELS
@@ -66,15 +67,15 @@ def measure_scan(one: PlannedScan) -> dict[str, float | str]:
     voxel_ml = abs(float(np.linalg.det(one.scan.volume.affine[:3, :3]))) / MM3_PER_ML
     measures: dict[str, float | str] = {}
     for own in one.sets:
+        with suppress(InputError):
+            measures |= {name: int(mask.sum()) * voxel_ml for name, mask in read_masks(own, own.names)}
+            continue
+        # One of them cannot be read.
         for name in own.names:
             try:
-                measures[name] = int(read_structure(own, name).sum()) * voxel_ml
+                measures[name] = int(own.read([name])[0].sum()) * voxel_ml
             except InputError as error:
                 measures[name] = str(error)
-            except MemoryError:
-                raise
-            except Exception as error:
-                measures[name] = f"{one.scan.name}: {describe_fault(error)}"
     return measures
 
 

@@ -39,6 +39,7 @@ class Plan:
         remarks: Lines for the user.
         sources: The names of the structures of each organ, in all scans.
         left_out: The number of scans that have each structure that is not taken.
+        without: The names of scans on which none of the organs is drawn. They are left out.
     """
 
     organs: list[str] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Plan:
     remarks: list[str] = field(default_factory=list)
     sources: dict[str, list[str]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    without: list[str] = field(default_factory=list)
 
     def labels(self) -> LabelSet:
         """Return the labels of the output.
@@ -94,9 +96,10 @@ def plan_scans(found: FoundScans, options: ConvertOptions) -> Plan:
     if patterns and (unmatched := [organ for organ, names in plan.sources.items() if not names]):
         plan.remarks.append(f"in no scan: {', '.join(unmatched)}; correct the patterns of --organs if that is wrong")
     if options.missing == "unknown":
-        for one in [one for one in plan.scans if not one.organs]:
-            plan.scans.remove(one)
-            plan.remarks.append(f"{one.scan.name}: left out, because none of the organs is drawn on it")
+        plan.without = [one.scan.name for one in plan.scans if not one.organs]
+        plan.scans = [one for one in plan.scans if one.organs]
+    if plan.without:
+        plan.remarks.append(f"left out, because none of the organs is drawn: {list_some(plan.without)}")
     return plan
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TextIO
 import cv2
 import numpy as np
 
+from dataset_builder.convert.options import Missing
 from dataset_builder.convert.plan import PlannedScan
 from gi_segmentation.data.synthetic import mark_synthetic
 from gi_segmentation.errors import InputError, describe_fault, reading
@@ -31,6 +34,8 @@ VERSION = 1
 # Decimals of a spacing in a file name. Kaggle has two, and 0.9765625 mm on 512 pixels would be off by a pixel then.
 SPACING_DECIMALS = 6
 PNG_COMPRESSION = 3
+# Masks that are read at a time, together.
+MASK_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,13 @@ class ScanTask:
         planned: The scan and what is taken of it.
         name: Its name in the output, for example `case3_day0`.
         salt: The secret of the key file.
+        missing: What an organ is that nobody has drawn in it.
     """
 
     planned: PlannedScan
     name: str
     salt: str
+    missing: Missing
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,13 @@ class ScanRecord:
 
     Attributes:
         made_of: Fingerprint of its files and of what was taken.
+        slices: Number of its slices.
         facts: What `labels.json` says of it, without the unknown organs.
         segmentation: The run-length encodings of each slice, for each organ that somebody has drawn.
     """
 
     made_of: str
+    slices: int
     facts: ScanFacts
     segmentation: Mapping[str, Sequence[str]]
 
@@ -85,9 +94,11 @@ def convert_scan(task: ScanTask, output_dir: Path) -> ScanOutcome:
         made_of = find_fingerprint(task)
         earlier = read_record(record_path(output_dir, task.name))
         if earlier is not None and earlier.made_of == made_of:
+            check_organs(task, earlier)
             return ScanOutcome("kept")
         remove_scan(output_dir, task.name)
         record, remarks = write_scan(task, made_of, scan_dir(output_dir, task.name))
+        check_organs(task, record)
         write_record(record_path(output_dir, task.name), record)
         return ScanOutcome("converted", "; ".join(remarks))
     except InputError as error:
@@ -99,6 +110,19 @@ def convert_scan(task: ScanTask, output_dir: Path) -> ScanOutcome:
         message = f"{task.planned.scan.name}: {describe_fault(error)}"
     remove_scan(output_dir, task.name)
     return ScanOutcome("failed", message)
+
+
+def check_organs(task: ScanTask, record: ScanRecord) -> None:
+    """Check that somebody has drawn an organ in a scan.
+
+    Raises:
+        InputError: If not, and if that means that nobody knows where they are.
+    """
+    if not record.segmentation and task.missing == "unknown":
+        raise InputError(
+            f"{task.planned.scan.name}: none of its organs has a voxel; correct its contours, leave it out, or say "
+            f"--missing empty"
+        )
 
 
 def find_fingerprint(task: ScanTask) -> str:
@@ -148,7 +172,7 @@ def write_scan(task: ScanTask, made_of: str, folder: Path) -> tuple[ScanRecord, 
         del whole
         segmentation, remarks = encode_organs(task.planned)
     facts = ScanFacts(round(volume.spacing_mm[0], SPACING_DECIMALS), slope, intercept)
-    return ScanRecord(made_of, facts, segmentation), remarks
+    return ScanRecord(made_of, volume.training_shape[0], facts, segmentation), remarks
 
 
 def name_slice(volume: Volume, number: int) -> str:
@@ -170,7 +194,7 @@ def format_spacing(spacing_mm: float) -> str:
 
 
 def encode_organs(planned: PlannedScan) -> tuple[dict[str, list[str]], list[str]]:
-    """Encode the organs of a scan, one after the other, so that one mask at a time is in the memory.
+    """Encode the organs of a scan. A few masks at a time are in the memory.
 
     Returns:
         The encodings of the slices for each organ, and remarks for the user. An organ of a label map or of a
@@ -181,26 +205,36 @@ def encode_organs(planned: PlannedScan) -> tuple[dict[str, list[str]], list[str]
         InputError: If a file is damaged.
     """
     segmentation, remarks = {}, []
-    for organ, own in planned.organs.items():
-        mask = read_organ(planned, own)
-        if mask.any() or all(planned.sets[index].kind != "rtstruct" for index, _ in own):
-            segmentation[organ] = [encode(plane) for plane in planned.scan.volume.to_training(mask)]
-        else:
-            remarks.append(f"{organ} has no voxel in the structure set, so it counts as not drawn")
+    organs = {part: organ for organ, parts in planned.organs.items() for part in parts}
+    masks: dict[str, np.ndarray] = {}
+    left = Counter(organs.values())
+    for index, one in enumerate(planned.sets):
+        for name, mask in read_masks(one, [name for number, name in organs if number == index]):
+            organ = organs[index, name]
+            masks[organ] = masks[organ] | mask if organ in masks else mask
+            left[organ] -= 1
+            if left[organ]:
+                continue
+            mask = masks.pop(organ)
+            if mask.any() or one.kind != "rtstruct":
+                segmentation[organ] = [encode(plane) for plane in planned.scan.volume.to_training(mask)]
+            else:
+                remarks.append(f"{organ} has no voxel in the structure set, so it counts as not drawn")
     return segmentation, remarks
 
 
-def read_organ(planned: PlannedScan, own: Iterable[tuple[int, str]]) -> np.ndarray:
-    """Return the mask of an organ on the grid of its scan: all of its structures together."""
-    mask = np.zeros(planned.scan.volume.shape, dtype=bool)
-    for index, name in own:
-        mask |= read_structure(planned.sets[index], name)
-    return mask
+def read_masks(one: StructureSet, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the mask of each structure on the grid of its scan: bool, shape `(i, j, k)`.
 
+    Several are read at a time, because a structure set of a clinic takes seconds to read.
 
-def read_structure(one: StructureSet, name: str) -> np.ndarray:
-    """Return the mask of a structure on the grid of its scan."""
-    return np.asarray(one.read([name])[0])
+    Raises:
+        InputError: If a file is damaged.
+    """
+    size = max(MASK_BYTES // math.prod(one.volume.shape), 1)
+    for start in range(0, len(names), size):
+        some = names[start : start + size]
+        yield from zip(some, one.read(some), strict=True)
 
 
 def scan_dir(output_dir: Path, name: str) -> Path:
@@ -227,14 +261,16 @@ def write_record(path: Path, record: ScanRecord) -> None:
     """Write the record of a scan."""
     path.parent.mkdir(exist_ok=True)
     facts = {key: value for key, value in asdict(record.facts).items() if key != "unknown"}
-    write_json(path, {"made_of": record.made_of, "facts": facts, "segmentation": record.segmentation}, indent=None)
+    content = {"made_of": record.made_of, "slices": record.slices, "facts": facts}
+    write_json(path, {**content, "segmentation": record.segmentation}, indent=None)
 
 
 def read_record(path: Path) -> ScanRecord | None:
     """Read the record of a scan; None if there is none, or if it is damaged. Then the scan is converted again."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return ScanRecord(str(content["made_of"]), ScanFacts(**content["facts"]), dict(content["segmentation"]))
+        facts, segmentation = ScanFacts(**content["facts"]), dict(content["segmentation"])
+        return ScanRecord(str(content["made_of"]), int(content["slices"]), facts, segmentation)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -245,7 +281,7 @@ def forget_index(output_dir: Path) -> None:
         (output_dir / name).unlink(missing_ok=True)
 
 
-def write_index(output_dir: Path, names: Sequence[str], labels: LabelSet, missing: str) -> None:
+def write_index(output_dir: Path, names: Sequence[str], labels: LabelSet, missing: Missing) -> None:
     """Write `labels.json` and `train.csv` from the records. With them, the folder is complete.
 
     Args:
@@ -266,13 +302,12 @@ def write_index(output_dir: Path, names: Sequence[str], labels: LabelSet, missin
         write_label_file(output_dir, LabelFile(labels, scans))
 
 
-def write_rows(file: TextIO, name: str, record: ScanRecord, labels: LabelSet, missing: str) -> ScanFacts:
+def write_rows(file: TextIO, name: str, record: ScanRecord, labels: LabelSet, missing: Missing) -> ScanFacts:
     """Write the rows of a scan, and return what `labels.json` says of it."""
     drawn = record.segmentation
-    count = len(next(iter(drawn.values())))
-    nothing = [""] * count
+    nothing = [""] * record.slices
     known = [organ for organ in labels.names if organ in drawn or missing == "empty"]
-    for number in range(count):
+    for number in range(record.slices):
         for organ in known:
             file.write(f"{slice_name(name, number + 1)},{organ},{drawn.get(organ, nothing)[number]}\n")
     unknown = tuple(organ for organ in labels.names if organ not in known)

@@ -141,3 +141,30 @@ def test_a_bad_patient_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
     name = find_name(tmp_path / "out", "g")
     assert np.array_equal(read_scan(tmp_path / "out", name)[1]["stomach"], good.to_training(drawn[0]))
     assert len(list((tmp_path / "out" / "train").iterdir())) == 1 and verify(tmp_path / "out", 1).problems == []
+
+
+def test_contours_without_a_voxel_do_not_say_that_there_is_no_organ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume, masks = scan(tmp_path / "in", "P1", "20240101"), np.zeros((2, *SHAPE), dtype=bool)
+    masks[:, 5:9, 5:9, 2] = True
+    path = contours(volume, masks, tmp_path / "in" / "RS", ("Stomach", "Duodenum"))
+    dataset = dcmread(path)
+    # A contour of half a millimetre between the centres of voxels.
+    corner = (volume.affine @ [6.4, 6.4, 2, 1])[:3] * [-1, -1, 1]
+    points = np.add([[0, 0, 0], [0.3, 0, 0], [0, 0.3, 0]], corner)
+    (contour,) = dataset.ROIContourSequence[1].ContourSequence
+    contour.ContourData, contour.NumberOfContourPoints = [f"{value:.3f}" for value in points.ravel()], 3
+    dataset.save_as(path)
+    organs = ("--organs", "stomach=stomach;duodenum=duodenum")
+    assert convert(tmp_path / "in", tmp_path / "out", *organs) == 0
+    assert "duodenum has no voxel in the structure set, so it counts as not drawn" in capsys.readouterr().out
+    label_file = read_label_file(tmp_path / "out")
+    assert label_file is not None and label_file.scans["case1_day0"].unknown == ("duodenum",)
+    assert convert(tmp_path / "in", tmp_path / "out", *organs, "--missing", "empty") == 0
+    assert not read_scan(tmp_path / "out", "case1_day0")[1]["duodenum"].any()
+    # Then nobody knows where anything is.
+    with pytest.raises(SystemExit):
+        convert(tmp_path / "in", tmp_path / "out2", "--organs", "duodenum=duodenum")
+    assert "none of its organs has a voxel" in capsys.readouterr().err
+    assert not (tmp_path / "out2" / "train.csv").exists()
