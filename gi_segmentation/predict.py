@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gi_segmentation.formats.inputs import InputScan, Kind
     from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import Member
+    from gi_segmentation.schema import FieldOfView
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -128,7 +129,8 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     if submits:
         check_submission(output_dir)
     if arguments.list:
-        lines = [describe_scan(scan, scan.kind) for scan in scans.scans]
+        field_mm = read_field(arguments.model[0])
+        lines = [describe_scan(scan.in_field(field_mm)) for scan in scans.scans]
         lines += [line for scan in scans.usable for line in describe_plan(scan, formats[scan.kind])]
         print("\n".join([*lines, *scans.left_out]))
     # This is the last check without a model.
@@ -148,7 +150,7 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     # Without `cpu`, the processes would not find each other on a machine without a GPU.
     cpu = arguments.device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(days=7))
-    members, settings = load(arguments, str(state.device) if state.num_processes > 1 else None)
+    members, settings = load(arguments, str(state.device) if state.num_processes > 1 else None, scans.usable)
     if arguments.probabilities:
         formats = add_probabilities(formats, members[0].labels)
         paths = [output_dir / name for name in list_outputs(scans, formats)]
@@ -163,6 +165,32 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
         state.wait_for_everyone()
         write_predictions(members, settings, scans.scans, formats, output_dir, state, arguments.format is not None)
     return paths
+
+
+def read_field(name: str) -> "FieldOfView":
+    """Return the field of view of the training for `--list`, which loads no model.
+
+    A checkpoint on the Hub is not read for it. It is taken for one that was trained on Kaggle's slices.
+
+    Args:
+        name: A folder or a Hub id.
+
+    Raises:
+        InputError: If the configuration has it in another form.
+    """
+    from gi_segmentation.formats.volumes import FIELD_MM
+
+    # With --folds, the checkpoints are in the folders of a folder.
+    folders = [path.parent for path in (Path(name) / "config.json", *Path(name).glob("fold-*/config.json"))]
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if found is None:
+        return FIELD_MM
+    from transformers import PreTrainedConfig
+
+    from gi_segmentation.models.configuration import read_field_mm
+
+    settings, _ = PreTrainedConfig.get_config_dict(found)
+    return read_field_mm(PreTrainedConfig.from_dict({"field_mm": settings.get("field_mm")})) or FIELD_MM
 
 
 def write_predictions(
@@ -215,18 +243,27 @@ def write_predictions(
         forget_rows(scans, output_dir)
 
 
-def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Member"], "PredictionSettings"]:
+def load(
+    arguments: argparse.Namespace, device: str | None, scans: Sequence["InputScan"]
+) -> tuple[list["Member"], "PredictionSettings"]:
     """Load the checkpoints, and tell the user what they do.
 
     Args:
         arguments: The command line.
         device: The device if `--device` names none; None: the GPU if there is one.
+        scans: What is predicted.
 
     Raises:
         InputError: If a checkpoint cannot be used.
     """
     from gi_segmentation.inference.batches import PredictionSettings
-    from gi_segmentation.inference.members import describe_computation, find_postprocessing, load_folds, load_members
+    from gi_segmentation.inference.members import (
+        describe_computation,
+        describe_field,
+        find_postprocessing,
+        load_folds,
+        load_members,
+    )
 
     computation = Computation.from_flags(arguments)
     computation = replace(computation, device=computation.device or device)
@@ -236,6 +273,8 @@ def load(arguments: argparse.Namespace, device: str | None) -> tuple[list["Membe
     else:
         members = load_members(arguments.model, arguments.revision, computation)
     print(describe_computation(members))
+    if seen := describe_field(members, scans):
+        print(seen)
     # With --no_postprocessing, the configuration is not even read, because it may be malformed.
     postprocessing, remark = (None, "") if arguments.no_postprocessing else find_postprocessing(members)
     if remark:

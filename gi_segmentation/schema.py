@@ -5,7 +5,7 @@ No other module states them a second time.
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet
 
@@ -17,6 +17,8 @@ COLOURS: tuple[tuple[int, int, int], ...] = GI_TRACT.palette
 
 # The file names have the size of a pixel only. The thickness is the same in all scans of the competition.
 SLICE_THICKNESS_MM = 3.0
+# Height and width of a slice in millimetres, each from the smallest to the largest of a training.
+FieldOfView: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 # Most scans have this number of slices. It is used to state times for a typical scan.
 SCAN_SLICES = 144
 

@@ -5,9 +5,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
@@ -27,8 +27,10 @@ from gi_segmentation.formats.beside import (
 from gi_segmentation.formats.dicom import files as dicom
 from gi_segmentation.formats.dicom import series as dicom_series
 from gi_segmentation.formats.kaggle.folder import find_lost, list_pngs, parse_slices
-from gi_segmentation.formats.kaggle.names import FILE_PATTERN, scan_folder
+from gi_segmentation.formats.kaggle.label_file import LabelFile, ScanFacts, read_label_file
+from gi_segmentation.formats.kaggle.names import FILE_PATTERN, SliceFile, scan_folder
 from gi_segmentation.formats.volumes import Slice, Volume, VolumeSlice, kaggle_volume, list_slices
+from gi_segmentation.schema import FieldOfView
 
 Kind: TypeAlias = Literal["kaggle", "nifti", "dicom"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -63,6 +65,21 @@ class InputScan:
         """
         first = self.slices[0]
         return first.volume if isinstance(first, VolumeSlice) else kaggle_volume(self.slices)
+
+    def in_field(self, field_mm: FieldOfView) -> "InputScan":
+        """Return the scan with slices that are cropped or padded to the field of view of another training.
+
+        Slices of Kaggle's are always seen as they are.
+        """
+        if not self.slices or not isinstance(self.slices[0], VolumeSlice) or self.volume.field_mm == field_mm:
+            return self
+        return replace(self, slices=list_slices([replace(self.volume, field_mm=field_mm)]))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its slices are cropped or padded to the field of view of the training."""
+        first = next(iter(self.slices), None)
+        return isinstance(first, VolumeSlice) and first.volume.window != ((0, 0), first.volume.training_shape[1:])
 
     @property
     def paths(self) -> list[Path]:
@@ -305,8 +322,29 @@ def find_kaggle_scans(paths: Iterable[Path], broken: Sequence[Path] = ()) -> lis
     bad: dict[str, str] = {}
     for path, problem in problems.items():
         bad.setdefault(scan_folder(path), problem)
+    by_scan = {name: add_spacing(group) for name, group in by_scan.items()}
     names = [*by_scan, *sorted(bad.keys() - by_scan.keys())]
     return [InputScan(name, problem=bad[name]) if name in bad else InputScan(name, by_scan[name]) for name in names]
+
+
+def add_spacing(slices: list[SliceFile]) -> list[SliceFile]:
+    """Return the slices of a scan with their distance, if the folder has a `labels.json`, as `convert` writes it.
+
+    Raises:
+        InputError: If this file cannot be used.
+    """
+    # The folder lies above `train`, the patient, the scan and `scans`. Each of these may be missing.
+    for folder in islice(slices[0].path.parents, 1, 5):
+        if label_file := read_label_file_once(folder):
+            facts = label_file.scans.get(slices[0].scan, ScanFacts())
+            return [one._replace(thickness_mm=facts.slice_spacing_mm) for one in slices]
+    return slices
+
+
+@lru_cache(maxsize=64)
+def read_label_file_once(folder: Path) -> LabelFile | None:
+    """Read the `labels.json` of a folder. All scans of the folder ask for it."""
+    return read_label_file(folder)
 
 
 def list_scans(
@@ -359,7 +397,7 @@ def refuse_bad_names(scans: list[InputScan]) -> list[InputScan]:
     return checked
 
 
-def describe_scan(scan: InputScan, kind: Kind) -> str:
+def describe_scan(scan: InputScan) -> str:
     """Return a line for the user."""
     if scan.problem:
         return f"{scan.name}: cannot be predicted: {scan.problem}"
@@ -370,7 +408,7 @@ def describe_scan(scan: InputScan, kind: Kind) -> str:
     remarks = [volume.describe()]
     if missing := volume.training_shape[0] - len(scan.slices):
         remarks.append(f"{missing} slices missing")
-    if kind != "kaggle" and volume.window != ((0, 0), volume.training_shape[1:]):
+    if scan.is_cut:
         height, width = volume.window[1]
         remarks.append(f"padded or cropped to {height} x {width} pixels, the field of view of the training")
     if isinstance(volume.origin, nifti.NiftiFile) and not volume.origin.has_unit:

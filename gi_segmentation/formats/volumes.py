@@ -24,12 +24,10 @@ import numpy as np
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.images import decode_image, read_file
 from gi_segmentation.formats.kaggle.names import SliceFile
-from gi_segmentation.schema import SLICE_THICKNESS_MM
+from gi_segmentation.schema import FieldOfView
 
 # The patient axis (0: x, 1: y, 2: z) of slices, rows and columns in the training. All three run against it.
 TRAINING_AXES = (2, 1, 0)
-# Height and width of a slice in millimetres, each from the smallest to the largest of a training.
-FieldOfView: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 # The field of view of the four kinds of scans in Kaggle's data (from 234 x 234 to 360 x 310 pixels of 1.5 mm). The
 # model sees each slice as a square of the same number of pixels. So the field of view decides how large an organ
 # looks, and the size of a pixel does not matter.
@@ -349,7 +347,7 @@ def kaggle_volume(slices: Sequence[Slice]) -> Volume:
     first, last = slices[0], slices[-1]
     (height_mm, width_mm), depth = first.pixel_spacing, last.number - first.number + 1
     # The axes of a NIfTI file are columns, rows and slices. All three run against x, y and z.
-    affine = np.diag([-width_mm, -height_mm, -SLICE_THICKNESS_MM, 1.0])
+    affine = np.diag([-width_mm, -height_mm, -first.thickness_mm, 1.0])
     return Volume(first.scan, first.path.parent, (first.width, first.height, depth), affine)
 
 

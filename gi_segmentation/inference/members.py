@@ -13,14 +13,17 @@ from transformers import PreTrainedModel, SegformerImageProcessorPil
 from gi_segmentation.data.transforms import normalize
 from gi_segmentation.errors import InputError, hub_errors, list_some
 from gi_segmentation.formats.algorithm import hash_weights
+from gi_segmentation.formats.inputs import InputScan
+from gi_segmentation.formats.volumes import FIELD_MM
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.labels import LabelMode, LabelSet
-from gi_segmentation.models.configuration import Task, find_task
+from gi_segmentation.models.configuration import Task, find_task, read_field_mm
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import FLIPS, find_flips, flip_logits
 from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.review.ranges import TrainingRanges, join_ranges
+from gi_segmentation.schema import FieldOfView
 from gi_segmentation.shortages import find_shortage
 
 T = TypeVar("T")
@@ -191,6 +194,37 @@ def move_model(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
         if find_shortage(error):
             raise
         raise InputError(f"--device {device}: {error}") from error
+
+
+def find_common_field(members: Sequence[Member]) -> FieldOfView:
+    """Return the field of view of the slices that the checkpoints were trained on.
+
+    Raises:
+        InputError: If a configuration has one of another form.
+    """
+    fields = []
+    for member in members:
+        try:
+            fields.append(read_field_mm(member.model.config) or FIELD_MM)
+        except InputError as error:
+            raise InputError(f"{member.name}: {error}; copy the one of the training") from error
+    # A slice stays as it is if one of the members has seen such slices.
+    heights, widths = ([field[axis] for field in fields] for axis in (0, 1))
+    return (
+        (min(low for low, _ in heights), max(high for _, high in heights)),
+        (min(low for low, _ in widths), max(high for _, high in widths)),
+    )
+
+
+def describe_field(members: Sequence[Member], scans: Sequence[InputScan]) -> str:
+    """Return a line for the user; empty if the checkpoints were trained on the field of view of Kaggle's slices."""
+    field_mm = find_common_field(members)
+    if field_mm == FIELD_MM:
+        return ""
+    (low, high), (left, right) = field_mm
+    changed = [scan.name for scan in scans if scan.in_field(field_mm).is_cut]
+    seen = f"cropped or padded to it: {list_some(changed)}" if changed else "no scan is cropped or padded"
+    return f"field of view of the training: {low:g} to {high:g} mm high, {left:g} to {right:g} mm wide; {seen}"
 
 
 def find_common_ranges(members: Sequence[Member]) -> TrainingRanges | None:

@@ -18,7 +18,7 @@ from gi_segmentation.inference.batches import (
     compute_logits,
     predict_slices,
 )
-from gi_segmentation.inference.members import Member, find_common_ranges
+from gi_segmentation.inference.members import Member, find_common_field, find_common_ranges
 from gi_segmentation.labels import LabelMode
 from gi_segmentation.models.masks import predict_masks
 from gi_segmentation.postprocessing.components import remove_components
@@ -36,7 +36,7 @@ def predict_scans(
 
     Args:
         members: One checkpoint, or several for an ensemble.
-        scans: The scans, none of them with a problem.
+        scans: The scans, none of them with a problem. They are seen in the field of view of the training.
         settings: How they are predicted.
         probabilities: Whether all that a report needs is wanted: probabilities, agreement, and training ranges.
 
@@ -44,8 +44,10 @@ def predict_scans(
         A scan, and what was predicted; or the error, if one of its files is damaged.
 
     Raises:
-        InputError: If the ranges are wanted, and a configuration has them in another form.
+        InputError: If a configuration has the field of view in another form, or ranges that are wanted.
     """
+    field_mm = find_common_field(members)
+    scans = [scan.in_field(field_mm) for scan in scans]
     labels = members[0].labels
     algorithm = Algorithm({member.name: member.commit for member in members})
     ranges = find_common_ranges(members) if probabilities else None

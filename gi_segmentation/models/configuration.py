@@ -2,7 +2,7 @@
 
 import math
 from pickle import UnpicklingError
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -11,12 +11,11 @@ from transformers import PreTrainedConfig
 from gi_segmentation.arguments import MIN_IMAGE_SIZE
 from gi_segmentation.errors import InputError
 from gi_segmentation.labels import BACKGROUND, GI_TRACT, LabelMode, LabelSet
+from gi_segmentation.schema import FieldOfView
 
 # A repository may ask for Python code of its own (`auto_map` in its JSON). Without this, `transformers` would ask the
 # user whether to run it.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-# Height and width of a slice in millimetres, each from the smallest to the largest of a training.
-FieldOfView: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 # What `from_pretrained` raises for a missing, damaged or foreign checkpoint. A wrong value in its JSON is found by the
 # layer that uses it, in its own way.
 LOAD_ERRORS = (

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel, SegformerImageProcessorPil
 
 from gi_segmentation.arguments import ModelArguments
-from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.models.heads import without_auxiliary_head
 from gi_segmentation.models.loading import load_model
 
@@ -49,12 +49,19 @@ NO_DROPOUT = {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
 STEADY = {**FAMILIES["segformer"], **NO_DROPOUT}
 
 
-def save_model(folder: Path, family: str, seed: int, label_mode: str = "multiclass", slice_context: int = 0) -> Path:
+def save_model(
+    folder: Path,
+    family: str,
+    seed: int,
+    label_mode: str = "multiclass",
+    slice_context: int = 0,
+    labels: LabelSet = GI_TRACT,
+) -> Path:
     """Save a tiny random model that predicts some pixels of each label."""
     torch.manual_seed(seed)
     text = json.dumps(FAMILIES[family])
     arguments = ModelArguments(model_type=family, config_overrides=text, label_mode=label_mode)
-    model, processor, _ = load_model(arguments, GI_TRACT, SIZE, slice_context)
+    model, processor, _ = load_model(arguments, labels, SIZE, slice_context)
     with torch.no_grad():
         # With the usual small weights, one label would win everywhere.
         if family == "dpt":

@@ -48,6 +48,8 @@ class SliceFile(NamedTuple):
     height: int
     # Height and width of a pixel in millimetres.
     pixel_spacing: tuple[float, float]
+    # Distance between slices in millimetres. It is the same in all scans of the competition.
+    thickness_mm: float = SLICE_THICKNESS_MM
 
     @property
     def scan(self) -> str:
@@ -58,11 +60,6 @@ class SliceFile(NamedTuple):
     def id(self) -> str:
         """Kaggle's id of the slice, for example `case123_day20_slice_0001`."""
         return slice_name(self.scan, self.number)
-
-    @property
-    def thickness_mm(self) -> float:
-        """Distance between slices, which is the same in all scans of the competition."""
-        return SLICE_THICKNESS_MM
 
 
 def scan_folder(path: Path) -> str:

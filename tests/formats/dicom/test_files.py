@@ -241,7 +241,7 @@ class TestPrediction:
         uids = {pydicom.dcmread(files[-1]).SeriesInstanceUID: name for name, files in paths.items()}
         uids[pydicom.dcmread(constant[0]).SeriesInstanceUID] = "constant"
         scans = find_scans(folder)
-        assert all(describe_scan(scan, "dicom").isprintable() for scan in scans.scans)
+        assert all(describe_scan(scan).isprintable() for scan in scans.scans)
         members = load_members([str(model)], None, Computation("cpu"))
         results = predict_files(
             members, scans.scans, ["dicom-seg", "rtstruct"], tmp_path / "out", PredictionSettings()
