@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gi_segmentation.formats.algorithm import TITLE
-from gi_segmentation.formats.dicom.header import plain_text
-from gi_segmentation.known_organs import KNOWN_ORGANS
+from gi_segmentation.formats.dicom.header import new_item, plain_text
+from gi_segmentation.known_organs import KNOWN_ORGANS, find_organ
 from gi_segmentation.labels import GI_TRACT, LabelSet
 
 # The name of SNOMED CT. A scheme of codes that is no standard begins with 99.
 STANDARD_SCHEME, OUR_SCHEME = "SCT", "99GISEG"
+# What SNOMED CT calls the sides. One code stands for both organs of a pair.
+SIDE_CODES = {"left": ("7771000", STANDARD_SCHEME, "Left"), "right": ("24028007", STANDARD_SCHEME, "Right")}
 # Letters that a code and a long text may have.
 CODE_LENGTH, NAME_LENGTH = 16, 64
 # Names of volumes that radiotherapy draws beside organs (ICRU reports 50 and 83), for example `PTV 50`.
@@ -29,6 +31,7 @@ class DicomOrgan(NamedTuple):
         name: Its name in the letters of the file.
         colour: Red, green and blue from 0 to 255.
         code: Value, scheme and meaning of its code.
+        side: The same of the side, if the code is that of a pair; None if it is not.
         kind: What it is for a planning system: `ORGAN`, `EXTERNAL`, `GTV`, `CTV` or `PTV`.
     """
 
@@ -36,7 +39,16 @@ class DicomOrgan(NamedTuple):
     name: str
     colour: tuple[int, int, int]
     code: tuple[str, str, str]
+    side: tuple[str, str, str] | None
     kind: str
+
+    def add_side(self, code: Any) -> None:
+        """Add the side to the code of the organ in a file, if it has one."""
+        if self.side is not None:
+            value, scheme, meaning = self.side
+            code.SegmentedPropertyTypeModifierCodeSequence = [
+                new_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+            ]
 
 
 def describe_organs(labels: LabelSet, subject: Any) -> list[DicomOrgan]:
@@ -48,7 +60,7 @@ def describe_organs(labels: LabelSet, subject: Any) -> list[DicomOrgan]:
     """
     names = name_organs(labels, subject)
     return [
-        DicomOrgan(number, name, colour, organ_code(organ), interpreted_type(organ))
+        DicomOrgan(number, name, colour, organ_code(organ), organ_side(organ), interpreted_type(organ))
         for number, (organ, name, colour) in enumerate(zip(labels.names, names, labels.colours, strict=True), 1)
     ]
 
@@ -60,11 +72,22 @@ def organ_code(organ: str) -> tuple[str, str, str]:
         >>> organ_code("stomach"), organ_code("Lump 2")
         (('69695003', 'SCT', 'Stomach'), ('Lump 2', '99GISEG', 'Lump 2'))
     """
-    if known := KNOWN_ORGANS.get(organ):
+    if usual := find_organ(organ):
+        known = KNOWN_ORGANS[usual]
         return known.code, STANDARD_SCHEME, known.meaning
     plain = spell_plainly(organ)
     short = plain == organ and len(organ) <= CODE_LENGTH
     return organ if short else hashlib.sha256(organ.encode()).hexdigest()[:CODE_LENGTH], OUR_SCHEME, plain
+
+
+def organ_side(organ: str) -> tuple[str, str, str] | None:
+    """Return the code of the side of an organ that is known as one of a pair; None for any other one.
+
+    Example:
+        >>> organ_side("Kidney_L"), organ_side("liver")
+        (('7771000', 'SCT', 'Left'), None)
+    """
+    return SIDE_CODES.get((find_organ(organ) or "").rpartition("_")[2])
 
 
 def interpreted_type(organ: str) -> str:

@@ -124,6 +124,8 @@ def describe_roi(
         algorithm: What made the mask.
     """
     value, scheme, meaning = organ.code
+    code = new_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+    organ.add_side(code)
     roi = new_item(
         ROINumber=organ.number,
         ReferencedFrameOfReferenceUID=series.frames[0].frame_of_reference_uid,
@@ -143,9 +145,7 @@ def describe_roi(
         ReferencedROINumber=organ.number,
         RTROIInterpretedType=organ.kind,
         ROIInterpreter="",
-        RTROIIdentificationCodeSequence=[
-            new_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
-        ],
+        RTROIIdentificationCodeSequence=[code],
     )
     return roi, contours, observation
 

@@ -87,6 +87,8 @@ def build_dicom_seg(
         )
         for organ in organs
     ]
+    for organ, segment in zip(organs, segments, strict=True):
+        organ.add_side(segment.SegmentedPropertyTypeCodeSequence[0])
     check_shear(series)
     columns, rows = masks.shape[1:3]
     segmentation = highdicom.seg.Segmentation(

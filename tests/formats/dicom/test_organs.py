@@ -18,7 +18,7 @@ from tests.support.masks import check_dicom
 
 ALGORITHM = Algorithm({"name/model": "c0ffee"})
 NAMES = (
-    "stomach", "Lung (left)", "PTV 50", "Body", "Größe", "胃", "肝", "L" * 64, "lump_1", "A&B", "C", "D'E",
+    "stomach", "Lung (left)", "PTV 50", "Body", "Größe", "胃", "肝", "L" * 64, "Lunge re", "A&B", "C", "D'E",
 )  # fmt: skip
 
 
@@ -41,6 +41,12 @@ def write_both(folder: Path, names: tuple[str, ...], character_set: str = "") ->
     return volume, masks, written
 
 
+def read_code(code: pydicom.Dataset) -> tuple[str, str, str | None]:
+    """Return the value, the scheme, and the side of a code."""
+    sides = [one.CodeMeaning for one in code.get("SegmentedPropertyTypeModifierCodeSequence", ())]
+    return code.CodeValue, code.CodingSchemeDesignator, sides[0] if sides else None
+
+
 @pytest.mark.parametrize("number", [1, 12])
 def test_any_number_of_organs_comes_back(number: int, tmp_path: Path) -> None:
     names = NAMES[:number]
@@ -54,10 +60,14 @@ def test_any_number_of_organs_comes_back(number: int, tmp_path: Path) -> None:
     assert [roi.ROIName for roi in structures.StructureSetROISequence] == list(names)
     colours = LabelSet(names).colours
     assert [tuple(roi.ROIDisplayColor) for roi in structures.ROIContourSequence] == list(colours)
-    codes = [one.segmented_property_type for one in described]
-    assert (codes[0].value, codes[0].scheme_designator) == ("69695003", "SCT")
-    # No two organs share a code.
-    assert {code.scheme_designator for code in codes[1:]} <= {"99GISEG"} and len(set(codes)) == number
+    codes = [read_code(one.SegmentedPropertyTypeCodeSequence[0]) for one in described]
+    assert codes == [read_code(one.RTROIIdentificationCodeSequence[0]) for one in structures.RTROIObservationsSequence]
+    assert codes[0] == ("69695003", "SCT", None)
+    # No two organs share a code and a side.
+    assert len(set(codes)) == number
+    if number > 1:
+        assert (codes[1], codes[8]) == (("39607008", "SCT", "Left"), ("39607008", "SCT", "Right"))
+        assert {scheme for place, (_, scheme, _) in enumerate(codes) if place not in (0, 1, 8)} == {"99GISEG"}
     title = {1: "stomach, predicted", 12: "12 structures, predicted"}[number]
     assert segmentation.SeriesDescription == structures.SeriesDescription == title
     if number > 1:
