@@ -41,14 +41,19 @@ def run_phantom(arguments: argparse.Namespace) -> int:
 
 
 def run_series(arguments: argparse.Namespace) -> int:
-    """Write the first scan of a synthetic Kaggle folder as a DICOM series."""
+    """Write the first scan of a synthetic Kaggle folder as a DICOM series, or all scans with structure sets."""
     try:
+        from dataset_builder.clinic_export import write_clinic_export
         from dataset_builder.series import write_scan_series
     except ImportError as error:
         raise InputError(
             f"series: needs {error.name}, which is not installed; run `pip install -e .[clinic]`"
         ) from error
 
+    if arguments.structures:
+        plans = write_clinic_export(arguments.output_dir, arguments.kaggle_dir)
+        print(f"{len(plans)} series with a structure set each in {arguments.output_dir}")
+        return 0
     files = write_scan_series(arguments.output_dir, arguments.kaggle_dir)
     print(f"{len(files)} slices in {arguments.output_dir}")
     return 0
@@ -197,6 +202,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "series", help="write the first scan of a synthetic Kaggle folder as a DICOM series", formatter_class=formatter
     )
     series.add_argument("--output_dir", type=Path, required=True, help="folder for the files")
+    series.add_argument(
+        "--structures",
+        action="store_true",
+        help="write all scans instead, in a folder for each patient and day, with a structure set (RTSTRUCT) of what "
+        "is annotated, as planning systems export them; for phantoms only",
+    )
     series.set_defaults(run=run_series)
 
     own = commands.add_parser(

@@ -3,17 +3,19 @@
 The patient of a series is named Phantom, so no real scan belongs in one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from gi_segmentation.data.synthetic import SOURCE
+from gi_segmentation.data.synthetic import SOURCE, is_synthetic
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.formats.kaggle.images import read_file
 from gi_segmentation.schema import SLICE_THICKNESS_MM
 
 # From R, A, S, the axes of an affine, to L, P, S, those of DICOM.
@@ -121,6 +123,7 @@ def write_series(
     slope: float = 1,
     intercept: float = 0,
     description: str = "axial",
+    values: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Path]:
     """Write a series with a file per slice. Neither file names nor instance numbers tell the order.
 
@@ -132,12 +135,15 @@ def write_series(
         slope: The rescale slope, and `intercept` the rescale intercept.
         intercept: See `slope`.
         description: Description of the series.
+        values: More attributes of all files.
 
     Returns:
         The file of each slice.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dataset = base_dataset(MRImageStorage, description)
+    for name, value in values.items():
+        setattr(dataset, name, value)
     order = np.random.default_rng(0).permutation(voxels.shape[2])
     paths = []
     for k in range(voxels.shape[2]):
@@ -156,4 +162,9 @@ def write_series(
 
 def write_scan_series(folder: Path, kaggle_dir: Path) -> list[Path]:
     """Write the first scan of a Kaggle folder as a DICOM series, and return its files. See `read_first_scan`."""
-    return write_series(folder, *read_first_scan(kaggle_dir))
+    voxels, affine = read_first_scan(kaggle_dir)
+    slices, _ = find_slices(kaggle_dir)
+    own = [one for one in slices if one.scan == slices[0].scan]
+    # The scan of a patient must not say that it is synthetic.
+    synthetic = all(is_synthetic(read_file(one.path)) for one in own)
+    return write_series(folder, voxels, affine, values={} if synthetic else {"ImageComments": ""})
