@@ -72,7 +72,7 @@ def pool_scans(runs: Sequence[FoldRun]) -> dict[str, list[ScanScore]]:
 
 
 def add_counts(runs: Sequence[FoldRun], name: str) -> dict[str, int]:
-    """Return the sum of counts over the validation splits of all folds, for `splits` or `sizes` of the facts."""
+    """Return the sum of counts over the validation splits of all folds, for `splits`, `sizes` or `drawn`."""
     total: Counter[str] = Counter()
     for run in runs:
         total.update(getattr(run.facts, name)["validation"])
@@ -113,10 +113,11 @@ def pool_folds(runs: Sequence[FoldRun], published: FoldRun) -> RunResults:
         split_hash=hash_splits(scans_by_fold),
         splits={"train": published.facts.splits["train"], "validation": add_counts(runs, "splits")},
         sizes={"train": published.facts.sizes["train"], "validation": add_counts(runs, "sizes")},
+        drawn={**published.facts.drawn, "validation": add_counts(runs, "drawn")} if published.facts.own else {},
         folds=[describe_fold(run) for run in runs],
         published_fold=published.fold,
         worst_patients=find_worst_patients(runs),
-        **describe_scores(evaluation, published.facts.competition_preset),
+        **describe_scores(evaluation, published.facts.competition_preset, published.facts.label_set),
     )
 
 

@@ -111,7 +111,7 @@ def write_pooled(
         # Each case is predicted by the model that never saw the patient.
         scans = [str(scan.name) for scan in run.scans["eval"] if scan.name in names]
         shown |= show_held_back(run, dataset, scans) if scans else {}
-    draw_cases(pooled.cases, shown, output_dir / CASES)
+    draw_cases(pooled.cases, shown, pooled.label_set, output_dir / CASES)
     cases = add_shown_slices(pooled.cases, shown)
     write_facts(output_dir, replace(pooled, cases=cases, postprocessing=asdict(learnt) if learnt else None))
     write_card(output_dir, shown_folder(output_dir), license_name, published=False)

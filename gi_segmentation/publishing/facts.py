@@ -25,11 +25,11 @@ from gi_segmentation import __version__
 from gi_segmentation.arguments import DataArguments, ModelArguments, RunArguments
 from gi_segmentation.errors import InputError, one_line
 from gi_segmentation.files import LOCK_FILE, write_json, writing_to
-from gi_segmentation.labels import GI_TRACT, LabelSet, find_labels
+from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet, find_labels
 from gi_segmentation.models.loading import count_parameters
 from gi_segmentation.publishing.population import are_all_synthetic, name_dataset
 from gi_segmentation.rules import Preset
-from gi_segmentation.schema import LabelMode, hash_splits
+from gi_segmentation.schema import hash_splits
 from gi_segmentation.training import resuming
 from gi_segmentation.training.checkpoints import find_last_checkpoint, find_step
 from gi_segmentation.training.resuming import advise, describe_changes, describe_deciding, find_changes
@@ -92,6 +92,8 @@ class RunFacts:
             `START_FACTS` with which the steps up to there were made. The facts above are those of the last steps.
         organs: The names of the organs, in the order of their label ids. Older versions did not write them: they knew
             Kaggle's organs only.
+        own: Whether the dataset has its own `labels.json`, so that the card must not speak of Kaggle's data.
+        drawn: For own data, the number of patients in whom somebody has drawn an organ, by split and organ.
         kept_labels: The labels whose rows of the head come from `base_model`, if that has other labels; otherwise
             None. See `models.loading.LoadedModel`.
     """
@@ -133,6 +135,8 @@ class RunFacts:
     deciding: dict[str, Any] = dataclasses.field(default_factory=dict)
     earlier_starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     organs: list[str] = dataclasses.field(default_factory=lambda: list(GI_TRACT.names))
+    own: bool = False
+    drawn: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     kept_labels: list[str] | None = None
 
     @property
@@ -258,9 +262,26 @@ def count_split(dataset: Dataset) -> dict[str, int]:
 
 def count_sizes(dataset: Dataset) -> dict[str, int]:
     """Return the number of slices of each size, the most frequent size first."""
-    columns = zip(dataset["height"], dataset["width"], dataset["pixel_spacing"], strict=True)
-    sizes = Counter(f"{h}×{w} pixels of {spacing[0]:.2f}×{spacing[1]:.2f} mm" for h, w, spacing in columns)
+    # The distance of Kaggle's slices is the same in all scans, and not named.
+    apart = [f", {mm:.4g} mm apart" for mm in dataset["slice_spacing"]] if is_own(dataset) else [""] * len(dataset)
+    columns = zip(dataset["height"], dataset["width"], dataset["pixel_spacing"], apart, strict=True)
+    sizes = Counter(f"{h}×{w} pixels of {mm[0]:.2f}×{mm[1]:.2f} mm{apart}" for h, w, mm, apart in columns)
     return dict(sizes.most_common())
+
+
+def is_own(dataset: Dataset) -> bool:
+    """Return whether a dataset was built from a folder with `labels.json`, so that it cannot be Kaggle's."""
+    return "slice_spacing" in dataset.column_names
+
+
+def count_drawn(dataset: Dataset) -> dict[str, int]:
+    """Return the number of patients in whom somebody has drawn an organ, by its name."""
+    patients: dict[str, set[int]] = {organ: set() for organ in find_labels(dataset.features).names}
+    for row in dataset.select_columns(["case", "segmentation"]):
+        for organ, encoding in row["segmentation"].items():
+            if encoding is not None:
+                patients[organ].add(row["case"])
+    return {organ: len(cases) for organ, cases in patients.items()}
 
 
 def describe_run(
@@ -286,7 +307,9 @@ def describe_run(
     # The first access to `device` connects the processes. Before it, `world_size` is 1 on every process.
     device = run_args.device
     start = model_args.backbone if model_args.model_type else model_args.model_name_or_path
-    synthetic = are_all_synthetic(slices)
+    synthetic, own = are_all_synthetic(slices), is_own(next(iter(slices.values())))
+    dataset = public_name(data_args.dataset_name)
+    title = data_args.dataset_title or (dataset.split("/")[-1] if own else None)
     arguments = {**vars(model_args), **vars(data_args), **vars(run_args)}
     return RunFacts(
         **{name: arguments[name] for name in SETTINGS},
@@ -300,8 +323,8 @@ def describe_run(
         model_type=model.config.model_type,
         base_model=None if start is None else public_name(start),
         num_parameters=count_parameters(model),
-        dataset=public_name(data_args.dataset_name),
-        dataset_title=name_dataset(data_args.dataset_title, synthetic),
+        dataset=dataset,
+        dataset_title=name_dataset(title, synthetic),
         synthetic=synthetic,
         dataset_fingerprint=fingerprint_dataset(slices),
         split_hash=hash_splits({split: samples[split].unique("scan") for split in samples}),
@@ -319,6 +342,8 @@ def describe_run(
         mixed_precision=run_args.mixed_precision,
         deciding=describe_deciding(model_args, data_args, run_args),
         organs=list(find_labels(next(iter(slices.values())).features).names),
+        own=own,
+        drawn={split: count_drawn(samples[split]) for split in samples} if own else {},
         kept_labels=kept_labels,
     )
 

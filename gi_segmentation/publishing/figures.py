@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from transformers import PreTrainedModel
 
@@ -18,11 +19,13 @@ from gi_segmentation.data.prepared import read_image
 from gi_segmentation.data.transforms import attached_transform
 from gi_segmentation.files import to_json, writing_file
 from gi_segmentation.inference.splits import predict_split
-from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.labels import LabelSet, find_labels
 from gi_segmentation.review.overlays import Panel, draw_outlines, organ_colours
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels, dice_score, nanmean
+
+# With more organs, the legend of the learning curve does not fit into it.
+MAX_INSIDE = 8
 
 
 class ShownSlice(NamedTuple):
@@ -52,29 +55,43 @@ def annotated_panel(row: dict[str, Any], title: str) -> Panel:
     return Panel(scale_intensity(np.array(row["image"])), masks, title)
 
 
-def draw_panels(panels: Sequence[Panel], columns: int, width: float = 3.2) -> Figure:
+def organ_lines(labels: LabelSet) -> list[dict[str, Any]]:
+    """Return how the line of each organ looks. A colour that is hardly seen on white gets a dark rim."""
+    rim = [Stroke(linewidth=3, foreground="0.4"), Normal()]
+    return [
+        {"color": colour, "path_effects": rim if 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] > 0.8 else None}
+        for colour in organ_colours(labels)
+    ]
+
+
+def draw_panels(panels: Sequence[Panel], labels: LabelSet, columns: int, width: float = 3.2) -> Figure:
     """Draw slices row by row, with a legend below them.
 
     Args:
         panels: The slices to draw, at least one.
+        labels: The organs of their masks.
         columns: Number of slices in a row.
         width: Width of a slice in inches.
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
+    # An entry of the legend takes about so many inches: its line, and its letters.
+    entry = 0.6 + 0.08 * max(len(organ) for organ in labels.names)
+    legend_columns = max(1, min(len(labels), int(width * columns / entry)))
+    legend_rows = math.ceil(len(labels) / legend_columns)
     # `Figure`, and not `pyplot`, which keeps every figure in memory and may look for a screen. The extra height is for
     # the titles and the legend.
-    figure = Figure(figsize=(width * columns, (width + 0.1) * rows + 0.3), layout="constrained")
+    size = (width * columns, (width + 0.1) * rows + 0.1 + 0.2 * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, panel in zip(grid.flat, panels, strict=False):
-        draw_outlines(axes, panel, GI_TRACT)
+        draw_outlines(axes, panel, labels)
     handles = [
-        Line2D([], [], color=colour, label=organ)
-        for organ, colour in zip(ORGANS, organ_colours(GI_TRACT), strict=True)
+        Line2D([], [], label=organ, **line) for organ, line in zip(labels.names, organ_lines(labels), strict=True)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(ORGANS) if columns > 1 else 1, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False)
     return figure
 
 
@@ -150,7 +167,8 @@ def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: i
         number: Number of slices.
     """
     by_hand, predicted = zip(*[compare_slice(model, dataset, i) for i in pick_slices(dataset, number)], strict=True)
-    save_figure(draw_panels([*by_hand, *predicted], columns=len(by_hand)), path)
+    labels = find_labels(dataset.features)
+    save_figure(draw_panels([*by_hand, *predicted], labels, columns=len(by_hand)), path)
 
 
 def fullest_slice(dataset: Dataset, scan: str) -> int:
@@ -189,12 +207,13 @@ def add_shown_slices(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSli
     }
 
 
-def draw_cases(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice], path: Path) -> None:
+def draw_cases(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice], labels: LabelSet, path: Path) -> None:
     """Draw one slice of each case, with reference outlines in the upper row and predicted ones in the lower row.
 
     Args:
         cases: Single scans, from `results.pick_cases`.
         shown: The slice of each scan, from `compare_fullest_slice`.
+        labels: The organs of the masks.
         path: The PNG file to write.
     """
     by_hand, predicted = [], []
@@ -205,7 +224,7 @@ def draw_cases(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice], p
             truth._replace(title=f"{name} scan, mean Dice over its slices {case['dice']:.2f}\n{truth.title}")
         )
         predicted.append(preds._replace(title=f"{preds.title} on this slice"))
-    save_figure(draw_panels([*by_hand, *predicted], columns=len(by_hand), width=3.6), path)
+    save_figure(draw_panels([*by_hand, *predicted], labels, columns=len(by_hand), width=3.6), path)
 
 
 def logged(log_history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -222,11 +241,12 @@ def logged(log_history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     return [first[step] for step in sorted(first)]
 
 
-def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path: Path) -> None:
+def draw_learning_curve(log_history: list[dict[str, Any]], labels: LabelSet, best_step: int, path: Path) -> None:
     """Draw loss and Dice against the training step.
 
     Args:
         log_history: The log of the Trainer.
+        labels: The organs.
         best_step: Step of the best checkpoint. A vertical line marks it.
         path: The PNG file to write.
     """
@@ -238,15 +258,16 @@ def draw_learning_curve(log_history: list[dict[str, Any]], best_step: int, path:
     loss_axes.set(xlabel="step", ylabel="loss (Dice + cross-entropy)")
     entries = logged(log_history, "eval_dice")
     steps = [entry["step"] for entry in entries]
-    for organ, colour in zip(ORGANS, organ_colours(GI_TRACT), strict=True):
-        dice_axes.plot(
-            steps, [entry[f"eval_dice_{organ}"] for entry in entries], color=colour, marker=".", label=organ
-        )
+    for organ, line in zip(labels.names, organ_lines(labels), strict=True):
+        dice_axes.plot(steps, [entry[f"eval_dice_{organ}"] for entry in entries], marker=".", label=organ, **line)
     dice_axes.plot(steps, [entry["eval_dice"] for entry in entries], color="black", marker=".", label="mean")
     dice_axes.axvline(best_step, color="gray", linestyle=":", label=f"best, step {best_step}")
     dice_axes.set(xlabel="step", ylabel="validation Dice", ylim=(0, 1))
     for axes in (loss_axes, dice_axes):
-        axes.legend(frameon=False, fontsize=8)
+        # A long legend would hide the curves, so it stands beside them.
+        beside = axes is dice_axes and len(labels) > MAX_INSIDE
+        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
+        axes.legend(frameon=False, fontsize=8, ncols=2 if beside and len(labels) > 2 * MAX_INSIDE else 1, **place)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no step 2.5
         axes.grid(alpha=0.3)
     save_figure(figure, path)

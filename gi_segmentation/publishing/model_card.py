@@ -11,14 +11,15 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.files import hash_file, write_text
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, OF_THE_PRESET, SEED_SCORE
 from gi_segmentation.publishing.facts import RunResults, read_results
 from gi_segmentation.publishing.population import KAGGLE_TITLE
 from gi_segmentation.rules import PRESETS
-from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
+from gi_segmentation.schema import SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import CONFIDENCE, NUM_RESAMPLES
-from gi_segmentation.scoring.tables import format_clinical
+from gi_segmentation.scoring.tables import MAX_COLUMNS, format_clinical
 from gi_segmentation.training.header import PRECISIONS
 
 # Names of files in the output folder.
@@ -28,19 +29,22 @@ DIGEST = ".README.sha256"
 OVERLAY, CASES, CURVE = "overlay.png", "cases.png", "learning_curve.png"
 # The pictures that show slices.
 SLICE_PICTURES = (OVERLAY, CASES)
-# The scores of every run in the order of the card, with their names there.
-SCORE_NAMES = {
-    "eval_dice": "Dice, mean over slices and organs",
-    **{f"eval_dice_{organ}": f"Dice, {organ.replace('_', ' ')}" for organ in ORGANS},
-    "eval_dice_volume": "Dice over whole scans, mean over scans and organs",
-    **{f"eval_dice_volume_{organ}": f"Dice over whole scans, {organ.replace('_', ' ')}" for organ in ORGANS},
-    "eval_hausdorff_score": "1 − normalised 3D Hausdorff distance",
-    "eval_competition_score": "Competition score, 0.4 Dice + 0.6 of the line above",
-}
 # The scores of each fold of a cross-validation, with their names on the card.
 FOLD_SCORES = {"dice": "Dice", "competition_score": "competition score"}
 # The Hub groups scores by this type. The type of all other scores is `dice`.
 METRIC_TYPES = {SEED_SCORE: "f1", **{key: key.removeprefix("eval_") for key in OF_THE_PRESET}}
+
+
+def score_names(labels: LabelSet) -> dict[str, str]:
+    """Return the scores of every run in the order of the card, with their names there."""
+    return {
+        "eval_dice": "Dice, mean over slices and organs",
+        **{f"eval_dice_{organ}": f"Dice, {organ.replace('_', ' ')}" for organ in labels.names},
+        "eval_dice_volume": "Dice over whole scans, mean over scans and organs",
+        **{f"eval_dice_volume_{organ}": f"Dice over whole scans, {organ.replace('_', ' ')}" for organ in labels.names},
+        "eval_hausdorff_score": "1 − normalised 3D Hausdorff distance",
+        "eval_competition_score": "Competition score, 0.4 Dice + 0.6 of the line above",
+    }
 
 
 def score_titles(facts: RunResults) -> dict[str, str]:
@@ -49,13 +53,14 @@ def score_titles(facts: RunResults) -> dict[str, str]:
     The names of the competition's scores contain the preset. The name of the score with flips contains its gain over
     `eval_dice`.
     """
-    names, size = dict(SCORE_NAMES), facts.image_size
+    names, size = score_names(facts.label_set), facts.image_size
     for key in OF_THE_PRESET:
         names[key] += f" (preset {facts.competition_preset})"
     if FLIP_SCORE in facts.scores:
         gain = (facts.scores[FLIP_SCORE] or 0) - (facts.scores["eval_dice"] or 0)
-        names[FLIP_SCORE] = f"{SCORE_NAMES['eval_dice']}, averaged over four flips of the slice ({gain:+.4f})"
-    names[SEED_SCORE] = f"Macro F1 over four labels with background, all pixels pooled, at {size}×{size} pixels"
+        names[FLIP_SCORE] = f"{names['eval_dice']}, averaged over four flips of the slice ({gain:+.4f})"
+    number = {4: "four"}.get(len(facts.organs) + 1, len(facts.organs) + 1)
+    names[SEED_SCORE] = f"Macro F1 over {number} labels with background, all pixels pooled, at {size}×{size} pixels"
     return names
 
 
@@ -107,7 +112,7 @@ def list_model_index_results(facts: RunResults) -> list[EvalResult]:
             EvalResult(
                 task_type="image-segmentation",
                 task_name="Semantic segmentation of unseen patients",
-                dataset_type="gi_tract",
+                dataset_type=facts.dataset if facts.own else "gi_tract",
                 dataset_name=f"{facts.dataset_title} (split {facts.split_hash[:12]})",
                 dataset_split="validation",
                 dataset_args={"split_hash": facts.split_hash, "fingerprint": facts.dataset_fingerprint},
@@ -122,12 +127,19 @@ def list_model_index_results(facts: RunResults) -> list[EvalResult]:
 
 def from_kaggle(facts: RunResults) -> bool:
     """Tell whether the card speaks of the competition: of its patients, its scanner and its rules."""
-    return not facts.synthetic and facts.dataset_title == KAGGLE_TITLE
+    return not facts.synthetic and not facts.own and facts.dataset_title == KAGGLE_TITLE
 
 
 def name_other_license(facts: RunResults) -> str:
     """Return the name of the licence `other` in the front matter."""
     return "non-commercial-competition-data" if from_kaggle(facts) else "non-commercial"
+
+
+def list_tags(facts: RunResults) -> list[str]:
+    """Return the tags that follow from the data. Own data may be of any modality, and for any use."""
+    if facts.own:
+        return ["synthetic"] if facts.synthetic else []
+    return ["synthetic" if facts.synthetic else "mri", "radiotherapy"]
 
 
 def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
@@ -146,7 +158,7 @@ def card_metadata(facts: RunResults, model_name: str, license_name: str) -> str:
         # The Hub makes links of these two. A name without `/` is that of a local folder.
         base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,
         datasets=facts.dataset if "/" in facts.dataset else None,
-        tags=["medical", "synthetic" if facts.synthetic else "mri", "radiotherapy", "semantic-segmentation"],
+        tags=["medical", *list_tags(facts), "semantic-segmentation"],
         model_name=model_name,
         eval_results=list_model_index_results(facts) or None,
         # The Hub asks for a name if the licence is `other`.
@@ -193,6 +205,9 @@ def make_card(
         license_name=license_name,
         score_names=score_titles(facts),
         clinical_table=format_clinical(facts.clinical) if facts.clinical and facts.clinical["scans"] else None,
+        by_organ=len(facts.organs) > MAX_COLUMNS,
+        organ_scores=[f"eval_{name}_{organ}" for name in ("dice", "dice_volume") for organ in facts.organs],
+        channels=facts.label_set.channels(facts.label_mode),
         competition_rules=asdict(PRESETS[facts.competition_preset]),
         slice_thickness_mm=SLICE_THICKNESS_MM,
         confidence=CONFIDENCE,

@@ -18,6 +18,7 @@ from datasets import Dataset
 from gi_segmentation.arguments import RunArguments, shown_folder
 from gi_segmentation.errors import InputError, one_line, saying_how_to_go_on
 from gi_segmentation.files import copy_file, to_json, write_text
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, SEED_SCORE, write_eval_results
 from gi_segmentation.publishing.facts import RUN_FILE, RunFacts, RunResults, read_results, settle_facts, write_facts
 from gi_segmentation.publishing.figures import (
@@ -35,11 +36,11 @@ from gi_segmentation.publishing.model_card import (
     OOF_SCORES,
     OVERLAY,
     SCAN_SCORES,
-    SCORE_NAMES,
     SLICE_PICTURES,
     card_to_publish,
     find_own_card,
     make_card,
+    score_names,
     score_titles,
     write_card,
     write_own_card,
@@ -86,17 +87,18 @@ def pick_cases(scans: Sequence[ScanScore]) -> dict[str, dict[str, Any]]:
     return {name: {"scan": ranked[place].name, "dice": ranked[place].dice} for name, place in places.items()}
 
 
-def describe_scores(evaluation: Evaluation, preset: Preset) -> dict[str, Any]:
+def describe_scores(evaluation: Evaluation, preset: Preset, labels: LabelSet) -> dict[str, Any]:
     """Return what `RunResults` needs of an evaluation: `scores`, `intervals`, `clinical` and `cases`.
 
     Args:
         evaluation: From `training.trainer.train`.
         preset: How to read the competition's metric.
+        labels: The organs.
     """
     if not evaluation.scans:
         return {"scores": {}, "intervals": {}, "clinical": {}, "cases": {}}
     rules = PRESETS[preset]
-    keys = [*SCORE_NAMES, SEED_SCORE, *([FLIP_SCORE] if "eval_flips" in evaluation.scans else [])]
+    keys = [*score_names(labels), SEED_SCORE, *([FLIP_SCORE] if "eval_flips" in evaluation.scans else [])]
     # Intervals have the names of their scores, such as `eval_dice` and `eval_flips_dice`.
     intervals = {
         f"{prefix}_{name}": interval
@@ -156,7 +158,7 @@ def write_results(
         best_step=best_step,
         steps=trainer.state.global_step,
         epochs=round(float(trainer.state.epoch or 0), 2),
-        **describe_scores(evaluation, facts.competition_preset),
+        **describe_scores(evaluation, facts.competition_preset, facts.label_set),
     )
     if evaluation.scans:
         trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
@@ -166,9 +168,9 @@ def write_results(
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
         names = [case["scan"] for case in results.cases.values()]
         shown = {scan: compare_fullest_slice(trainer.model, validation, scan) for scan in names}
-        draw_cases(results.cases, shown, output_dir / CASES)
+        draw_cases(results.cases, shown, facts.label_set, output_dir / CASES)
         results = replace(results, cases=add_shown_slices(results.cases, shown))
-    draw_learning_curve(trainer.state.log_history, best_step, output_dir / CURVE)
+    draw_learning_curve(trainer.state.log_history, facts.label_set, best_step, output_dir / CURVE)
     # The card comes last. `write_card` reads `run.json`.
     write_facts(output_dir, results)
     # If the run is not published, the code on the card loads the model from the output folder.

@@ -10,6 +10,9 @@ import pandas as pd
 from gi_segmentation.scoring.intervals import Gains, Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, average_patients, count_known_scans, find_organs
 
+# With more organs, a table would be too wide to read.
+MAX_COLUMNS = 5
+
 
 def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
     """List all scores of each scan, one row per scan and organ that is known in it.
@@ -121,14 +124,21 @@ def format_gains(gains: Gains) -> list[str]:
 
 
 def format_clinical(described: dict[str, Any]) -> str:
-    """Format the clinical scores as a Markdown table with a column per organ.
+    """Format the clinical scores as a Markdown table with a column per organ; several tables if there are many organs.
 
     Args:
         described: From `describe_clinical`.
     """
     scores = described["scores"]
     # An organ that no patient shows gets no column.
-    organs = [organ for organ in described["one_sided"] if any(organ in by_organ for by_organ in scores.values())]
+    organs = list(dict.fromkeys(organ for by_organ in scores.values() for organ in by_organ))
+    parts = range(0, max(len(organs), 1), MAX_COLUMNS)
+    return "\n\n".join(format_part(described, organs[start : start + MAX_COLUMNS]) for start in parts)
+
+
+def format_part(described: dict[str, Any], organs: Sequence[str]) -> str:
+    """Format the clinical scores of some organs, see `format_clinical`."""
+    scores = described["scores"]
     head = "mean ± SD over patients [95 % interval of the mean]"
     lines = [f"| {head} | " + " | ".join(organ.replace("_", " ") for organ in organs) + " |"]
     lines.append("|---" * (len(organs) + 1) + "|")

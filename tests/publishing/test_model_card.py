@@ -20,15 +20,17 @@ from PIL import Image
 import run_segmentation
 from gi_segmentation.arguments import shown_folder
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.publishing import figures
+from gi_segmentation.publishing.eval_results import list_scores
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.figures import fullest_slice
 from gi_segmentation.publishing.model_card import make_card, score_titles, write_card
 from gi_segmentation.publishing.population import name_dataset
 from gi_segmentation.publishing.results import pick_cases
 from gi_segmentation.rules import PRESETS
-from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.scans import ScanScore
+from loopback_hub import check_card
 from tests.support.models import save_model
 from tests.support.processes import ROOT
 from tests.support.training import arguments
@@ -122,7 +124,7 @@ def values_of(facts: Any) -> Iterator[float]:
 
 def test_the_scores_of_the_run_follow_from_the_scores_of_the_scans(run_dir: Path, facts: dict[str, Any]) -> None:
     rows, scores = pd.read_csv(run_dir / "scan_scores.csv"), facts["scores"]
-    assert len(rows) == 2 * len(ORGANS)
+    assert len(rows) == 2 * len(GI_TRACT.names)
     known = rows[rows["dice_slices"] > 0]
     assert np.average(known["dice"], weights=known["dice_slices"]) == pytest.approx(scores["eval_dice"])
     for organ, its in known.groupby("organ"):
@@ -219,6 +221,37 @@ def test_the_card_follows_what_the_data_is(run_dir: Path, title: str | None, syn
     assert ("Those of `a/b` may still apply" in tuned) is synthetic and "a/b" not in card
 
 
+@pytest.mark.parametrize("synthetic", [True, False])
+@pytest.mark.parametrize("number", [1, 2, 5, 12])
+def test_the_card_of_own_data_has_its_labels_and_nothing_of_kaggle(
+    run_dir: Path, number: int, synthetic: bool
+) -> None:
+    labels = LabelSet(("stomach", "Liver (whole)", *(f"organ_{index}" for index in range(12)))[:number])
+    organs = labels.names
+    scores: dict[str, float | None] = dict.fromkeys([*list_scores(labels), "eval_loss"], 0.5)
+    scores[f"eval_dice_{organs[-1]}"] = None
+    facts = replace(
+        read_results(run_dir), own=True, dataset="my_clinic", dataset_title="My clinic", synthetic=synthetic,
+        organs=list(organs), scores=scores, intervals=dict.fromkeys(scores), clinical={"scans": 0},
+        drawn={"train": {**dict.fromkeys(organs, 2), organs[-1]: 1}, "validation": dict.fromkeys(organs, 2)},
+        base_model="lab/gi", kept_labels=["background", "stomach"],
+    )  # fmt: skip
+    card = make_card(facts, "me/model", "other")
+    told = re.sub("(?i)competition[ _]score", "", card)
+    assert not re.search(
+        "kaggle|madison|competition|MR-Linac|gi_tract|0.35 T|Observers who|bowel", told, re.IGNORECASE
+    )
+    assert check_card(card, "model") == ([], [])
+    assert f"| {number} | {organs[-1]} | 1 of 2 | 2 of 2 |" in card
+    assert f"Macro F1 over {'four' if number == 3 else number + 1} labels" in card
+    new = f", and from random values for {', '.join(organs[1:])}" if organs[1:] else ""
+    assert f"starts from its values for background, stomach{new}.\n" in card
+    # Many organs have a table of their own.
+    form = f"| {organs[-1]} | nothing to score | – | 0.5000 | – |" if number > 5 else "| nothing to score | – |"
+    assert form in card and max(line.count("|") for line in card.splitlines()) <= 8
+    assert f"outlines {'12 organs' if number == 12 else 'stomach'}" in card
+
+
 def test_a_demo_and_a_recipe_do_not_say_what_the_data_is() -> None:
     texts = [path.read_text() for path in [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "reference_runs").iterdir()]]
     assert not any("dataset_title" in text for text in texts)
@@ -246,7 +279,9 @@ def test_a_run_that_is_not_published_names_its_folder(
 
 
 def scan(name: str, dice: float) -> ScanScore:
-    return ScanScore(name, name, ORGANS, 1, (dice, 0, 0), (0 if math.isnan(dice) else 1, 0, 0), (dice,) * 3, (0.0,))
+    return ScanScore(
+        name, name, GI_TRACT.names, 1, (dice, 0, 0), (0 if math.isnan(dice) else 1, 0, 0), (dice,) * 3, (0.0,)
+    )
 
 
 @pytest.mark.parametrize(
