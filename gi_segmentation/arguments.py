@@ -92,7 +92,9 @@ class ModelArguments:
     model_name_or_path: str = field(
         default="nvidia/segformer-b0-finetuned-ade-512-512",
         metadata=MODEL | {"help": "Folder or Hub id of the semantic segmentation model to fine-tune. The default is "
-                                  "the smallest model in the original project's table."},
+                                  "the smallest model in the original project's table. A checkpoint of this project "
+                                  "may have other labels than the dataset: the head keeps what it knows of the labels "
+                                  "that both have."},
     )  # fmt: skip
     model_revision: str | None = field(
         default=None,

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import find_labels
 from gi_segmentation.schema import SLICE_THICKNESS_MM, find_voxel_size_mm
 
 # What all slices of a scan have in common.
@@ -59,6 +61,18 @@ def find_known_organs(dataset: Dataset) -> np.ndarray | None:
         for table in tables
     ]
     return None if all(part.all() for part in parts) else np.concatenate(parts)
+
+
+def find_missing_organs(dataset: Dataset) -> list[str]:
+    """Return the organs that no slice shows, because they are nowhere or because nobody has drawn them."""
+    missing = list(find_labels(dataset.features).names)
+    for table in dataset.with_format("arrow").select_columns(["segmentation"]).iter(batch_size=10_000):
+        encodings = zip(table.column("segmentation").type, table.column("segmentation").flatten(), strict=True)
+        lengths = {field.name: pc.max(pc.binary_length(one)).as_py() for field, one in encodings}
+        missing = [organ for organ in missing if not lengths[organ]]
+        if not missing:
+            break
+    return missing
 
 
 def list_dataset_scans(dataset: Dataset) -> dict[str, DatasetScan]:

@@ -1,5 +1,6 @@
 """A dataset: load it, check its splits and scans, and choose the slices to train on and to score."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers import SegformerImageProcessorPil
 
 from gi_segmentation.arguments import DataArguments, ModelArguments
 from gi_segmentation.data.augmentation import augment, build_augmentation
-from gi_segmentation.data.dataset_scans import list_dataset_scans
+from gi_segmentation.data.dataset_scans import find_missing_organs, list_dataset_scans
 from gi_segmentation.data.prepared import PreparedSlices, cache_slices
 from gi_segmentation.data.streaming import PICTURE_COLUMNS, load_index
 from gi_segmentation.data.transforms import SliceTransform, attach_transform
@@ -18,6 +19,8 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.labels import LabelMode, find_labels
 from gi_segmentation.schema import ALL_FOLDS, dataset_features, scan_name, slice_name
 from gi_segmentation.shortages import describe_full_cache
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 BUILD_COMMAND = "python -m dataset_builder build --kaggle_dir KAGGLE_DIR --output_dir gi_tract"
@@ -198,6 +201,11 @@ def select_samples(slices: DatasetDict, data_args: DataArguments, seed: int) -> 
     # Dice skips a slice and organ if prediction and truth are both empty. Without any organ, the score could be NaN.
     if len(validation) and not any(rle for organs in validation["segmentation"] for rle in organs.values()):
         raise InputError("the validation slices show no organ, so there is nothing to score; take more of them")
+    if missing := find_missing_organs(train):
+        logger.warning(
+            "no training slice shows %s, so the model cannot learn it; what it predicts there means nothing",
+            ", ".join(missing),
+        )
     return DatasetDict(train=train, validation=validation)
 
 

@@ -41,6 +41,8 @@ MUTATIONS = [
     Mutation("an encoding off by one", "rle.py", "np.stack([starts + 1, ends", "np.stack([starts, ends", "tests/test_rle.py"),
     Mutation("a patient in both splits of a build", "./dataset_builder/gi_tract.py", "if scan.fold != config.fold]", "]", "tests/dataset_builder/test_build.py"),
     Mutation("a patient in both splits of a training", "data/slices.py", "keys.index[~held_back]", "keys.index", "tests/data/test_folds.py"),
+    Mutation("an unknown organ counts as absent in Dice", "training/losses.py", "probabilities = probabilities * known[:, :, None, None]", "pass", "tests/training/test_losses.py -k Unknown"),
+    Mutation("an unknown organ is no background", "training/losses.py", "belongs = ~F.pad(known, (1, 0), value=False)", "belongs = F.pad(torch.zeros_like(known), (1, 0), value=True)", "tests/training/test_losses.py -k Unknown"),
     Mutation("averaged weights not scored", "training/trainer.py", "with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):\n            return", "with without_auxiliary_head(self.model):\n            return", f"{TRAINER} -k averaged"),
     Mutation("averaged weights not saved", "training/trainer.py", "with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):\n            if", "with without_auxiliary_head(self.model):\n            if", f"{TRAINER} -k averaged"),
     Mutation("the worst checkpoint published", "arguments.py", "greater_is_better: bool | None = field(default=True", "greater_is_better: bool | None = field(default=False", f"{TRAINER} -k best"),

@@ -13,7 +13,7 @@ from gi_segmentation.arguments import DataArguments
 from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.data.prepared import PreparedSlices
 from gi_segmentation.data.sampling import shown_organs
-from gi_segmentation.data.slices import load_slices
+from gi_segmentation.data.slices import load_slices, select_samples
 from gi_segmentation.data.transforms import unpack_labels
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
@@ -150,3 +150,11 @@ def test_a_training_of_twelve_organs_is_scored_saved_and_loaded(
     assert read_field_mm(model.config) == ((96.0, 96.0), (96.0, 96.0))
     logits = model(pixel_values=torch.zeros(1, 3, SIDE, SIDE)).logits
     assert logits.shape[1] == 12 + (label_mode == "multiclass")
+
+
+def test_an_organ_that_no_training_slice_shows_is_named(twelve_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data_args = DataArguments(dataset_name=str(twelve_dir), image_size=SIDE)
+    select_samples(load_slices(data_args), data_args, seed=0)
+    assert [
+        record.getMessage().split(",")[0] for record in caplog.records if "no training" in record.getMessage()
+    ] == ["no training slice shows Organ A"]
