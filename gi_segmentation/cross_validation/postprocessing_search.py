@@ -25,7 +25,7 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.dataset_scans import list_dataset_scans
+from gi_segmentation.data.dataset_scans import list_dataset_scans, list_slice_spacings
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices
@@ -37,7 +37,6 @@ from gi_segmentation.postprocessing.components import Components, find_component
 from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing, no_postprocessing
 from gi_segmentation.rle import find_unknown, organ_masks
 from gi_segmentation.rules import CompetitionRules
-from gi_segmentation.schema import SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, compare_masks, score_scans
 from gi_segmentation.scoring.tables import format_interval
@@ -203,6 +202,7 @@ def predict_held_back_scans(
         for one in predict_slices(batch, [logits[0]], member.label_mode, probabilities=True)
     )
     rows = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"])
+    slice_spacings = list_slice_spacings(dataset)
     for name, plan in plans.items():
         numbers = sorted(plan.rows)
         predicted = list(islice(slices, len(numbers)))
@@ -212,7 +212,7 @@ def predict_held_back_scans(
         truth = rows[[plan.rows[number] for number in numbers]]
         target = np.stack([organ_masks(encodings, *plan.size) for encodings in truth["segmentation"]], axis=1)
         # `plan.spacing_mm` is None for a scan with a gap. But a single voxel has its size in such a scan too.
-        spacing_mm = (SLICE_THICKNESS_MM, *truth["pixel_spacing"][0])
+        spacing_mm = (slice_spacings[plan.rows[numbers[0]]], *truth["pixel_spacing"][0])
         components = {
             organ: find_components(mask, probability, spacing_mm, numbers)
             for organ, mask, probability in zip(organs, masks, probabilities, strict=True)

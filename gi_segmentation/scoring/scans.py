@@ -126,8 +126,8 @@ def compare_masks(
     if unknown:
         preds, target = (masks & known[:, None, None, None] for masks in (preds, target))
         clinical = [scores if knows else {} for scores, knows in zip(clinical, known, strict=bool(clinical))]
-        # The pixels of an unknown organ count as background in the truth, so the background is not known either.
-        label_counts = None if label_counts is None else label_counts * np.array([False, *known])[:, None]
+        # The background stays: `count_labels` takes predicted pixels of an unknown organ for background.
+        label_counts = None if label_counts is None else label_counts * np.array([True, *known])[:, None]
     # Shape (organs, D, 3): the counts of every slice. Their sum over the slices gives the Dice of the volume below.
     counts = count_pixels(preds, target)
     dice_sums, dice_numbers = zip(*(sum_and_number(map(dice_score, organ)) for organ in counts.tolist()), strict=True)

@@ -246,11 +246,10 @@ def pair_scans(
         # do. Distances in millimetres would be wrong there.
         numbers = [number for number, _ in members]
         facts, organs = find_facts(ordered[0], label_file), label_file.labels.names
-        spacing_mm = find_voxel_size_mm(numbers, grid.pixel_spacing) if grid.pixel_spacing else None
-        if grid.pixel_spacing and spacing_mm is None:
+        size = grid.pixel_spacing
+        spacing_mm = find_voxel_size_mm(numbers, size, facts.slice_spacing_mm) if size else None
+        if size and spacing_mm is None:
             broken.append(name)
-        elif spacing_mm is not None:
-            spacing_mm = (facts.slice_spacing_mm, *spacing_mm[1:])
         target, preds = (
             [[t[i][organ].rle if organ not in facts.unknown else "" for organ in organs] for i in ordered]
             for t in (truth, submission)
