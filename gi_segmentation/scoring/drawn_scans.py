@@ -273,7 +273,7 @@ def read_dicom(files: Files, series: FoundSeries, is_truth: bool) -> Side:
     Raises:
         InputError: If one cannot be used, if a scan has several and none is the newest, or if there is none.
     """
-    found = find_dicom_structures(files.dicom, series, alone=True)
+    found = find_dicom_structures(files.dicom, series, alone=True, predicted=not is_truth)
     structures, remarks = found.structures, list(found.remarks)
     if not is_truth:
         segmented = {id(one.volume) for one in structures if one.kind == "seg"}

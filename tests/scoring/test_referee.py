@@ -231,6 +231,20 @@ def test_segmentations_without_their_series(tmp_path: Path) -> None:
     assert with_series["dice"] == alone["dice"]
 
 
+def test_contours_of_a_program_that_has_found_nothing(tmp_path: Path) -> None:
+    volume = make_series(tmp_path / "images")
+    for side, masks in (("truth", make_masks()), ("tool", np.zeros((3, *SHAPE), dtype=bool))):
+        (tmp_path / side).mkdir()
+        write_rtstruct(volume, masks, tmp_path / side / "rt.dcm", ALGORITHM, GI_TRACT)
+    sides = tmp_path / "truth", tmp_path / "tool"
+    images = ("--images", str(tmp_path / "images"))
+    assert score(sides[0], [sides[1]], *images)["dice"] == 0
+    with pytest.raises(InputError, match=r"rt.dcm: has no closed contours in its 3 ROIs"):
+        score(sides[1], [sides[0]], *images)
+    with pytest.raises(InputError, match=r"rt.dcm: its series .* is not there"):
+        score(*sides[:1], [sides[1]])
+
+
 def test_a_table_of_own_data_has_its_labels_and_its_unknown_organs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,11 @@ class FoundStructures(NamedTuple):
 
 
 def find_dicom_structures(
-    paths: Iterable[Path], found: FoundSeries, interpolate: bool = False, alone: bool = False
+    paths: Iterable[Path],
+    found: FoundSeries,
+    interpolate: bool = False,
+    alone: bool = False,
+    predicted: bool = False,
 ) -> FoundStructures:
     """List the structure sets and segmentations in DICOM files. No mask is made.
 
@@ -59,6 +63,7 @@ def find_dicom_structures(
         found: The scans, from `find_series`.
         interpolate: Whether slices between those with contours are filled. By default, they stay empty.
         alone: Whether a segmentation whose scan is not there is read on its own grid.
+        predicted: Whether a structure set without any contour is read. A program that has found nothing writes one.
     """
     slices = {frame.path for volume in found.volumes for frame in volume.origin.frames}
     structures = FoundStructures([], {}, [])
@@ -71,7 +76,7 @@ def find_dicom_structures(
                 if read_text(dataset, "ApprovalStatus") == "REJECTED":
                     structures.remarks.append(f"{path}: passed over: somebody has rejected it (ApprovalStatus)")
                 elif find_class(dataset) == CONTOURS_CLASS:
-                    structures.structures.append(open_contours(path, dataset, found, interpolate))
+                    structures.structures.append(open_contours(path, dataset, found, interpolate, predicted))
                 else:
                     structures.structures.append(open_segments(path, dataset, found, alone))
         except InputError as error:
@@ -95,14 +100,14 @@ def find_class(dataset: Any) -> str:
     return read_text(dataset, "SOPClassUID") or read_text(dataset.file_meta, "MediaStorageSOPClassUID")
 
 
-def open_contours(path: Path, dataset: Any, found: FoundSeries, interpolate: bool) -> StructureSet:
+def open_contours(path: Path, dataset: Any, found: FoundSeries, interpolate: bool, predicted: bool) -> StructureSet:
     """Open a structure set.
 
     Raises:
-        InputError: If its scan is not there, or if it has no contours.
+        InputError: If its scan is not there, or if it has no contours, and they may not be missing.
     """
     rois = list_rois(dataset)
-    if not any(roi.contours for roi in rois):
+    if not predicted and not any(roi.contours for roi in rois):
         raise InputError(f"{path}: has no closed contours in its {len(rois)} ROIs; export it again")
     volume, how = find_volume(read_contour_references(path, dataset, rois), found)
     names, empty, notes = choose_rois(rois, volume)
