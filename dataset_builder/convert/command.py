@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 from tqdm.auto import tqdm
 
+from dataset_builder.convert.corrections import describe_corrections
 from dataset_builder.convert.found import find_drawn_scans
 from dataset_builder.convert.key_file import Key, read_key, write_key
 from dataset_builder.convert.listing import list_input
@@ -47,6 +48,8 @@ def convert(path: Path, options: ConvertOptions, only_list: bool) -> str:
         raise InputError(f"--input {path}: no such file or folder")
     with unpacked(path) as folder:
         plan = plan_scans(find_drawn_scans(folder, options), options)
+        if options.corrections:
+            print("\n".join(describe_corrections(plan, options.corrections)), flush=True)
         if only_list:
             return list_input(plan, options)
         return write_output(plan, options)

@@ -24,6 +24,7 @@ class ConvertOptions:
         patients: `--patients`; empty: what names tell.
         structure_set: `--structure_set`; none: the newest approved.
         interpolate: `--interpolate`.
+        corrections: `--corrections`; None: nothing is compared.
         key_file: The private key.
         num_proc: Number of processes; None: one per core.
     """
@@ -37,6 +38,7 @@ class ConvertOptions:
     patients: str
     structure_set: tuple[str, ...]
     interpolate: bool
+    corrections: Path | None
     key_file: Path | None
     num_proc: int | None
 
@@ -91,6 +93,12 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fill slices between those with contours, which are empty otherwise",
     )
+    add(
+        "--corrections",
+        type=Path,
+        metavar="PREDICTED",
+        help="what a model has predicted for these scans (SEG, RTSTRUCT, NIfTI); a table says what people changed",
+    )
     add("--key_file", type=Path, help="private file of patients and case numbers; None: OUTPUT_DIR.key.json")
     add("--num_proc", type=int, help="number of processes; None: one per core")
 
@@ -126,6 +134,7 @@ def read_options(arguments: argparse.Namespace) -> ConvertOptions:
         arguments.patients,
         tuple(arguments.structure_set),
         arguments.interpolate,
+        arguments.corrections,
         key_file,
         arguments.num_proc,
     )

@@ -133,15 +133,38 @@ def read_sides(
         # A structure set names its scan by identifiers, so the slices may lie anywhere.
         beside = list_side("--images", images).dicom if images else []
         series = find_series(dict.fromkeys([*beside, *(one for side in sides for one in side.dicom)]))
-    found = []
-    for side, column in zip(sides, ["segmentation"] + ["predicted"] * len(submissions), strict=True):
-        if side.table:
-            found.append(read_csv(side, column, kaggle_dir))
-        elif side.nifti:
-            found.append(read_label_maps(side, label_names))
-        else:
-            found.append(read_dicom(side, series, is_truth=column == "segmentation"))
-    return found
+    columns = ["segmentation"] + ["predicted"] * len(submissions)
+    return [
+        read_side(side, series, column, kaggle_dir, label_names) for side, column in zip(sides, columns, strict=True)
+    ]
+
+
+def read_side(
+    files: Files,
+    series: FoundSeries,
+    column: str,
+    kaggle_dir: Path | None = None,
+    label_names: Mapping[str, Values] | None = None,
+) -> Side:
+    """Read what one side has drawn. No mask is made.
+
+    Args:
+        files: Its files.
+        series: The DICOM series that a structure set may name.
+        column: The column of a CSV with the encodings.
+        kaggle_dir: As in `read_sides`.
+        label_names: As in `read_sides`.
+
+    Raises:
+        InputError: If a file cannot be used.
+    """
+    if files.table:
+        return read_csv(files, column, kaggle_dir)
+    return (
+        read_label_maps(files, label_names)
+        if files.nifti
+        else read_dicom(files, series, is_truth=column == "segmentation")
+    )
 
 
 def read_csv(files: Files, column: str, kaggle_dir: Path | None) -> Side:

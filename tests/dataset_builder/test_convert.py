@@ -16,7 +16,7 @@ from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.formats.kaggle.label_file import read_label_file
 from gi_segmentation.formats.nifti import open_volume
 from gi_segmentation.formats.volumes import to_intensities
-from tests.support.own_data import SHAPE, all_bytes, axial, convert, draw, find_name, nnunet, read_scan, write
+from tests.support.converting import SHAPE, all_bytes, axial, convert, draw, find_name, nnunet, read_scan, write
 from tests.support.volumes import ORIENTATIONS, rotation, store
 
 # Patients of the tests. None of these words may be in the output.

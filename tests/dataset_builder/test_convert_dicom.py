@@ -16,9 +16,9 @@ from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.kaggle.label_file import read_label_file
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.labels import LabelSet
+from tests.support.converting import all_bytes, convert, find_name, read_scan
 from tests.support.dicom import edit, read_series
 from tests.support.masks import shapes
-from tests.support.own_data import all_bytes, convert, find_name, read_scan
 from tests.support.round_trips import ALGORITHM
 from tests.support.volumes import ORIENTATIONS, store
 
@@ -168,3 +168,31 @@ def test_contours_without_a_voxel_do_not_say_that_there_is_no_organ(
         convert(tmp_path / "in", tmp_path / "out2", "--organs", "duodenum=duodenum")
     assert "none of its organs has a voxel" in capsys.readouterr().err
     assert not (tmp_path / "out2" / "train.csv").exists()
+
+
+def test_corrections_say_what_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("Stomach", "Bowel_Large")
+    for number in range(2):
+        volume = scan(tmp_path / "in" / str(number), f"P{number}", "20240229", number)
+        predicted = np.zeros((2, *SHAPE), dtype=bool)
+        predicted[0, 4:10, 4:10, 1:5], predicted[1, 14:20, 4:10, 2:4] = True, True
+        (tmp_path / "out").mkdir(exist_ok=True)
+        # `predict` writes both.
+        labels = LabelSet(("stomach", "large_bowel"))
+        write_dicom_seg(volume, predicted, tmp_path / "out" / f"{number}.seg.dcm", ALGORITHM, labels)
+        write_rtstruct(volume, predicted, tmp_path / "out" / f"{number}.rtstruct.dcm", ALGORITHM, labels)
+        corrected = predicted.copy()
+        if number:
+            # Two columns of six pixels on one of four slices.
+            corrected[0, 10:12, 4:10, 2] = True
+        contours(volume, corrected, tmp_path / "in" / f"RS{number}.dcm", names)
+    words = ("--organs", "stomach=Stomach;large_bowel=Bowel_Large", "--corrections", str(tmp_path / "out"))
+    assert convert(tmp_path / "in", tmp_path / "own", *words) == 0
+    rows = {line.split()[0]: line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") == 6}
+    # 144 of 144 and 144 of 156 voxels: a Dice of 1 and of 0.96. A voxel has 7.5 mm3.
+    assert [cell.strip() for cell in rows["stomach"][1:]] == [
+        *("2", "1", "0.980 (0.960)"),
+        # The new border has eight pixels, of 1.375 mm in the mean: six at its end, and one more on each side.
+        *("6 mm (11 mm)", "1 ml -> 1 ml (+4.2 %)", "1 of 8"),
+    ]
+    assert [cell.strip() for cell in rows["large_bowel"][1:4]] == ["2", "0", "1.000 (1.000)"]
