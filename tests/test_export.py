@@ -11,9 +11,9 @@ from huggingface_hub import HfApi
 from gi_segmentation import predict
 from gi_segmentation.errors import InputError
 from gi_segmentation.export import main
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.publishing import onnx_model
 from gi_segmentation.rle import decode
-from gi_segmentation.schema import ORGANS
 from loopback_hub import LoopbackHub
 from tests.support.models import MAX_TIES, SIZE, save_model
 from tests.support.processes import RunPython
@@ -43,7 +43,7 @@ def compare_with_predict(model: Path, card_dir: Path, scan_dir: Path, run_python
     with path.open(newline="") as file:
         rows = {row["class"]: row["predicted"] for row in csv.DictReader(file) if row["id"].endswith("0070")}
     masks = mask if mask.ndim == 3 else mask == np.arange(1, 4)[:, None, None]
-    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in ORGANS])
+    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in GI_TRACT.names])
     assert predicted.any(axis=(1, 2)).sum() > 1, "several organs are predicted"
     assert np.count_nonzero(predicted != masks) <= MAX_TIES * masks.size
 

@@ -16,8 +16,8 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from gi_segmentation.inference.splits import count_slice_pixels
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.publishing.figures import Panel, compare_slice
-from gi_segmentation.schema import ORGANS
 from gi_segmentation.scoring.dice import count_pixels
 from tests.support.models import MAX_TIES, save_model
 from tests.support.training import arguments, make_trainer
@@ -124,7 +124,7 @@ def test_the_sizes_equal_those_of_the_dataset(execution: Execution) -> None:
         "scans": 2,
         "slices": 24,
         "slices without any organ": np.count_nonzero(~shown.any(axis=1)),
-        **{f"slices with {organ}": number for organ, number in zip(ORGANS, shown.sum(axis=0), strict=True)},
+        **{f"slices with {organ}": number for organ, number in zip(GI_TRACT.names, shown.sum(axis=0), strict=True)},
     }
 
 
@@ -132,7 +132,7 @@ def test_the_scores_equal_the_trainers(execution: Execution) -> None:
     (printed,) = outputs(execution.notebook, "stdout")["Worst slices"]
     assert f"mean Dice {execution.scores['eval_dice']:.4f} over" in printed
     rows = table(outputs(execution.notebook, "text/plain")["Worst slices"][0])
-    for organ in ORGANS:
+    for organ in GI_TRACT.names:
         assert rows[organ][0] == pytest.approx(execution.scores[f"eval_dice_{organ}"], abs=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_missed_organs_and_false_alarms_are_counted(execution: Execution) -> Non
         np.array([pair[which].masks.any(axis=(1, 2)) for pair in execution.pairs]).T for which in (0, 1)
     )
     rows = table(outputs(execution.notebook, "text/plain")["Worst slices"][0])
-    for organ, true, predicted in zip(ORGANS, shown, outlined, strict=True):
+    for organ, true, predicted in zip(GI_TRACT.names, shown, outlined, strict=True):
         alarms = [true.sum(), (true & ~predicted).sum(), (~true).sum(), (~true & predicted).sum()]
         assert rows[organ][1:] == alarms
     assert (~shown & outlined).any()
@@ -151,5 +151,5 @@ def test_slices_scored_in_batches_equal_those_predicted_one_by_one(execution: Ex
     alone = [count_pixels(predicted.masks, truth.masks) for truth, predicted in execution.pairs]
     pixels = sum(truth.masks.size for truth, _ in execution.pairs)
     # A pixel that is a tie changes at most two counts: it leaves one organ and comes to another.
-    assert execution.counts.shape == (24, len(ORGANS), 3)
+    assert execution.counts.shape == (24, len(GI_TRACT.names), 3)
     assert np.abs(execution.counts - alone).sum() <= 2 * MAX_TIES * pixels

@@ -26,7 +26,6 @@ from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode, encode
-from gi_segmentation.schema import ORGANS
 from tests.support.models import FAMILIES, ID2LABEL, MAX_TIES, SIZE, save_model
 from tests.support.processes import ROOT
 from tests.support.scoring import score_submission
@@ -86,7 +85,9 @@ class TestSubmission:
         slices, _ = find_slices(kaggle_dir / "train")
         rows = read_rows(submission)
         assert submission.read_text().splitlines()[0] == "id,class,predicted"
-        assert [(row["id"], row["class"]) for row in rows] == [(s.id, organ) for s in slices for organ in ORGANS]
+        assert [(row["id"], row["class"]) for row in rows] == [
+            (s.id, organ) for s in slices for organ in GI_TRACT.names
+        ]
         numbers = [tuple(map(int, re.findall(r"\d+", row["id"]))) for row in rows]
         assert numbers == sorted(numbers) and len(rows) == 3 * 48
         assert sorted(path.name for path in submission.parent.iterdir()) == ["submission.csv"]
@@ -266,7 +267,7 @@ def test_the_model_cards_lines_work_for_each_label_mode_and_context(
     mask = names["mask"].numpy()
     masks = mask if label_mode == "multilabel" else mask == np.arange(1, 4)[:, None, None]
     assert masks.shape == (3, slices[0].height, slices[0].width) and masks.any()
-    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in ORGANS])
+    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in GI_TRACT.names])
     assert np.count_nonzero(predicted != masks) <= MAX_TIES * masks.size
     if label_mode == "multilabel":
         # Overlaps are written to the file, too.
@@ -286,7 +287,7 @@ def test_the_lines_for_the_stock_pipeline_lose_little_against_predict(scan_dir: 
         assert names["masks"].keys() <= set(ID2LABEL.values())
         raw_masks = {found["label"]: found["mask"] for found in segment(str(slice_file.path))}
         empty = Image.new("L", (slice_file.width, slice_file.height))
-        for organ in ORGANS:
+        for organ in GI_TRACT.names:
             expected = decode(predicted[slice_file.id, organ], slice_file.height, slice_file.width)
             organ_pixels += np.count_nonzero(expected)
             differing += np.count_nonzero(expected != (np.array(names["masks"].get(organ, empty)) > 0))

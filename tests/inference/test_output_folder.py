@@ -21,8 +21,8 @@ from gi_segmentation.inference.members import Member, load_members
 from gi_segmentation.inference.output_folder import write_submission
 from gi_segmentation.inference.outputs import output_paths
 from gi_segmentation.inference.prediction import ScanOutcome, predict_files
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
-from gi_segmentation.schema import ORGANS
 from tests.support.models import save_model
 from tests.support.processes import ROOT, RunPython, hold
 from tests.support.volumes import prediction_words
@@ -177,7 +177,7 @@ class TestContinuing:
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
         # A file that was removed is made again, and so is a format that was not there.
         (tmp_path / "out" / "b.nii.gz").unlink()
-        formats = ("nifti", *(f"probability-{organ}" for organ in ORGANS))
+        formats = ("nifti", *(f"probability-{organ}" for organ in GI_TRACT.names))
         assert {one.status for one in run(members, scans[:1], tmp_path / "out", formats)} == {"done"}
         assert [one.status for one in run(members, scans, tmp_path / "out")] == ["skipped", "skipped", "done"]
 
@@ -259,7 +259,7 @@ class TestContinuing:
         self, members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write_nifti(tmp_path / "in" / "a.nii")
-        formats = ("nifti", *(f"probability-{organ}" for organ in ORGANS))
+        formats = ("nifti", *(f"probability-{organ}" for organ in GI_TRACT.names))
 
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
@@ -305,7 +305,7 @@ def test_memory_does_not_grow_with_the_number_of_scans(members: list[Member], tm
         run(members, scans, tmp_path / f"out{number}", batch_size=8)
         peaks[number] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    masks = len(ORGANS) * np.prod(scan.volume.shape)
+    masks = len(GI_TRACT.names) * np.prod(scan.volume.shape)
     # To keep the masks of all scans would take 18 times as much. A few times may come from what is read ahead.
     assert peaks[20] < peaks[2] + 6 * masks
 
@@ -316,7 +316,10 @@ def test_probabilities_lie_on_the_grid_of_the_input(model: Path, tmp_path: Path)
     nibabel.save(original.slicer[:, :, :3], source)
     words = prediction_words(model, source, tmp_path / "out", "--probabilities", "--format", "nifti")
     written = main(words)
-    assert [path.name for path in written] == ["a.nii.gz", *(f"a.{organ}.probability.nii.gz" for organ in ORGANS)]
+    assert [path.name for path in written] == [
+        "a.nii.gz",
+        *(f"a.{organ}.probability.nii.gz" for organ in GI_TRACT.names),
+    ]
     labels = np.asarray(nibabel.load(written[0]).dataobj)
     images = [nibabel.load(path) for path in written[1:]]
     for image in images:

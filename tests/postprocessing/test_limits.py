@@ -22,7 +22,6 @@ from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
 from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.rle import decode
-from gi_segmentation.schema import ORGANS
 from tests.support.models import save_model
 from tests.support.postprocessing import limit, predict
 
@@ -116,7 +115,7 @@ class TestPredict:
     def test_small_components_disappear_unless_the_flag_keeps_them(
         self, label_mode: str, kaggle_dir: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        settings = Postprocessing({organ: OrganLimits(30.0) for organ in ORGANS})
+        settings = Postprocessing({organ: OrganLimits(30.0) for organ in GI_TRACT.names})
         model, folder = save_with(tmp_path / "model", settings.to_config(), 0, label_mode), kaggle_dir / "train"
         applied = predict([model], folder, tmp_path / "applied", "--batch_size", "5")
         printed = capsys.readouterr().out.splitlines()
@@ -150,7 +149,7 @@ class TestPredict:
         # probability above 0.9999 is rare in a random model.
         files = {}
         for value in (0.0, 0.25, 0.9999):
-            settings = Postprocessing({organ: OrganLimits(0.0, value) for organ in ORGANS})
+            settings = Postprocessing({organ: OrganLimits(0.0, value) for organ in GI_TRACT.names})
             model = save_with(tmp_path / f"{value}", settings.to_config())
             files[value] = predict([model], small_kaggle_dir / "train", tmp_path / f"out {value}")
         assert files[0.0].read_bytes() == files[0.25].read_bytes()

@@ -17,8 +17,8 @@ from PIL import Image
 from dataset_builder.series import read_first_scan
 from gi_segmentation.data.slices import find_dataset
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
-from gi_segmentation.schema import ORGANS
 from gi_segmentation.training.training_ranges import find_training_ranges
 from tests.support.models import save_model
 from tests.support.volumes import prediction_words
@@ -84,7 +84,7 @@ def test_a_nifti_scan_has_a_report_by_default(written: list[Path]) -> None:
 def test_the_measures_are_those_of_the_label_map(written: list[Path], report: dict[str, Any]) -> None:
     labels = nibabel.load(written[0])
     voxel_ml = np.prod(labels.header.get_zooms()) / 1000
-    for label, organ in enumerate(ORGANS, start=1):
+    for label, organ in enumerate(GI_TRACT.names, start=1):
         mask, one = np.asarray(labels.dataobj) == label, report["organs"][organ]
         assert mask.any() and one["volume_ml"] == pytest.approx(mask.sum() * voxel_ml, rel=1e-3)
         # The axes of the file are columns, rows and slices.

@@ -22,7 +22,6 @@ from gi_segmentation.formats.dicom.rtstruct import write_rtstruct
 from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.labels import GI_TRACT
-from gi_segmentation.schema import ORGANS
 from tests.support.dicom import leave_gaps, read_series, write_enhanced, write_with_uids
 from tests.support.masks import find_dicom_errors, shapes
 from tests.support.processes import TEST_DATA
@@ -113,7 +112,7 @@ def read_with_highdicom(path: Path, volume: Volume) -> np.ndarray:
     """Read a segmentation by its geometry alone: bool, shape `(organs, i, j, k)`."""
     found = highdicom.seg.segread(path).get_volume()
     affine = np.linalg.inv(TO_LPS) @ found.affine
-    return np.stack([on_grid(volume, found.array[..., organ] > 0, affine) for organ in range(len(ORGANS))])
+    return np.stack([on_grid(volume, found.array[..., organ] > 0, affine) for organ in range(len(GI_TRACT.names))])
 
 
 def read_with_dcmqi(path: Path, volume: Volume, folder: Path) -> np.ndarray:
@@ -121,7 +120,7 @@ def read_with_dcmqi(path: Path, volume: Volume, folder: Path) -> np.ndarray:
     words = ["--inputDICOM", path, "--outputDirectory", folder, "--prefix", "read", "-t", "nii"]
     done = subprocess.run([str(DCMQI), *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    masks = np.zeros((len(ORGANS), *volume.shape), dtype=bool)
+    masks = np.zeros((len(GI_TRACT.names), *volume.shape), dtype=bool)
     for image in map(nibabel.load, folder.glob("read*.nii.gz")):
         for label in set(np.unique(image.dataobj).astype(int)) - {0}:
             masks[label - 1] |= on_grid(volume, np.asarray(image.dataobj) == label, image.affine)
@@ -134,7 +133,9 @@ def fill_with_plastimatch(path: Path, volume: Volume, folder: Path) -> np.ndarra
     words = ["--input", path, "--fixed", folder / "grid.nii.gz", "--prefix-format", "nii.gz"]
     command = ["plastimatch", "convert", *map(str, words), "--output-prefix", str(folder / "filled")]
     subprocess.run(command, check=True, capture_output=True)
-    return np.stack([np.asarray(nibabel.load(folder / "filled" / f"{organ}.nii.gz").dataobj) > 0 for organ in ORGANS])
+    return np.stack(
+        [np.asarray(nibabel.load(folder / "filled" / f"{organ}.nii.gz").dataobj) > 0 for organ in GI_TRACT.names]
+    )
 
 
 def organ_dice(found: np.ndarray, masks: np.ndarray) -> list[float]:

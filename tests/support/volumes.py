@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode
-from gi_segmentation.schema import ORGANS
 
 # All 48 ways to store a volume: the order of its axes, and the axes that are flipped.
 ORIENTATIONS = [
@@ -47,7 +47,7 @@ def predict_kaggle(model: Path, folder: Path, output_dir: Path, shape: tuple[int
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             mask = decode(row["predicted"], shape[1], shape[0])
-            labels[:, :, int(row["id"][-4:]) - 1][mask.T] = ORGANS.index(row["class"]) + 1
+            labels[:, :, int(row["id"][-4:]) - 1][mask.T] = GI_TRACT.names.index(row["class"]) + 1
     return labels
 
 

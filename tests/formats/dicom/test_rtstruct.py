@@ -13,7 +13,6 @@ from gi_segmentation.formats.dicom.rtstruct import trace_contours, write_rtstruc
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
-from gi_segmentation.schema import COLOURS, ORGANS
 from tests.support.dicom import read_series, write_enhanced
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import save_model
@@ -142,8 +141,10 @@ class TestFile:
         assert series.SeriesInstanceUID == source.SeriesInstanceUID
         named = [one.ReferencedSOPInstanceUID for one in series.ContourImageSequence]
         assert sorted(named) == sorted(frame.instance_uid for frame in volume.origin.frames)
-        assert [roi.ROIName for roi in dataset.StructureSetROISequence] == list(ORGANS)
-        assert [list(roi.ROIDisplayColor) for roi in dataset.ROIContourSequence] == [list(one) for one in COLOURS[1:]]
+        assert [roi.ROIName for roi in dataset.StructureSetROISequence] == list(GI_TRACT.names)
+        assert [list(roi.ROIDisplayColor) for roi in dataset.ROIContourSequence] == [
+            list(one) for one in GI_TRACT.colours
+        ]
         codes = [one.RTROIIdentificationCodeSequence[0].CodeValue for one in dataset.RTROIObservationsSequence]
         assert codes == ["14742008", "30315005", "69695003"]
         assert "name/model (c0ffee" in dataset.StructureSetDescription

@@ -13,7 +13,6 @@ from gi_segmentation.formats.dicom.seg import write_dicom_seg
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.predict import main
-from gi_segmentation.schema import COLOURS, ORGANS
 from tests.support.dicom import read_series, write_enhanced
 from tests.support.masks import check_dicom, shapes
 from tests.support.models import MAX_TIES, save_model
@@ -92,12 +91,12 @@ class TestFile:
         assert series.SeriesInstanceUID == source.SeriesInstanceUID
         named = {one.ReferencedSOPInstanceUID for one in series.ReferencedInstanceSequence}
         assert named == {frame.instance_uid for frame in volume.origin.frames}
-        for number, organ in enumerate(ORGANS, start=1):
+        for number, organ in enumerate(GI_TRACT.names, start=1):
             description = segmentation.get_segment_description(number)
             assert description.segment_label == organ
             assert description.segmented_property_type.value == {1: "14742008", 2: "30315005", 3: "69695003"}[number]
             colour = highdicom.color.CIELabColor.from_dicom_value(description.RecommendedDisplayCIELabValue).to_rgb()
-            assert np.abs(np.subtract(colour, COLOURS[number])).max() <= 1
+            assert np.abs(np.subtract(colour, GI_TRACT.palette[number])).max() <= 1
             (identification,) = description.SegmentationAlgorithmIdentificationSequence
             assert identification.AlgorithmName == "gi-segmentation"
             assert "c0ffee" * 6 in identification.AlgorithmVersion and len(identification.AlgorithmVersion) <= 64
