@@ -23,8 +23,8 @@ from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet, find_labels
 from gi_segmentation.models.configuration import Task, find_task, read_field_mm
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import find_flips
-from gi_segmentation.training.trainer import train
 from gi_segmentation.training.training_ranges import find_field_mm, find_training_ranges
+from run_segmentation import main
 from tests.support.models import STEADY, save_model
 from tests.support.own_data import SIDE, SLICE_SPACING_MM, SLICES, build_own_dataset, organ_square
 from tests.support.training import arguments, make_trainer
@@ -134,22 +134,26 @@ def test_nobody_learns_from_an_organ_that_was_not_drawn(
         assert loss < trainer.compute_loss(trainer.model, batch)
 
 
-@pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
-def test_a_training_of_twelve_organs_is_scored_saved_and_loaded(
-    label_mode: LabelMode, twelve_dir: Path, tmp_path: Path
+def test_a_training_of_twelve_organs_is_scored_and_loaded_and_trained_on_for_two(
+    twelve_dir: Path, tmp_path: Path, blank_pictures: None
 ) -> None:
-    flags = {"config_overrides": json.dumps(STEADY), "label_mode": label_mode, "max_steps": 2, "slice_context": 1}
-    trainer, samples = make_trainer(arguments(twelve_dir, tmp_path, max_eval_samples=None, **flags))
-    trainer.model.config.field_mm = find_field_mm(samples["train"])
-    scores = train(trainer).scores
+    flags = {"config_overrides": json.dumps(STEADY), "max_steps": 2, "max_eval_samples": None}
+    main(arguments(twelve_dir, tmp_path / "twelve", slice_context=1, **flags))
+    scores = json.loads((tmp_path / "twelve" / "run.json").read_text())["scores"]
     # The organ that nobody has drawn has no score.
-    assert math.isnan(scores["eval_dice_Organ A"]) and 0 <= scores["eval_dice_Organ B"] <= 1
+    assert scores["eval_dice_Organ A"] is None and 0 <= scores["eval_dice_Organ B"] <= 1
     assert 0 < scores["eval_loss"] < 2 + math.log(13)
-    model, _ = load_checkpoint(str(trainer.state.best_model_checkpoint))
-    assert find_task(model.config) == Task(TWELVE, label_mode) and model.config.slice_context == 1
+    model, _ = load_checkpoint(str(tmp_path / "twelve"))
+    assert find_task(model.config) == Task(TWELVE, "multiclass") and model.config.slice_context == 1
     assert read_field_mm(model.config) == ((96.0, 96.0), (96.0, 96.0))
-    logits = model(pixel_values=torch.zeros(1, 3, SIDE, SIDE)).logits
-    assert logits.shape[1] == 12 + (label_mode == "multiclass")
+    assert model(pixel_values=torch.zeros(1, 3, SIDE, SIDE)).logits.shape[1] == 13
+
+    two_dir = build_own_dataset(tmp_path / "two", ("spleen", "stomach"))
+    flags |= {"model_type": None, "config_overrides": None, "model_name_or_path": tmp_path / "twelve"}
+    main(arguments(two_dir, tmp_path / "again", label_mode="multilabel", **flags))
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["kept_labels"] == ["stomach"]
+    model, _ = load_checkpoint(str(tmp_path / "again"))
+    assert find_task(model.config) == Task(LabelSet(("spleen", "stomach")), "multilabel")
 
 
 def test_an_organ_that_no_training_slice_shows_is_named(twelve_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
