@@ -163,5 +163,5 @@ def describe_plan(plan: Plan) -> list[str]:
             remarks[remark].append(one.scan.name)
     lines = [*plan.remarks, *(f"{list_some(names)}: {remark}" for remark, names in remarks.items())]
     if others := [f"{name} ({count})" for name, count in plan.left_out.most_common()]:
-        lines.append(f"left out: {len(others)} structures (in so many scans): {list_some(others, 20)}")
+        lines.append(f"left out: {count(len(others), 'structure')} (in so many scans): {list_some(others, 20)}")
     return lines

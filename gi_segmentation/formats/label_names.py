@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from gi_segmentation.errors import InputError, reading
 from gi_segmentation.formats.nifti import hush_nibabel
@@ -63,11 +63,24 @@ def collect(pairs: Iterable[tuple[int, str]], where: Path | str) -> dict[str, Va
     return names
 
 
-def read_dataset_json(path: Path) -> tuple[dict[str, Values], dict[int, str], list[str]]:
-    """Read the `dataset.json` of nnU-Net in either version, or of the Decathlon.
+class DatasetJson(NamedTuple):
+    """What a `dataset.json` says.
 
-    Returns:
-        The values of each label, the names of the channels, and remarks for the user.
+    Attributes:
+        names: The values of each label.
+        channels: The names of the channels.
+        allowed: The values that a label map may have, besides 0.
+        remarks: Lines for the user.
+    """
+
+    names: dict[str, Values]
+    channels: dict[int, str]
+    allowed: frozenset[int]
+    remarks: list[str]
+
+
+def read_dataset_json(path: Path) -> DatasetJson:
+    """Read the `dataset.json` of nnU-Net in either version, or of the Decathlon.
 
     Raises:
         InputError: If it cannot be read, or has no labels.
@@ -75,12 +88,13 @@ def read_dataset_json(path: Path) -> tuple[dict[str, Values], dict[int, str], li
     content = read_json(path)
     channels = content.get("channel_names") or content.get("modality") or {}
     names, remarks = parse_labels(content.get("labels"), path), []
+    allowed = frozenset(value for values in names.values() for value in values)
     # With this label, nnU-Net marks voxels that nobody has looked at.
     if ignored := [name for name in names if name.lower() == "ignore"]:
         remarks.append(f"{path}: the label {ignored[0]!r} is left out; its voxels count as background")
         names = {name: values for name, values in names.items() if name not in ignored}
     numbers = {int(key): str(name) for key, name in channels.items() if str(key).isdecimal()}
-    return names, numbers, remarks
+    return DatasetJson(names, numbers, allowed, remarks)
 
 
 def read_json(path: Path) -> dict[str, Any]:

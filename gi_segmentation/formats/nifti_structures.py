@@ -37,6 +37,8 @@ from gi_segmentation.formats.volumes import Volume
 
 # A label map lies on the grid of its scan if no voxel is further away than this share of the smallest side of a voxel.
 SAME_GRID_SHARE = 0.1
+# With fewer scans, their headers are read at once.
+MANY = 20
 # How the names of label maps end in BIDS, and what is no scan.
 BIDS_LABELS = ("dseg", "mask")
 BIDS_OTHERS = (*BIDS_LABELS, "probseg")
@@ -56,12 +58,14 @@ class LabelSource:
             names.
         order: Which axis of the file each axis of the scan is.
         flipped: The axes of the scan along which the file runs the other way.
+        allowed: The values that it may have, besides 0; none: any.
     """
 
     path: Path
     names: Mapping[str, Values] | None
     order: tuple[int, ...] = (0, 1, 2)
     flipped: tuple[int, ...] = ()
+    allowed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def find_nifti_structures(
         ]
     drawings = name_values(drawings, label_names, root, patterns is not None, found)
     volumes: dict[Path, Volume] = {}
-    for drawing in drawings:
+    for drawing in tqdm(drawings, desc="Opening label maps", unit="scan", disable=len(drawings) < MANY):
         name = nifti_scan_name(drawing.image, root)
         try:
             if drawing.image not in volumes:
@@ -176,17 +180,17 @@ def pair_nnunet(paths: Sequence[Path], root: Path, channel: str | None, found: F
             )
             continue
         table = path.parent.parent / "dataset.json"
-        names, channel_names, remarks = read_dataset_json(table) if table.exists() else (None, {}, [])
+        said = read_dataset_json(table) if table.exists() else None
         if path.parent not in folders:
-            found.remarks.append(f"nnU-Net or Decathlon in {path.parent.parent}")
-            found.remarks += remarks
+            found.remarks += [f"nnU-Net or Decathlon in {path.parent.parent}", *(said.remarks if said else ())]
         if path.parent not in folders and len(own) > 1:
-            listed = [f"{one} {channel_names.get(int(one), '')}".strip() for one in sorted(own)]
+            listed = [f"{one} {said.channels.get(int(one), '') if said else ''}".strip() for one in sorted(own)]
             found.remarks.append(
                 f"{folder}: has the channels {', '.join(listed)}; {channel or '0000'} is used, --channel takes another"
             )
         folders.add(path.parent)
-        drawings.append(Drawing(image, (LabelSource(path, names),), path.parent.name))
+        source = LabelSource(path, said.names, allowed=said.allowed) if said else LabelSource(path, None)
+        drawings.append(Drawing(image, (source,), path.parent.name))
     return drawings
 
 
@@ -411,7 +415,7 @@ def name_values(
     broken: dict[Path, str] = {}
     for path in tqdm(unnamed, desc="Looking for labels", unit="file"):
         try:
-            seen |= {*map(int, np.unique(read_labels(path)))}
+            seen |= find_values(path)
         except InputError as error:
             # It is reported with its scan.
             broken[path] = str(error)
@@ -501,6 +505,11 @@ def read_masks(shape: tuple[int, ...], sources: Sequence[LabelSource], names: Se
     for index, name in enumerate(names):
         source = next(source for source in sources if name in (source.names or {}))
         assert source.names is not None
+        if source.allowed and (others := sorted(find_values(source.path) - source.allowed - {0})):
+            raise InputError(
+                f"{source.path}: has the labels {list_some([str(value) for value in others])}, for which dataset.json "
+                f"has no name; add them, or correct the label map"
+            )
         voxels, values = read_labels(source.path), source.names[name]
         inside = np.isin(voxels, values) if values else voxels != 0
         masks[index] = np.flip(inside.transpose(source.order), source.flipped)
@@ -513,9 +522,30 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         InputError: If the file is damaged, or has other numbers.
     """
+    return read_labels_once(path, *find_change(path))
+
+
+def find_values(path: Path) -> frozenset[int]:
+    """Return the values that a label map has; errors as `read_labels`."""
+    return find_values_once(path, *find_change(path))
+
+
+def find_change(path: Path) -> tuple[int, int]:
+    """Return when a file was changed, and its size. Together they tell another content.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
     with reading(path, "its voxels cannot be read", "copy it again"):
         status = path.stat()
-    return read_labels_once(path, status.st_mtime_ns, status.st_size)
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache
+def find_values_once(path: Path, changed_ns: int, size: int) -> frozenset[int]:
+    """Find the values of a label map, see `find_values` and `read_labels_once`."""
+    # Plane by plane, because a sorted copy of all voxels needs much memory.
+    return frozenset(int(value) for plane in read_labels_once(path, changed_ns, size) for value in np.unique(plane))
 
 
 @lru_cache(maxsize=1)
@@ -524,8 +554,8 @@ def read_labels_once(path: Path, changed_ns: int, size: int) -> np.ndarray:
 
     Args:
         path: The file.
-        changed_ns: When it was changed. With its size, this tells another content.
-        size: Its size in bytes.
+        changed_ns: From `find_change`.
+        size: The same.
     """
     import nibabel
 

@@ -206,7 +206,7 @@ def test_an_organ_that_is_not_drawn_is_unknown(tmp_path: Path) -> None:
 
 def test_the_list_gives_the_mapping_to_paste(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     voxels, labels = draw(np.random.default_rng(6))
-    names = {"background": 0, "Colon": 1, "Tumour, left": 2, "bowel": [1, 2]}
+    names = {"background": 0, "Colon": 1, "Tumour, left": 2, "bowel": [1, 2], "ignore": 3}
     folder = nnunet(tmp_path / "in", {"p1": (voxels, labels), "p2": (voxels, labels)}, names)
     write(folder / "imagesTr" / "p3_0000.nii.gz", voxels, axial())
     assert main(["convert", "--input", str(folder), "--list", "--num_proc", "1"]) == 0
@@ -268,6 +268,10 @@ def negative(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
     write(folder / "labelsTr" / "bad.nii.gz", -labels.astype(np.int16), axial())
 
 
+def unnamed(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    write(folder / "labelsTr" / "bad.nii.gz", labels * 2, axial())
+
+
 def cut(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
     path = folder / "labelsTr" / "bad.nii.gz"
     path.write_bytes(path.read_bytes()[:-40])
@@ -290,6 +294,7 @@ BAD_SCANS = {
     fewer_slices: "12 x 10 x 5 voxels of 1.5 x 1.25 x 3 mm, and the scan 12 x 10 x 6 voxels",
     probabilities: "expected whole numbers, as a label map has, got 1.5",
     negative: "expected labels from 0 to",
+    unnamed: "has the labels 4, 6, for which dataset.json has no name",
     cut: "bad.nii.gz: not a whole NIfTI file",
     no_scan: "expected its scan bad in imagesTr, got nothing",
     flat: "has the same intensity everywhere",
