@@ -36,6 +36,14 @@ def edit(path: Path, **values: object) -> None:
     dataset.save_as(path)
 
 
+def write_pixels(path: Path, seed: int) -> None:
+    """Fill a slice with random values."""
+    dataset = dcmread(path)
+    values = np.random.default_rng(seed).integers(1, 900, (dataset.Rows, dataset.Columns))
+    dataset.PixelData = values.astype("<u2").tobytes()
+    dataset.save_as(path)
+
+
 def strip_preamble(path: Path, implicit: bool, meta: bool = False) -> None:
     """Write a file without the 128 bytes and the letters DICM, and without file meta information if not `meta`."""
     dataset = dcmread(path)

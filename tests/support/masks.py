@@ -20,6 +20,12 @@ def shapes(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return masks
 
 
+def label_map(masks: np.ndarray) -> np.ndarray:
+    """Masks, shape `(organs, i, j, k)`, as one label map. No label reaches the border of a slice."""
+    labels = np.max(masks * np.arange(1, len(masks) + 1)[:, None, None, None], axis=0)
+    return np.pad(labels[1:-1, 1:-1], [(1, 1), (1, 1), (0, 0)]).astype(np.uint8)
+
+
 def find_dicom_errors(path: Path) -> list[str]:
     """Check a file against the standard with `dciodvfy` of dicom3tools, and return its error lines."""
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", check=False)

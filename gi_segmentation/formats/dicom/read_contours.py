@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,8 @@ def list_rois(dataset: Any) -> list[Roi]:
     }
     rois = []
     for item in dataset.get("StructureSetROISequence") or ():
-        own = contours.get(int(item.ROINumber), [])
+        # Some programs write an item without a point for a slice where nothing was drawn.
+        own = [contour for contour in contours.get(int(item.ROINumber), []) if read_bytes(contour, "ContourData")]
         kinds = [read_text(contour, "ContourGeometricType") for contour in own]
         closed = [contour for contour, kind in zip(own, kinds, strict=True) if kind in CLOSED]
         others = Counter(kind or "unknown" for kind in kinds if kind not in CLOSED)
@@ -117,11 +119,12 @@ def describe_skipped(path: Path, rois: Sequence[Roi], volume: Volume) -> list[st
     """
     notes = []
     for roi in rois:
-        # The first point of a contour tells its slice.
-        places = [to_indices(read_points(path, roi.name, contour, 1), volume)[0, 2] for contour in roi.contours]
-        slices = sorted({round(place) for place in places})
-        if skipped := sum(after - before - 1 for before, after in pairwise(slices)):
-            notes.append(f"{roi.name}: {skipped} slices between its contours have none")
+        # The first point of a contour tells its slice. One that is damaged is a problem when the masks are read.
+        with suppress(InputError):
+            places = [to_indices(read_points(path, roi.name, contour, 1), volume)[0, 2] for contour in roi.contours]
+            slices = sorted({round(place) for place in places})
+            if skipped := sum(after - before - 1 for before, after in pairwise(slices)):
+                notes.append(f"{roi.name}: {skipped} slices between its contours have none")
     return notes
 
 

@@ -67,13 +67,17 @@ def find_dicom_structures(
     """
     slices = {frame.path for volume in found.volumes for frame in volume.origin.frames}
     structures = FoundStructures([], {}, [])
+    seen: dict[str, Path] = {}
     for path in sorted({*paths} - slices):
         try:
             with reading(path, "its structures cannot be read", "export it again"), hush_pydicom():
                 dataset = read_structure_file(path)
                 if dataset is None:
                     continue
-                if read_text(dataset, "ApprovalStatus") == "REJECTED":
+                uid = read_text(dataset, "SOPInstanceUID") or str(path)
+                if (original := seen.setdefault(uid, path)) != path:
+                    structures.remarks.append(f"{path}: passed over: a copy of {original} (the same SOPInstanceUID)")
+                elif read_text(dataset, "ApprovalStatus") == "REJECTED":
                     structures.remarks.append(f"{path}: passed over: somebody has rejected it (ApprovalStatus)")
                 elif find_class(dataset) == CONTOURS_CLASS:
                     structures.structures.append(open_contours(path, dataset, found, interpolate, predicted))
@@ -137,6 +141,8 @@ def open_segments(path: Path, dataset: Any, found: FoundSeries, alone: bool) -> 
     """
     references = read_segment_references(path, dataset)
     names, notes = choose_segments(dataset)
+    if not names:
+        raise InputError(f"{path}: names no segments; export it again")
     if alone and not find_matches(references, found.volumes)[0]:
         volume, how = own_volume(path, dataset, references), ["read on its own grid, without its scan"]
     else:

@@ -26,6 +26,7 @@ from gi_segmentation.formats.structures import StructureSet, choose_structures
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.labels import GI_TRACT
 from tests.support.dicom import edit, read_series
+from tests.support.masks import label_map
 from tests.support.round_trips import ALGORITHM, make_masks, make_volume, on_grid
 from tests.support.structures import (
     ITKIMAGE2SEGIMAGE,
@@ -59,12 +60,6 @@ def find_one(path: Path, *volumes: Volume, interpolate: bool = False) -> Structu
     assert not found.problems and not found.remarks
     (one,) = found.structures
     return one
-
-
-def label_map(masks: np.ndarray) -> np.ndarray:
-    """Masks, shape `(organs, i, j, k)`, as one label map. No label reaches the border of a slice."""
-    labels = np.max(masks * np.arange(1, len(masks) + 1)[:, None, None, None], axis=0)
-    return np.pad(labels[1:-1, 1:-1], [(1, 1), (1, 1), (0, 0)]).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -382,8 +377,11 @@ class TestChoice:
             for name, (date, status) in sets.items()
         ]
         write_structure_set(tmp_path / "bad", volume, rois, StructureSetDate="20260104", ApprovalStatus="REJECTED")
-        found = find([*paths, tmp_path / "bad"], volume)
-        assert len(found.structures) == 3 and "somebody has rejected it" in found.remarks[0]
+        (tmp_path / "zcopy").write_bytes(paths[0].read_bytes())
+        found = find([*paths, tmp_path / "bad", tmp_path / "zcopy"], volume)
+        assert len(found.structures) == 3
+        assert "somebody has rejected it" in found.remarks[0]
+        assert f"{tmp_path / 'zcopy'}: passed over: a copy of {paths[0]}" in found.remarks[1]
 
         choice = choose_structures(found.structures)
         assert [one.label for one in choice.structures] == ["newer"]
