@@ -56,7 +56,7 @@ def run_recipe(
         folds: Whether to train every fold. Folds that are in the folder are pooled in any case.
 
     Returns:
-        The `facts` of the run and the names of the `organs`, with `scores` and `intervals` of the model alone and with
+        The `facts` of the run and its `organs` by name, with `scores` and `intervals` of the model alone and with
         flips, and `seconds_per_scan`; or only `failed` with the reason.
     """
     folder, log = output_dir / recipe, output_dir / f"{recipe}.log"
@@ -122,7 +122,7 @@ def format_table(results: Mapping[str, dict[str, Any]], originals: Mapping[str, 
     """
     # All recipes share dataset, split and preset, so the facts of the first finished one hold for the whole table.
     done = [result for result in results.values() if "facts" in result]
-    organs = done[0]["organs"] if done else []
+    organs = list(done[0]["organs"]) if done else []
     columns = ["recipe", "parameters", "patients", "Dice", *(organ.replace("_", " ") for organ in organs)]
     columns += ["with flips", "competition score", "macro F1", "its macro F1", "s a scan"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

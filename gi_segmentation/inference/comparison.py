@@ -17,7 +17,7 @@ from gi_segmentation.models.masks import count_labels, pack_masks, predict_batch
 from gi_segmentation.rules import CompetitionRules
 from gi_segmentation.schema import SCAN_SLICES
 from gi_segmentation.scoring.intervals import find_intervals
-from gi_segmentation.scoring.scans import ScanScore, find_organs, score_scans
+from gi_segmentation.scoring.scans import ScanScore, count_known_scans, score_scans
 from gi_segmentation.scoring.streaming import StreamingScorer
 from gi_segmentation.scoring.tables import format_interval
 
@@ -98,8 +98,9 @@ def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRu
         rules: How to read the competition's metric.
 
     Returns:
-        Names of the `organs`; `scores` and their confidence `intervals` by way; and `gains` by way: the way that it is
-        compared with, the gain, and the confidence interval of the gain.
+        `organs`: the number of scans in which each organ is known, of `num_scans`; `scores` and their confidence
+        `intervals` by way; and `gains` by way: the way that it is compared with, the gain, and the confidence interval
+        of the gain.
     """
     scores = {way: score_scans(scans, rules) for way, scans in scans_by_way.items()}
     single = [way for way in scans_by_way if ", flips" not in way and way != "all together"]
@@ -115,14 +116,24 @@ def describe_ways(scans_by_way: dict[str, list[ScanScore]], rules: CompetitionRu
         for way, scans in scans_by_way.items()
     }
     intervals = {way: find_intervals(scans, rules) for way, scans in scans_by_way.items()}
-    organs = find_organs([scan for scans in scans_by_way.values() for scan in scans])
-    return {"organs": organs, "scores": scores, "intervals": intervals, "gains": gains}
+    scans = scans_by_way[best]
+    return {
+        "organs": count_known_scans(scans),
+        "num_scans": len(scans),
+        "scores": scores,
+        "intervals": intervals,
+        "gains": gains,
+    }
 
 
 def format_comparison(described: dict[str, Any]) -> str:
     """Format the result of `describe_ways` as a Markdown table, with confidence intervals in brackets."""
     # Names of scores, and their headings.
-    columns = {"dice": "Dice", **{f"dice_{organ}": organ.replace("_", " ") for organ in described["organs"]}}
+    number = described["num_scans"]
+    columns = {"dice": "Dice"}
+    for organ, known in described["organs"].items():
+        fewer = f" (known in {known} of {number} scans)" if known < number else ""
+        columns[f"dice_{organ}"] = organ.replace("_", " ") + fewer
     columns |= {"dice_volume": "whole scans", "competition_score": "competition score"}
     lines = ["| | " + " | ".join(columns.values()) + " | gain in Dice |", "|---" * (len(columns) + 2) + "|"]
     for way, (_, gain, around) in described["gains"].items():

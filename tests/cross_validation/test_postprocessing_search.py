@@ -1,6 +1,7 @@
 """The search keeps only limits that help."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -8,22 +9,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import concatenate_datasets
 from transformers import AutoConfig
 
+from gi_segmentation import compare
 from gi_segmentation.arguments import DataArguments
 from gi_segmentation.cross_validation.postprocessing_search import (
     HeldBackScan,
     LearntPostprocessing,
     learn_from_folds,
     learn_postprocessing,
+    predict_held_back_scans,
 )
 from gi_segmentation.data.slices import load_slices
 from gi_segmentation.errors import InputError
-from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.members import load_members
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.postprocessing.components import find_components
 from gi_segmentation.postprocessing.limits import no_postprocessing
 from gi_segmentation.rules import PRESETS, CompetitionRules
 from tests.support.models import save_model
+from tests.support.own_data import SLICE_SPACING_MM, build_own_dataset
 from tests.support.postprocessing import limit, predict
 from tests.support.scoring import score_submission
 
@@ -150,6 +157,26 @@ class TestFolds:
             assert scores["competition_score"] == pytest.approx(expected, rel=1e-4), way
         # A random model predicts patches everywhere, and limits remove some of them.
         assert learnt.settings != no_postprocessing(GI_TRACT.names)
+
+    def test_own_organs_some_of_them_unknown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        labels = LabelSet(("liver", "spleen", "left kidney", "aorta", "colon"))
+        own = build_own_dataset(tmp_path, labels.names, {1: ["spleen"], 2: ["spleen", "aorta"]})
+        folds = []
+        for fold in (0, 1):
+            held = load_slices(DataArguments(dataset_name=str(own), fold=str(fold)))["validation"]
+            folds.append((save_model(tmp_path / f"fold-{fold}", "segformer", fold, labels=labels), held))
+        learnt = learn_from_folds(folds, PRESETS["first_place"], "cpu", batch_size=6, num_workers=0)
+        assert tuple(learnt.settings.organs) == labels.names and 0 < learnt.score_before < 1
+        (member,) = load_members([str(folds[0][0])], None, Computation("cpu"))
+        scans = list(predict_held_back_scans(member, concatenate_datasets([held for _, held in folds]), 0, 6, 0))
+        assert [scan.unknown for scan in scans] == [{"spleen"}, {"spleen", "aorta"}, set(), set()]
+        # Each voxel of a label has the size that the folder says.
+        voxels, (volumes_ml, _) = (scans[0].labels[0].unpack() > 0).sum(), scans[0].sizes[0]
+        assert volumes_ml.sum() == pytest.approx(voxels * 1.5 * 1.5 * SLICE_SPACING_MM / 1000) and voxels > 0
+        words = ["--model", str(folds[0][0]), "--dataset_name", str(own), "--device", "cpu", "--num_workers", "0"]
+        scores = compare.main([*words, "--split", "train"])
+        assert "dice_left kidney" in scores[str(folds[0][0])]
+        assert re.search(r"\| spleen \(known in [01] of 2 scans\) \| left kidney \|", capsys.readouterr().out)
 
     def test_one_fold_is_not_enough(self, dataset_dir: Path, tmp_path: Path) -> None:
         held = load_slices(DataArguments(dataset_name=str(dataset_dir), fold="0"))["validation"]
