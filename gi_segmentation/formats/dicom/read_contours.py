@@ -21,9 +21,13 @@ from gi_segmentation.formats.volumes import Volume
 # How a file says that contours are closed, and lie in a plane each. Both kinds are filled by the same rule: contours
 # of the first kind that lie in each other are meant as holes, though the standard wants keyholes there.
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-# The largest distance of a contour from its slice, in slices. Rounded places differ by much less. Farther away, it was
-# drawn on a scan with other slices.
-MAX_DISTANCE = 0.25
+# How far a contour may lie from its slice, in slices. Places are often rounded, sometimes to whole millimetres. A
+# contour half-way between two slices could be on either.
+MAX_DISTANCE = 0.45
+# From here on, the distance is worth a note. Contours that differ more from each other lie on two planes.
+SAME_PLANE = 0.2
+# The points of a contour may differ by this much, in slices, because the directions of slices are rounded, too.
+MAX_THICKNESS = 0.5
 
 
 class Roi(NamedTuple):
@@ -109,22 +113,27 @@ def choose_rois(rois: Sequence[Roi], volume: Volume) -> tuple[list[str], list[st
     return drawn, empty, notes
 
 
-def describe_skipped(path: Path, rois: Sequence[Roi], volume: Volume) -> list[str]:
-    """Return notes about the regions of interest that were drawn on some of their slices only.
+def describe_places(path: Path, rois: Sequence[Roi], volume: Volume, interpolate: bool) -> list[str]:
+    """Return notes about contours that lie beside slices, and about slices without one between others.
 
     Args:
         path: The structure set.
         rois: Its regions of interest.
         volume: The scan.
+        interpolate: Whether slices between those with contours are filled.
     """
-    notes = []
+    notes, farthest = [], 0.0
     for roi in rois:
         # The first point of a contour tells its slice. One that is damaged is a problem when the masks are read.
         with suppress(InputError):
             places = [to_indices(read_points(path, roi.name, contour, 1), volume)[0, 2] for contour in roi.contours]
             slices = sorted({round(place) for place in places})
-            if skipped := sum(after - before - 1 for before, after in pairwise(slices)):
+            farthest = max([farthest, *(abs(place - round(place)) for place in places)])
+            skipped = sum(after - before - 1 for before, after in pairwise(slices))
+            if skipped and not interpolate:
                 notes.append(f"{roi.name}: {skipped} slices between its contours have none")
+    if farthest > SAME_PLANE:
+        notes.append(f"contours lie up to {farthest:.1f} slices beside their slices, and were moved to them")
     return notes
 
 
@@ -173,11 +182,19 @@ def fill_roi(path: Path, roi: Roi, volume: Volume, mask: np.ndarray) -> None:
     """
     columns, rows, _ = volume.shape
     slices: dict[int, dict[bytes, np.ndarray]] = defaultdict(dict)
+    heights: dict[int, float] = {}
     for contour in roi.contours:
         points = read_points(path, roi.name, contour)
-        index = find_slice(path, roi.name, to_indices(points, volume), volume)
+        indices = to_indices(points, volume)
+        index = find_slice(path, roi.name, indices, volume)
+        height = float(indices[:, 2].mean())
+        if abs(heights.setdefault(index, height) - height) > SAME_PLANE:
+            raise InputError(
+                f"{path}: {roi.name!r} has contours between slices: at {heights[index]:.2f} and {height:.2f}, where "
+                f"slices have whole numbers; export it with the scan that it was drawn on"
+            )
         # A contour that is there twice would remove itself, so it counts once.
-        slices[index].setdefault(points.tobytes(), to_indices(points, volume)[:, :2])
+        slices[index].setdefault(points.tobytes(), indices[:, :2])
     planes = {index: list(contours.values()) for index, contours in slices.items()}
     everything = np.concatenate([points for contours in planes.values() for points in contours])
     if (everything.max(axis=0) < -0.5).any() or (everything.min(axis=0) > np.array([columns, rows]) - 0.5).any():
@@ -239,7 +256,7 @@ def find_slice(path: Path, name: str, indices: np.ndarray, volume: Volume) -> in
     middle = float(places.mean())
     index = round(middle)
     contour = f"{path}: {name!r} has a contour"
-    if places.max() - places.min() > 2 * MAX_DISTANCE:
+    if places.max() - places.min() > MAX_THICKNESS:
         raise InputError(
             f"{contour} through {places.max() - places.min():.1f} slices, so it was drawn on another plane than that "
             f"of the slices; export the contours on the planes of the scan"
@@ -249,7 +266,7 @@ def find_slice(path: Path, name: str, indices: np.ndarray, volume: Volume) -> in
             f"{contour} outside the volume: {max(-middle, middle - volume.shape[2] + 1):.1f} slices beyond its last "
             f"one; add the slices that are missing, or export the contours with their own scan"
         )
-    if np.abs(places - index).max() > MAX_DISTANCE:
+    if abs(middle - index) > MAX_DISTANCE:
         raise InputError(
             f"{contour} between slices: at {middle:.2f}, where slices have whole numbers; export it with the scan "
             f"that it was drawn on"

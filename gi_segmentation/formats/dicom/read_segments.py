@@ -18,8 +18,10 @@ from gi_segmentation.schema import SLICE_THICKNESS_MM
 
 # The share of the largest value from which on a voxel of a fractional segmentation is inside.
 INSIDE = 0.5
-# How far a voxel of a segmentation may lie from one of the scan, in voxels. Places are often rounded.
-GRID_TOLERANCE = 0.1
+# How far a voxel of a segmentation may lie from one of the scan, in voxels. Places are often rounded to 0.1 mm.
+GRID_TOLERANCE = 0.2
+# How much two distances of slices may differ, as a share.
+SAME_DISTANCE = 0.1
 # Positions along a normal that are nearer to each other than this, in millimetres, are one.
 SAME_PLACE_MM = 0.01
 
@@ -222,9 +224,9 @@ def check_distance(path: Path, dataset: Any, frames: Sequence[Frame], volume: Vo
     stated, between = find_stated_distance(dataset), measure_distances(frames)
     normal = find_normal(frames[0])
     length = 1 / np.abs(np.linalg.inv(volume.affine)[:3, :3] @ TO_RAS[:3, :3] @ normal).max()
-    if stated is None or not len(between) or abs(stated / length - 1) <= GRID_TOLERANCE:
+    if stated is None or not len(between) or abs(stated / length - 1) <= SAME_DISTANCE:
         return
-    if abs(between.min() - stated) <= GRID_TOLERANCE * stated:
+    if abs(between.min() - stated) <= SAME_DISTANCE * stated:
         raise InputError(
             f"{path}: has slices {stated:g} mm apart, but its scan {volume.name} has {length:g} mm, so it lies on "
             f"another grid; export it on the voxels of the scan"

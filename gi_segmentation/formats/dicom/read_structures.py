@@ -12,7 +12,7 @@ from gi_segmentation.formats.dicom.header import hush_pydicom
 from gi_segmentation.formats.dicom.kinds import read_text
 from gi_segmentation.formats.dicom.read_contours import (
     choose_rois,
-    describe_skipped,
+    describe_places,
     list_rois,
     read_contour_masks,
     read_contour_references,
@@ -115,8 +115,7 @@ def open_contours(path: Path, dataset: Any, found: FoundSeries, interpolate: boo
         raise InputError(f"{path}: has no closed contours in its {len(rois)} ROIs; export it again")
     volume, how = find_volume(read_contour_references(path, dataset, rois), found)
     names, empty, notes = choose_rois(rois, volume)
-    if not interpolate:
-        notes += describe_skipped(path, [roi for roi in rois if roi.name in names], volume)
+    notes += describe_places(path, [roi for roi in rois if roi.name in names], volume, interpolate)
     status = read_text(dataset, "ApprovalStatus")
     return StructureSet(
         volume,

@@ -188,6 +188,8 @@ class TestContours:
         ("contours", "message"),
         [
             ([at(SQUARE, 2), at(SQUARE, 3.5)], "between slices: at 3.50"),
+            # Drawn on a scan whose slices are 1 mm apart.
+            ([at(SQUARE, place / 3) for place in range(4)], "between slices: at 0.00 and 0.33"),
             ([at(SQUARE, 7)], "outside the volume: 1.0 slices beyond"),
             ([at(SQUARE + 100, 2)], "beside the images"),
             ([at(SQUARE, 0)[:, [2, 1, 0]]], "another plane"),
@@ -203,12 +205,20 @@ class TestContours:
         # What nobody asks for stops nothing.
         assert one.read(["Liver"])[0, *BOX, 2].all()
 
+    def test_a_contour_beside_its_slice_is_moved_to_it(self, volume: Volume, tmp_path: Path) -> None:
+        one = find_one(write_structure_set(tmp_path / "a", volume, [("Liver", [at(SQUARE, 2.3)])]), volume)
+        assert one.notes == ("contours lie up to 0.3 slices beside their slices, and were moved to them",)
+        assert one.read(["Liver"])[0, *BOX, 2].all()
+
     def test_two_rois_of_one_name(self, volume: Volume, tmp_path: Path) -> None:
         rois = [(name, [at(SQUARE, 2)]) for name in ("Stomach", "Stomach", "Liver")]
+        # A second one that is empty does no harm.
+        rois.append(("Liver", []))
         one = find_one(write_structure_set(tmp_path / "a", volume, rois), volume)
         assert one.names == ("Stomach", "Liver") and one.notes == ("several ROIs of one name: Stomach",)
         with pytest.raises(InputError, match="has 2 ROIs with the name 'Stomach'"):
             one.read(["Stomach"])
+        assert one.read(["Liver"])[0, *BOX, 2].all()
 
     def test_points_that_are_no_numbers(self, volume: Volume, tmp_path: Path) -> None:
         path = write_structure_set(tmp_path / "a", volume, [("Stomach", [at(SQUARE, 2)])])
