@@ -51,6 +51,8 @@ MUTATIONS = [
     Mutation("spacings of rows and columns exchanged", "formats/kaggle/names.py", "(row_spacing, column_spacing))", "(column_spacing, row_spacing))", "gi_segmentation/formats/kaggle tests/dataset_builder/test_build.py tests/formats/kaggle"),
     Mutation("a distance with two axes exchanged", "scoring/surface.py", "((steps * spacing) ** 2)", "((steps * np.asarray(spacing)[[0, 2, 1]]) ** 2)", "tests/scoring/test_surface.py"),
     Mutation("two empty masks have a Dice of 1", "scoring/dice.py", "if total else math.nan\n\n\ndef sum", "if total else 1.0\n\n\ndef sum", "gi_segmentation/scoring/dice.py tests/scoring/test_dice.py"),
+    Mutation("an unknown organ is scored as empty", "scoring/scans.py", "for organ in organs if organ in unknown)", "for organ in ())", "tests/scoring/test_scans.py -k Unknown"),
+    Mutation("a prediction of another grid is scored", "scoring/common_grid.py", "order, flipped = align(grid, one.volume)", "order, flipped = (0, 1, 2), ()", "tests/scoring/test_referee.py -k orientation"),
     Mutation("a probability of 0.5 is inside", "models/masks.py", "label_mode) > 0.5", "label_mode) >= 0.5", MASKS),
     Mutation("masks resized in place of logits", "models/masks.py", 'mode="bilinear", align_corners=False', 'mode="nearest"', f"{MASKS} tests/test_predict.py"),
     Mutation("scans of one process counted twice", "training/evaluation.py", "gather_object(self.scorer.take())", "(lambda own: gather_object(own) + own)(self.scorer.take())", "tests/training/test_accelerate.py -k losses"),
