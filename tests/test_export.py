@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from gi_segmentation import predict
 from gi_segmentation.errors import InputError
 from gi_segmentation.export import main
-from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.labels import GI_TRACT, LabelSet
 from gi_segmentation.publishing import onnx_model
 from gi_segmentation.rle import decode
 from loopback_hub import LoopbackHub
@@ -19,6 +19,7 @@ from tests.support.models import MAX_TIES, SIZE, save_model
 from tests.support.processes import RunPython
 
 CARD = "---\nlicense: other\n---\n\n# Model\n\n## 3. Training\n\nSix patients.\n"
+FIVE = LabelSet(("liver", "spleen", "Lung (left)", "stomach", "duodenum"))
 NUM_COMPARED = 4 * SIZE * SIZE  # the check compares four images
 # Runs the Python lines of a card where neither PyTorch nor transformers nor this project can be imported.
 CARD_LINES = """
@@ -32,7 +33,9 @@ numpy.save("mask.npy", mask)
 """
 
 
-def compare_with_predict(model: Path, card_dir: Path, scan_dir: Path, run_python: RunPython) -> None:
+def compare_with_predict(
+    model: Path, card_dir: Path, scan_dir: Path, run_python: RunPython, labels: LabelSet = GI_TRACT
+) -> None:
     """Run the lines of the card in a folder, and compare the mask of slice 70 with that of `predict`."""
     slices = next(scan_dir.rglob("slice_0070*.png")).parent
     done = run_python(["-c", CARD_LINES, str(slices)], cwd=card_dir)
@@ -42,31 +45,32 @@ def compare_with_predict(model: Path, card_dir: Path, scan_dir: Path, run_python
     (path,) = predict.main([*words, "--device", "cpu", "--precision", "fp32"])
     with path.open(newline="") as file:
         rows = {row["class"]: row["predicted"] for row in csv.DictReader(file) if row["id"].endswith("0070")}
-    masks = mask if mask.ndim == 3 else mask == np.arange(1, 4)[:, None, None]
-    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in GI_TRACT.names])
+    masks = mask if mask.ndim == 3 else mask == np.arange(1, len(labels) + 1)[:, None, None]
+    predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in labels.names])
     assert predicted.any(axis=(1, 2)).sum() > 1, "several organs are predicted"
     assert np.count_nonzero(predicted != masks) <= MAX_TIES * masks.size
 
 
 @pytest.mark.parametrize(
-    ("family", "label_mode", "slice_context"),
-    [("segformer", "multiclass", 0), ("dpt", "multiclass", 2), ("beit", "multilabel", 2)],
+    ("family", "label_mode", "slice_context", "labels"),
+    [("segformer", "multiclass", 0, FIVE), ("dpt", "multiclass", 2, GI_TRACT), ("beit", "multilabel", 2, GI_TRACT)],
 )
 def test_the_cards_lines_give_the_masks_of_predict_without_pytorch(
     family: str,
     label_mode: str,
     slice_context: int,
+    labels: LabelSet,
     scan_dir: Path,
     tmp_path: Path,
     run_python: RunPython,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model = save_model(tmp_path / "model", family, 0, label_mode, slice_context)
+    model = save_model(tmp_path / "model", family, 0, label_mode, slice_context, labels)
     (model / "README.md").write_text(CARD)
     assert main(["--model", str(model), "--output_dir", str(model)]) == model / "onnx" / "model.onnx"
     assert f"labels in 0 of {NUM_COMPARED:,} pixels" in capsys.readouterr().out
     assert [path.name for path in (model / "onnx").iterdir()] == ["model.onnx"]
-    compare_with_predict(model, model, scan_dir, run_python)
+    compare_with_predict(model, model, scan_dir, run_python, labels)
 
 
 def test_the_file_and_its_section_are_published_in_one_commit(

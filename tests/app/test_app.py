@@ -24,6 +24,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.labels import LabelSet
 from gi_segmentation.predict import main as predict
 from loopback_hub import LoopbackHub
 from tests.support.models import save_model
@@ -38,6 +39,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 
 SAMPLES = ROOT / "app" / "samples"
 SPACE_ID, MODEL_ID, OTHER_ID = "loopback/gi-tract", "loopback/tiny", "loopback/other"
+OTHER_LABELS = LabelSet(tuple(f"muscle {number}" for number in range(1, 13)))
 MAX_UPLOAD_MB = 1
 WAIT_MS = 60_000
 # That of the page.
@@ -59,7 +61,7 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def published(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     """A Hub with two checkpoints, and with the page as a Space."""
     (block,) = re.findall(r"```bash\n(hf repos create .*?)```", (ROOT / "app" / "README.md").read_text(), re.S)
-    other = save_model(tmp_path_factory.mktemp("models") / "other", "segformer", seed=1)
+    other = save_model(tmp_path_factory.mktemp("models") / "other", "segformer", seed=1, labels=OTHER_LABELS)
     with LoopbackHub(tmp_path_factory.mktemp("hub")) as hub:
         api = HfApi(hub.endpoint, token="any")
         for repo_id, folder in ((MODEL_ID, model), (OTHER_ID, other)):
@@ -286,6 +288,18 @@ def test_a_visitor_names_another_checkpoint(page: "playwright.Page", published: 
     report = json.loads(download(page, "Report (JSON)", tmp_path).read_text())
     commit = HfApi(published.endpoint, token="any").model_info(OTHER_ID).sha
     assert report["checkpoints"] == {OTHER_ID: commit}
+    # It has more labels than a byte has bits, and each can be hidden.
+    boxes = page.locator(".gi-organs tbody label")
+    assert boxes.all_inner_texts() == list(OTHER_LABELS.names)
+    volumes = [one["volume_ml"] for one in report["organs"].values()]
+    last = max(index for index, volume in enumerate(volumes) if volume > 1)
+    assert last >= 8
+    page.locator(".gi-slice").fill(str(report["organs"][OTHER_LABELS.names[last]]["first_slice"]))
+    shown = picture(page)
+    boxes.nth(last).click()
+    assert picture(page) != shown
+    boxes.nth(last).click()
+    assert picture(page) == shown
 
 
 @needs_chromium
