@@ -1,13 +1,14 @@
 """Decide what is taken of each scan: which structure sets, and which structure is which organ."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dataset_builder.convert.found import DrawnScan, FoundScans, choose_sets
 from dataset_builder.convert.options import ConvertOptions
 from gi_segmentation.errors import InputError, list_some
 from gi_segmentation.formats.organ_names import Patterns, format_organs, map_structures, order_organs, parse_organs
-from gi_segmentation.formats.structures import StructureSet, describe_structures
+from gi_segmentation.formats.structures import StructureSet, describe_structures, is_meant
 from gi_segmentation.labels import MAX_LABELS, LabelSet
 
 
@@ -81,6 +82,7 @@ def plan_scans(found: FoundScans, options: ConvertOptions) -> Plan:
         InputError: If `--organs` cannot be used.
     """
     patterns = parse_organs(options.organs) if options.organs else None
+    check_chosen(found, options.structure_set)
     plan = Plan(problems=dict(found.problems), remarks=list(found.remarks))
     for scan in found.scans:
         try:
@@ -101,6 +103,19 @@ def plan_scans(found: FoundScans, options: ConvertOptions) -> Plan:
     if plan.without:
         plan.remarks.append(f"left out, because none of the organs is drawn: {list_some(plan.without)}")
     return plan
+
+
+def check_chosen(found: FoundScans, chosen: Sequence[str]) -> None:
+    """Check that each text of `--structure_set` fits to a structure set.
+
+    Raises:
+        InputError: If not.
+    """
+    sets = [one for scan in found.scans for one in scan.sets]
+    for text in chosen:
+        if not any(is_meant(one, text) for one in sets):
+            names = list_some(list(dict.fromkeys(map(describe_structures, sets))), 10)
+            raise InputError(f"--structure_set {text}: fits to no label and no file name; there are {names}")
 
 
 def plan_scan(scan: DrawnScan, patterns: Patterns | None, options: ConvertOptions) -> PlannedScan:

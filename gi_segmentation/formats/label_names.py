@@ -15,6 +15,8 @@ Values: TypeAlias = tuple[int, ...]
 
 # Files with these endings beside the scans may have the names of labels.
 TABLE_NAMES = ("dataset.json", "label_names.json", "labels.json", "*.label", "*.ctbl", "*dseg.tsv", "*LUT.txt")
+# Label maps have at most 32 bits.
+MAX_VALUE = 2**31 - 1
 REMEDY = "write 1=stomach,2=duodenum, or correct the file"
 
 
@@ -54,6 +56,8 @@ def collect(pairs: Iterable[tuple[int, str]], where: Path | str) -> dict[str, Va
             continue
         if name in names:
             raise InputError(f"{where}: {name!r} is there twice ({names[name][0]} and {value}); rename one of them")
+        if not 0 < value <= MAX_VALUE:
+            raise InputError(f"{where}: expected values from 1 to {MAX_VALUE}, got {value} for {name!r}; correct it")
         if value in values:
             raise InputError(f"{where}: the value {value} is {values[value]!r} and {name!r}; correct it")
         names[name] = (value,)
@@ -93,7 +97,9 @@ def read_dataset_json(path: Path) -> DatasetJson:
     if ignored := [name for name in names if name.lower() == "ignore"]:
         remarks.append(f"{path}: the label {ignored[0]!r} is left out; its voxels count as background")
         names = {name: values for name, values in names.items() if name not in ignored}
-    numbers = {int(key): str(name) for key, name in channels.items() if str(key).isdecimal()}
+    numbers = {}
+    if isinstance(channels, Mapping):
+        numbers = {int(key): str(name) for key, name in channels.items() if str(key).isdecimal()}
     return DatasetJson(names, numbers, allowed, remarks)
 
 
@@ -141,7 +147,8 @@ def parse_labels(labels: Any, where: Path | str) -> dict[str, Values]:
 def is_values(value: Any) -> bool:
     """Tell whether JSON has a whole number, or a list of them."""
     values = value if isinstance(value, list) else [value]
-    return bool(values) and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in values)
+    whole = all(isinstance(one, int) and not isinstance(one, bool) for one in values)
+    return bool(values) and whole and all(0 <= one <= MAX_VALUE for one in values)
 
 
 def read_label_table(path: Path) -> dict[str, Values]:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from gi_segmentation.errors import InputError, list_some, reading
 from gi_segmentation.formats.label_names import (
+    MAX_VALUE,
     Values,
     find_beside,
     read_dataset_json,
@@ -569,9 +570,9 @@ def read_labels_once(path: Path, changed_ns: int, size: int) -> np.ndarray:
                 f"{path}: expected whole numbers, as a label map has, got {voxels[odd][0]:.6g}; export it as a label "
                 f"map, or round it"
             )
-    if voxels.size and (voxels.min() < 0 or voxels.max() >= 2**31):
+    if voxels.size and (voxels.min() < 0 or voxels.max() > MAX_VALUE):
         worst = min(voxels.min(), 0) or voxels.max()
-        raise InputError(f"{path}: expected labels from 0 to {2**31 - 1}, got {worst:.10g}; correct the label map")
+        raise InputError(f"{path}: expected labels from 0 to {MAX_VALUE}, got {worst:.10g}; correct the label map")
     if voxels.dtype.kind == "f":
         voxels = voxels.astype(np.int32)
     return voxels.reshape(three_axes(voxels.shape))

@@ -1,6 +1,7 @@
 """Which organ each structure of a scan becomes: by the patterns of `--organs`, or by the names that are known."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -77,6 +78,16 @@ def map_structures(names: Sequence[str], kind: StructureKind, patterns: Patterns
     return map_known(names, kind) if patterns is None else map_patterns(names, patterns)
 
 
+def fold(text: str) -> str:
+    """Return what makes a difference between two names: neither capital letters nor how an accent is written.
+
+    Example:
+        >>> fold(" Du\u0308nndarm") == fold("D\u00fcnndarm")
+        True
+    """
+    return unicodedata.normalize("NFC", text).strip().casefold()
+
+
 def map_patterns(names: Sequence[str], patterns: Patterns) -> dict[str, tuple[str, ...]]:
     """Find the structures of each organ by patterns, see `map_structures`. Capital letters do not matter.
 
@@ -89,7 +100,7 @@ def map_patterns(names: Sequence[str], patterns: Patterns) -> dict[str, tuple[st
     for organ, own in patterns.items():
         found: list[str] = []
         for pattern in own:
-            matching = [name for name in names if fnmatchcase(name.lower(), pattern.lower()) and name not in found]
+            matching = [name for name in names if fnmatchcase(fold(name), fold(pattern)) and name not in found]
             if len(matching) > 1:
                 raise InputError(
                     f"{pattern!r} of --organs fits to {list_some(matching, 5)}; write the name of {organ}, or of all "
@@ -134,7 +145,7 @@ def usable_name(name: str) -> str:
         >>> usable_name("Tumour: left"), usable_name("background"), usable_name("GTV*")
         ('Tumour_ left', '', 'GTV_')
     """
-    usable = NOT_IN_NAMES.sub("_", name).lstrip(" _.+()&'-")[:64].rstrip()
+    usable = NOT_IN_NAMES.sub("_", unicodedata.normalize("NFC", name)).lstrip(" _.+()&'-")[:64].rstrip()
     try:
         check_name(usable)
     except InputError:

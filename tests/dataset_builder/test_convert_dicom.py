@@ -110,6 +110,9 @@ def test_the_known_organs_of_the_newest_approved_plan_are_taken(
     label_file = read_label_file(tmp_path / "out")
     assert label_file is not None and label_file.labels.names == ("small_bowel", "stomach")
     assert [label_file.scans[f"case1_day{day}"].unknown for day in (0, 1)] == [("stomach",), ("small_bowel",)]
+    with pytest.raises(SystemExit):
+        convert(tmp_path / "in", tmp_path / "out", "--structure_set", "typo")
+    assert "--structure_set typo: fits to no label" in capsys.readouterr().err
     # The user may want the other one.
     assert convert(tmp_path / "in", tmp_path / "out", "--structure_set", "b") == 0
     assert np.array_equal(read_scan(tmp_path / "out", "case1_day1")[1]["stomach"], new.to_training(drawn[2]))
