@@ -3,13 +3,14 @@
 The commands run in the order in which the README links the pages, in one folder, as a reader would run them.
 """
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import HfApi
+from pydicom import dcmread
 
 from dataset_builder.phantom import write_phantom
 from dataset_builder.series import write_scan_series
@@ -28,13 +30,17 @@ from gi_segmentation.rle import decode
 from loopback_hub import LoopbackHub
 from tests.support.dicom import read_series
 from tests.support.encoders import write_encoder
-from tests.support.models import write_base
+from tests.support.models import save_model, write_base
 from tests.support.processes import ROOT, RunPython
 from tests.support.warm_python import WarmPython
 
 README = ROOT / "README.md"
 MAX_README_LINES = 120
 PAGES = [README, *(ROOT / path for path in dict.fromkeys(re.findall(r"\]\((docs/\w+\.md)\)", README.read_text())))]
+
+# The page goes its own way from patients to a model, so its commands run in a folder of their own.
+OWN_DATA = ROOT / "docs" / "own_data.md"
+TRY_IT = "## Try it without patients"
 
 FOLDERS_WITH_README = ("accelerate_configs", "app", "benchmarks", "model_cards", "loopback_hub")
 KAGGLE_ZIP = "uw-madison-gi-tract-image-segmentation"
@@ -137,6 +143,9 @@ def to_python_arguments(page: Path, command: str) -> list[str]:
             words = ["-m", "accelerate.commands.launch", *command.split()[2:]]
     elif program != "python":
         pytest.fail(f"{command}: this test runs `python` and `accelerate launch`; name any other command in NOT_RUN")
+    if words[:2] == ["-m", "gi_segmentation.cross_validate"] and page == OWN_DATA:
+        # What comes after `--` goes to the training.
+        return words + TINY.split()
     if "run_segmentation.py" not in words:
         return words
     return words + TINY.split() + (TINY_HEAD.split() if "recipes/upernet-swin-base.yaml" in words else [])
@@ -185,13 +194,13 @@ def tracked_entries() -> list[str]:
     return sorted({name.split("/")[0] for name in done.stdout.split("\0") if name})
 
 
-def test_every_documented_command_runs(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    clone = prepare_folder(tmp_path, hub)
+def run_commands(commands: Iterable[Documented], clone: Path, hub: LoopbackHub, hf_home: Path) -> None:
+    """Run the commands of pages in a folder. Each must end with the status 0."""
+    environment = {**os.environ, **hub.environment(), "HF_HOME": str(hf_home)}
     # One documented command starts another one, which it finds on the PATH.
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
-    environment = {**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "hf_home")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     with WarmPython(environment, HUGGING_FACE) as warm_python:
-        for page, language, text in documented():
+        for page, language, text in commands:
             # The command that rents a machine has a test of its own, below.
             if text in NOT_RUN or text.startswith(RENT):
                 continue
@@ -200,6 +209,33 @@ def test_every_documented_command_runs(tmp_path: Path, hub: LoopbackHub, monkeyp
             assert done.returncode == 0, f"{page.name}: {text}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
             for printed in re.findall(r"^print\(.*\)  # (.+)$", text, re.M):
                 assert printed.removesuffix("...") in done.stdout, f"{page.name}: {text}"
+
+
+def test_every_documented_command_runs(tmp_path: Path, hub: LoopbackHub) -> None:
+    clone = prepare_folder(tmp_path, hub)
+    run_commands([one for one in documented() if one.page != OWN_DATA], clone, hub, tmp_path / "hf_home")
+
+
+def test_own_patients_become_a_model_and_contours_by_the_documented_commands(tmp_path: Path, hub: LoopbackHub) -> None:
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in tracked_entries():
+        (clone / name).symlink_to(ROOT / name)
+    api = HfApi(endpoint=hub.endpoint, token="any")
+    api.create_repo("NAMESPACE/segformer-b0-gi-tract")
+    three_organs = save_model(tmp_path / "three_organs", "segformer", seed=0)
+    api.upload_folder(repo_id="NAMESPACE/segformer-b0-gi-tract", folder_path=three_organs)
+    commands = [one for one in documented() if one.page == OWN_DATA]
+    number = OWN_DATA.read_text().split(TRY_IT)[1].count("python -m")
+    # The reader has patients at the beginning. Here they come from the end of the page.
+    run_commands(commands[-number:], clone, hub, tmp_path / "hf_home")
+    shutil.copytree(clone / "corrected", clone / "new_patients", ignore=shutil.ignore_patterns("RS"))
+    run_commands(commands[:-number], clone, hub, tmp_path / "hf_home")
+    config = json.loads(Path(api.hf_hub_download("NAMESPACE/abdomen", "config.json")).read_text())
+    organs = ["large_bowel", "small_bowel", "stomach", "liver", "spleen"]
+    assert list(config["id2label"].values()) == ["background", *organs]
+    (contours,) = (clone / "contours").glob("*.rtstruct.dcm")
+    assert [str(roi.ROIName) for roi in dcmread(contours).StructureSetROISequence] == organs
 
 
 def test_the_client_accepts_the_command_that_rents_a_machine(hub: LoopbackHub, run_python: RunPython) -> None:
