@@ -51,6 +51,8 @@ def on_both_sides(name: str, code: str, meaning: str, *spellings: str) -> dict[s
     return pairs
 
 
+# In this order, known organs become labels. A part comes after what it is a part of, because a later label hides an
+# earlier one. Names for both sides, such as `Lungs`, are not known: a plan often has them beside those of each side.
 KNOWN_ORGANS: dict[str, KnownOrgan] = {
     "large_bowel": KnownOrgan(
         "14742008", "Large intestine", ("bowel_large", "large_intestine", "colon", "kolon", "dickdarm")
@@ -69,16 +71,15 @@ KNOWN_ORGANS: dict[str, KnownOrgan] = {
     "esophagus": KnownOrgan("32849002", "Esophagus", ("oesophagus", "speiseroehre")),
     "liver": KnownOrgan("10200004", "Liver", ("leber",)),
     "gallbladder": KnownOrgan("28231008", "Gallbladder", ("gall_bladder", "gallenblase")),
-    "common_bile_duct": KnownOrgan("79741001", "Common bile duct", ("bile_duct_common", "ductus_choledochus")),
     "spleen": KnownOrgan("78961009", "Spleen", ("milz",)),
     "pancreas": KnownOrgan("15776009", "Pancreas", ("pankreas", "bauchspeicheldruese")),
+    "common_bile_duct": KnownOrgan("79741001", "Common bile duct", ("bile_duct_common", "ductus_choledochus")),
     **on_both_sides("kidney", "64033007", "Kidney", "niere"),
-    "kidneys": KnownOrgan("64033007", "Kidney", ("nieren", "both_kidneys", "kidneys_both")),
     **on_both_sides("adrenal_gland", "23451007", "Adrenal gland", "adrenal", "glnd_adrenal", "nebenniere"),
     **on_both_sides("ureter", "87953007", "Ureter", "harnleiter"),
     "bladder": KnownOrgan("89837001", "Bladder", ("urinary_bladder", "bladder_urinary", "harnblase", "blase")),
-    "urethra": KnownOrgan("13648007", "Urethra", ("harnroehre",)),
     "prostate": KnownOrgan("41216001", "Prostate", ("prostata",)),
+    "urethra": KnownOrgan("13648007", "Urethra", ("harnroehre",)),
     "seminal_vesicles": KnownOrgan(
         "64739004", "Seminal Vesicle", ("seminal_ves", "seminal_vesicle", "samenblase", "samenblasen")
     ),
@@ -88,15 +89,14 @@ KNOWN_ORGANS: dict[str, KnownOrgan] = {
     "cervix": KnownOrgan("71252005", "Cervix", ("cervix_uteri", "uterine_cervix", "gebaermutterhals")),
     "vagina": KnownOrgan("76784001", "Vagina", ("scheide",)),
     **on_both_sides("ovary", "15497006", "Ovary", "ovar", "eierstock"),
+    **on_both_sides("femur", "71341001", "Femur", "oberschenkelknochen"),
     **on_both_sides(
         "femoral_head", "2812003", "Femoral head", "femur_head", "head_of_femur", "femurkopf", "hueftkopf"
     ),
-    **on_both_sides("femur", "71341001", "Femur", "oberschenkelknochen"),
     "sacrum": KnownOrgan("54735007", "Sacrum", ("os_sacrum", "kreuzbein")),
     "spinal_cord": KnownOrgan("2748008", "Spinal cord", ("cord", "myelon", "rueckenmark", "medulla_spinalis")),
     "heart": KnownOrgan("80891009", "Heart", ("herz",)),
     **on_both_sides("lung", "39607008", "Lung", "lunge"),
-    "lungs": KnownOrgan("39607008", "Lung", ("lungen", "both_lungs", "lungs_both")),
     "trachea": KnownOrgan("44567001", "Trachea", ("luftroehre",)),
     "aorta": KnownOrgan("15825003", "Aorta", ("a_aorta",)),
     "inferior_vena_cava": KnownOrgan(

@@ -48,7 +48,7 @@ def test_each_spelling_is_that_of_one_organ() -> None:
         ("bladder", "Bladder, urinary_bladder, Harnblase"),
         ("seminal_vesicles", "SeminalVes, Samenblasen"),
         ("spinal_cord", "SpinalCord, spinal_cord, Spinal Cord, Myelon, Rückenmark"),
-        ("lungs", "Lungs, Lungen"),
+        ("lung_left", "Lung_L, lung_left, Lunge links"),
         ("inferior_vena_cava", "V_Venacava_I, inferior_vena_cava, IVC"),
         ("thyroid_gland", "Glnd_Thyroid, thyroid_gland, Schilddrüse"),
     ],
