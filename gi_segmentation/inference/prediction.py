@@ -15,9 +15,9 @@ from typing import Any, Literal
 from gi_segmentation import __version__
 from gi_segmentation.errors import InputError, describe_fault, list_some, one_line
 from gi_segmentation.formats.inputs import InputScan
-from gi_segmentation.formats.volumes import check_volumes
+from gi_segmentation.formats.volumes import FIELD_MM, check_volumes
 from gi_segmentation.inference.batches import PredictionSettings
-from gi_segmentation.inference.members import Member
+from gi_segmentation.inference.members import Member, find_common_field
 from gi_segmentation.inference.output_folder import check_records, is_done, write_files
 from gi_segmentation.inference.outputs import OutputPlan, find_format, plan_outputs
 from gi_segmentation.inference.scans import predict_scans
@@ -118,13 +118,15 @@ def predict_files(
 
 def describe_prediction(members: Sequence[Member], settings: PredictionSettings) -> dict[str, Any]:
     """Return what decides the masks of a scan, in plain values for a record."""
-    limits = settings.postprocessing
+    limits, field_mm = settings.postprocessing, find_common_field(members)
     return {
         "version": __version__,
         "checkpoints": sorted(member.commit for member in members),
         "precision": "bf16" if members[0].bf16 else "fp32",
         "test_time_flips": settings.flips,
         "postprocessing": None if limits is None else limits.to_config(),
+        # Earlier records have no such entry. A file has no tuples.
+        "field_mm": None if field_mm == FIELD_MM else [list(ends) for ends in field_mm],
     }
 
 

@@ -25,7 +25,7 @@ from gi_segmentation.labels import LabelSet
 from gi_segmentation.predict import main
 from gi_segmentation.review.predicted_scan import PredictedScan
 from tests.support.masks import check_dicom
-from tests.support.models import change_config, save_model
+from tests.support.models import MAX_TIES, change_config, save_model
 from tests.support.volumes import prediction_words
 
 LABELS = LabelSet(("stomach", "Lung (left)", "duodenum", "tumour 2", "Wirbelkörper"))
@@ -86,6 +86,18 @@ def test_a_folder_of_own_data_gets_a_submission(model: Path, own_dir: Path, tmp_
     assert nibabel.load(label_map).header.get_zooms()[2] == 2
 
 
+def test_neighbours_of_own_data_are_as_far_away_as_in_other_files(own_dir: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "segformer", seed=0, slice_context=2, labels=LABELS)
+    voxels, affine = read_first_scan(own_dir / "train")
+    # That function takes 3 mm for the distance of the slices.
+    nibabel.save(nibabel.Nifti1Image(voxels, affine @ np.diag([1, 1, 2 / 3, 1])), tmp_path / "a.nii")
+    masks = []
+    for source in (own_dir / "train", tmp_path / "a.nii"):
+        (written,) = main(prediction_words(model, source, tmp_path / source.stem, "--format", "nifti"))
+        masks.append(np.asarray(nibabel.load(written).dataobj))
+    assert len(np.unique(masks[0])) > 2 and np.mean(masks[0] != masks[1]) <= MAX_TIES
+
+
 def test_the_members_of_an_ensemble_need_the_same_labels(model: Path, own_dir: Path, tmp_path: Path) -> None:
     words = prediction_words(model, own_dir / "train", tmp_path / "out")
     swapped = LabelSet((*LABELS.names[1:], LABELS.names[0]))
@@ -129,6 +141,10 @@ class TestFieldOfView:
         main(prediction_words(tmp_path / "small", source, tmp_path / "out", "--format", "nifti"))
         line = "field of view of the training: 90 to 100 mm high, 110 to 120 mm wide; cropped or padded to it: a"
         assert line in capsys.readouterr().out
+        # With another field of view, a folder would have masks of two kinds.
+        change_config(tmp_path / "small", field_mm=[[90, 100], [110, 130]])
+        with pytest.raises(InputError, match=r"other settings: field_mm was .* and is now"):
+            main(prediction_words(tmp_path / "small", source, tmp_path / "out", "--format", "nifti"))
 
     def test_an_ensemble_takes_what_any_member_has_seen(self, tmp_path: Path) -> None:
         folders = [save_model(tmp_path / str(seed), "segformer", seed) for seed in range(3)]
