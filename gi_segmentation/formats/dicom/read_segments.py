@@ -98,9 +98,9 @@ def find_segment(dataset: Any, number: int) -> int:
 def read_segment_masks(path: Path, volume: Volume, names: Sequence[str]) -> np.ndarray:
     """Put segments on the grid of a scan, voxel by voxel. Slices without a frame are empty.
 
-    The frames are placed by their positions one by one. Highdicom makes a volume of the frames first, and refuses
-    those whose positions were rounded to 0.1 mm, as scanners do: its slices must have equal distances, and these must
-    be those of the scan to the micrometre. A single frame whose file does not state the distance has none at all.
+    The frames are placed by their positions one by one. Highdicom makes a volume of the frames first. It refuses them
+    if their distances differ because positions were rounded to 0.1 mm, as scanners do, and it may refuse a single
+    frame whose file does not state the distance of slices.
 
     Args:
         path: The segmentation.
