@@ -1,4 +1,4 @@
-"""`python -m dataset_builder phantom | series | convert | verify | build`: from scans to a dataset."""
+"""`python -m dataset_builder phantom | series | convert | verify | build | export`: from scans to a dataset."""
 
 import argparse
 import gc
@@ -120,6 +120,42 @@ def run_build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_export(arguments: argparse.Namespace) -> int:
+    """Write a built dataset for another program."""
+    try:
+        from dataset_builder.nnunet import export_nnunet
+    except ImportError as error:
+        raise InputError(
+            f"export: needs {error.name}, which is not installed; run `pip install -e .[clinic]`"
+        ) from error
+
+    try:
+        report = export_nnunet(arguments.dataset_dir, arguments.output_dir, arguments.channel)
+    except OSError as error:
+        raise InputError(
+            f"--output_dir {arguments.output_dir}: {error}; free some space or choose another folder"
+        ) from error
+    print(report.summary())
+    return 0
+
+
+def add_export_flags(export: argparse.ArgumentParser) -> None:
+    """Add the flags of `export`."""
+    export.add_argument("--format", choices=("nnunet",), required=True, help="the program that shall read it")
+    export.add_argument("--dataset_dir", default="gi_tract", help="folder of the dataset, or its name on a Hub")
+    export.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="a new folder in nnUNet_raw, with a name like Dataset501_Abdomen",
+    )
+    export.add_argument(
+        "--channel",
+        default="MRI",
+        help="name of the channel; nnU-Net normalises CT, and no other, as Hounsfield units",
+    )
+
+
 def add_phantom_flags(phantom: argparse.ArgumentParser) -> None:
     """Add the flags that only `phantom` has."""
     phantom.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder")
@@ -192,7 +228,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser("python -m dataset_builder", description=__doc__, formatter_class=formatter)
-    commands = parser.add_subparsers(required=True, metavar="phantom | series | convert | verify | build")
+    commands = parser.add_subparsers(required=True, metavar="phantom | series | convert | verify | build | export")
 
     phantom = commands.add_parser("phantom", help="write a synthetic Kaggle folder", formatter_class=formatter)
     add_phantom_flags(phantom)
@@ -220,6 +256,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     check = commands.add_parser("verify", help="report every problem of a Kaggle folder", formatter_class=formatter)
     check.set_defaults(run=run_verify)
+
+    export = commands.add_parser(
+        "export", help="write a built dataset for another program, with its folds", formatter_class=formatter
+    )
+    add_export_flags(export)
+    export.set_defaults(run=run_export)
 
     make = commands.add_parser("build", help="build the dataset from a Kaggle folder", formatter_class=formatter)
     add_build_flags(make)

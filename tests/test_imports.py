@@ -51,7 +51,7 @@ ALLOWED = {
     "cross_validation": {
         *("ground", "formats", "data", "models", "scoring", "postprocessing", "training", "inference", "publishing")
     },
-    "dataset_builder": {"ground", "formats", "scoring", "data.synthetic", "publishing"},
+    "dataset_builder": {"ground", "formats", "scoring", "data.synthetic", "data.dataset_scans", "publishing"},
     "loopback_hub": set(),
 }
 # No module of these wings loads PyTorch.
