@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--test_time_flips",
         action="store_true",
-        help="average over flipped slices in four forward passes; for a model that was trained with flips",
+        help="average over flipped slices in up to four forward passes; for a model that was trained with flips",
     )
     parser.add_argument(
         "--folds",

@@ -29,6 +29,11 @@ def find_flips(labels: LabelSet) -> tuple[tuple[int, ...], ...]:
     return tuple(axes for axes in FLIPS if -1 not in axes) if labels.has_sides else FLIPS
 
 
+def name_flips(labels: LabelSet) -> str:
+    """Return the number of the test-time flips of a model as a word."""
+    return {2: "two", 4: "four"}[len(find_flips(labels))]
+
+
 def flip_logits(
     model: nn.Module, pixel_values: torch.Tensor, flips: Sequence[tuple[int, ...]] = FLIPS
 ) -> torch.Tensor:

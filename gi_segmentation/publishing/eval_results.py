@@ -16,6 +16,7 @@ from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_y
 
 from gi_segmentation.files import write_text
 from gi_segmentation.labels import LabelSet
+from gi_segmentation.models.masks import name_flips
 from gi_segmentation.rules import PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def describe_measurement(facts: "RunResults", score: str) -> str:
     if interval := facts.intervals[score]:
         notes.append(f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}")
     if score == FLIP_SCORE:
-        notes.append("averaged over four flips")
+        notes.append(f"averaged over {name_flips(facts.label_set)} flips")
     elif score == SEED_SCORE:
         notes.append(f"at {facts.image_size}×{facts.image_size} pixels")
     return ", ".join([*notes, f"split hash {facts.split_hash[:12]}"])

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from gi_segmentation.errors import InputError
 from gi_segmentation.files import hash_file, write_text
 from gi_segmentation.labels import LabelSet
+from gi_segmentation.models.masks import name_flips
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.eval_results import FLIP_SCORE, OF_THE_PRESET, SEED_SCORE
 from gi_segmentation.publishing.facts import RunResults, read_results
@@ -58,7 +59,9 @@ def score_titles(facts: RunResults) -> dict[str, str]:
         names[key] += f" (preset {facts.competition_preset})"
     if FLIP_SCORE in facts.scores:
         gain = (facts.scores[FLIP_SCORE] or 0) - (facts.scores["eval_dice"] or 0)
-        names[FLIP_SCORE] = f"{names['eval_dice']}, averaged over four flips of the slice ({gain:+.4f})"
+        names[FLIP_SCORE] = (
+            f"{names['eval_dice']}, averaged over {name_flips(facts.label_set)} flips of the slice ({gain:+.4f})"
+        )
     number = {4: "four"}.get(len(facts.organs) + 1, len(facts.organs) + 1)
     names[SEED_SCORE] = f"Macro F1 over {number} labels with background, all pixels pooled, at {size}×{size} pixels"
     return names
