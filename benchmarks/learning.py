@@ -34,8 +34,8 @@ from benchmarks.training import (
 )
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import load_slices
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.masks import resize_logits
-from gi_segmentation.schema import LABELS, ORGANS
 from gi_segmentation.training.losses import cross_entropy_loss
 from gi_segmentation.training.trainer import SegmentationTrainer, train
 
@@ -53,7 +53,7 @@ SMALL_SEGFORMER = {
 }
 # A recipe is a set of flags. The benchmark sets data, model, sizes and steps itself, and these win over the recipe.
 RECIPES: dict[str, dict[str, Any]] = {"default": {}, "seed": {"config": ROOT / "recipes" / "seed.yaml"}}
-SCORES = ("eval_dice", *(f"eval_dice_{organ}" for organ in ORGANS), "eval_macro_f1_seed")
+SCORES = ("eval_dice", *(f"eval_dice_{organ}" for organ in GI_TRACT.names), "eval_macro_f1_seed")
 
 
 class Trained(NamedTuple):
@@ -71,7 +71,7 @@ class OriginalTrainer(SegmentationTrainer):
     ) -> torch.Tensor:
         """Compute the loss of a batch at input resolution. It has no part for an auxiliary head."""
         (logits,) = resize_logits([outputs.logits], *labels.shape[-2:])
-        probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(LABELS)).movedim(-1, 1)
+        probabilities, target = logits.softmax(dim=1), F.one_hot(labels, len(GI_TRACT.labels)).movedim(-1, 1)
         # The sums run over all slices of the batch. The background is one of the four labels. It is easy to find and
         # fills most pixels, so it hides part of the organs' errors. Our own loss leaves it out.
         overlap, total = (both.sum(dim=(0, 2, 3)) for both in (probabilities * target, probabilities + target))

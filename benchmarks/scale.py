@@ -27,9 +27,10 @@ from gi_segmentation.data.dataset_scans import list_dataset_scans
 from gi_segmentation.data.sampling import StreamingSampler
 from gi_segmentation.data.slices import check_slice_names, load_slices, transform_splits
 from gi_segmentation.data.streaming import load_index, number_groups
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.publishing.facts import count_sizes, count_split, fingerprint_dataset
-from gi_segmentation.schema import ORGANS, SCAN_SLICES, dataset_features, scan_name, slice_name
+from gi_segmentation.schema import SCAN_SLICES, dataset_features, scan_name, slice_name
 
 MANY = 10_000_000
 SLICES_PER_FILE, SLICES_PER_GROUP = 4000, 32
@@ -46,7 +47,8 @@ def list_rows(first: int, number: int) -> Iterator[dict[str, Any]]:
         rle = "12345 67 " * (2 * RLE_LENGTH // 27) if place % 2 else ""
         yield {
             "id": slice_name(scan, place), "image": None, "annotation": None,
-            "segmentation": dict.fromkeys(ORGANS, rle.strip()), "case": case, "day": 0, "slice": place, "scan": scan,
+            "segmentation": dict.fromkeys(GI_TRACT.names, rle.strip()), "case": case, "day": 0,
+            "slice": place, "scan": scan,
             "fold": case % 5, "height": 266, "width": 266, "pixel_spacing": [1.5, 1.5],
         }  # fmt: skip
 

@@ -20,7 +20,8 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy.ndimage import distance_transform_edt, find_objects, zoom
 
-from gi_segmentation.schema import ORGANS, SLICE_THICKNESS_MM
+from gi_segmentation.labels import GI_TRACT
+from gi_segmentation.schema import SLICE_THICKNESS_MM
 from gi_segmentation.scoring.clinical import compare_organ
 from gi_segmentation.scoring.competition import normalised_hausdorff
 
@@ -39,7 +40,7 @@ def draw_scan(seed: int) -> Scan:
     places = np.meshgrid(*(np.linspace(-1, 1, size, dtype=np.float32) for size in SHAPE), indexing="ij", sparse=True)
     # Distance from the middle, squared; 1 at the middle of a side.
     middle = sum(place**2 for place in places)
-    volumes = np.zeros((2, len(ORGANS), *SHAPE), dtype=bool)
+    volumes = np.zeros((2, len(GI_TRACT.names), *SHAPE), dtype=bool)
     for preds, target in volumes.swapaxes(0, 1):
         # An organ is where a smooth random field is above a level. The coarse field gives the shape. The finer one is
         # added for the prediction, so its border is wrong here and there, by a few voxels.

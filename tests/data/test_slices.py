@@ -18,9 +18,9 @@ from gi_segmentation.data.slices import load_slices, select_samples, transform_s
 from gi_segmentation.data.transforms import normalize, unpack_labels
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.volumes import to_intensities, to_whole_intensities
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import new_processor
 from gi_segmentation.rle import encode, organ_masks
-from gi_segmentation.schema import ORGANS
 
 SIZE = 64
 
@@ -120,7 +120,7 @@ class TestOrganMasks:
     def test_overlaps_are_kept(self) -> None:
         masks = np.zeros((3, 4, 5), dtype=bool)
         masks[0, :2] = masks[2, 1:] = True
-        decoded = organ_masks(dict(zip(ORGANS, map(encode, masks), strict=True)), height=4, width=5)
+        decoded = organ_masks(dict(zip(GI_TRACT.names, map(encode, masks), strict=True)), height=4, width=5)
         np.testing.assert_array_equal(decoded, masks)
         assert (decoded.sum(axis=0) == 2).sum() == 5
 

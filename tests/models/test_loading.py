@@ -21,7 +21,6 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.heads import enable_gradient_checkpointing, find_encoder
 from gi_segmentation.models.loading import count_parameters, load_checkpoint, load_model
-from gi_segmentation.schema import ORGANS
 from tests.support.models import FAMILIES, ID2LABEL, MEAN, SIZE, STD, new_model, save_model, write_base
 
 
@@ -90,7 +89,9 @@ class TestFamilies:
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
         loaded, _ = load_checkpoint(str(tmp_path))
-        assert list((loaded.config.id2label or {}).values()) == list(ORGANS) and loaded.config.slice_context == 2
+        assert (
+            list((loaded.config.id2label or {}).values()) == list(GI_TRACT.names) and loaded.config.slice_context == 2
+        )
         with torch.no_grad():
             logits = loaded(pixel_values=torch.randn(1, 3, SIZE, SIZE)).logits
         assert logits.shape[1] == 3
