@@ -33,7 +33,7 @@ from gi_segmentation.formats.nifti import (
     strip_ending,
     three_axes,
 )
-from gi_segmentation.formats.structures import StructureSet
+from gi_segmentation.formats.structures import StructureSet, empty_masks
 from gi_segmentation.formats.volumes import Volume
 
 # A label map lies on the grid of its scan if no voxel is further away than this share of the smallest side of a voxel.
@@ -500,10 +500,10 @@ def describe_grid(volume: Volume) -> str:
     return f"{' x '.join(map(str, volume.shape))} voxels of {format_sizes(sizes)} mm"
 
 
-def read_masks(shape: tuple[int, ...], sources: Sequence[LabelSource], names: Sequence[str]) -> np.ndarray:
+def read_masks(shape: tuple[int, int, int], sources: Sequence[LabelSource], names: Sequence[str]) -> np.ndarray:
     """Read the masks of structures, see `StructureSet.read`."""
-    masks = np.zeros((len(names), *shape), dtype=bool)
-    for index, name in enumerate(names):
+    masks = empty_masks(len(names), shape)
+    for mask, name in zip(masks, names, strict=True):
         source = next(source for source in sources if name in (source.names or {}))
         assert source.names is not None
         if source.allowed and (others := sorted(find_values(source.path) - source.allowed - {0})):
@@ -511,9 +511,11 @@ def read_masks(shape: tuple[int, ...], sources: Sequence[LabelSource], names: Se
                 f"{source.path}: has the labels {list_some([str(value) for value in others])}, for which dataset.json "
                 f"has no name; add them, or correct the label map"
             )
-        voxels, values = read_labels(source.path), source.names[name]
-        inside = np.isin(voxels, values) if values else voxels != 0
-        masks[index] = np.flip(inside.transpose(source.order), source.flipped)
+        voxels = np.flip(read_labels(source.path).transpose(source.order), source.flipped)
+        for value in source.names[name]:
+            mask |= voxels == value
+        if not source.names[name]:
+            mask |= voxels != 0
     return masks
 
 
@@ -546,7 +548,8 @@ def find_change(path: Path) -> tuple[int, int]:
 def find_values_once(path: Path, changed_ns: int, size: int) -> frozenset[int]:
     """Find the values of a label map, see `find_values` and `read_labels_once`."""
     # Plane by plane, because a sorted copy of all voxels needs much memory.
-    return frozenset(int(value) for plane in read_labels_once(path, changed_ns, size) for value in np.unique(plane))
+    planes = read_labels_once(path, changed_ns, size).T
+    return frozenset(int(value) for plane in planes for value in np.unique(plane))
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from gi_segmentation.formats.dicom.geometry import TO_RAS
 from gi_segmentation.formats.dicom.header import hush_pydicom, read_bytes
 from gi_segmentation.formats.dicom.kinds import read_text
 from gi_segmentation.formats.dicom.references import References, frame_of_reference
+from gi_segmentation.formats.structures import empty_masks
 from gi_segmentation.formats.volumes import Volume
 
 # How a file says that contours are closed, and lie in a plane each. Both kinds are filled by the same rule: contours
@@ -156,7 +157,7 @@ def read_contour_masks(path: Path, volume: Volume, interpolate: bool, names: Seq
     with reading(path, "its contours cannot be read", "export it again"), hush_pydicom():
         rois = list_rois(read_dataset(path))
         uid = frame_of_reference(volume)
-        masks = np.zeros((len(names), *volume.shape), dtype=bool)
+        masks = empty_masks(len(names), volume.shape)
         for mask, name in zip(masks, names, strict=True):
             own = [roi for roi in rois if roi.name == name and (not uid or roi.frame_of_reference_uid in ("", uid))]
             drawn = [roi for roi in own if roi.contours]

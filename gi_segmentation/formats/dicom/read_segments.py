@@ -13,6 +13,7 @@ from gi_segmentation.formats.dicom.geometry import TO_RAS, find_normal, is_paral
 from gi_segmentation.formats.dicom.header import hush_pydicom
 from gi_segmentation.formats.dicom.kinds import read_text
 from gi_segmentation.formats.dicom.references import References
+from gi_segmentation.formats.structures import empty_masks
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.schema import SLICE_THICKNESS_MM
 
@@ -117,7 +118,7 @@ def read_segment_masks(path: Path, volume: Volume, names: Sequence[str]) -> np.n
         dataset = read_dataset(path)
         check_codec(path, dataset)
         numbers = [find_number(path, dataset, name) for name in names]
-        masks = np.zeros((len(names), *volume.shape), dtype=bool)
+        masks = empty_masks(len(names), volume.shape)
         frames = list_frames(path, dataset)
         check_distance(path, dataset, frames, volume)
         is_label_map = read_text(dataset, "SegmentationType") == "LABELMAP"
