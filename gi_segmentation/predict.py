@@ -19,7 +19,7 @@ from gi_segmentation.shortages import PREDICTION
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from gi_segmentation.formats.inputs import InputScan, Kind
+    from gi_segmentation.formats.inputs import InputScan, InputScans, Kind
     from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import Member
     from gi_segmentation.schema import FieldOfView
@@ -110,15 +110,9 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
-    from gi_segmentation.formats.inputs import describe_scan, find_scans
+    from gi_segmentation.formats.inputs import find_scans
     from gi_segmentation.inference.output_folder import check_submission
-    from gi_segmentation.inference.outputs import (
-        add_probabilities,
-        choose_formats,
-        describe_plan,
-        leave_out,
-        list_outputs,
-    )
+    from gi_segmentation.inference.outputs import add_probabilities, choose_formats, leave_out, list_outputs
 
     output_dir = arguments.output_dir
     scans = find_scans(path, output_dir, arguments.series)
@@ -129,10 +123,7 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     if submits:
         check_submission(output_dir)
     if arguments.list:
-        field_mm = read_field(arguments.model[0])
-        lines = [describe_scan(scan.in_field(field_mm)) for scan in scans.scans]
-        lines += [line for scan in scans.usable for line in describe_plan(scan, formats[scan.kind])]
-        print("\n".join([*lines, *scans.left_out]))
+        print_found(scans, formats, read_field(arguments.model[0]))
     # This is the last check without a model.
     paths = [output_dir / name for name in list_outputs(scans, formats)]
     if arguments.list:
@@ -165,6 +156,22 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
         state.wait_for_everyone()
         write_predictions(members, settings, scans.scans, formats, output_dir, state, arguments.format is not None)
     return paths
+
+
+def print_found(scans: "InputScans", formats: Mapping["Kind", Sequence[str]], field_mm: "FieldOfView") -> None:
+    """Print what was found, and what cannot be written.
+
+    Args:
+        scans: The input.
+        formats: The formats to write.
+        field_mm: The field of view of the training.
+    """
+    from gi_segmentation.formats.inputs import describe_scan
+    from gi_segmentation.inference.outputs import describe_plan
+
+    lines = [describe_scan(scan.in_field(field_mm)) for scan in scans.scans]
+    lines += [line for scan in scans.usable for line in describe_plan(scan, formats[scan.kind])]
+    print("\n".join([*lines, *scans.left_out]))
 
 
 def read_field(name: str) -> "FieldOfView":

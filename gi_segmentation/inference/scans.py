@@ -57,16 +57,9 @@ def predict_scans(
         members, [one for scan in scans for one in scan.slices], settings, needed, probabilities
     )
     for scan in scans:
-        organs: list[SliceOrgans] = []
-        error = None
-        for one in islice(slices, len(scan.slices)):
-            if isinstance(one, InputError):
-                error = error or one
-                organs.clear()
-            elif error is None:
-                organs.append(one)
-        if error is not None:
-            yield scan, error
+        organs = take_slices(slices, len(scan.slices))
+        if isinstance(organs, InputError):
+            yield scan, organs
             continue
         masks = [one.masks for one in organs]
         means = [one.probabilities for one in organs if one.probabilities is not None]
@@ -83,6 +76,19 @@ def predict_scans(
         yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, labels, ranges, agreement)
         # The next scan needs the memory of this one.
         del organs, masks, means, overlaps
+
+
+def take_slices(slices: Iterator[SliceOrgans | InputError], number: int) -> list[SliceOrgans] | InputError:
+    """Take the next slices, those of one scan, or return the first error among them."""
+    organs: list[SliceOrgans] = []
+    error = None
+    for one in islice(slices, number):
+        if isinstance(one, InputError):
+            error = error or one
+            organs.clear()
+        elif error is None:
+            organs.append(one)
+    return organs if error is None else error
 
 
 def predict_slice_files(
