@@ -62,14 +62,15 @@ def write_output(plan: Plan, options: ConvertOptions) -> str:
         raise InputError(join_problems(plan.problems.values()))
     output_dir, labels = options.output_dir, plan.labels()
     print("".join(f"{line}\n" for line in describe_plan(plan)), end="")
+    # A damaged key file is an error before there is a folder.
+    read_key(options.key_file)
     with writing_to(output_dir, output_dir / LOCK_FILE):
         check_output_dir(output_dir)
         key = number_scans(plan, options.key_file)
-        tasks = []
-        for one in plan.scans:
-            name = scan_name(key.cases[one.scan.patient], key.days[one.scan.patient][one.scan.name])
-            tasks.append(ScanTask(one, name, key.salt, options.missing))
+        tasks = list_tasks(plan, key, options)
         check_others(output_dir, [task.name for task in tasks], key, plan)
+        (output_dir / RECORDS).mkdir(exist_ok=True)
+        write_key(options.key_file, key)
         outcomes: dict[str, ScanOutcome] = {}
         for task, outcome in convert_scans(tasks, output_dir, options.num_proc):
             outcomes[task.name] = outcome
@@ -100,11 +101,10 @@ def check_output_dir(output_dir: Path) -> None:
             f"--output_dir {output_dir}: expected a new folder, or one of an earlier `convert`, got {min(foreign)} in "
             f"it; name another one"
         )
-    (output_dir / RECORDS).mkdir(exist_ok=True)
 
 
 def number_scans(plan: Plan, key_file: Path) -> Key:
-    """Give each patient and each scan a number, and write the key file.
+    """Return the key file with a number for each patient and each scan.
 
     Raises:
         InputError: If the key file cannot be used.
@@ -114,8 +114,16 @@ def number_scans(plan: Plan, key_file: Path) -> Key:
     for one in plan.scans:
         scans[one.scan.patient].append(one.scan.name)
     key.add(scans)
-    write_key(key_file, key)
     return key
+
+
+def list_tasks(plan: Plan, key: Key, options: ConvertOptions) -> list[ScanTask]:
+    """Return what is to be done for each scan."""
+    tasks = []
+    for one in plan.scans:
+        name = scan_name(key.cases[one.scan.patient], key.days[one.scan.patient][one.scan.name])
+        tasks.append(ScanTask(one, name, key.salt, options.missing))
+    return tasks
 
 
 def check_others(output_dir: Path, names: Sequence[str], key: Key, plan: Plan) -> None:

@@ -64,16 +64,7 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
         default="unknown",
         help="what an organ is that nobody has drawn in a scan: unknown (training and scores leave it out) or empty",
     )
-    add("--images", metavar="PATTERN", help='the NIfTI scans below --input, for example "*/t2.nii.gz"; with --labels')
-    add("--labels", metavar="PATTERN", help='their label maps, for example "*/t2_seg.nii.gz" or "*/masks/*.nii.gz"')
-    add(
-        "--label_names",
-        default="",
-        metavar="NAMES|FILE",
-        help='names of values in label maps, for example "1=stomach,2=duodenum", or a file of JSON, ITK-SNAP, 3D '
-        "Slicer or FreeSurfer; empty: a file beside them, or label_1, label_2 and so on",
-    )
-    add("--channel", metavar="NUMBER", help="the channel of an nnU-Net dataset to take; None: 0000")
+    add_nifti_flags(parser)
     add(
         "--patients",
         default="",
@@ -101,6 +92,21 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--key_file", type=Path, help="private file of patients and case numbers; None: OUTPUT_DIR.key.json")
     add("--num_proc", type=int, help="number of processes; None: one per core")
+
+
+def add_nifti_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that only NIfTI files need."""
+    add = parser.add_argument
+    add("--images", metavar="PATTERN", help='the NIfTI scans below --input, for example "*/t2.nii.gz"; with --labels')
+    add("--labels", metavar="PATTERN", help='their label maps, for example "*/t2_seg.nii.gz" or "*/masks/*.nii.gz"')
+    add(
+        "--label_names",
+        default="",
+        metavar="NAMES|FILE",
+        help='names of values in label maps, for example "1=stomach,2=duodenum", or a file of JSON, ITK-SNAP, 3D '
+        "Slicer or FreeSurfer; empty: a file beside them, or label_1, label_2 and so on",
+    )
+    add("--channel", metavar="NUMBER", help="the channel of an nnU-Net dataset to take; None: 0000")
 
 
 def read_options(arguments: argparse.Namespace) -> ConvertOptions:

@@ -7,8 +7,8 @@ import numpy as np
 
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.dicom.read_segments import read_segment_masks
+from gi_segmentation.formats.label_maps import SAME_GRID_SHARE, align, describe_grid
 from gi_segmentation.formats.nifti import farthest_mm
-from gi_segmentation.formats.nifti_structures import SAME_GRID_SHARE, align, describe_grid
 from gi_segmentation.formats.structures import StructureSet
 from gi_segmentation.formats.volumes import Volume
 

@@ -17,17 +17,15 @@ from gi_segmentation.formats.dicom.series import FoundSeries, find_series
 from gi_segmentation.formats.inputs import PACKAGES_BY_KIND, require
 from gi_segmentation.formats.kaggle.label_file import ScanFacts
 from gi_segmentation.formats.kaggle.names import ID_PATTERN
+from gi_segmentation.formats.label_maps import Drawing, LabelSource, open_structures
 from gi_segmentation.formats.label_names import Values, read_dataset_json
 from gi_segmentation.formats.nifti import find_header, is_nifti, nifti_scan_name, open_volume, strip_ending
 from gi_segmentation.formats.nifti_structures import (
     BIDS_DERIVED,
     BIDS_LABELS,
-    Drawing,
     FoundStructures,
-    LabelSource,
     find_patient,
     name_values,
-    open_structures,
     parse_bids,
 )
 from gi_segmentation.formats.structures import StructureSet, choose_structures

@@ -354,11 +354,13 @@ def test_nothing_is_written_over_something_else(tmp_path: Path, capsys: pytest.C
     assert "only one patient" in capsys.readouterr().out
     # Another input would leave scans there that nobody has asked for.
     other = nnunet(tmp_path / "other", {"p2": draw(rng)})
-    before = all_bytes(out)
+    key = Path(f"{out}.key.json")
+    before, numbers = all_bytes(out), key.read_bytes()
     assert "has case1_day0, which is not in this --input" in run_wrong(capsys, other, out)
-    assert all_bytes(out) == before
-    Path(f"{out}.key.json").write_text("{}")
-    assert "not a key file" in run_wrong(capsys, folder, out)
+    assert all_bytes(out) == before and key.read_bytes() == numbers
+    key.write_text("{}")
+    assert "not a key file" in run_wrong(capsys, folder, tmp_path / "new", "--key_file", str(key))
+    assert not (tmp_path / "new").exists()
 
 
 def test_real_label_maps_come_over_voxel_by_voxel(test_data: Path, tmp_path: Path) -> None:
