@@ -14,9 +14,10 @@ from transformers import TrainingArguments, integrations
 
 from gi_segmentation.errors import check_repo_id
 from gi_segmentation.files import check_utf8
+from gi_segmentation.labels import LabelMode
 from gi_segmentation.processes import count_cores
 from gi_segmentation.rules import DEFAULT_PRESET, Preset
-from gi_segmentation.schema import ALL_FOLDS, LabelMode
+from gi_segmentation.schema import ALL_FOLDS
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 SliceSampling: TypeAlias = Literal["all", "balanced"]

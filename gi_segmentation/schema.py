@@ -1,4 +1,4 @@
-"""Names, label ids and columns of the data.
+"""Columns and names of the data.
 
 No other module states them a second time.
 """
@@ -7,13 +7,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet
-
-# The labels of Kaggle's data.
-ORGANS: tuple[str, ...] = GI_TRACT.names
-LABELS: tuple[str, ...] = GI_TRACT.labels
-LABELS_BY_MODE: dict[LabelMode, tuple[str, ...]] = {"multiclass": LABELS, "multilabel": ORGANS}
-COLOURS: tuple[tuple[int, int, int], ...] = GI_TRACT.palette
+from gi_segmentation.labels import GI_TRACT, LabelSet
 
 # The file names have the size of a pixel only. The thickness is the same in all scans of the competition.
 SLICE_THICKNESS_MM = 3.0

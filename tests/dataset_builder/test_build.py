@@ -36,7 +36,7 @@ from gi_segmentation.formats.kaggle.names import ID_PATTERN, KaggleDataError, Sl
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
-from gi_segmentation.schema import COLOURS, LABELS, ORGANS, dataset_features
+from gi_segmentation.schema import dataset_features
 from loopback_hub import Fault, LoopbackHub, check_card
 from tests.support.processes import RunPython, hold, processes_of
 
@@ -125,12 +125,13 @@ def test_annotations_are_palette_pngs_painted_in_the_order_of_ids(dataset_dir: P
             for organ in ("large_bowel", "small_bowel", "stomach"):
                 numbers = [int(word) for word in row["segmentation"][organ].split()]
                 for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
-                    expected[start - 1 : start - 1 + length] = LABELS.index(organ)
+                    expected[start - 1 : start - 1 + length] = GI_TRACT.labels.index(organ)
                     covered[start - 1 : start - 1 + length] += 1
             labels = np.array(row["annotation"])
             assert (row["annotation"].mode, labels.dtype) == ("P", np.uint8)
             np.testing.assert_array_equal(labels, expected.reshape(row["height"], row["width"]))
-            assert row["annotation"].getpalette()[:12] == [channel for colour in COLOURS for channel in colour]
+            palette = [channel for colour in GI_TRACT.palette for channel in colour]
+            assert row["annotation"].getpalette()[:12] == palette
             assert row["image"].mode == "I;16"
             shown |= set(np.unique(labels).tolist())
             overlapping += bool((covered > 1).any())
@@ -141,7 +142,8 @@ def test_columns_and_types_equal_the_schema(dataset_dir: Path) -> None:
     integers = ("case", "day", "slice", "fold", "height", "width")
     text, integer, image = datasets.Value("string"), datasets.Value("int32"), datasets.Image()
     assert dict(dataset_features()) == {
-        **{"id": text, "scan": text, "image": image, "annotation": image, "segmentation": dict.fromkeys(ORGANS, text)},
+        **{"id": text, "scan": text, "image": image, "annotation": image},
+        "segmentation": dict.fromkeys(GI_TRACT.names, text),
         **dict.fromkeys(integers, integer),
         "pixel_spacing": datasets.Sequence(datasets.Value("float64"), length=2),
     }
@@ -197,7 +199,7 @@ def test_every_fold_separates_the_patients_and_each_patient_validates_once(kaggl
 
 
 def test_folds_of_the_real_annotations_show_each_organ_about_equally_often(test_data: Path) -> None:
-    annotations, problems = read_annotations(test_data / "uwmgi_rle" / "train.csv", ORGANS)
+    annotations, problems = read_annotations(test_data / "uwmgi_rle" / "train.csv", GI_TRACT.names)
     assert problems == []
     keys = [(slice_id, *map(int, ID_PATTERN.fullmatch(slice_id).groups())) for slice_id in annotations]  # type: ignore
     slices = [SliceFile(Path(name), case, day, number, 266, 266, (1.5, 1.5)) for name, case, day, number in keys]
@@ -208,11 +210,11 @@ def test_folds_of_the_real_annotations_show_each_organ_about_equally_often(test_
         assert set(folds.values()) == set(range(num_folds))
         assert folds == assign_folds(scans, num_folds, seed)
         presence = [np.concatenate([organ_presence(s) for s in scans if folds[s.case] == k]) for k in range(num_folds)]
-        for bit in range(len(ORGANS)):
+        for bit in range(len(GI_TRACT)):
             overall = np.mean(np.concatenate(presence) >> bit & 1)
             shares = [np.mean(fold >> bit & 1) / overall for fold in presence]
             # Nine patients cannot be divided exactly, so a fold may show an organ up to 30 % less or 40 % more often.
-            assert min(shares) > 0.7 and max(shares) < 1.4, (ORGANS[bit], shares)
+            assert min(shares) > 0.7 and max(shares) < 1.4, (GI_TRACT.names[bit], shares)
 
 
 def test_folds_balance_patients_with_and_without_organs() -> None:
@@ -221,7 +223,7 @@ def test_folds_balance_patients_with_and_without_organs() -> None:
     for case in range(8):
         slices = [SliceFile(Path(), case, 0, number, 9, 9, (1.5, 1.5)) for number in range(10)]
         rle = "1 1" if case % 2 else ""
-        scans += group_scans(slices, {s.id: dict.fromkeys(ORGANS, Annotation(rle, 2)) for s in slices})
+        scans += group_scans(slices, {s.id: dict.fromkeys(GI_TRACT.names, Annotation(rle, 2)) for s in slices})
     deals = {tuple(sorted(assign_folds(scans, 4, seed).items())) for seed in range(5)}
     assert len(deals) > 1, "the seed changes the deal"
     for deal in deals:
@@ -306,7 +308,7 @@ def test_the_summary_and_the_card_state_the_right_counts(
     assert main(command) == 0
     printed = capsys.readouterr().out
     for split, rows in load_raw(folder).items():
-        masks = [[decode(row["segmentation"][o], row["height"], row["width"]) for o in ORGANS] for row in rows]
+        masks = [[decode(row["segmentation"][o], row["height"], row["width"]) for o in GI_TRACT.names] for row in rows]
         shown = np.array([[mask.any() for mask in organs] for organs in masks])
         overlap = sum(int((np.sum(organs, axis=0) > 1).sum()) for organs in masks)
         numbers = [1, 1, 3, int((~shown.any(axis=1)).sum()), *shown.sum(axis=0).tolist(), overlap]
@@ -575,7 +577,7 @@ def test_load_dataset_sees_an_edit_of_the_kaggle_folder(kaggle_copy: Path, monke
     (kaggle_copy / "train.csv").write_text(text)
     second = load()
     assert second[edited]["segmentation"]["stomach"] == encode(mask)
-    np.testing.assert_array_equal(np.array(second[edited]["annotation"]) == LABELS.index("stomach"), mask)
+    np.testing.assert_array_equal(np.array(second[edited]["annotation"]) == GI_TRACT.labels.index("stomach"), mask)
     path = next(s.path for s in find_slices(kaggle_copy)[0] if s.id == edited)
     Image.fromarray(np.full(mask.shape, 777, dtype=np.uint16)).save(path)
     assert np.unique(np.array(load()[edited]["image"])).tolist() == [777]

@@ -13,7 +13,7 @@ import pytest
 from dataset_builder import phantom
 from dataset_builder.phantom import PhantomSummary, write_phantom
 from gi_segmentation import rle
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.labels import GI_TRACT
 
 NUM_CASES, DAYS_PER_CASE, SLICES_PER_SCAN = 4, 2, 16
 IMAGE_NAME = re.compile(r"slice_(\d{4})_(\d+)_(\d+)_(\d\.\d\d)_(\d\.\d\d)\.png")
@@ -53,7 +53,8 @@ def read_masks(rows: list[list[str]], images: dict[str, Path]) -> dict[str, np.n
         assert rle.encode(mask) == segmentation
         masks[slice_id.split("_slice_")[0]].append(mask)
     return {
-        scan: np.stack(parts).reshape(-1, len(ORGANS), *parts[0].shape).swapaxes(0, 1) for scan, parts in masks.items()
+        scan: np.stack(parts).reshape(-1, len(GI_TRACT), *parts[0].shape).swapaxes(0, 1)
+        for scan, parts in masks.items()
     }
 
 
@@ -110,8 +111,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_rows_are_sorted_and_name_every_image(rows: list[list[str]], images: dict[str, Path]) -> None:
     assert rows[0] == ["id", "class", "segmentation"]
-    assert [row[1] for row in rows[1:]] == list(ORGANS) * len(images)
-    ids = [row[0] for row in rows[1 :: len(ORGANS)]]
+    assert [row[1] for row in rows[1:]] == list(GI_TRACT.names) * len(images)
+    ids = [row[0] for row in rows[1 :: len(GI_TRACT)]]
     keys = [tuple(map(int, re.findall(r"\d+", slice_id))) for slice_id in ids]
     assert keys == sorted(keys)
     assert set(ids) == set(images)
@@ -240,7 +241,7 @@ def test_few_slices_still_show_every_organ(tmp_path: Path, num_slices: int, diff
     write_phantom(tmp_path / "phantom", 3, 1, num_slices, num_proc=1, difficulty=difficulty)
     with (tmp_path / "phantom" / "train.csv").open(newline="") as file:
         present = {(row["id"].split("_")[0], row["class"]) for row in csv.DictReader(file) if row["segmentation"]}
-    assert len(present) == 3 * len(ORGANS)
+    assert len(present) == 3 * len(GI_TRACT)
 
 
 def test_the_plan_avoids_faulty_scans_and_has_the_real_numbers_of_slices() -> None:

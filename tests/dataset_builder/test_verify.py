@@ -23,7 +23,7 @@ from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.formats.kaggle.folder import find_slices, list_splits, read_kaggle_scans
 from gi_segmentation.formats.kaggle.images import read_slice
 from gi_segmentation.formats.kaggle.names import KaggleDataError
-from gi_segmentation.schema import ORGANS
+from gi_segmentation.labels import GI_TRACT
 from tests.support.processes import RunPython
 
 EXPECTED_NAME = "expected caseN_dayN/scans/slice_NUMBER_WIDTH_HEIGHT_SPACING_SPACING.png; rename or remove it"
@@ -43,14 +43,14 @@ def write_rows(folder: Path, rows: list[list[str]]) -> None:
 
 
 def image_of(folder: Path, index: int) -> Path:
-    slice_id = read_rows(folder)[1 + len(ORGANS) * index][0]
+    slice_id = read_rows(folder)[1 + len(GI_TRACT) * index][0]
     return next(s.path for s in find_slices(folder)[0] if s.id == slice_id)
 
 
 def change_cell(column: int, text: str, *words: str, organ: int = 1) -> Damage:
     def damage(folder: Path, index: int) -> list[str]:
         rows = read_rows(folder)
-        line = 1 + len(ORGANS) * index + organ
+        line = 1 + len(GI_TRACT) * index + organ
         rows[line][column] = text
         write_rows(folder, rows)
         return [f"{folder}/train.csv, row {line + 1}: ", *words]
@@ -61,7 +61,7 @@ def change_cell(column: int, text: str, *words: str, organ: int = 1) -> Damage:
 def drop_rows(organs: list[int], *words: str, names_csv_first: bool = True) -> Damage:
     def damage(folder: Path, index: int) -> list[str]:
         rows, path = read_rows(folder), image_of(folder, index)
-        gone = {1 + len(ORGANS) * index + organ for organ in organs}
+        gone = {1 + len(GI_TRACT) * index + organ for organ in organs}
         slice_id = rows[min(gone)][0]
         write_rows(folder, [row for line, row in enumerate(rows) if line not in gone])
         return [f"{folder}/train.csv" if names_csv_first else str(path), slice_id, *words]
@@ -71,14 +71,14 @@ def drop_rows(organs: list[int], *words: str, names_csv_first: bool = True) -> D
 
 def repeat_row(folder: Path, index: int) -> list[str]:
     rows = read_rows(folder)
-    line = 1 + len(ORGANS) * index
+    line = 1 + len(GI_TRACT) * index
     write_rows(folder, [*rows, rows[line]])
     return [f"{folder}/train.csv, row {len(rows) + 1}: {rows[line][0]}", f"in row {line + 1} already; remove one"]
 
 
 def remove_image(folder: Path, index: int) -> list[str]:
     image_of(folder, index).unlink()
-    line = 1 + len(ORGANS) * index
+    line = 1 + len(GI_TRACT) * index
     slice_id = read_rows(folder)[line][0]
     return [f"{folder}/train.csv, row {line + 1}: no PNG for {slice_id}", "add the file or remove its rows"]
 
@@ -397,8 +397,8 @@ def test_an_undamaged_folder_has_no_problems_and_right_counts(kaggle_dir: Path) 
         48,
         sum(not organs for organs in shown.values()),
     )
-    assert [found.shown[organ] for organ in ORGANS] == [
-        sum(organ in organs for organs in shown.values()) for organ in ORGANS
+    assert [found.shown[organ] for organ in GI_TRACT.names] == [
+        sum(organ in organs for organs in shown.values()) for organ in GI_TRACT.names
     ]
 
 

@@ -30,7 +30,6 @@ from gi_segmentation.formats.kaggle.label_file import LabelFile
 from gi_segmentation.formats.kaggle.names import SliceFile, parse_slice_path
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.rle import decode, fill_runs
-from gi_segmentation.schema import ORGANS
 from tests.fuzz import oracles
 
 Outcome = Literal["clear error", "right result"]
@@ -184,7 +183,7 @@ def expected_masks(data: bytes, column: str, shape: tuple[int, int]) -> dict[tup
         if not (slice_id or organ or rle):
             continue
         mask = oracles.decode_rle(rle, *shape)
-        if mask is None or (slice_id, organ) in masks or organ not in ORGANS:
+        if mask is None or (slice_id, organ) in masks or organ not in GI_TRACT.names:
             return None
         if not re.fullmatch(r"case(0|[1-9][0-9]{0,8})_day(0|[1-9][0-9]{0,8})_slice_[0-9]{4,9}", slice_id):
             return None
@@ -201,9 +200,9 @@ def check_csv(changes: list[tuple[str, float, bytes, int]]) -> Outcome:
     problems: list[str] = []
     try:
         with clear_errors():
-            annotations, problems = read_annotations(path, ORGANS)
+            annotations, problems = read_annotations(path, GI_TRACT.names)
             for slice_id, organs in annotations.items():
-                runs, wrong = read_segmentation(organs, one, path, ORGANS)
+                runs, wrong = read_segmentation(organs, one, path, GI_TRACT.names)
                 problems += wrong
                 found |= {(slice_id, organ): fill_runs(run, one.height * one.width) for organ, run in runs.items()}
     except Refused:
@@ -228,7 +227,7 @@ def small_table(column: str) -> bytes:
     """A table of one scan with three slices, with the sizes as columns."""
     lines = [f"id,class,{column},width,height,spacing_x,spacing_y"]
     for number in (1, 2, 3):
-        for place, organ in enumerate(ORGANS):
+        for place, organ in enumerate(GI_TRACT.names):
             rle = "" if place == number % 3 else f"{1 + place} {number} {20 + place} 5"
             lines.append(f"case1_day2_slice_{number:04d},{organ},{rle},{WIDTH},{HEIGHT},1.5,1.50")
     return ("\n".join(lines) + "\n").encode()
@@ -274,9 +273,9 @@ def check_submission(case: tuple[bool, list[tuple[str, float, bytes, int]]]) -> 
             volume, _ = decode_volume(pair, slices, path)
             expected = expected_masks(data[path.name], columns[path.name], shape)
             assert expected is not None, "an unreadable file was scored"
-            for (organ, row), mask in np.ndenumerate(np.empty((len(ORGANS), len(pair.slice_ids)))):
+            for (organ, row), mask in np.ndenumerate(np.empty((len(GI_TRACT), len(pair.slice_ids)))):
                 mask = volume[organ, row]
-                assert np.array_equal(mask, expected[pair.slice_ids[row], ORGANS[organ]]), "masks differ"
+                assert np.array_equal(mask, expected[pair.slice_ids[row], GI_TRACT.names[organ]]), "masks differ"
     return "right result"
 
 
@@ -692,7 +691,7 @@ def check_checkpoint(case: tuple[str, Any]) -> Outcome:
         assert damaged != original, "an unchanged checkpoint was refused"
         return "clear error"
     (masks,) = predicted.slice_masks
-    assert masks.shape == (len(ORGANS), one.height, one.width) and masks.dtype == bool
+    assert masks.shape == (len(GI_TRACT), one.height, one.width) and masks.dtype == bool
     if damaged == original:
         assert np.array_equal(masks, original_masks()), "other masks of the same checkpoint"
     return "right result"
@@ -714,7 +713,7 @@ def original_masks() -> np.ndarray:
     pixels = processor(image.mul(65535).round() / 65535, do_resize=False, do_rescale=False, return_tensors="pt")
     with torch.no_grad():
         mask = processor.post_process_semantic_segmentation(model(**pixels), target_sizes=[raw.shape[-2:]])[0]
-    return np.stack([(mask == label).numpy() for label in range(1, 1 + len(ORGANS))])
+    return np.stack([(mask == label).numpy() for label in range(1, 1 + len(GI_TRACT))])
 
 
 # -- The state of a training ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.losses import DiceLoss
 
-from gi_segmentation.schema import LabelMode
+from gi_segmentation.labels import LabelMode
 from gi_segmentation.training import losses
 
 
