@@ -584,10 +584,10 @@ def make_card_of(changes: dict[str, Any], repo_id: str, license_name: str) -> st
     from dataclasses import replace
 
     from gi_segmentation.publishing.eval_results import SEED_SCORE
-    from gi_segmentation.publishing.model_card import SCORE_NAMES, make_card
+    from gi_segmentation.publishing.model_card import make_card, score_names
     from tests.support.runs import FACTS
 
-    scores = dict.fromkeys([*SCORE_NAMES, SEED_SCORE], 0.5)
+    scores = dict.fromkeys([*score_names(GI_TRACT), SEED_SCORE], 0.5)
     scored = replace(FACTS, base_model="me/encoder", scores=scores, intervals=dict.fromkeys(scores))
     return make_card(replace(scored, **changes), repo_id, license_name)
 

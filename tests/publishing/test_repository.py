@@ -16,7 +16,7 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.publishing import hub as publishing
 from gi_segmentation.publishing.eval_results import SEED_SCORE
 from gi_segmentation.publishing.facts import write_facts
-from gi_segmentation.publishing.model_card import CARD, CASES, OVERLAY, SCAN_SCORES, SCORE_NAMES, write_card
+from gi_segmentation.publishing.model_card import CARD, CASES, OVERLAY, SCAN_SCORES, score_names, write_card
 from gi_segmentation.publishing.repository import RefusedError, find_repository, sign
 from loopback_hub import LoopbackHub
 from tests.support.hub_faults import client_of
@@ -43,7 +43,7 @@ def run_of_patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("patients") / "run")
     # `score_titles` needs a value for each name.
     facts = replace(FACTS, synthetic=False, dataset_title="UW-Madison GI Tract", fold="0")
-    names = [*SCORE_NAMES, SEED_SCORE]
+    names = [*score_names(FACTS.label_set), SEED_SCORE]
     cases = {name: {"scan": "case1_day0", "dice": 0.5, "slice": 3, "slice_dice": 0.25} for name in ("best", "worst")}
     scored = {"scores": dict.fromkeys(names, 0.5), "intervals": dict.fromkeys(names), "cases": cases}
     write_facts(folder, replace(facts, **scored, clinical={"scans": 0}))
