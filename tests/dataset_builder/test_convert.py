@@ -27,7 +27,7 @@ SECRET = ("Meier", "Anna", "20240131", "Otto", "site7", "9.876")
 def test_intensities_and_masks_come_over_voxel_by_voxel(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     voxels, labels = draw(rng)
-    affine = axial((0.9765625, 0.9765625, 6.0 if kind == "oblique" else 1.0))
+    affine = axial((0.9765625, 1.25, 6.0 if kind == "oblique" else 1.0))
     if kind == "one slice":
         voxels, labels = voxels[:, :, 2:3], labels[:, :, 2:3]
     elif kind == "ct":
@@ -139,10 +139,11 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
     cases = {f"p{number}": draw(rng) for number in range(3)}
     folder, out = nnunet(tmp_path / "in", cases), tmp_path / "out"
     written: list[str] = []
+    limit = 2
     write_scan = writing.write_scan
 
     def stop(task: writing.ScanTask, made_of: str, scan_folder: Path) -> object:
-        if len(written) == 2:
+        if len(written) == limit:
             raise KeyboardInterrupt
         written.append(task.name)
         return write_scan(task, made_of, scan_folder)
@@ -162,6 +163,13 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert all_bytes(out) == first
     # A new patient gets a new number, and the others keep theirs.
     nnunet(folder, {"p3": draw(rng)})
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_scan", stop)
+        limit = len(written)
+        with pytest.raises(SystemExit):
+            convert(folder, out)
+        # Without its index, nobody takes the folder for a complete one.
+        assert not (out / "train.csv").exists() and not (out / "labels.json").exists()
     assert convert(folder, out) == 0
     assert find_name(out, "p3") == "case4_day0" and all(find_name(out, f"p{one}") in str(first) for one in range(3))
     # A label map that was corrected is converted again.
