@@ -51,7 +51,8 @@ def test_masks_of_a_dataset_are_those_of_the_label_maps(
         # Beside the slices, under a name that says nothing.
         shutil.copy(write(volume, labels, NAMES, scratch), folder / "IM")
 
-    assert main(["convert", "--input", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out")]) == 0
+    words = ["--input", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--num_proc", "1"]
+    assert main(["convert", *words]) == 0
     words = ["--kaggle_dir", str(tmp_path / "out"), "--output_dir", str(tmp_path / "dataset")]
     assert main(["build", *words, "--num_folds", "2", "--num_proc", "1"]) == 0
 
