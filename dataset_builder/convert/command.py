@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -166,7 +167,8 @@ def convert_scans(
     if workers == 1:
         yield from zip(tasks, bar(map(work, tasks)), strict=True)
         return
-    with process_pool(workers, cv2.setNumThreads, 1) as pool:
+    # New processes, because OpenCV and progress bars have threads, and a forked process may wait for them for ever.
+    with process_pool(workers, cv2.setNumThreads, 1, context=get_context("spawn")) as pool:
         yield from zip(tasks, bar(pool.map(work, tasks)), strict=True)
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from multiprocessing import get_context
 from statistics import median
 
 import numpy as np
@@ -58,7 +59,7 @@ def measure_scans(scans: Sequence[PlannedScan], num_proc: int | None) -> list[di
     bar = partial(tqdm, total=len(scans), desc="Measuring", unit="scan")
     if workers == 1:
         return list(bar(map(measure_scan, scans)))
-    with process_pool(workers) as pool:
+    with process_pool(workers, context=get_context("spawn")) as pool:
         return list(bar(pool.map(measure_scan, scans)))
 
 
