@@ -223,7 +223,7 @@ def test_it_gives_the_trainers_numbers(preset: str, dataset_dir: Path, tmp_path:
     expected = trainer.evaluate()
     metric, rows = evaluate.load(str(METRIC_FILE)), samples["validation"]
     for index, row in enumerate(rows):
-        _, predicted = compare_slice(trainer.model.eval(), trainer.eval_dataset, index)
+        predicted = compare_slice(trainer.model.eval(), trainer.eval_dataset, index).predicted
         truth = organ_masks(row["segmentation"], row["height"], row["width"])
         metric.add(prediction=predicted.masks, reference=truth, scan=row["scan"], slice=row["slice"])
     scores = metric.compute(preset=preset)

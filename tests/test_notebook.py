@@ -17,7 +17,7 @@ from PIL import Image
 
 from gi_segmentation.inference.splits import count_slice_pixels
 from gi_segmentation.labels import GI_TRACT
-from gi_segmentation.publishing.figures import Panel, compare_slice
+from gi_segmentation.publishing.figures import ShownSlice, compare_slice
 from gi_segmentation.scoring.dice import count_pixels
 from tests.support.models import MAX_TIES, save_model
 from tests.support.training import arguments, make_trainer
@@ -32,7 +32,7 @@ class Execution:
 
     notebook: NotebookNode
     scores: dict[str, float]
-    pairs: list[tuple[Panel, Panel]]
+    shown: list[ShownSlice]
     counts: np.ndarray
 
 
@@ -57,9 +57,9 @@ def execution(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ex
     trainer, samples = make_trainer(arguments(dataset_dir, scratch / "run", **flags))
     scores = trainer.evaluate()
     model, validation = trainer.model.eval(), trainer.eval_dataset
-    pairs = [compare_slice(model, validation, index) for index in range(len(samples["validation"]))]
+    shown = [compare_slice(model, validation, index) for index in range(len(samples["validation"]))]
     counts = count_slice_pixels(model, validation, batch_size=5)
-    return Execution(execute(dataset_dir, folder, scratch), scores, pairs, counts)
+    return Execution(execute(dataset_dir, folder, scratch), scores, shown, counts)
 
 
 def outputs(notebook: NotebookNode, kind: str) -> dict[str, list[str]]:
@@ -117,7 +117,7 @@ def test_no_picture_is_blank(execution: Execution) -> None:
 
 def test_the_sizes_equal_those_of_the_dataset(execution: Execution) -> None:
     (sizes,) = outputs(execution.notebook, "text/plain")["The dataset"][:1]
-    shown = np.array([truth.masks.any(axis=(1, 2)) for truth, _ in execution.pairs])
+    shown = np.array([truth.masks.any(axis=(1, 2)) for truth, *_ in execution.shown])
     counted = {name: numbers[1] for name, numbers in table(sizes).items()}
     assert counted == {
         "patients": 2,
@@ -138,7 +138,7 @@ def test_the_scores_equal_the_trainers(execution: Execution) -> None:
 
 def test_missed_organs_and_false_alarms_are_counted(execution: Execution) -> None:
     shown, outlined = (
-        np.array([pair[which].masks.any(axis=(1, 2)) for pair in execution.pairs]).T for which in (0, 1)
+        np.array([pair[which].masks.any(axis=(1, 2)) for pair in execution.shown]).T for which in (0, 1)
     )
     rows = table(outputs(execution.notebook, "text/plain")["Worst slices"][0])
     for organ, true, predicted in zip(GI_TRACT.names, shown, outlined, strict=True):
@@ -148,8 +148,8 @@ def test_missed_organs_and_false_alarms_are_counted(execution: Execution) -> Non
 
 
 def test_slices_scored_in_batches_equal_those_predicted_one_by_one(execution: Execution) -> None:
-    alone = [count_pixels(predicted.masks, truth.masks) for truth, predicted in execution.pairs]
-    pixels = sum(truth.masks.size for truth, _ in execution.pairs)
+    alone = [count_pixels(predicted.masks, truth.masks) for truth, predicted, *_ in execution.shown]
+    pixels = sum(truth.masks.size for truth, *_ in execution.shown)
     # A pixel that is a tie changes at most two counts: it leaves one organ and comes to another.
     assert execution.counts.shape == (24, len(GI_TRACT.names), 3)
     assert np.abs(execution.counts - alone).sum() <= 2 * MAX_TIES * pixels

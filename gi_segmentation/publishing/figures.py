@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.data.prepared import read_image
 from gi_segmentation.data.transforms import attached_transform
+from gi_segmentation.errors import list_some
 from gi_segmentation.files import to_json, writing_file
 from gi_segmentation.inference.splits import predict_split
 from gi_segmentation.labels import LabelSet, find_labels
@@ -120,8 +121,8 @@ def pick_slices(dataset: Dataset, number: int) -> list[int]:
     return chosen[:number]
 
 
-def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple[Panel, Panel]:
-    """Return a slice with the annotations of the dataset, and the same slice with the predicted masks.
+def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> ShownSlice:
+    """Show a slice with the annotations of the dataset, and with the predicted masks.
 
     Args:
         model: The model that predicts.
@@ -129,15 +130,20 @@ def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> tuple
         index: Row of the slice.
 
     Returns:
-        Both slices. The title of the second one has the mean Dice of its organs.
+        The slice. The title of the prediction has the mean Dice of its organs. Those that nobody has drawn are not
+        scored, and the title of the annotations names them.
     """
     # `with_format(None)` gives the stored row, and not the tensors of the transform. A streamed row has no image.
     row, slices = dataset.with_format(None)[index], attached_transform(dataset).slices
     row["image"] = read_image(slices.images[slices.rows[row["scan"]][row["slice"]]])
-    truth = annotated_panel(row, f"{row['id']}\nreference outlines")
+    unknown = [organ for organ, rle in row["segmentation"].items() if rle is None]
+    note = f"\nnot drawn: {list_some(unknown)}" if unknown else ""
+    truth = annotated_panel(row, f"{row['id']}\nreference outlines{note}")
     (preds,) = predict_split(model, dataset.select([index]))
-    dice = score_slice(preds, truth.masks)
-    return truth, Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
+    known = [organ not in unknown for organ in row["segmentation"]]
+    dice = score_slice(preds[known], truth.masks[known])
+    predicted = Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
+    return ShownSlice(truth, predicted, row["slice"], to_json(dice))
 
 
 def score_slice(preds: np.ndarray, target: np.ndarray) -> float:
@@ -166,9 +172,9 @@ def draw_overlay(model: PreTrainedModel, dataset: Dataset, path: Path, number: i
         path: The PNG file to write.
         number: Number of slices.
     """
-    by_hand, predicted = zip(*[compare_slice(model, dataset, i) for i in pick_slices(dataset, number)], strict=True)
-    labels = find_labels(dataset.features)
-    save_figure(draw_panels([*by_hand, *predicted], labels, columns=len(by_hand)), path)
+    shown = [compare_slice(model, dataset, index) for index in pick_slices(dataset, number)]
+    panels = [*(one.truth for one in shown), *(one.predicted for one in shown)]
+    save_figure(draw_panels(panels, find_labels(dataset.features), columns=len(shown)), path)
 
 
 def fullest_slice(dataset: Dataset, scan: str) -> int:
@@ -187,11 +193,7 @@ def compare_fullest_slice(model: PreTrainedModel, dataset: Dataset, scan: str) -
         dataset: A split with a `SliceTransform` attached.
         scan: Name of the scan.
     """
-    row = fullest_slice(dataset, scan)
-    truth, predicted = compare_slice(model, dataset, row)
-    dice = score_slice(predicted.masks, truth.masks)
-    number = dataset.with_format(None).select_columns(["slice"])[row]["slice"]
-    return ShownSlice(truth, predicted, number, to_json(dice))
+    return compare_slice(model, dataset, fullest_slice(dataset, scan))
 
 
 def add_shown_slices(cases: dict[str, dict[str, Any]], shown: dict[str, ShownSlice]) -> dict[str, dict[str, Any]]:

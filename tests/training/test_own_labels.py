@@ -23,6 +23,7 @@ from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet, find_labels
 from gi_segmentation.models.configuration import Task, find_task, read_field_mm
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import find_flips
+from gi_segmentation.publishing.figures import compare_slice, fullest_slice, score_slice
 from gi_segmentation.training.training_ranges import find_field_mm, find_training_ranges
 from run_segmentation import main
 from tests.support.models import STEADY, save_model
@@ -162,3 +163,15 @@ def test_an_organ_that_no_training_slice_shows_is_named(twelve_dir: Path, caplog
     assert [
         record.getMessage().split(",")[0] for record in caplog.records if "no training" in record.getMessage()
     ] == ["no training slice shows Organ A"]
+
+
+def test_a_picture_does_not_score_what_nobody_has_drawn(twelve_dir: Path, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(arguments(twelve_dir, tmp_path, label_mode="multilabel"))
+    model, split = trainer.model.eval(), trainer.eval_dataset
+    shown = compare_slice(model, split, fullest_slice(split, split.with_format(None)[0]["scan"]))
+    preds, truth = shown.predicted.masks, shown.truth.masks
+    # The random model finds something there.
+    assert preds[0].any()
+    assert "not drawn: Organ A" in shown.truth.title
+    known = [organ not in shown.truth.title.split("not drawn: ")[1].split(", ") for organ in TWELVE.names]
+    assert shown.dice == score_slice(preds[known], truth[known]) > score_slice(preds, truth)
