@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from gi_segmentation.errors import InputError, reading
-from gi_segmentation.formats.nifti import hush_nibabel
+from gi_segmentation.formats.nifti import DESCRIPTION_LENGTH, hush_nibabel
 
 # The values of a structure. A region of nnU-Net has several.
 Values: TypeAlias = tuple[int, ...]
@@ -17,6 +17,8 @@ Values: TypeAlias = tuple[int, ...]
 TABLE_NAMES = ("dataset.json", "label_names.json", "labels.json", "*.label", "*.ctbl", "*dseg.tsv", "*LUT.txt")
 # Label maps have at most 32 bits.
 MAX_VALUE = 2**31 - 1
+# The code of a header extension with a text, by the standard.
+COMMENT = 6
 REMEDY = "write 1=stomach,2=duodenum, or correct the file"
 
 
@@ -198,15 +200,20 @@ def find_beside(root: Path) -> tuple[dict[str, Values] | None, str]:
 
 
 def read_description(path: Path) -> dict[str, Values] | None:
-    """Return the names that the header of a label map of this project has, such as `1 stomach, 2 liver`."""
+    """Return the names that the header of a label map of this project has, such as `1 stomach, 2 liver`.
+
+    If they are too long for the header, an extension has them, see `nifti.write_bytes`.
+    """
     import nibabel
 
     with reading(path, "not a whole NIfTI file", "copy it again"), hush_nibabel():
-        image: Any = nibabel.load(path)
-        header = bytes(image.header["descrip"]) if "descrip" in image.header else b""
-    text = header.rstrip(b"\0").decode("ascii", "replace")
-    parts = [re.fullmatch(r"(\d+) (\S.*)", part) for part in text.split(", ")]
+        header: Any = nibabel.load(path).header
+        text = bytes(header["descrip"]).rstrip(b"\0") if "descrip" in header else b""
+        whole = [bytes(one.get_content()).rstrip(b"\0") for one in header.extensions if one.get_code() == COMMENT]
+    longer = next((one for one in whole if len(one) > len(text) and one.startswith(text)), b"")
     # A text of the full length was cut.
-    if not all(parts) or len(text) >= 80:
+    if not longer and len(text) >= DESCRIPTION_LENGTH:
         return None
-    return collect(((int(part[1]), part[2]) for part in parts if part), path)
+    listed = (longer or text).decode(errors="replace").split(", ")
+    parts = [re.fullmatch(r"(\d+) (\S.*)", part) for part in listed]
+    return collect(((int(part[1]), part[2]) for part in parts if part), path) if all(parts) else None

@@ -12,6 +12,7 @@ import pytest
 from dataset_builder.series import KAGGLE_AXES, read_scan
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.beside import find_label_maps
+from gi_segmentation.formats.label_names import read_description
 from gi_segmentation.formats.nifti import farthest_mm, open_volume, write_label_map, write_probabilities
 from gi_segmentation.formats.volumes import Volume
 from gi_segmentation.labels import GI_TRACT, LabelSet
@@ -405,5 +406,6 @@ def test_a_label_map_has_the_names_of_its_ids(number: int, tmp_path: Path) -> No
     described = bytes(image.header["descrip"]).rstrip(b"\0").decode()
     assert text.startswith(described) and (described == text) == (number == 1)
     assert [one.get_content() for one in image.header.extensions] == [text.encode()] * (number > 1)
+    assert read_description(tmp_path / "out.nii.gz") == {name: (k,) for k, name in enumerate(labels.names, start=1)}
     # Beside a scan, it is no scan.
     assert find_label_maps([tmp_path / "a.nii", tmp_path / "out.nii.gz"], tmp_path) == [tmp_path / "out.nii.gz"]
