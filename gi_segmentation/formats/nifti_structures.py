@@ -66,7 +66,7 @@ def find_nifti_structures(
         paths: The NIfTI files.
         root: The folder that their names start from.
         patterns: Shell patterns of the scans and of the label maps, below `root`; None: what is recognised.
-        label_names: Values by names, for label maps that have no names.
+        label_names: Values by names; None: as a file beside the label maps, or their header, says.
         channel: The channel of nnU-Net to take, for example `0001`; None: `0000`.
 
     Raises:
@@ -342,12 +342,17 @@ def name_values(
     asked: bool,
     found: FoundStructures,
 ) -> list[Drawing]:
-    """Give names to the values of label maps that have none.
+    """Give names to the values of label maps that have none, or to all values if the user says their names.
 
     The names are those of the user, of a file beside them, or of the header. Any other value is `label_N`. All label
     maps without names of their own are of one kind: a value that is not in one of them is an empty structure there.
     """
-    unnamed = [source.path for one in drawings for source in one.sources if source.names is None]
+
+    def is_unnamed(source: LabelSource) -> bool:
+        # A file of one structure has no values to name.
+        return source.names is None or (label_names is not None and any(source.names.values()))
+
+    unnamed = [source.path for one in drawings for source in one.sources if is_unnamed(source)]
     if not unnamed:
         return list(drawings)
     table, origin = (label_names, "--label_names") if label_names else find_beside(root) if asked else (None, "")
@@ -375,6 +380,12 @@ def name_values(
                 found.problems.setdefault(nifti_scan_name(one.image, root), broken[source.path])
     kept = [one for one in drawings if not any(source.path in broken for source in one.sources)]
     return [
-        replace(one, sources=tuple(s if s.names is not None else replace(s, names=names) for s in one.sources))
+        replace(
+            one,
+            sources=tuple(
+                replace(source, names=names, allowed=frozenset()) if is_unnamed(source) else source
+                for source in one.sources
+            ),
+        )
         for one in kept
     ]
