@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gi_segmentation.errors import InputError, list_some, reading
 from gi_segmentation.formats.label_names import MAX_VALUE, Values
-from gi_segmentation.formats.nifti import farthest_mm, format_sizes, hush_nibabel, open_volume, three_axes
+from gi_segmentation.formats.nifti import farthest_mm, format_sizes, hush_nibabel, open_volume, read_to_end, three_axes
 from gi_segmentation.formats.structures import StructureSet, empty_masks
 from gi_segmentation.formats.volumes import Volume
 
@@ -186,11 +185,8 @@ def read_labels_once(path: Path, changed_ns: int, size: int) -> np.ndarray:
         changed_ns: From `find_change`.
         size: The same.
     """
-    import nibabel
-
     with reading(path, "its voxels cannot be read", "copy it again"), hush_nibabel():
-        image: Any = nibabel.load(path)
-        voxels = np.asanyarray(image.dataobj)
+        voxels = read_to_end(path)
     if voxels.dtype.kind == "f":
         odd = ~np.isfinite(voxels) | (voxels != np.rint(voxels))
         if odd.any():

@@ -27,6 +27,8 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz")
 HEADER_SIZES = (348, 540)
 # What the descriptions of our own files look like: `1 liver, 2 spleen`, or `probability of liver`.
 OUR_LABEL_MAPS = re.compile(rb"1 [^\s,][^,]*(, \d+ .*)?|probability of .*", re.DOTALL)
+# Bytes that are read at a time after the last voxel.
+CHUNK_BYTES = 2**20
 # Bytes of a description in a header.
 DESCRIPTION_LENGTH = 80
 # qform and sform may differ by half a voxel, and by this much at most.
@@ -339,12 +341,34 @@ def read_nifti_voxels(path: Path) -> np.ndarray:
     Raises:
         InputError: If the file is damaged.
     """
+    with reading(path, "its voxels cannot be read", "copy it again"), hush_nibabel():
+        voxels = read_to_end(path, np.float32)
+    return voxels.reshape(three_axes(voxels.shape))
+
+
+def read_to_end(path: Path, dtype: Any = None) -> np.ndarray:
+    """Read the voxels of a NIfTI file, scaled as its header says, and check the checksum of a packed file.
+
+    gzip has it at the end of the file, and nibabel stops at the last voxel.
+
+    Args:
+        path: The file, or the header of a pair.
+        dtype: Type of the voxels; None: that of the file.
+    """
+    import gzip
+
     import nibabel
 
-    with reading(path, "its voxels cannot be read", "copy it again"), hush_nibabel():
-        image: Any = nibabel.load(path)
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
-    return voxels.reshape(three_axes(voxels.shape))
+    image: Any = nibabel.load(path)
+    stored, packed = image.dataobj, str(image.file_map["image"].filename)
+    if not packed.lower().endswith(".gz"):
+        return np.asarray(stored, dtype=dtype)
+    with gzip.open(packed) as file:
+        place = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+        voxels = np.asarray(nibabel.arrayproxy.ArrayProxy(file, place), dtype=dtype)
+        while file.read(CHUNK_BYTES):
+            pass
+    return voxels
 
 
 def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """`convert`: NIfTI files with label maps become a Kaggle folder, voxel by voxel and without names."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -119,6 +120,17 @@ def test_each_arrangement_gives_the_same_masks(arrange: Callable[..., tuple[str,
     assert set(masks) == {"stomach", "duodenum", "liver"}
     for value, organ in enumerate(("stomach", "duodenum", "liver"), start=1):
         assert np.array_equal(masks[organ], volume.to_training(labels == value)), organ
+
+
+@pytest.mark.parametrize("arrange", [arrange_decathlon, arrange_bids])
+def test_the_names_of_the_user_win(arrange: Callable[..., object], tmp_path: Path) -> None:
+    voxels, labels = draw(np.random.default_rng(1))
+    arrange(tmp_path / "in", voxels, labels)
+    assert convert(tmp_path / "in", tmp_path / "out", "--label_names", "1=rectum,2=spleen") == 0
+    _, masks = read_scan(tmp_path / "out", "case1_day0")
+    # A file of one structure has its name.
+    assert set(masks) == {"rectum", "spleen", "label_3" if arrange is arrange_decathlon else "liver"}
+    assert masks["rectum"].sum() == (labels == 1).sum()
 
 
 def test_no_name_of_the_input_is_in_the_output(tmp_path: Path) -> None:
@@ -285,6 +297,14 @@ def cut(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def change_a_voxel(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
+    # Without compression, any byte can be read. Only the checksum at the end tells.
+    path = folder / "imagesTr" / "bad_0000.nii.gz"
+    data = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
 def no_scan(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> None:
     (folder / "imagesTr" / "bad_0000.nii.gz").unlink()
 
@@ -304,6 +324,7 @@ BAD_SCANS = {
     negative: "expected labels from 0 to",
     unnamed: "has the labels 4, 6, for which dataset.json has no name",
     cut: "bad.nii.gz: not a whole NIfTI file",
+    change_a_voxel: "bad_0000.nii.gz: its voxels cannot be read (CRC check failed",
     no_scan: "expected its scan bad in imagesTr, got nothing",
     flat: "has the same intensity everywhere",
     several_volumes: "expected one volume of real numbers",
