@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gi_segmentation.errors import InputError, reading
-from gi_segmentation.formats.dicom.files import read_dataset
+from gi_segmentation.formats.dicom.files import DicomSeries, read_dataset
 from gi_segmentation.formats.dicom.header import hush_pydicom
 from gi_segmentation.formats.dicom.kinds import read_text
 from gi_segmentation.formats.dicom.read_contours import (
@@ -26,6 +27,7 @@ from gi_segmentation.formats.dicom.read_segments import (
 from gi_segmentation.formats.dicom.references import find_matches, find_volume
 from gi_segmentation.formats.dicom.series import FoundSeries
 from gi_segmentation.formats.structures import StructureSet
+from gi_segmentation.formats.volumes import Volume
 
 CONTOURS_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 # A segmentation with a bit or a fraction for each voxel and segment, and one as a label map.
@@ -79,14 +81,26 @@ def find_dicom_structures(
                     structures.remarks.append(f"{path}: passed over: a copy of {original} (the same SOPInstanceUID)")
                 elif read_text(dataset, "ApprovalStatus") == "REJECTED":
                     structures.remarks.append(f"{path}: passed over: somebody has rejected it (ApprovalStatus)")
-                elif find_class(dataset) == CONTOURS_CLASS:
-                    structures.structures.append(open_contours(path, dataset, found, interpolate, predicted))
                 else:
-                    structures.structures.append(open_segments(path, dataset, found, alone))
+                    is_contours = find_class(dataset) == CONTOURS_CLASS
+                    one = (
+                        open_contours(path, dataset, found, interpolate, predicted)
+                        if is_contours
+                        else open_segments(path, dataset, found, alone)
+                    )
+                    structures.structures.append(replace(one, notes=(*one.notes, *note_patient(dataset, one.volume))))
         except InputError as error:
             structures.problems[path] = str(error)
     structures.structures.sort(key=lambda one: (one.volume.name, one.created, one.paths))
     return structures
+
+
+def note_patient(dataset: Any, volume: Volume) -> list[str]:
+    """Return a note if a file names another patient than the scan that it was drawn on. The numbers are not shown."""
+    number = read_text(dataset, "PatientID")
+    # A segmentation on its own grid has no scan.
+    own = volume.origin.frames[0].patient[0] if isinstance(volume.origin, DicomSeries) else ""
+    return ["has another PatientID than its scan"] * bool(number and own and number != own)
 
 
 def read_structure_file(path: Path) -> Any:

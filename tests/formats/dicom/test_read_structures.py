@@ -363,6 +363,15 @@ class TestReferences:
         dataset.save_as(path)
         assert "has the frame of reference 1.9" in find([path], volume).problems[path]
 
+    def test_another_patient_is_named(self, volume: Volume, tmp_path: Path) -> None:
+        path = write_structure_set(tmp_path / "a", volume, [("Stomach", [at(SQUARE, 2)])])
+        note = "has another PatientID than its scan"
+        assert note not in find_one(path, volume).notes
+        dataset = dcmread(path)
+        dataset.PatientID = "somebody"
+        dataset.save_as(path)
+        assert note in find_one(path, volume).notes
+
     def test_a_series_with_a_problem(self, volume: Volume, tmp_path: Path) -> None:
         path = write_structure_set(tmp_path / "a", volume, [("Stomach", [at(SQUARE, 2)])])
         paths = volume.origin.paths
