@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from gi_segmentation.errors import InputError, reading
 from gi_segmentation.formats.nifti import DESCRIPTION_LENGTH, hush_nibabel
+from gi_segmentation.known_organs import find_organ
+from gi_segmentation.labels import BACKGROUND
 
 # The values of a structure. A region of nnU-Net has several.
 Values: TypeAlias = tuple[int, ...]
@@ -54,6 +56,7 @@ def collect(pairs: Iterable[tuple[int, str]], where: Path | str) -> dict[str, Va
     names: dict[str, Values] = {}
     values: dict[int, str] = {}
     for value, name in pairs:
+        check_background(value, name, where)
         if value == 0:
             continue
         if name in names:
@@ -67,6 +70,20 @@ def collect(pairs: Iterable[tuple[int, str]], where: Path | str) -> dict[str, Va
     if not names:
         raise InputError(f"{where}: has no name of a label; {REMEDY}")
     return names
+
+
+def check_background(value: int, name: str, where: Path | str) -> None:
+    """Check that the value 0, and no other one, is the background.
+
+    Raises:
+        InputError: If not.
+    """
+    if value == 0 and find_organ(name):
+        raise InputError(f"{where}: {name!r} has the value 0, which is the background; give it another value")
+    if value != 0 and name.lower() == BACKGROUND:
+        raise InputError(
+            f"{where}: {name!r} has the value {value}, and the background is 0; correct it, or give it another name"
+        )
 
 
 class DatasetJson(NamedTuple):
@@ -129,14 +146,19 @@ def parse_labels(labels: Any, where: Path | str) -> dict[str, Values]:
         {'bowel': (1, 2), 'stomach': (3,)}
         >>> parse_labels({"0": "background", "1": "liver"}, "x.json")
         {'liver': (1,)}
+        >>> parse_labels(["background", "liver"], "x.json") == parse_labels(["liver"], "x.json")
+        True
     """
     if isinstance(labels, list) and all(isinstance(name, str) for name in labels):
-        return collect(enumerate(labels, start=1), where)
+        # Some lists begin with the background, as `id2label` does.
+        return collect(enumerate(labels, start=0 if labels[:1] == [BACKGROUND] else 1), where)
     if isinstance(labels, Mapping):
         if all(str(key).isdecimal() and isinstance(name, str) for key, name in labels.items()):
             return collect(((int(key), name) for key, name in labels.items()), where)
         if all(is_values(values) for values in labels.values()):
             regions = {name: tuple(v) if isinstance(v, list) else (v,) for name, v in labels.items()}
+            for name, values in regions.items():
+                check_background(values[0], name, where)
             names = {name: values for name, values in regions.items() if values != (0,)}
             if all(len(values) == 1 for values in names.values()):
                 return collect(((values[0], name) for name, values in names.items()), where)

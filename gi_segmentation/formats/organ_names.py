@@ -38,8 +38,9 @@ def parse_organs(text: str) -> dict[str, tuple[str, ...]]:
                 f'--organs: expected "stomach=Stomach*,Magen;liver=Liver", got {part.strip()!r:.80}; correct it'
             )
         check_name(organ)
-        if organ in organs:
-            raise InputError(f"--organs: {organ} is there twice; write all of its patterns after one =")
+        if twice := next((one for one in organs if one.lower() == organ.lower()), None):
+            same = "is there twice" if twice == organ else f"and {twice} differ in case only"
+            raise InputError(f"--organs: {organ} {same}; write all of its patterns after one =")
         organs[organ] = patterns
     if not organs:
         raise InputError('--organs: expected "stomach=Stomach*,Magen;liver=Liver", got nothing; name the organs')
@@ -89,18 +90,23 @@ def fold(text: str) -> str:
 
 
 def map_patterns(names: Sequence[str], patterns: Patterns) -> dict[str, tuple[str, ...]]:
-    """Find the structures of each organ by patterns, see `map_structures`. Capital letters do not matter.
+    """Find the structures of each organ by patterns, see `map_structures`.
+
+    Capital letters do not matter, unless a name is written exactly as the pattern.
 
     Example:
         >>> map_patterns(["Magen", "PTV"], {"stomach": ("Stomach*", "Magen"), "liver": ("Liver",)})
         {'stomach': ('Magen',)}
+        >>> map_patterns(["Liver", "liver"], {"liver": ("liver",)})
+        {'liver': ('liver',)}
     """
     mapped: dict[str, tuple[str, ...]] = {}
     taken: dict[str, str] = {}
     for organ, own in patterns.items():
         found: list[str] = []
         for pattern in own:
-            matching = [name for name in names if fnmatchcase(fold(name), fold(pattern)) and name not in found]
+            fitting = [pattern] if pattern in names else names
+            matching = [name for name in fitting if fnmatchcase(fold(name), fold(pattern)) and name not in found]
             if len(matching) > 1:
                 raise InputError(
                     f"{pattern!r} of --organs fits to {list_some(matching, 5)}; write the name of {organ}, or of all "

@@ -347,8 +347,10 @@ def test_a_bad_scan_is_one_line_and_the_others_are_converted(
 
 BAD_LABELS = {
     "a name twice": ({"0": "background", "1": "liver", "2": "liver"}, "'liver' is there twice (1 and 2)"),
-    "case only": ({"background": 0, "Liver": 1, "liver": 2}, "'Liver' and 'liver' could both be"),
+    "case only": ({"background": 0, "Liver": 1, "liver": 2, "mass": 3}, "'Liver' and 'liver' could both be"),
     "a value twice": ({"background": 0, "liver": 1, "stomach": 1}, "the value 1 is 'liver' and 'stomach'"),
+    "an organ at 0": ({"liver": 0, "stomach": 1}, "'liver' has the value 0, which is the background"),
+    "background at 1": ({"stomach": 2, "background": 1}, "'background' has the value 1, and the background is 0"),
     "no label": ({"background": 0}, "has no name of a label"),
     "200 labels": ({f"L{value}": value for value in range(200)}, "199 structures would become labels"),
     "no number": ({"liver": "one"}, "expected labels like"),
@@ -361,6 +363,10 @@ def test_bad_names_of_labels_are_one_line(kind: str, tmp_path: Path, capsys: pyt
     folder = nnunet(tmp_path / "in", {"p1": draw(np.random.default_rng(10))}, labels)
     assert expected in run_wrong(capsys, folder, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [folder]
+    if kind == "case only":
+        assert convert(folder, tmp_path / "out", "--organs", "liver=liver") == 0
+        _, masks = read_scan(tmp_path / "out", "case1_day0")
+        assert masks["liver"].sum() == (draw(np.random.default_rng(10))[1] == 2).sum()
     if kind == "200 labels":
         assert convert(folder, tmp_path / "out", "--organs", "liver=L3;lung=l1,L2") == 0
         _, masks = read_scan(tmp_path / "out", "case1_day0")
