@@ -50,7 +50,7 @@ def convert(path: Path, options: ConvertOptions, only_list: bool) -> str:
     with unpacked(path) as folder:
         plan = plan_scans(find_drawn_scans(folder, options), options)
         if options.corrections:
-            print("\n".join(describe_corrections(plan, options.corrections)), flush=True)
+            print("\n".join(describe_corrections(plan, path, options.corrections)), flush=True)
         if only_list:
             return list_input(plan, options)
         return write_output(plan, options)
@@ -198,7 +198,8 @@ def describe_failures(plan: Plan, done: int) -> str:
     (first, why), *others = plan.problems.items()
     more = f"; {list_some([name for name, _ in others], 10)}" if others else ""
     total = len(plan.problems) + done
+    rest = "The output has the others. " if done else ""
     return (
-        f"{len(plan.problems)} of {total} scans failed: {first} ({why}){more}. The output has the others. Start the "
-        f"same command again after a correction; what is done is not converted again"
+        f"{len(plan.problems)} of {total} scans failed: {first} ({why}){more}. {rest}"
+        f"Start the same command again after a correction; what is done is not converted again"
     )

@@ -47,11 +47,12 @@ class Correction(NamedTuple):
     drawn: int
 
 
-def describe_corrections(plan: Plan, predicted: Path) -> list[str]:
+def describe_corrections(plan: Plan, path: Path, predicted: Path) -> list[str]:
     """Compare the corrected contours of an input with the predicted ones.
 
     Args:
         plan: The scans of the input, with what is taken of them.
+        path: The input, for messages.
         predicted: A folder or a file with what was predicted for them: RTSTRUCT, SEG or NIfTI label maps.
 
     Returns:
@@ -64,12 +65,12 @@ def describe_corrections(plan: Plan, predicted: Path) -> list[str]:
     volumes = [one.scan.volume for one in plan.scans if any(own.kind != "nifti" for own in one.sets)]
     files = list_side("--corrections", predicted)
     before = read_side(files, FoundSeries(volumes, {}, [], {}), "predicted")
-    after = Side(predicted, {one.scan.name: join_structures(one) for one in plan.scans})
+    after = Side(path, {one.scan.name: join_structures(one) for one in plan.scans})
     matches = match_sides([after, before], None, "leave_out")
     changes = measure_corrections(matches)
     rows = [HEADER, *(describe_organ(organ, changes[organ]) for organ in matches.organs)]
     # `match_sides` counts patients, whom this table does not.
-    notes = [note for note in matches.notes if note.startswith(f"{predicted}: ")]
+    notes = [note for note in matches.notes if note.startswith((f"{predicted}: ", f"{path}: "))]
     return [f"corrections of {predicted}:", *notes, *format_table(rows)]
 
 

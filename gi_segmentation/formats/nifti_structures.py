@@ -114,7 +114,7 @@ def pair_nnunet(paths: Sequence[Path], root: Path, channel: str | None, found: F
     images = {(path.parent, strip_ending(path.name)): path for path in paths}
     channels: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
     for (folder, stem), path in images.items():
-        if match := re.fullmatch(r"(.+)_(\d{4})", stem):
+        if match := re.fullmatch(r"(.+)_(\d{4})", stem, re.DOTALL):
             channels[folder, match[1]][match[2]] = path
     drawings, folders = [], set()
     for path in paths:
