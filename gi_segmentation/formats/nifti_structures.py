@@ -179,11 +179,7 @@ def pair_bids(paths: Sequence[Path], root: Path, found: FoundStructures) -> list
             continue
         try:
             image = find_bids_image(path, own, images)
-            names: Mapping[str, Values] | None = {own.get("label") or own.get("desc") or "mask": ()}
-            if own["suffix"] == "dseg":
-                table = find_bids_table(path, own, root)
-                names = read_label_table(table) if table else None
-            groups[image, find_pipeline(path, root)].append(LabelSource(path, names))
+            groups[image, find_pipeline(path, root)].append(open_bids_labels(path, own, root))
         except InputError as error:
             found.problems[nifti_scan_name(path, root)] = str(error)
     if groups:
@@ -215,6 +211,18 @@ def parse_entities(stem: str) -> dict[str, str]:
     if not all("-" in pair for pair in pairs):
         return {}
     return dict(pair.split("-", 1) for pair in pairs) | {"suffix": suffix}
+
+
+def open_bids_labels(path: Path, entities: Mapping[str, str], root: Path) -> LabelSource:
+    """Return a label map or the mask of a structure of BIDS, with its names.
+
+    Raises:
+        InputError: If the table of the names cannot be read.
+    """
+    if entities["suffix"] != "dseg":
+        return LabelSource(path, {entities.get("label") or entities.get("desc") or "mask": ()})
+    table = find_bids_table(path, entities, root)
+    return LabelSource(path, read_label_table(table) if table else None)
 
 
 def find_bids_image(path: Path, entities: Mapping[str, str], images: Mapping[Path, Mapping[str, str]]) -> Path:

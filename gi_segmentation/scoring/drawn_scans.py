@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from gi_segmentation.formats.nifti_structures import (
     FoundStructures,
     find_patient,
     name_values,
+    open_bids_labels,
     parse_bids,
 )
 from gi_segmentation.formats.structures import StructureSet, choose_structures
@@ -262,8 +263,10 @@ def list_drawings(paths: Sequence[Path], root: Path) -> dict[str, Drawing]:
             sources = tuple(LabelSource(path, {strip_ending(path.name): ()}) for path in own)
             drawings[name] = Drawing(own[0], sources)
         return drawings
-    for path in nnunet or bids or paths:
-        name = strip_ending(path.name) if nnunet else name_bids(path) if bids else nifti_scan_name(path, root)
+    if bids:
+        return list_bids(bids, root)
+    for path in nnunet or paths:
+        name = strip_ending(path.name) if nnunet else nifti_scan_name(path, root)
         if name in drawings:
             raise InputError(
                 f"{path}: {drawings[name].image} is of the scan {name}, too; leave one label map for each scan"
@@ -271,6 +274,23 @@ def list_drawings(paths: Sequence[Path], root: Path) -> dict[str, Drawing]:
         table = path.parent.parent / "dataset.json"
         names = read_dataset_json(table)[0] if nnunet and table.is_file() else None
         drawings[name] = Drawing(path, (LabelSource(path, names),))
+    return drawings
+
+
+def list_bids(paths: Sequence[Path], root: Path) -> dict[str, Drawing]:
+    """Return the label maps of each scan of BIDS by its name: one `dseg`, or a `mask` for each structure.
+
+    Raises:
+        InputError: If two label maps belong to one scan, or a table of names cannot be read.
+    """
+    drawings: dict[str, Drawing] = {}
+    for path in paths:
+        name, entities = name_bids(path), parse_bids(path)
+        source = open_bids_labels(path, entities, root)
+        own = drawings.setdefault(name, Drawing(path, ()))
+        if own.sources and "dseg" in (entities["suffix"], parse_bids(own.image)["suffix"]):
+            raise InputError(f"{path}: {own.image} is of the scan {name}, too; leave one label map for each scan")
+        drawings[name] = replace(own, sources=(*own.sources, source))
     return drawings
 
 

@@ -211,6 +211,21 @@ def test_organs_that_nobody_drew_are_unknown(tmp_path: Path, capsys: pytest.Capt
     assert "dice_spleen (known in 1 of 2 scans)" in shown
 
 
+def test_names_of_bids(tmp_path: Path) -> None:
+    # A table is for all label maps below it. Masks of one structure have its name.
+    for case in ("sub-1", "sub-2"):
+        folder = Path(case) / "anat"
+        write_labels(tmp_path / "truth" / folder / f"{case}_desc-manual_dseg.nii.gz", make_masks())
+        for organ, mask in zip(("liver", "spleen"), make_masks(moved=1), strict=False):
+            write_labels(tmp_path / "tool" / folder / f"{case}_label-{organ}_mask.nii.gz", mask[None])
+    (tmp_path / "truth" / "dseg.tsv").write_text("index\tname\n1\tliver\n2\tspleen\n3\tkidney\n")
+    scores = score(tmp_path / "truth", [tmp_path / "tool"])
+    assert [scores["dice_liver"], scores["dice_spleen"]] == pytest.approx([0.8, 0.8]) and "dice_kidney" not in scores
+    write_labels(tmp_path / "tool" / "sub-1" / "anat" / "sub-1_dseg.nii.gz", make_masks())
+    with pytest.raises(InputError, match=r"is of the scan sub-1, too; leave one label map for each scan"):
+        score(tmp_path / "truth", [tmp_path / "tool"])
+
+
 def test_segmentations_without_their_series(tmp_path: Path) -> None:
     # Without empty frames, the two files of a scan reach from another first to another last slice.
     for patient in ("one", "two"):
