@@ -140,7 +140,23 @@ def read_masks(shape: tuple[int, int, int], sources: Sequence[LabelSource], name
             mask |= voxels == value
         if not source.names[name]:
             mask |= voxels != 0
+            check_one_value(source.path, voxels, mask)
     return masks
+
+
+def check_one_value(path: Path, voxels: np.ndarray, mask: np.ndarray) -> None:
+    """Check that a file of one structure has one value besides 0. A label map of several would become one structure.
+
+    Raises:
+        InputError: If not.
+    """
+    highest = voxels.max()
+    if (voxels[mask] != highest).any():
+        others = [str(value) for value in sorted(find_values(path) - {0})]
+        raise InputError(
+            f"{path}: has the labels {list_some(others)}, but its name is that of one structure; pair label maps by "
+            f"--images and --labels, with as many * in both"
+        )
 
 
 def read_labels(path: Path) -> np.ndarray:

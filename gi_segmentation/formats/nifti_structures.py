@@ -285,7 +285,9 @@ def pair_by_patterns(
         InputError: If a pattern finds nothing, or both cannot be paired.
     """
     images = match_pattern(paths, root, patterns[0], "--images")
-    labels = match_pattern(paths, root, patterns[1], "--labels")
+    # A wide pattern of label maps may fit to the scans, too.
+    others = [path for path in paths if path not in images.values()]
+    labels = match_pattern(others, root, patterns[1], "--labels")
     length, more = len(next(iter(images))), len(next(iter(labels)))
     if not length <= more <= length + 1:
         raise InputError(

@@ -96,6 +96,14 @@ def arrange_masks(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple
     return ("--images", "*/t2.nii.gz", "--labels", "*/drawn/*.nii.gz")
 
 
+def arrange_side_by_side(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    write(folder / "P1" / "t2.nii.gz", voxels, axial())
+    for value, name in enumerate(("stomach", "duodenum", "liver"), start=1):
+        write(folder / "P1" / f"{name}.nii.gz", ((labels == value) * value).astype(np.uint8), axial())
+    # This pattern fits to the scan, too.
+    return ("--images", "*/t2.nii.gz", "--labels", "*/*.nii.gz")
+
+
 def arrange_bids(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
     write(folder / "sub-01" / "ses-02" / "anat" / "sub-01_ses-02_T2w.nii.gz", voxels, axial())
     # Another scan of the session, on another grid.
@@ -109,7 +117,8 @@ def arrange_bids(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> tuple[
 
 
 @pytest.mark.parametrize(
-    "arrange", [arrange_decathlon, arrange_totalsegmentator, arrange_pairs, arrange_masks, arrange_bids]
+    "arrange",
+    [arrange_decathlon, arrange_totalsegmentator, arrange_pairs, arrange_masks, arrange_side_by_side, arrange_bids],
 )
 def test_each_arrangement_gives_the_same_masks(arrange: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
     voxels, labels = draw(np.random.default_rng(1))
@@ -131,6 +140,13 @@ def test_the_names_of_the_user_win(arrange: Callable[..., object], tmp_path: Pat
     # A file of one structure has its name.
     assert set(masks) == {"rectum", "spleen", "label_3" if arrange is arrange_decathlon else "liver"}
     assert masks["rectum"].sum() == (labels == 1).sum()
+
+
+def test_a_label_map_is_no_mask_of_one_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrange_pairs(tmp_path / "in", *draw(np.random.default_rng(1)))
+    flags = ("--images", "*/t2.nii.gz", "--labels", "*/t2_*.nii.gz")
+    line = run_wrong(capsys, tmp_path / "in", tmp_path / "out", *flags)
+    assert "t2_seg.nii.gz: has the labels 1, 2, 3, but its name is that of one structure" in line
 
 
 def test_no_name_of_the_input_is_in_the_output(tmp_path: Path) -> None:
