@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from dataset_builder.convert.corrections import describe_corrections
 from dataset_builder.convert.found import find_drawn_scans
-from dataset_builder.convert.key_file import Key, read_key, write_key
+from dataset_builder.convert.key_file import Key, read_key, updating_key
 from dataset_builder.convert.listing import list_input
 from dataset_builder.convert.options import ConvertOptions
 from dataset_builder.convert.plan import Plan, count, describe_plan, plan_scans
@@ -67,11 +67,11 @@ def write_output(plan: Plan, options: ConvertOptions) -> str:
     read_key(options.key_file)
     with writing_to(output_dir, output_dir / LOCK_FILE):
         check_output_dir(output_dir)
-        key = number_scans(plan, options.key_file)
-        tasks = list_tasks(plan, key, options)
-        check_others(output_dir, [task.name for task in tasks], key, plan)
-        (output_dir / RECORDS).mkdir(exist_ok=True)
-        write_key(options.key_file, key)
+        with updating_key(options.key_file) as key:
+            number_scans(plan, key)
+            tasks = list_tasks(plan, key, options)
+            check_others(output_dir, [task.name for task in tasks], key, plan)
+            (output_dir / RECORDS).mkdir(exist_ok=True)
         outcomes: dict[str, ScanOutcome] = {}
         for task, outcome in convert_scans(tasks, output_dir, options.num_proc):
             outcomes[task.name] = outcome
@@ -104,18 +104,12 @@ def check_output_dir(output_dir: Path) -> None:
         )
 
 
-def number_scans(plan: Plan, key_file: Path) -> Key:
-    """Return the key file with a number for each patient and each scan.
-
-    Raises:
-        InputError: If the key file cannot be used.
-    """
-    key = read_key(key_file)
+def number_scans(plan: Plan, key: Key) -> None:
+    """Give a number to each patient and each scan."""
     scans: dict[str, list[str]] = defaultdict(list)
     for one in plan.scans:
         scans[one.scan.patient].append(one.scan.name)
     key.add(scans)
-    return key
 
 
 def list_tasks(plan: Plan, key: Key, options: ConvertOptions) -> list[ScanTask]:

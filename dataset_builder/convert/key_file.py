@@ -3,16 +3,19 @@
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from gi_segmentation.errors import InputError, reading
-from gi_segmentation.files import format_json, writing_file
+from gi_segmentation.files import NO_LOCKS, format_json, writing_file
 
 ABOUT = "Private: which patient is which case. Whoever has this file can name the patients of the dataset."
+# Seconds in which another command has numbered its scans.
+WAIT_S = 60
 REMEDY = "name the right --key_file, or remove it to number the patients anew"
 
 
@@ -82,6 +85,42 @@ def twice(numbers: Iterable[int]) -> int:
     return next(first for first, second in pairwise(ordered) if first == second)
 
 
+@contextmanager
+def updating_key(path: Path) -> Iterator[Key]:
+    """Read a key file, and write it when the block has ended well.
+
+    Another command with the same key file waits meanwhile, so that no two patients get the same number.
+
+    Raises:
+        InputError: If it is no key file, if it cannot be written, or if another process has it for too long.
+    """
+    from filelock import FileLock, Timeout
+
+    lock_file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(lock_file, timeout=WAIT_S, fallback_to_soft=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"--key_file {path}: another process writes to it; wait for its end") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise cannot_write(path, error) from error
+    try:
+        key = read_key(path)
+        yield key
+        write_key(path, key)
+    finally:
+        # See `files.writing_to`.
+        lock_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Return the error of a key file that cannot be written."""
+    return InputError(f"--key_file {path}: cannot be written ({error}); name another file")
+
+
 def write_key(path: Path, key: Key) -> None:
     """Write a key file that only this user can read.
 
@@ -91,11 +130,10 @@ def write_key(path: Path, key: Key) -> None:
     patients = {patient: {"case": case, "days": key.days.get(patient, {})} for patient, case in key.cases.items()}
     text = format_json({"about": ABOUT, "salt": key.salt, "patients": patients})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with writing_file(path) as scratch:
             # From its first moment, nobody else can open the file.
             number = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(number, "w", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
-        raise InputError(f"--key_file {path}: cannot be written ({error}); name another file") from error
+        raise cannot_write(path, error) from error

@@ -3,7 +3,9 @@
 import gzip
 import json
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -12,7 +14,9 @@ import pytest
 
 from dataset_builder.__main__ import main
 from dataset_builder.convert import writing
+from dataset_builder.convert.key_file import read_key, updating_key
 from dataset_builder.verify import verify
+from gi_segmentation.errors import InputError
 from gi_segmentation.formats.kaggle.folder import find_slices
 from gi_segmentation.formats.kaggle.label_file import read_label_file
 from gi_segmentation.formats.nifti import open_volume
@@ -430,3 +434,21 @@ def test_real_label_maps_come_over_voxel_by_voxel(test_data: Path, tmp_path: Pat
         labels = volume.to_training(np.asanyarray(nibabel.load(path / "t2_seg.nii.gz").dataobj))
         _, masks = read_scan(tmp_path / "out", find_name(tmp_path / "out", path.name))
         assert np.array_equal(masks["liver"], labels == 5) and np.array_equal(masks["spleen"], labels == 1)
+
+
+def test_two_commands_share_a_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key_file = tmp_path / "key.json"
+
+    def number(patient: str) -> None:
+        with updating_key(key_file) as key:
+            # Long enough for the other one to read the file, if it did not wait.
+            time.sleep(0.2)
+            key.add({patient: ["scan"]})
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(number, ["A", "B", "C"]))
+    assert sorted(read_key(key_file).cases.values()) == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == [key_file]
+    monkeypatch.setattr("dataset_builder.convert.key_file.WAIT_S", 0.1)
+    with updating_key(key_file), pytest.raises(InputError, match=r"key\.json: another process writes to it"):
+        number("D")
