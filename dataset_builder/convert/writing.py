@@ -93,7 +93,7 @@ def convert_scan(task: ScanTask, output_dir: Path) -> ScanOutcome:
     try:
         made_of = find_fingerprint(task)
         earlier = read_record(record_path(output_dir, task.name))
-        if earlier is not None and earlier.made_of == made_of:
+        if earlier is not None and earlier.made_of == made_of and has_slices(task, output_dir):
             check_organs(task, earlier)
             return ScanOutcome("kept")
         remove_scan(output_dir, task.name)
@@ -110,6 +110,13 @@ def convert_scan(task: ScanTask, output_dir: Path) -> ScanOutcome:
         message = f"{task.planned.scan.name}: {describe_fault(error)}"
     remove_scan(output_dir, task.name)
     return ScanOutcome("failed", message)
+
+
+def has_slices(task: ScanTask, output_dir: Path) -> bool:
+    """Tell whether all slices of a scan are in the output, and no others. Somebody may have removed some."""
+    volume, folder = task.planned.scan.volume, scan_dir(output_dir, task.name) / "scans"
+    names = {name_slice(volume, number) for number in range(1, volume.training_shape[0] + 1)}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} == names
 
 
 def check_organs(task: ScanTask, record: ScanRecord) -> None:

@@ -211,6 +211,11 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert convert(folder, out) == 0
     _, masks = read_scan(out, find_name(out, "p1"))
     assert masks["duodenum"].sum() == 8 and masks["stomach"].sum() == 0
+    # So is a scan of which somebody has removed a slice.
+    whole = all_bytes(out)
+    next(out.rglob("slice_0002*.png")).unlink()
+    assert convert(folder, out) == 0
+    assert all_bytes(out) == whole
 
 
 def test_days_of_a_patient_are_counted_in_their_order(tmp_path: Path) -> None:
