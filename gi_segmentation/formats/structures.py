@@ -101,7 +101,10 @@ def choose_structures(structures: Iterable[StructureSet], chosen: Sequence[str] 
         newest = [one for one in approved if one.created == max(other.created for other in approved)]
         name = same[0].volume.name
         if len(newest) > 1:
-            both = list_some([describe_structures(one) for one in newest])
+            words = [describe_structures(one) for one in newest]
+            if len(set(words)) < len(words):
+                words = [name_in_folder(one.paths[0]) for one in newest]
+            both = list_some(words)
             found.problems[name] = f"{name}: has {len(newest)} structure sets of one time, {both}; choose one of them"
             continue
         found.structures.extend(newest)
@@ -119,9 +122,22 @@ def choose_structures(structures: Iterable[StructureSet], chosen: Sequence[str] 
 
 
 def is_meant(one: StructureSet, text: str) -> bool:
-    """Tell whether a user means a structure set by a part of its label or of the name of its file."""
-    names = [one.label, *(path.name for path in one.paths)]
+    """Tell whether a user means a structure set by a part of its label or of the name of its file.
+
+    A text with a slash means its folder, too, as in `monday/RS.dcm`.
+    """
+    names = [one.label, *(name_in_folder(path) if "/" in text else path.name for path in one.paths)]
     return any(text.casefold() in name.casefold() for name in names)
+
+
+def name_in_folder(path: Path) -> str:
+    """Return the name of a file with that of its folder.
+
+    Example:
+        >>> name_in_folder(Path("plans/monday/RS.dcm"))
+        'monday/RS.dcm'
+    """
+    return "/".join(path.parts[-2:])
 
 
 def describe_structures(one: StructureSet) -> str:

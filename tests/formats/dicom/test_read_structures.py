@@ -412,3 +412,7 @@ class TestChoice:
         same = [found.structures[0], replace(found.structures[0], label="copy")]
         choice = choose_structures(same)
         assert not choice.structures and "2 structure sets of one time" in choice.problems[volume.name]
+        # Files of one name, from two folders.
+        same = [replace(same[0], paths=(tmp_path / folder / "RS.dcm",)) for folder in ("monday", "friday")]
+        assert "of one time, monday/RS.dcm, friday/RS.dcm;" in choose_structures(same).problems[volume.name]
+        assert choose_structures(same, ["friday/RS"]).structures == same[1:]
