@@ -382,7 +382,10 @@ class RunArguments(TrainingArguments):
         positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "early_stopping_patience")
         not_negative = ("learning_rate", "head_lr_multiplier", "weight_decay", "seed")
         check_at_least(self, {**dict.fromkeys(positive, 1), **dict.fromkeys(not_negative, 0)})
-        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+        # With 0, nothing would be trained, but a head with random weights would be scored and published.
+        if self.max_steps == 0:
+            raise ValueError("--max_steps must be greater than 0, or -1 to count epochs, but got 0")
+        if self.max_steps < 0 and not self.num_train_epochs > 0:
             raise ValueError(f"--num_train_epochs must be greater than 0, but got {self.num_train_epochs}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, but got {self.ema_decay}")

@@ -29,6 +29,8 @@ VALUE_ALIASES = {
     ("--optimizer", "AdamW"): ["--optim", "adamw_torch", "--optim_args", "amsgrad=True"],
     ("--scheduler_name", "MultiStepLR"): ["--lr_scheduler_type", "constant", "--lr_drop_at", "0.5"],
 }
+# The flag for a checkpoint to start from, and those of a new model in its place.
+CHECKPOINT, NEW_MODEL = "--model_name_or_path", ("--model_type", "--backbone", "--config_overrides")
 # The sections of `--help` in their order, each with its description.
 SECTIONS = {
     "General": None,
@@ -128,6 +130,31 @@ def expand_aliases(arguments: list[str]) -> list[str]:
     return expanded
 
 
+def replace_start(recipe: list[str], words: list[str]) -> list[str]:
+    """Remove the start of the training from a recipe if the command line names a checkpoint to start from.
+
+    A recipe for a new model would else make one, and pass over the checkpoint without a word.
+
+    Args:
+        recipe: The words of a recipe.
+        words: Those of the command line.
+
+    Example:
+        >>> replace_start(["--model_type", "dpt", "--lr", "1"], ["--model_name_or_path", "runs/a"])
+        ['--lr', '1']
+    """
+    named = set(expand_aliases(words))
+    if CHECKPOINT not in named or "--model_type" in named:
+        return recipe
+    kept, keep = [], True
+    for word in recipe:
+        if word.startswith("--"):
+            keep = word not in NEW_MODEL
+        if keep:
+            kept.append(word)
+    return kept
+
+
 def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArguments, RunArguments]:
     """Read the command line, and the recipe if there is one.
 
@@ -144,8 +171,10 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
     known += [alias[2:] for alias in ALIASES]
     try:
         first, words = recipe_parser.parse_known_args(argv)
+        if {CHECKPOINT, "--model_type"} <= set(expand_aliases(words)):
+            raise InputError(f"{CHECKPOINT} and --model_type: the training starts from one of them; leave one out")
         if first.config is not None:
-            words = read_recipe(first.config, known) + words
+            words = replace_start(read_recipe(first.config, known), words) + words
         *parsed, unknown = RunParser().parse_args_into_dataclasses(
             expand_aliases(words), return_remaining_strings=True, look_for_args_file=False
         )

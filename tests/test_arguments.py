@@ -87,6 +87,18 @@ def test_a_recipe_may_use_the_original_names_and_nested_values(tmp_path: Path) -
     assert run_args.lr_drop_at == 0.5
 
 
+def test_a_checkpoint_on_the_command_line_replaces_the_new_model_of_a_recipe(tmp_path: Path) -> None:
+    text = "model_type: upernet\nbackbone: some/encoder\nconfig_overrides:\n  hidden_size: 32\nimage_size: 96\n"
+    recipe = write_recipe(tmp_path, text)
+    for start in (["--model_name_or_path", "runs/a"], ["--base-model=runs/a"]):
+        model_args, data_args, _ = parse_arguments(["--config", recipe, *start])
+        assert (model_args.model_name_or_path, data_args.image_size) == ("runs/a", 96)
+        assert model_args.model_type is model_args.backbone is model_args.config_overrides is None
+        with pytest.raises(InputError, match="the training starts from one of them; leave one out"):
+            parse_arguments([*start, "--model_type", "segformer"])
+    assert parse_arguments(["--config", recipe])[0].backbone == "some/encoder"
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_shipped_recipe_parses(path: Path) -> None:
     model_args, _, _ = parse_arguments(["--config", str(path)])
@@ -157,6 +169,7 @@ def test_an_unreadable_recipe_is_named(kind: str, tmp_path: Path) -> None:
         ("--preset mine", "--preset: invalid choice: 'mine' (choose from 'mle_bench', 'first_place')"),
         ("--lr_scheduler_kwargs {bad", "expected JSON, got '{bad'"),
         ("--accelerator_config nowhere.json", "nowhere.json"),
+        ("--max_steps 0", "--max_steps must be greater than 0, or -1"),
     ],
 )
 def test_a_wrong_word_ends_in_one_sentence(words: str, message: str) -> None:
