@@ -90,6 +90,13 @@ def describe_spread(facts: RunResults) -> dict[str, str]:
     return spreads
 
 
+def count_scored(facts: RunResults, key: str) -> int:
+    """Return the number of patients that a score is about: of an organ, those in whom somebody has drawn it."""
+    of_organs = {f"{kind}_{organ}": organ for kind in ("eval_dice", "eval_dice_volume") for organ in facts.organs}
+    everybody = facts.splits["validation"]["patients"]
+    return facts.drawn.get("validation", {}).get(of_organs.get(key, ""), everybody)
+
+
 def list_model_index_results(facts: RunResults) -> list[EvalResult]:
     """Return the scores of a run as entries of the card's `model-index`, from which the Hub reads them.
 
@@ -106,7 +113,7 @@ def list_model_index_results(facts: RunResults) -> list[EvalResult]:
             continue
         rounded = interval and [round(end, 4) for end in interval]
         # What the score depends on: the rules of the preset, or how slices without an organ count.
-        how: dict[str, Any] = {"interval_95": rounded, "patients": facts.splits["validation"]["patients"]}
+        how: dict[str, Any] = {"interval_95": rounded, "patients": count_scored(facts, key)}
         if key in OF_THE_PRESET:
             how |= {"preset": facts.competition_preset, **asdict(rules)}
         elif key != SEED_SCORE:
@@ -209,6 +216,12 @@ def make_card(
         score_names=score_titles(facts),
         clinical_table=format_clinical(facts.clinical) if facts.clinical and facts.clinical["scans"] else None,
         by_organ=len(facts.organs) > MAX_COLUMNS,
+        # A start from a checkpoint may know an organ that this training did not show.
+        unlearnt=[
+            organ
+            for organ, patients in facts.drawn.get("train", {}).items()
+            if not patients and organ not in (facts.kept_labels or ())
+        ],
         organ_scores=[f"eval_{name}_{organ}" for name in ("dice", "dice_volume") for organ in facts.organs],
         channels=facts.label_set.channels(facts.label_mode),
         competition_rules=asdict(PRESETS[facts.competition_preset]),

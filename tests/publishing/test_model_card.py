@@ -25,7 +25,7 @@ from gi_segmentation.publishing import figures
 from gi_segmentation.publishing.eval_results import list_scores
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.figures import fullest_slice
-from gi_segmentation.publishing.model_card import make_card, score_titles, write_card
+from gi_segmentation.publishing.model_card import list_model_index_results, make_card, score_titles, write_card
 from gi_segmentation.publishing.population import name_dataset
 from gi_segmentation.publishing.results import pick_cases
 from gi_segmentation.rules import PRESETS
@@ -230,10 +230,11 @@ def test_the_card_of_own_data_has_its_labels_and_nothing_of_kaggle(
     organs = labels.names
     scores: dict[str, float | None] = dict.fromkeys([*list_scores(labels), "eval_loss"], 0.5)
     scores[f"eval_dice_{organs[-1]}"] = None
+    drawn = dict(zip(organs, [2] * (number - 1) + [1], strict=True))
     facts = replace(
         read_results(run_dir), own=True, dataset="my_clinic", dataset_title="My clinic", synthetic=synthetic,
         organs=list(organs), scores=scores, intervals=dict.fromkeys(scores), clinical={"scans": 0},
-        drawn={"train": {**dict.fromkeys(organs, 2), organs[-1]: 1}, "validation": dict.fromkeys(organs, 2)},
+        drawn={"train": drawn, "validation": drawn},
         base_model="lab/gi", kept_labels=["background", "stomach"],
     )  # fmt: skip
     card = make_card(facts, "me/model", "other")
@@ -242,14 +243,30 @@ def test_the_card_of_own_data_has_its_labels_and_nothing_of_kaggle(
         "kaggle|madison|competition|MR-Linac|gi_tract|0.35 T|Observers who|bowel", told, re.IGNORECASE
     )
     assert check_card(card, "model") == ([], [])
-    assert f"| {number} | {organs[-1]} | 1 of 2 | 2 of 2 |" in card
+    assert f"| {number} | {organs[-1]} | 1 of 2 | 1 of 2 |" in card
     assert f"Macro F1 over {'four' if number == 3 else number + 1} labels" in card
     new = f", and from random values for {', '.join(organs[1:])}" if organs[1:] else ""
     assert f"starts from its values for background, stomach{new}.\n" in card
     # Many organs have a table of their own.
     form = f"| {organs[-1]} | nothing to score | – | 0.5000 | – |" if number > 5 else "| nothing to score | – |"
     assert form in card and max(line.count("|") for line in card.splitlines()) <= 8
+    assert "Nobody has drawn" not in card
+    # The number of patients is that of the organ.
+    entries = {entry.metric_name: entry.metric_args for entry in list_model_index_results(facts)}
+    assert [entries[f"Dice over whole scans, {organ.replace('_', ' ')}"]["patients"] for organ in organs] == [
+        *drawn.values()
+    ]
+    assert entries["Dice over whole scans, mean over scans and organs"]["patients"] == 2
     assert f"outlines {'12 organs' if number == 12 else 'stomach'}" in card
+
+
+def test_a_card_names_organs_that_no_training_scan_has_drawn(run_dir: Path) -> None:
+    facts = read_results(run_dir)
+    nobody = dict.fromkeys(facts.organs, 0)
+    facts = replace(facts, own=True, drawn={"train": nobody, "validation": nobody}, kept_labels=["stomach"])
+    assert "**Nobody has drawn large_bowel, small_bowel in any scan of the training.**" in make_card(
+        facts, "a/b", "other"
+    )
 
 
 def test_a_demo_and_a_recipe_do_not_say_what_the_data_is() -> None:
