@@ -1,6 +1,7 @@
 """`gi_segmentation.compare` gives the scores of the Trainer and of `score`, and its gains are their differences."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import run_segmentation
 from gi_segmentation import predict
 from gi_segmentation.compare import main
 from gi_segmentation.errors import InputError
+from gi_segmentation.inference.comparison import format_comparison
 from tests.support.models import save_model
 from tests.support.scoring import score_submission
 from tests.support.training import arguments
@@ -99,3 +101,17 @@ def test_a_split_that_cannot_be_scored_is_refused(dataset_dir: Path, tmp_path: P
     bare.to_parquet(tmp_path / "bare" / "validation.parquet")
     with pytest.raises(InputError, match="--split validation: expected annotations to compare with"):
         compare([model], tmp_path / "bare")
+
+
+def test_an_organ_without_a_score_has_none_in_the_table() -> None:
+    scores = {"dice": 0.5, "dice_left_kidney": math.nan, "dice_volume": 0.25, "competition_score": 0.75}
+    described = {
+        "organs": {"left_kidney": 0},
+        "num_scans": 2,
+        "scores": {"a": scores},
+        "intervals": {"a": dict.fromkeys(scores)},
+        "gains": {"a": (0.5, 0.0, None)},
+    }
+    heading, _, row = format_comparison(described).splitlines()
+    assert "| left kidney (known in 0 of 2 scans) |" in heading
+    assert row == "| a | 0.5000 | none | 0.2500 | 0.7500 | +0.0000 |"

@@ -1,5 +1,6 @@
 """Compare checkpoints on one split: each alone, each with test-time flips, and all of them as an ensemble."""
 
+import math
 import time
 from collections import defaultdict
 from functools import partial
@@ -138,6 +139,9 @@ def format_comparison(described: dict[str, Any]) -> str:
     lines = ["| | " + " | ".join(columns.values()) + " | gain in Dice |", "|---" * (len(columns) + 2) + "|"]
     for way, (_, gain, around) in described["gains"].items():
         scores, intervals = described["scores"][way], described["intervals"][way]
-        cells = [f"{scores[name]:.4f}{format_interval(intervals[name], '.3f')}" for name in columns]
+        # No slice shows an organ without a score, or nobody has drawn it.
+        values = ["none" if math.isnan(scores[name]) else f"{scores[name]:.4f}" for name in columns]
+        ends = [format_interval(intervals[name], ".3f") for name in columns]
+        cells = [value + interval for value, interval in zip(values, ends, strict=True)]
         lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.4f')} |")
     return "\n".join(lines)
