@@ -69,7 +69,7 @@ def read_label_file(folder: Path) -> LabelFile | None:
         return None
     try:
         with reading(path, "expected JSON in UTF-8, but it is not readable", REMEDY):
-            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_copies)
+            content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_copies)
         check_keys(content, {"labels", "scans"}, set(), "the file")
         if not isinstance(content["labels"], list):
             raise InputError(f"expected a list of names at `labels`, got {content['labels']!r:.80}")

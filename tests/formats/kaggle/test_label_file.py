@@ -23,6 +23,10 @@ def test_it_comes_back_as_it_was_written(tmp_path: Path) -> None:
     written = LabelFile(LabelSet(("Magen", "Kidney (left)", "żołądek")), scans)
     write_label_file(tmp_path, written)
     assert read_label_file(tmp_path) == written
+    # Editors on Windows write a mark in front.
+    (tmp_path / "labels.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "labels.json").read_bytes())
+    assert read_label_file(tmp_path) == written
+    (tmp_path / "labels.json").write_bytes((tmp_path / "labels.json").read_bytes()[3:])
     # By numbers, and readable by people.
     assert list(json.loads((tmp_path / "labels.json").read_text())["scans"]) == ["case2_day1", "case10_day0"]
     assert "żołądek" in (tmp_path / "labels.json").read_text(encoding="utf-8")
