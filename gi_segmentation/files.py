@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"
 # Some network file systems have no locks.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+# The user may not write there, or the disk is read-only.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # What a process of another machine has left may be removed after a day. No write takes as long.
 DEAD_AFTER_S = 24 * 3600
 # Arguments of `renameat2`: paths count from the working folder, and the two names are exchanged.
@@ -394,14 +396,15 @@ def exchange(first: Path, second: Path) -> bool:
 
 @contextmanager
 def writing_to(folder: Path, lock_file: Path) -> Iterator[None]:
-    """Let no other process write to a folder until the block ends, and explain a disk that is full.
+    """Let no other process write to a folder until the block ends, and explain a full disk or missing permissions.
 
     Args:
         folder: For the messages.
         lock_file: The file that all processes lock which write to this folder. Its own folder is made if necessary.
 
     Raises:
-        InputError: If another process writes to the folder, if it cannot be written, or if the disk is full.
+        InputError: If another process writes to the folder, if it or a folder in it cannot be written, or if the
+            disk is full.
     """
     try:
         lock = take_lock(folder, lock_file)
@@ -410,11 +413,12 @@ def writing_to(folder: Path, lock_file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        own = Path(str(error.filename)).is_relative_to(folder)
+        if error.errno not in DISK_FULL and not (own and error.errno in NOT_ALLOWED):
             raise
+        remedy = "free some space" if error.errno in DISK_FULL else "correct its permissions"
         raise InputError(
-            f"--output_dir {folder}: cannot be written ({one_line(error)}); free some space, and run the same command "
-            f"again"
+            f"--output_dir {folder}: cannot be written ({one_line(error)}); {remedy}, and run the same command again"
         ) from error
     finally:
         # The file is removed while this process still holds the lock. `FileLock` notices if a file that it has opened

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ import pytest
 
 from gi_segmentation import files
 from gi_segmentation.errors import InputError
-from gi_segmentation.files import find_files, write_json, write_text, writing_file, writing_folder
+from gi_segmentation.files import find_files, write_json, write_text, writing_file, writing_folder, writing_to
 from tests.support.processes import ROOT
 
 # Writes a file or a folder again and again, and kills the process one step later each time: before it opens, renames,
@@ -177,3 +178,15 @@ class TestWriting:
         write_json(tmp_path / "a.json", [name])
         assert (tmp_path / name).read_bytes() == b"caf\\udce9"
         assert json.loads((tmp_path / "a.json").read_text()) == [name]
+
+    def test_a_folder_in_the_output_that_may_not_be_written(self, tmp_path: Path) -> None:
+        def fail(path: Path) -> None:
+            with writing_to(tmp_path / "out", tmp_path / "out" / ".lock"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        with pytest.raises(InputError, match=r"out: cannot be written .*train.*; correct its permissions"):
+            fail(tmp_path / "out" / "train")
+        # An input that cannot be read is another error.
+        with pytest.raises(PermissionError):
+            fail(tmp_path / "in")
+        assert list((tmp_path / "out").iterdir()) == []
