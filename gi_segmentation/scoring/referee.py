@@ -262,9 +262,12 @@ def choose_organs(
     organs = tuple(organ for organ in order if all(organ in own for own in have))
     if not organs:
         there = " and ".join(
-            f"{side.path} has {list_some(sorted(own), 10)}" for side, own in zip(sides, have, strict=True)
+            f"{side.path} has {list_some(sorted(own), 10) or 'none'}" for side, own in zip(sides, have, strict=True)
         )
-        raise InputError(f"no organ is there on all sides: {there}; say which are which by --organs")
+        raise InputError(
+            f"no organ is there on all sides: {there}; say which are which by --organs, or name the values of label "
+            f"maps by --label_names"
+        )
     for side, own in zip(sides, have, strict=True):
         if more := sorted(own - {*organs}):
             notes.append(f"{side.path}: left out, because not all sides have them: {list_some(more, 10)}")

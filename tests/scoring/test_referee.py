@@ -211,6 +211,16 @@ def test_organs_that_nobody_drew_are_unknown(tmp_path: Path, capsys: pytest.Capt
     assert "dice_spleen (known in 1 of 2 scans)" in shown
 
 
+def test_a_prediction_without_any_voxel_needs_names(tmp_path: Path) -> None:
+    truth = write_labels(tmp_path / "t" / "a.nii.gz", make_masks())
+    write_label_map(Volume("a", tmp_path, SHAPE, AFFINE), make_masks(), truth, GI_TRACT)
+    write_labels(tmp_path / "tool" / "a.nii.gz", np.zeros_like(make_masks()))
+    with pytest.raises(InputError, match=r"t has large_bowel, .* and .*tool has none; .* by --label_names"):
+        score(tmp_path / "t", [tmp_path / "tool"])
+    names = ",".join(f"{label}={organ}" for label, organ in enumerate(ORGANS, start=1))
+    assert score(tmp_path / "t", [tmp_path / "tool"], "--label_names", names)["dice_volume"] == 0
+
+
 def test_names_of_bids(tmp_path: Path) -> None:
     # A table is for all label maps below it. Masks of one structure have its name.
     for case in ("sub-1", "sub-2"):
