@@ -130,10 +130,20 @@ def add_dicom(files: Mapping[str, Sequence[Path]], root: Path, options: ConvertO
     found.problems |= {path.relative_to(root).as_posix(): problem for path, problem in drawn.problems.items()}
     found.remarks += [*series.remarks, *drawn.remarks]
     sets = group_by_volume(drawn.structures)
+    names: dict[str, set[str]] = defaultdict(set)
     for volume, own in sets.items():
+        number, name, _ = volume.origin.frames[0].patient
+        names[number].add(name)
         scan, remark = read_drawn_scan(volume, own, root, options.patients)
         found.scans.append(scan)
         found.remarks += [remark] * bool(remark)
+    # Some programs that remove names give all patients one number.
+    shared = sum(len(own) > 1 for number, own in names.items() if number)
+    if shared and not options.patients:
+        found.remarks.append(
+            f"{shared} PatientID with several names: each is taken for one patient; if it is not, --patients tells "
+            f"patients apart by their folders"
+        )
     if alone := [volume.name for volume in series.volumes if volume not in sets]:
         found.remarks.append(f"left over: {len(alone)} series without structures: {list_some(alone)}")
     # A series that is no scan is a problem only if something was drawn on it.

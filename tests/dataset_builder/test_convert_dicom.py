@@ -146,6 +146,19 @@ def test_a_bad_patient_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
     assert len(list((tmp_path / "out" / "train").iterdir())) == 1 and verify(tmp_path / "out", 1).problems == []
 
 
+def test_one_number_for_all_patients_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("Anna", "Otto"):
+        volume = scan(tmp_path / "in" / name, "anonymous", "20240101")
+        for path in volume.origin.paths:
+            edit(path, PatientName=name)
+        contours(volume, shapes(SHAPE)[:1], tmp_path / "in" / f"RS_{name}", ("Stomach",))
+    note = "1 PatientID with several names: each is taken for one patient"
+    assert convert(tmp_path / "in", tmp_path / "out") == 0
+    assert note in capsys.readouterr().out and len(list((tmp_path / "out" / "train").iterdir())) == 1
+    assert convert(tmp_path / "in", tmp_path / "two", "--patients", "*") == 0
+    assert note not in capsys.readouterr().out and len(list((tmp_path / "two" / "train").iterdir())) == 2
+
+
 def test_contours_without_a_voxel_do_not_say_that_there_is_no_organ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
