@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -83,11 +84,21 @@ def write_output(plan: Plan, options: ConvertOptions) -> str:
         done = [task.name for task in tasks if outcomes[task.name].status != "failed"]
         if done:
             write_index(output_dir, sorted(done, key=scan_order), labels, options.missing)
+    if not done:
+        remove_empty(output_dir)
     report = describe_outcome(plan, outcomes, tasks, options)
     if plan.problems:
         print(report)
         raise InputError(describe_failures(plan, len(done)))
     return report
+
+
+def remove_empty(output_dir: Path) -> None:
+    """Remove an output without any scan."""
+    for folder in (output_dir / RECORDS, output_dir / "train", output_dir):
+        # Whatever is not empty stays.
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def check_output_dir(output_dir: Path) -> None:

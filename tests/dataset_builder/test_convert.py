@@ -151,6 +151,7 @@ def test_a_label_map_is_no_mask_of_one_structure(tmp_path: Path, capsys: pytest.
     flags = ("--images", "*/t2.nii.gz", "--labels", "*/t2_*.nii.gz")
     line = run_wrong(capsys, tmp_path / "in", tmp_path / "out", *flags)
     assert "t2_seg.nii.gz: has the labels 1, 2, 3, but its name is that of one structure" in line
+    assert "The output has the others" not in line and not (tmp_path / "out").exists()
 
 
 def test_no_name_of_the_input_is_in_the_output(tmp_path: Path) -> None:
