@@ -89,10 +89,18 @@ def run_build(arguments: argparse.Namespace) -> int:
     """Build the dataset folder, and publish it if the command line says so."""
     from dataset_builder.build import CardOptions, build, prepare_push, push_dataset
     from dataset_builder.gi_tract import GiTractConfig
+    from gi_segmentation.formats.kaggle.label_file import LABEL_FILE
 
     options = read_publication_options(arguments)
     if arguments.license and not re.fullmatch(r"[A-Za-z0-9.-]+", arguments.license):
         raise InputError(f"--license: expected an identifier of the Hub like cc-by-4.0, but got {arguments.license!r}")
+    # Patients of a hospital. The card of such data without a licence says that nobody may see it in public.
+    own = (arguments.kaggle_dir / LABEL_FILE).is_file()
+    if arguments.push_to_hub and options.private is False and own and not arguments.license:
+        raise InputError(
+            "--hub_private_repo false: nobody has stated a licence of this data, so it must stay private; add "
+            "--license if its rules allow a public copy, or leave the flag out"
+        )
     if arguments.push_to_hub:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
         arguments.push_to_hub = prepare_push(arguments.push_to_hub, options)

@@ -288,3 +288,13 @@ def test_the_pictures_are_the_same_with_any_labels(tmp_path: Path) -> None:
     assert facts == ScanFacts(slice_spacing_mm=432 / 9)
     write_label_file(tmp_path, label_file)
     assert (tmp_path / "labels.json").read_bytes() == (tmp_path / "all" / "labels.json").read_bytes()
+
+
+def test_data_of_which_nobody_states_a_licence_does_not_become_public(
+    own_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["build", "--kaggle_dir", str(own_dir), "--output_dir", str(tmp_path / "own"), "--push_to_hub", "a/own"]
+    with pytest.raises(SystemExit):
+        main([*words, "--hub_private_repo", "false"])
+    assert not (tmp_path / "own").exists()
+    assert "nobody has stated a licence of this data" in capsys.readouterr().err
