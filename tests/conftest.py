@@ -43,6 +43,8 @@ LONGEST = (
 )  # fmt: skip
 
 
+# Last, when the long tests have been taken out. The halves would not be halves otherwise.
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slowest modules first. So the processes that share the tests end at about the same time.
 
