@@ -20,7 +20,7 @@ from tests.support.training import arguments
 FLAGS = {"learning_rate": 1e-6, "max_steps": 2, "max_eval_samples": None, "test_time_flips": True}
 
 
-@pytest.fixture(scope="module", params=["multiclass", "multilabel"])
+@pytest.fixture(scope="module", params=["multiclass", pytest.param("multilabel", marks=pytest.mark.long)])
 def runs(request: Any, dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The scores of two runs of one label mode, by the folders of the runs."""
     found = {}

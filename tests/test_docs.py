@@ -25,7 +25,7 @@ from dataset_builder.series import write_scan_series
 from gi_segmentation.formats.kaggle.folder import read_kaggle_scans
 from gi_segmentation.formats.nifti import write_label_map
 from gi_segmentation.formats.volumes import Volume
-from gi_segmentation.labels import GI_TRACT, LabelSet
+from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.rle import decode
 from loopback_hub import LoopbackHub
 from tests.support.dicom import read_series
@@ -216,10 +216,9 @@ def test_every_documented_command_runs(tmp_path: Path, hub: LoopbackHub) -> None
     run_commands([one for one in documented() if one.page != OWN_DATA], clone, hub, tmp_path / "hf_home")
 
 
-@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_own_patients_become_a_model_and_contours_by_the_documented_commands(
-    trains: bool, tmp_path: Path, hub: LoopbackHub
-) -> None:
+# It trains three models. Each of its steps has faster tests of its own.
+@pytest.mark.long
+def test_own_patients_become_a_model_and_contours_by_the_documented_commands(tmp_path: Path, hub: LoopbackHub) -> None:
     clone = tmp_path / "clone"
     clone.mkdir()
     for name in tracked_entries():
@@ -234,12 +233,6 @@ def test_own_patients_become_a_model_and_contours_by_the_documented_commands(
     # The reader has patients at the beginning. Here they come from the end of the page.
     run_commands(commands[-number:], clone, hub, tmp_path / "hf_home")
     shutil.copytree(clone / "corrected", clone / "new_patients", ignore=shutil.ignore_patterns("RS"))
-    if not trains:
-        # In place of the three trainings of the cross-validation, which take most of the time.
-        commands = [one for one in commands if "cross_validate" not in one.text]
-        api.create_repo("NAMESPACE/abdomen")
-        model = save_model(tmp_path / "abdomen", "segformer", seed=0, labels=LabelSet(tuple(organs)))
-        api.upload_folder(repo_id="NAMESPACE/abdomen", folder_path=model)
     run_commands(commands[:-number], clone, hub, tmp_path / "hf_home")
     config = json.loads(Path(api.hf_hub_download("NAMESPACE/abdomen", "config.json")).read_text())
     assert list(config["id2label"].values()) == ["background", *organs]

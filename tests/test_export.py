@@ -53,7 +53,11 @@ def compare_with_predict(
 
 @pytest.mark.parametrize(
     ("family", "label_mode", "slice_context", "labels"),
-    [("segformer", "multiclass", 0, FIVE), ("dpt", "multiclass", 2, GI_TRACT), ("beit", "multilabel", 2, GI_TRACT)],
+    [
+        ("segformer", "multiclass", 0, FIVE),
+        pytest.param("dpt", "multiclass", 2, GI_TRACT, marks=pytest.mark.long),
+        ("beit", "multilabel", 2, GI_TRACT),
+    ],
 )
 def test_the_cards_lines_give_the_masks_of_predict_without_pytorch(
     family: str,

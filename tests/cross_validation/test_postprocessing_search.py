@@ -130,7 +130,7 @@ class TestSearch:
 
 
 class TestFolds:
-    @pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
+    @pytest.mark.parametrize("label_mode", ["multiclass", pytest.param("multilabel", marks=pytest.mark.long)])
     def test_the_scores_equal_those_of_predict_and_score(
         self, label_mode: str, dataset_dir: Path, kaggle_dir: Path, tmp_path: Path
     ) -> None:
