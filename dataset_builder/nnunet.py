@@ -21,6 +21,7 @@ from gi_segmentation.data.dataset_scans import DatasetScan, list_dataset_scans
 from gi_segmentation.errors import InputError, list_some, one_line
 from gi_segmentation.files import write_json, writing_folder
 from gi_segmentation.formats.kaggle.images import decode_image
+from gi_segmentation.formats.volumes import make_training_affine
 from gi_segmentation.labels import BACKGROUND, LabelSet, find_labels
 from gi_segmentation.rle import find_unknown
 
@@ -196,9 +197,7 @@ def write_nifti(path: Path, planes: np.ndarray, plan: DatasetScan) -> None:
     """
     path.parent.mkdir(exist_ok=True)
     assert plan.spacing_mm is not None
-    # The axes of a NIfTI file are columns, rows and slices. All three run against x, y and z.
-    affine = np.diag([*(-mm for mm in reversed(plan.spacing_mm)), 1.0])
-    image = nibabel.Nifti1Image(planes.transpose(2, 1, 0), affine)
+    image = nibabel.Nifti1Image(planes.transpose(2, 1, 0), make_training_affine(plan.spacing_mm))
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
 

@@ -332,6 +332,20 @@ def cut_window(planes: np.ndarray, start: tuple[int, int], size: tuple[int, int]
     return window
 
 
+def make_training_affine(spacing_mm: Sequence[float]) -> np.ndarray:
+    """Return the affine of slices in the orientation of the training, whose first voxel lies at 0.
+
+    Args:
+        spacing_mm: Size of a voxel along slices, rows and columns.
+
+    Example:
+        >>> make_training_affine((3.0, 1.5, 2.0)).diagonal().tolist()
+        [-2.0, -1.5, -3.0, 1.0]
+    """
+    # The axes of a NIfTI file are columns, rows and slices. All three run against x, y and z.
+    return np.diag([*(-mm for mm in reversed(spacing_mm)), 1.0])
+
+
 def kaggle_volume(slices: Sequence[Slice]) -> Volume:
     """Return the volume of the slices of one scan of Kaggle's.
 
@@ -346,8 +360,7 @@ def kaggle_volume(slices: Sequence[Slice]) -> Volume:
     check_volumes(slices, "they become one volume; correct the file name")
     first, last = slices[0], slices[-1]
     (height_mm, width_mm), depth = first.pixel_spacing, last.number - first.number + 1
-    # The axes of a NIfTI file are columns, rows and slices. All three run against x, y and z.
-    affine = np.diag([-width_mm, -height_mm, -first.thickness_mm, 1.0])
+    affine = make_training_affine((first.thickness_mm, height_mm, width_mm))
     return Volume(first.scan, first.path.parent, (first.width, first.height, depth), affine)
 
 

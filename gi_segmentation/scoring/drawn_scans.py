@@ -30,7 +30,7 @@ from gi_segmentation.formats.nifti_structures import (
     parse_bids,
 )
 from gi_segmentation.formats.structures import StructureSet, choose_structures
-from gi_segmentation.formats.volumes import Volume
+from gi_segmentation.formats.volumes import Volume, make_training_affine
 from gi_segmentation.rle import RleError, decode
 from gi_segmentation.schema import scan_name
 from gi_segmentation.scoring.submissions import (
@@ -198,7 +198,7 @@ def table_volume(name: str, table: Path, grids: Mapping[int, SliceGrid], facts: 
     grid = grids[min(grids)]
     assert grid.pixel_spacing is not None
     height_mm, width_mm = grid.pixel_spacing
-    affine = np.diag([-width_mm, -height_mm, -facts.slice_spacing_mm, 1.0])
+    affine = make_training_affine((facts.slice_spacing_mm, height_mm, width_mm))
     return Volume(name, table, (grid.width, grid.height, max(grids) - min(grids) + 1), affine)
 
 
