@@ -3,6 +3,7 @@
 accelerate launch run_segmentation.py [--config recipes/X.yaml] [--flag value ...]
 """
 
+import time
 from pathlib import Path
 
 from gi_segmentation.errors import exit_on_input_error
@@ -24,8 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: If an argument, the dataset or the model cannot be used, or if the publication fails. The run is
             then complete, and the message has the command that publishes it.
-        StoppedError: If SIGTERM or Ctrl-C ended the training.
+        StoppedError: If SIGTERM, Ctrl-C or `--max_hours` ended the training.
     """
+    # The time of the imports and of the preparation counts too.
+    started_s = time.monotonic()
     leave_printing_to_the_main_process()
     keep_freed_memory()
     from gi_segmentation.command_line import parse_arguments
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         if publishes:
             prepare_repository(repo_id, options.private, overwrite=options.overwrite)
         trainer = build_trainer(model, processor, train_dataset, eval_dataset, data_args, run_args)
-        evaluation = train(trainer)
+        evaluation = train(trainer, started_s)
         # All processes have the same scores. One of them writes the files, and the others wait for it below.
         if is_main:
             results = write_results(trainer, eval_dataset, facts, evaluation)

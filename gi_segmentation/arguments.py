@@ -271,6 +271,12 @@ class RunArguments(TrainingArguments):
         default=None,
         metadata=TRAINING | {"help": "Stop after this number of evaluations without a better score; None: never."},
     )
+    max_hours: float | None = field(
+        default=None,
+        metadata=TRAINING | {"help": "End within this number of hours after the start of the command, with a "
+                                     "checkpoint of the last step; the same command goes on. The time for saving and "
+                                     "scoring is measured in the run. None: no limit."},
+    )  # fmt: skip
     lr_drop_at: float | None = field(
         default=None,
         metadata=TRAINING | {"help": "Multiply the learning rate by 0.1 after this share of the training, a number "
@@ -387,6 +393,8 @@ class RunArguments(TrainingArguments):
             raise ValueError("--max_steps must be greater than 0, or -1 to count epochs, but got 0")
         if self.max_steps < 0 and not self.num_train_epochs > 0:
             raise ValueError(f"--num_train_epochs must be greater than 0, but got {self.num_train_epochs}")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise ValueError(f"--max_hours must be greater than 0, but got {self.max_hours}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, but got {self.ema_decay}")
         if self.lr_drop_at is not None and not 0 < self.lr_drop_at < 1:

@@ -5,6 +5,7 @@ patient is scored once, by a model that never saw this patient. The same command
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         InputError: If an argument cannot be used, a training fails, or the folds do not belong together.
+        StoppedError: If the time of `--max_hours` ended a training. It is the time of all folds together.
     """
+    started_s = time.monotonic()
     arguments = parse_arguments(argv)
     if arguments.push_to_hub:
         check_repo_id("--push_to_hub", arguments.push_to_hub)
@@ -127,7 +130,8 @@ def main(argv: list[str] | None = None) -> None:
         prepare_repository(repo_id, options.private, overwrite=options.overwrite, branches=branches)
 
     wanted = [arguments.fold] if arguments.fold is not None else [] if arguments.collect else folds
-    train_folds(wanted, output_dir, arguments.config, arguments.flags, arguments.config_file)
+    ends_s = started_s + run_args.max_hours * 3600 if run_args.max_hours else None
+    train_folds(wanted, output_dir, arguments.config, arguments.flags, arguments.config_file, ends_s)
     if arguments.fold is not None:
         print("when all folds are trained, --collect pools their scores")
         return

@@ -34,15 +34,16 @@ class HubError(InputError):
 
 
 class StoppedError(Exception):
-    """A command that a signal has ended in order. The message says what is saved, and how to go on.
+    """A command that has ended in order before all was done. The message says what is saved, and how to go on.
 
     Attributes:
-        status: The exit status, as a shell gives it to a process that a signal has ended: 128 plus its number.
+        status: The exit status. After a signal it is what a shell gives to a process that a signal has ended: 128 plus
+            its number. It is 0 if the user wanted only a part.
     """
 
-    def __init__(self, message: str, number: int) -> None:
+    def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.status = 128 + number
+        self.status = status
 
 
 def one_line(error: BaseException) -> str:

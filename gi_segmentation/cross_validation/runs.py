@@ -16,13 +16,14 @@ from typing import IO, Any
 from gi_segmentation.arguments import DataArguments
 from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.data.slices import BUILD_COMMAND, load_slices
-from gi_segmentation.errors import InputError, one_line
+from gi_segmentation.errors import InputError, StoppedError, one_line
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, changed_arguments, read_earlier, read_results
 from gi_segmentation.publishing.results import SCANS
 from gi_segmentation.schema import ALL_FOLDS
 from gi_segmentation.scoring.records import read_scan_scores
 from gi_segmentation.scoring.scans import ScanScore
 from gi_segmentation.training.resuming import advise, describe_changes, describe_deciding, find_changes
+from gi_segmentation.training.time_limit import PART_FILE
 
 # The configuration of a model, in the folder of its weights.
 CONFIG = "config.json"
@@ -163,7 +164,30 @@ def run_command(command: Sequence[str], output: IO[str]) -> int:
             signal.signal(number, handler)
 
 
-def train_fold(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str], config_file: Path | None) -> None:
+def find_hours_left(ends_s: float | None) -> list[str]:
+    """Return the words that limit a training to the time that is left; none if there is no limit.
+
+    Args:
+        ends_s: When all must have ended, by `time.monotonic`; None: there is no limit.
+
+    Raises:
+        StoppedError: If no time is left.
+    """
+    if ends_s is None:
+        return []
+    if (left_s := ends_s - time.monotonic()) <= 0:
+        raise StoppedError("part done: --max_hours is over; the same command trains the other folds", 0)
+    return ["--max_hours", f"{left_s / 3600:.5f}"]
+
+
+def train_fold(
+    fold: str,
+    output_dir: Path,
+    recipe: Path,
+    flags: Sequence[str],
+    config_file: Path | None,
+    ends_s: float | None = None,
+) -> None:
     """Train with one fold held back, by `accelerate launch`, unless this was done before.
 
     An interrupted training continues from its last checkpoint, because `run_segmentation.py` does so.
@@ -175,9 +199,11 @@ def train_fold(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str], 
         recipe: The recipe of all folds.
         flags: More flags for `run_segmentation.py`.
         config_file: Configuration of accelerate; None: its default.
+        ends_s: When all must have ended, by `time.monotonic`; None: there is no limit.
 
     Raises:
         InputError: If the training fails. The message has the end of its output.
+        StoppedError: If the time of `--max_hours` ended it.
     """
     folder, log = fold_folder(output_dir, fold), fold_folder(output_dir, fold).with_suffix(".log")
     if find_results(folder) is not None:
@@ -185,7 +211,8 @@ def train_fold(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str], 
         return
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     launch += ["--config_file", str(config_file)] if config_file else []
-    words = fold_words(fold, output_dir, recipe, flags)
+    # Of two flags the last one counts. --max_hours is meant for the whole command, and folds before took their share.
+    words = fold_words(fold, output_dir, recipe, flags) + find_hours_left(ends_s)
     print(f"fold {fold}: training; its output goes to {log}", flush=True)
     start = time.monotonic()
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -199,20 +226,27 @@ def train_fold(fold: str, output_dir: Path, recipe: Path, flags: Sequence[str], 
             f"fold {fold}: the training ended with status {status}; the end of {log}:\n{last}\n"
             f"After the cause is removed, run the same command again: finished folds are kept, and this one goes on"
         )
+    if (folder / PART_FILE).exists():
+        raise StoppedError(f"part done: fold {fold} ends with --max_hours; the same command goes on from there", 0)
     facts = read_results(folder)
     score = f"Dice {facts.scores['eval_dice']:.4f}" if facts.scores else "nothing was held back"
     print(f"fold {fold}: {score}, {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 
 
 def train_folds(
-    folds: Sequence[str], output_dir: Path, recipe: Path, flags: Sequence[str], config_file: Path | None
+    folds: Sequence[str],
+    output_dir: Path,
+    recipe: Path,
+    flags: Sequence[str],
+    config_file: Path | None,
+    ends_s: float | None = None,
 ) -> None:
     """Train several folds, one after another; arguments and errors as `train_fold` and `check_flags`."""
     # All folds are compared before one of them is trained for hours.
     for fold in folds:
         check_flags(fold, output_dir, recipe, flags)
     for fold in folds:
-        train_fold(fold, output_dir, recipe, flags, config_file)
+        train_fold(fold, output_dir, recipe, flags, config_file, ends_s)
 
 
 def read_fold(output_dir: Path, fold: str) -> FoldRun:

@@ -236,6 +236,8 @@ def changed_arguments(*arguments: Any) -> dict[str, Any]:
     # `run.json` is published, so paths of this machine stay out. The names of dataset and model are facts of their
     # own, without paths.
     hidden = {"output_dir", "logging_dir", "local_rank", "dataset_name", "model_name_or_path", "backbone"}
+    # How a run is divided into parts changes nothing, and differs between the folds of a cross-validation.
+    hidden |= {"max_hours"}
     changed = {}
     for group in arguments:
         for item in dataclasses.fields(group):

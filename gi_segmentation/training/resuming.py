@@ -34,6 +34,7 @@ START_ARGUMENTS = {
 # Other arguments that may change, and why.
 MAY_CHANGE = {
     "output_dir": "is the folder of the run itself",
+    "max_hours": "ends a start sooner, and changes no step",
     "dataset_name": "the fingerprint of the slices is compared",
     "dataset_revision": "the fingerprint of the slices is compared",
     "cache_slices": "a slice from the cache has the same pixels",

@@ -1,5 +1,7 @@
 """Stop a training in order when Slurm, a spot machine or the user asks for it: with a checkpoint of the last step.
 
+The end of `--max_hours` is such a wish too.
+
 `Trainer` has `--enable_jit_checkpoint` for it. We tried it in place of this module, with `transformers` 5.24, whose
 file for it is that of 5.23. It loses what a stop is for:
 
@@ -25,11 +27,14 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gi_segmentation.processes import start_loader
+from gi_segmentation.training.time_limit import TimeLimit
 
 # SIGTERM is what Slurm, spot machines and containers send before they kill. SIGINT is Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # One request to stop may arrive twice: from the system, and from the program that started the processes.
 REPEATED_WITHIN_S = 1.0
+# Stands for a signal when the time is nearly up. It is smaller than theirs, so that a signal counts more.
+TIME_UP = 1
 
 
 def ignore_signals(worker: int) -> None:
@@ -70,14 +75,18 @@ def hold_signals(held: bool) -> None:
 
 
 class StopCallback(TrainerCallback):
-    """Saves a checkpoint and ends the training after the step in which a signal arrived.
+    """Saves a checkpoint and ends the training after the step in which a signal arrived, or the time was nearly up.
+
+    Args:
+        limit: Says when the time is nearly up.
 
     Attributes:
-        number: The signal; 0 if none has arrived in this process, or in any process after `agree`.
-        agreed: Whether all processes know that one of them has a signal.
+        number: The signal, or `TIME_UP`; 0 if none has come in this process, or in any process after `agree`.
+        agreed: Whether all processes know that one of them has a number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: TimeLimit) -> None:
+        self.limit = limit
         self.number, self.agreed = 0, False
         self.arrived_s = 0.0
         self.ended_amid_epoch = False
@@ -90,7 +99,7 @@ class StopCallback(TrainerCallback):
         """Note the first of `SIGNALS` until the block ends. A second one has its usual effect at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            if not self.number:
+            if self.number in (0, TIME_UP):
                 self.number, self.arrived_s = number, time.monotonic()
                 # `print` must not be called here, because the signal may have interrupted a `print`.
                 if os.environ.get("RANK", "0") == "0":
@@ -145,6 +154,8 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and stop, unless the epoch or the training ends with this step."""
+        if not self.number and self.limit.is_nearly_up(args, state, control):
+            self.number = TIME_UP
         if args.world_size == 1:
             self.agreed = self.number > 0
         else:

@@ -6,8 +6,9 @@ the end of a training it holds the weights of the best checkpoint.
 
 import logging
 import math
+import time
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from accelerate.utils import load_fsdp_model
@@ -69,7 +70,8 @@ from gi_segmentation.training.evaluation import ComputeMetrics
 from gi_segmentation.training.header import HeaderCallback
 from gi_segmentation.training.losses import dice_cross_entropy_loss, find_max_loss
 from gi_segmentation.training.sharding import UnusedWeightsCallback, check_optimizer
-from gi_segmentation.training.stopping import StopCallback, ignore_signals
+from gi_segmentation.training.stopping import TIME_UP, StopCallback, ignore_signals
+from gi_segmentation.training.time_limit import TimeLimit, forget_part, write_part
 
 logger = logging.getLogger(__name__)
 
@@ -469,14 +471,23 @@ class Evaluation(NamedTuple):
     scans: dict[str, list[ScanScore]]
 
 
-def train_on(trainer: SegmentationTrainer, checkpoint: Path | None) -> None:
+def train_on(trainer: SegmentationTrainer, checkpoint: Path | None, started_s: float) -> None:
     """Train to the end, from the start or from a checkpoint.
 
+    Args:
+        trainer: The trainer.
+        checkpoint: Where the training goes on; None: it starts.
+        started_s: When the command started, by `time.monotonic`.
+
     Raises:
-        StoppedError: If SIGTERM or Ctrl-C came. The last checkpoint is then that of the last step.
+        StoppedError: If SIGTERM or Ctrl-C came, or the time of `--max_hours` is nearly up. The last checkpoint is then
+            that of the last step.
         InputError: If a checkpoint cannot be written.
     """
-    stop = StopCallback()
+    args = trainer.args
+    limit = TimeLimit(args.max_hours, started_s, len(cast(Dataset, trainer.eval_dataset or ())))
+    stop = StopCallback(limit)
+    trainer.add_callback(limit)
     trainer.add_callback(stop)
     # `Trainer` restores the optimizer, the scheduler, the random numbers and the place in the epoch. Our methods
     # `load_training_weights` and, at the end, `load_best_weights` restore the weights.
@@ -484,17 +495,37 @@ def train_on(trainer: SegmentationTrainer, checkpoint: Path | None) -> None:
     # must name the lost process, and not the disk.
     with stop.listening(), explaining_failed_saves(trainer), noticing_lost_processes():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # FSDP and DeepSpeed cannot score a finished run in a start of its own, see `train`.
+    if not stop.number and args.sharding is None and limit.lacks_scoring(args.test_time_flips):
+        stop.number = TIME_UP
     # The signal may have come after the last step.
-    if stop.agree(stop.ask_all(trainer.args)):
-        trainer.disconnect()
-        raise StoppedError(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved it in "
-            f"{trainer.args.output_dir}; the same command goes on from there",
-            stop.number,
-        )
+    if stop.agree(stop.ask_all(args)):
+        end_part(trainer, stop.number)
 
 
-def train(trainer: SegmentationTrainer) -> Evaluation:
+def end_part(trainer: SegmentationTrainer, number: int) -> NoReturn:
+    """End a start that has trained some of the steps.
+
+    Args:
+        trainer: The trainer, when its last step is saved.
+        number: The signal, or `TIME_UP`.
+
+    Raises:
+        StoppedError: Always.
+    """
+    state, output_dir = trainer.state, Path(trainer.args.output_dir)
+    over = is_over(state, state.max_steps, trainer.args.early_stopping_patience)
+    left = "only scores the best checkpoint" if over else "goes on from there"
+    saved = f"at step {state.global_step} of {state.max_steps}, and saved it in {output_dir}; the same command {left}"
+    trainer.disconnect()
+    if number != TIME_UP:
+        raise StoppedError(f"stopped {saved}", 128 + number)
+    if trainer.args.process_index == 0:
+        write_part(output_dir, state)
+    raise StoppedError(f"part done: --max_hours {trainer.args.max_hours:g} is nearly over; stopped {saved}", 0)
+
+
+def train(trainer: SegmentationTrainer, started_s: float | None = None) -> Evaluation:
     """Train to the end, then score the best checkpoint.
 
     With `--fold all`, no slices are held back. Then nothing is scored, and the last checkpoint takes the place of the
@@ -502,6 +533,10 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
 
     If an earlier run of the same command was interrupted, training continues from its last checkpoint. If the earlier
     run is over, only the best checkpoint is scored.
+
+    Args:
+        trainer: The trainer.
+        started_s: When the command started, by `time.monotonic`; None: now.
 
     Returns:
         The scores of the best checkpoint, with those in millimetres. The trainer's model then holds its weights.
@@ -511,6 +546,8 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
             `train_on`.
         StoppedError: As `train_on`.
     """
+    if trainer.args.process_index == 0:
+        forget_part(Path(trainer.args.output_dir))
     checkpoint = find_last_checkpoint(Path(trainer.args.output_dir))
     state = read_state(checkpoint) if checkpoint else None
     if state and is_over(state, trainer.find_max_steps(), trainer.args.early_stopping_patience):
@@ -527,7 +564,7 @@ def train(trainer: SegmentationTrainer) -> Evaluation:
         if checkpoint is not None:
             check_optimizer(checkpoint, trainer.args.sharding, trainer.args.world_size)
             logger.warning("Resuming from %s", checkpoint)
-        train_on(trainer, checkpoint)
+        train_on(trainer, checkpoint, time.monotonic() if started_s is None else started_s)
     if trainer.eval_dataset is None:
         last = cast(Path, find_last_checkpoint(Path(trainer.args.output_dir)))
         trainer.load_best_weights(last)

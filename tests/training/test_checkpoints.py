@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerState
 
 import run_segmentation
 from gi_segmentation.errors import InputError, StoppedError
+from gi_segmentation.publishing.facts import is_finished, read_earlier
 from gi_segmentation.training import checkpoints
 from gi_segmentation.training.checkpoints import CHECKSUMS, find_fault, find_last_checkpoint, read_state
 from gi_segmentation.training.trainer import train
@@ -153,6 +154,33 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(dataset_dir: Path,
         shutil.copy(tmp_path / "whole" / "run.json", folder)
         run_segmentation.main(words)
         assert_same_end(tmp_path / "whole", folder)
+
+
+def run_part(words: list[str]) -> str:
+    """Run a part of a training that ends before the whole, and return what it says."""
+    with pytest.raises(StoppedError) as caught:
+        run_segmentation.main(words)
+    assert caught.value.status == 0
+    return str(caught.value)
+
+
+def test_parts_of_a_limited_time_make_the_same_weights_as_the_whole(
+    whole: Path, dataset_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    # Each part has time for one step.
+    words = arguments(dataset_dir, folder, **FLAGS, max_hours=1e-6)
+    part = folder / "part_done.json"
+    for step in (1, 2, 3):
+        assert f"step {step} of 4, and saved it in {folder}; the same command goes on from there" in run_part(words)
+        assert json.loads(part.read_text()) == {"step": step, "of": 4}
+    # The last step is done, and there is no time left to score it. The next part does only that.
+    assert "step 4 of 4, and saved it" in (said := run_part(words)) and "only scores the best checkpoint" in said
+    assert not is_finished(read_earlier(folder))
+    run_segmentation.main(words)
+    assert not part.exists() and is_finished(read_earlier(folder))
+    assert_same_end(whole, folder)
+    assert "max_hours" not in (folder / "run.json").read_text()
 
 
 def test_two_processes_stop_at_the_same_step(dataset_dir: Path, tmp_path: Path) -> None:

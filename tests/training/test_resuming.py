@@ -37,7 +37,9 @@ def test_every_argument_is_compared_or_named() -> None:
     free = {item.name for item in fields if item.metadata.get("group") in resuming.FREE_SECTIONS}
     assert {item.name for item in fields} == free | named.keys() | set(resuming.list_deciding())
     assert not (free | named.keys()) & set(resuming.list_deciding())
-    assert not [name for name in free | named.keys() if re.match(r"lr_|adam|optim|ema|warmup|max_|seed", name)]
+    assert not [
+        name for name in free | named.keys() if re.match(r"lr_|adam|optim|ema|warmup|max_(?!hours)|seed", name)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_what_decides_the_weights_is_refused_by_name(words: str) -> None:
     [
         "--license apache-2.0 --preset first_place --dataset_title Other --test_time_flips true",
         "--push_to_hub true --hub_model_id a/b --hub_private_repo true",
-        "--output_dir elsewhere --save_total_limit 3 --logging_steps 3 --report_to none --run_name x",
+        "--output_dir elsewhere --max_hours 11.5 --save_total_limit 3 --logging_steps 3 --report_to none --run_name x",
         "--dataloader_num_workers 0 --per_device_eval_batch_size 3 --early_stopping_patience 3",
         "--gradient_checkpointing true --cache_slices false --disable_tqdm true",
         "--per_device_train_batch_size 8 --gradient_accumulation_steps 4",
