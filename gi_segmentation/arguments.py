@@ -21,6 +21,7 @@ from gi_segmentation.schema import ALL_FOLDS
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
 SliceSampling: TypeAlias = Literal["all", "balanced"]
+LogPictures: TypeAlias = Literal["local", "all", "none"]
 Sharding: TypeAlias = Literal["FSDP", "DeepSpeed"]
 
 # Where `--report_to` can send the log: the package to install, and the function that finds it.
@@ -262,6 +263,13 @@ class RunArguments(TrainingArguments):
         default_factory=lambda: ["tensorboard"],
         metadata=TRAINING | {"help": "Where to send the log: tensorboard, wandb, ...; `none` turns it off."},
     )
+    log_pictures: LogPictures = field(
+        default="local",
+        metadata=TRAINING | {"help": "Where pictures of four validation slices go after each evaluation. local: to "
+                                     "TensorBoard, which writes to this machine. all: to wandb and trackio too, if "
+                                     "--report_to names them; their servers then have slices of patients. none: "
+                                     "nowhere."},
+    )  # fmt: skip
     dataloader_num_workers: int = field(
         default_factory=count_workers,
         metadata=TRAINING | {"help": "Number of processes that load slices, per device. The default is the number of "

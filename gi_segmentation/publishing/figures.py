@@ -1,160 +1,35 @@
 """The pictures of a run: slices with outlines, and the learning curve."""
 
-import math
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from transformers import PreTrainedModel
 
-from gi_segmentation.data.intensity import scale_intensity
-from gi_segmentation.data.prepared import read_image
-from gi_segmentation.data.transforms import attached_transform
-from gi_segmentation.errors import list_some
-from gi_segmentation.files import to_json, writing_file
+from gi_segmentation.files import writing_file
 from gi_segmentation.inference.splits import predict_split
 from gi_segmentation.labels import LabelSet, find_labels
-from gi_segmentation.review.overlays import Panel, draw_outlines, organ_colours
+from gi_segmentation.review.overlays import draw_panels, organ_lines
 from gi_segmentation.rle import organ_masks
-from gi_segmentation.scoring.dice import count_pixels, dice_score, nanmean
+from gi_segmentation.training.pictures import ShownSlice, pick_slices, read_row, show_slice
 
 # With more organs, the legend of the learning curve does not fit into it.
 MAX_INSIDE = 8
 
 
-class ShownSlice(NamedTuple):
-    """The slice of a scan that a picture shows.
-
-    Attributes:
-        truth: The slice with the annotations of the dataset.
-        predicted: The same slice with the predicted masks.
-        number: Its number in the scan.
-        dice: Mean Dice over its organs; None if no organ is in either mask.
-    """
-
-    truth: Panel
-    predicted: Panel
-    number: int
-    dice: float | None
-
-
-def annotated_panel(row: dict[str, Any], title: str) -> Panel:
-    """Return a slice with the annotations of the dataset, which a phantom may have made.
-
-    Args:
-        row: A row of the dataset, without a transform.
-        title: The text above the slice.
-    """
-    masks = organ_masks(row["segmentation"], row["height"], row["width"])
-    return Panel(scale_intensity(np.array(row["image"])), masks, title)
-
-
-def organ_lines(labels: LabelSet) -> list[dict[str, Any]]:
-    """Return how the line of each organ looks. A colour that is hardly seen on white gets a dark rim."""
-    rim = [Stroke(linewidth=3, foreground="0.4"), Normal()]
-    return [
-        {"color": colour, "path_effects": rim if 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] > 0.8 else None}
-        for colour in organ_colours(labels)
-    ]
-
-
-def draw_panels(panels: Sequence[Panel], labels: LabelSet, columns: int, width: float = 3.2) -> Figure:
-    """Draw slices row by row, with a legend below them.
-
-    Args:
-        panels: The slices to draw, at least one.
-        labels: The organs of their masks.
-        columns: Number of slices in a row.
-        width: Width of a slice in inches.
-    """
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    # An entry of the legend takes about so many inches: its line, and its letters.
-    entry = 0.6 + 0.08 * max(len(organ) for organ in labels.names)
-    legend_columns = max(1, min(len(labels), int(width * columns / entry)))
-    legend_rows = math.ceil(len(labels) / legend_columns)
-    # `Figure`, and not `pyplot`, which keeps every figure in memory and may look for a screen. The extra height is for
-    # the titles and the legend.
-    size = (width * columns, (width + 0.1) * rows + 0.1 + 0.2 * legend_rows)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        draw_outlines(axes, panel, labels)
-    handles = [
-        Line2D([], [], label=organ, **line) for organ, line in zip(labels.names, organ_lines(labels), strict=True)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False)
-    return figure
-
-
-def pick_slices(dataset: Dataset, number: int) -> list[int]:
-    """Choose slices that show an organ, from as many scans as possible.
-
-    Args:
-        dataset: A split.
-        number: Number of slices. There may be fewer slices to choose from.
-
-    Returns:
-        Their rows.
-    """
-    scans: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(dataset.with_format(None).select_columns(["scan", "segmentation"])):
-        if any(row["segmentation"].values()):
-            scans[row["scan"]].append(index)
-    # Each scan gives the same number of slices. The scans with the most slices that show an organ come first.
-    share = math.ceil(number / len(scans))
-    chosen: list[int] = []
-    for members in sorted(scans.values(), key=len, reverse=True):
-        # Evenly spaced positions without the two ends, because an organ is small on its first and last slice. If there
-        # are few slices, rounding gives the same position twice. `dict.fromkeys` then keeps it once, in order.
-        positions = np.linspace(0, len(members) - 1, share + 2)[1:-1].round()
-        chosen += [members[position] for position in dict.fromkeys(positions.astype(int).tolist())]
-    return chosen[:number]
-
-
 def compare_slice(model: PreTrainedModel, dataset: Dataset, index: int) -> ShownSlice:
-    """Show a slice with the annotations of the dataset, and with the predicted masks.
+    """Predict a slice, and show it with its annotations and with the predicted masks.
 
     Args:
         model: The model that predicts.
         dataset: A split with a scoring `SliceTransform` attached.
         index: Row of the slice.
-
-    Returns:
-        The slice. The title of the prediction has the mean Dice of its organs. Those that nobody has drawn are not
-        scored, and the title of the annotations names them.
     """
-    # `with_format(None)` gives the stored row, and not the tensors of the transform. A streamed row has no image.
-    row, slices = dataset.with_format(None)[index], attached_transform(dataset).slices
-    row["image"] = read_image(slices.images[slices.rows[row["scan"]][row["slice"]]])
-    unknown = [organ for organ, rle in row["segmentation"].items() if rle is None]
-    note = f"\nnot drawn: {list_some(unknown)}" if unknown else ""
-    truth = annotated_panel(row, f"{row['id']}\nreference outlines{note}")
     (preds,) = predict_split(model, dataset.select([index]))
-    known = [organ not in unknown for organ in row["segmentation"]]
-    dice = score_slice(preds[known], truth.masks[known])
-    predicted = Panel(truth.image, preds, f"predicted, Dice {dice:.2f}")
-    return ShownSlice(truth, predicted, row["slice"], to_json(dice))
-
-
-def score_slice(preds: np.ndarray, target: np.ndarray) -> float:
-    """Return the mean Dice over the organs of a slice; NaN if no organ is in either mask.
-
-    Args:
-        preds: Predicted masks on the native grid of the slice, bool, shape `(organs, height, width)`.
-        target: True masks, same shape.
-    """
-    # An organ that is in neither mask has a Dice of NaN and is left out of the mean.
-    return nanmean(map(dice_score, count_pixels(preds, target).tolist()))
+    return show_slice(read_row(dataset, index), preds)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

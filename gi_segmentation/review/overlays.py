@@ -1,11 +1,18 @@
-"""Draw a slice with the outlines of its organs."""
+"""Draw slices with the outlines of their organs."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 
+from gi_segmentation.data.intensity import scale_intensity
 from gi_segmentation.labels import LabelSet
+from gi_segmentation.rle import organ_masks
 
 
 class Panel(NamedTuple):
@@ -42,3 +49,54 @@ def draw_outlines(axes: Axes, panel: Panel, labels: LabelSet) -> None:
         if mask.any():
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
     axes.set_title(panel.title, fontsize=9)
+
+
+def annotated_panel(row: dict[str, Any], title: str) -> Panel:
+    """Return a slice with the annotations of the dataset, which a phantom may have made.
+
+    Args:
+        row: A row of the dataset, without a transform.
+        title: The text above the slice.
+    """
+    masks = organ_masks(row["segmentation"], row["height"], row["width"])
+    return Panel(scale_intensity(np.array(row["image"])), masks, title)
+
+
+def organ_lines(labels: LabelSet) -> list[dict[str, Any]]:
+    """Return how the line of each organ looks. A colour that is hardly seen on white gets a dark rim."""
+    rim = [Stroke(linewidth=3, foreground="0.4"), Normal()]
+    return [
+        {"color": colour, "path_effects": rim if 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] > 0.8 else None}
+        for colour in organ_colours(labels)
+    ]
+
+
+def draw_panels(panels: Sequence[Panel], labels: LabelSet, columns: int, width: float = 3.2) -> Figure:
+    """Draw slices row by row, with a legend below them.
+
+    Args:
+        panels: The slices to draw, at least one.
+        labels: The organs of their masks.
+        columns: Number of slices in a row.
+        width: Width of a slice in inches.
+    """
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    # An entry of the legend takes about so many inches: its line, and its letters.
+    entry = 0.6 + 0.08 * max(len(organ) for organ in labels.names)
+    legend_columns = max(1, min(len(labels), int(width * columns / entry)))
+    legend_rows = math.ceil(len(labels) / legend_columns)
+    # `Figure`, and not `pyplot`, which keeps every figure in memory and may look for a screen. The extra height is for
+    # the titles and the legend.
+    size = (width * columns, (width + 0.1) * rows + 0.1 + 0.2 * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        draw_outlines(axes, panel, labels)
+    handles = [
+        Line2D([], [], label=organ, **line) for organ, line in zip(labels.names, organ_lines(labels), strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False)
+    return figure

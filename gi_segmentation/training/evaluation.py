@@ -23,11 +23,15 @@ class ComputeMetrics:
     Attributes:
         scorer: Collects the slices and scores the scans.
         scans: The scores of all scans, from all processes; empty before the first evaluation ends.
+        watched: Case, day and number of slices whose masks are kept for a picture.
+        watched_masks: The packed masks of these slices, from the last evaluation that has predicted them.
     """
 
     def __init__(self, dataset: Dataset, preset: Preset = DEFAULT_PRESET, share: tuple[int, int] = (0, 1)) -> None:
         self.scorer = StreamingScorer(dataset, PRESETS[preset], share)
         self.scans: list[ScanScore] = []
+        self.watched: set[tuple[int, ...]] = set()
+        self.watched_masks: dict[tuple[int, ...], np.ndarray] = {}
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Add a batch, and return the scores if it is the last one.
@@ -42,6 +46,9 @@ class ComputeMetrics:
         columns = [np.asarray(column) for column in (prediction.label_ids, *prediction.predictions)]
         for slice_id, packed, label_counts in zip(*columns, strict=True):
             self.scorer.add(slice_id, packed, label_counts)
+            if self.watched and (numbers := tuple(map(int, slice_id))) in self.watched:
+                # A copy, because the row would keep the masks of its whole batch.
+                self.watched_masks[numbers] = packed.copy()
         if not compute_result:
             return {}
         # Only the scores of the scans travel between the processes, not the masks. All processes then compute the same

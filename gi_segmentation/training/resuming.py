@@ -48,7 +48,8 @@ MAY_CHANGE = {
         "says where to publish",
     ),
     **dict.fromkeys(
-        ("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        ("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+         "log_pictures"),
         "says where to send the log",
     ),
     **dict.fromkeys(

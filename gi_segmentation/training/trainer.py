@@ -69,6 +69,7 @@ from gi_segmentation.training.checkpoints import (
 from gi_segmentation.training.evaluation import ComputeMetrics
 from gi_segmentation.training.header import HeaderCallback
 from gi_segmentation.training.losses import dice_cross_entropy_loss, find_max_loss
+from gi_segmentation.training.pictures import find_picture_callback
 from gi_segmentation.training.sharding import UnusedWeightsCallback, check_optimizer
 from gi_segmentation.training.stopping import TIME_UP, StopCallback, ignore_signals
 from gi_segmentation.training.time_limit import TimeLimit, forget_part, write_part
@@ -446,17 +447,22 @@ def build_trainer(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run_args.early_stopping_patience))
     # Every process gets the predictions of all slices, and scores its own share of the scans.
     share = run_args.process_index, run_args.world_size
-    return SegmentationTrainer(
+    metrics = ComputeMetrics(eval_dataset, run_args.preset, share) if len(eval_dataset) else None
+    trainer = SegmentationTrainer(
         model=model,
         args=run_args,
         data_collator=default_collate,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset if len(eval_dataset) else None,
         processing_class=processor,
-        compute_metrics=ComputeMetrics(eval_dataset, run_args.preset, share) if len(eval_dataset) else None,
+        compute_metrics=metrics,
         callbacks=callbacks,
         balanced=data_args.slice_sampling == "balanced",
     )
+    # `Trainer` makes the callbacks of `--report_to`.
+    for callback in find_picture_callback(eval_dataset, metrics, trainer.callback_handler.callbacks, run_args):
+        trainer.add_callback(callback)
+    return trainer
 
 
 class Evaluation(NamedTuple):

@@ -4,31 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
 
 from gi_segmentation.labels import GI_TRACT, LabelSet
-from gi_segmentation.publishing.figures import Panel, draw_learning_curve, draw_panels, logged, pick_slices
-
-EMPTY = {"large_bowel": "", "small_bowel": "", "stomach": ""}
-SHOWN = {**EMPTY, "stomach": "1 4"}
-
-
-def slices(*scans: tuple[str, int, int]) -> Dataset:
-    """Make rows of scans. A scan has a name, some empty slices, and then some slices that show an organ."""
-    rows = [(name, organs) for name, empty, shown in scans for organs in [EMPTY] * empty + [SHOWN] * shown]
-    return Dataset.from_dict({"scan": [name for name, _ in rows], "segmentation": [organs for _, organs in rows]})
-
-
-def test_slices_come_from_different_scans() -> None:
-    assert pick_slices(slices(("a", 2, 3), ("b", 2, 5), ("c", 4, 0)), number=2) == [9, 3]
-
-
-def test_slices_of_one_scan_are_spread_over_the_organs() -> None:
-    assert pick_slices(slices(("a", 10, 9)), number=3) == [12, 14, 16]
-
-
-def test_if_few_slices_show_organs_fewer_are_picked() -> None:
-    assert pick_slices(slices(("a", 3, 1)), number=4) == [3]
+from gi_segmentation.publishing.figures import draw_learning_curve, logged
+from gi_segmentation.review.overlays import Panel, draw_panels
 
 
 def test_the_learning_curve_leaves_out_the_last_scoring() -> None:
