@@ -77,6 +77,7 @@ LIGHT_HELP = {
     "-m gi_segmentation.compare": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.cross_validate": {"datasets", "pandas", "torch", "transformers"},
     "-m gi_segmentation.export": {"datasets", "pandas", "torch", "transformers", "onnx", "onnxruntime"},
+    "-m gi_segmentation.kaggle_package": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
     "-m gi_segmentation.publish": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
     "-m gi_segmentation.table": {"datasets", "pandas", "torch", "transformers", "huggingface_hub"},
     "run_segmentation.py": {"datasets", "pandas", "matplotlib", "albumentations", "cv2", "sklearn"},
