@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 from tqdm import trange
 
+from gi_segmentation.rules import DEFAULT_RULES
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.scans import ScanScore
 
@@ -19,6 +20,7 @@ PATIENTS = (4, 6, 10, 17, 50)
 # The distribution of Dice over patients: mean 0.8, standard deviation 0.12, and a tail of bad patients.
 DICE = stats.beta(8, 2)
 NUM_RESAMPLES = 2000
+NO_DISTANCE = {DEFAULT_RULES.distance: (math.nan,)}
 
 
 def holds(dice: np.ndarray, seed: int) -> tuple[bool, bool]:
@@ -30,7 +32,7 @@ def holds(dice: np.ndarray, seed: int) -> tuple[bool, bool]:
     """
     # One patient is one scan with one slice, and only the first organ counts. So the interval is that of a plain mean.
     scans = [
-        ScanScore(patient, "scan", ("organ",), 1, (value,), (1,), (value,), (math.nan,))
+        ScanScore(patient, "scan", ("organ",), 1, (value,), (1,), (value,), (1,), (1,), NO_DISTANCE)
         for patient, value in enumerate(dice.tolist())
     ]
     low, high = find_intervals(scans, num_resamples=NUM_RESAMPLES, seed=seed)["dice"] or (math.nan, math.nan)

@@ -316,7 +316,9 @@ class RunArguments(TrainingArguments):
     preset: Preset = field(
         default=DEFAULT_PRESET,
         metadata=SCORING | {"help": "How to read the competition's metric for eval_competition_score. mle_bench: as "
-                                    "the public grader does. first_place: as the winner's validation code does."},
+                                    "the public grader does. first_place: as the winner's validation code does. "
+                                    "host: as the notes of one of the competition's hosts say. The other two are "
+                                    "reported beside it."},
     )  # fmt: skip
     push_to_hub: bool = field(
         default=False,

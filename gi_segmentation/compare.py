@@ -26,7 +26,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--preset",
         choices=PRESETS,
         default=DEFAULT_PRESET,
-        help="how to read the competition's metric: as the public grader or as the winner",
+        help="how to read the competition's metric: as the public grader, the winner or the host's notes",
     )
     parser.add_argument("--output", type=Path, help="JSON file to write the scores to; None: only print them")
     return check_prediction_flags(parser.parse_args(argv))

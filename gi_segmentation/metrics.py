@@ -67,11 +67,12 @@ Args:
     references: The true masks in the same form. Each has the size of its prediction.
     scans: Name of the scan of each slice, any hashable value; None: every slice is a scan of its own.
     slices: Number of each slice in its scan. Slices are stacked in this order; None: in the order in which they come.
-    preset: How to read the competition's metric, `mle_bench` or `first_place`. Only `compute` takes it.
+    preset: How to read the competition's metric, `mle_bench`, `first_place` or `host`. Only `compute` takes it.
 
 Returns:
     `dice`, `dice_{organ}`, `dice_volume`, `dice_volume_{organ}`, `hausdorff_score`, `competition_dice`,
-    `competition_score`: floats in 0 to 1; NaN if there is nothing to score.
+    `competition_score`, and the last three by every preset, such as `competition_score_host`: floats in 0 to 1; NaN if
+    there is nothing to score.
 
 Example:
     >>> metric = evaluate.load("gi_segmentation/metrics.py")  # doctest: +SKIP
@@ -260,6 +261,7 @@ class GiTractScores(evaluate.Metric):
             # Each pair has the shape (2, organs, height, width). The new axis of slices comes third.
             preds, target = np.stack(pairs, axis=2)
             # Who the patient is has no effect on these scores, so the scan takes its place.
-            measured.append(scans_module.compare_masks(scan, scan, self.organs, preds, target, rules.PRESETS[preset]))
+            names = scan, scan, self.organs
+            measured.append(scans_module.compare_masks(*names, preds, target, rules.PRESETS[preset], presets=True))
         self.slices, self.number = {}, 0
         return scans_module.score_scans(measured, rules.PRESETS[preset])

@@ -41,7 +41,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--preset",
         choices=PRESETS,
         default=DEFAULT_PRESET,
-        help="how to read the competition's metric: as the public grader or as the winner (default: %(default)s)",
+        help="how to read the competition's metric: as the public grader, the winner or the host's notes "
+        "(default: %(default)s)",
     )
     choices = parser.add_argument_group("choices of the metric", "each flag replaces one choice of the preset")
     # A flag for each field of the rules. The field's type lists its values, and without the flag the value is None.
@@ -158,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for line in format_pairs(measured, rules):
         print(line)
     if arguments.output is not None:
-        write_output(arguments.output, tabulate_submissions(measured).to_csv(index=False))
+        write_output(arguments.output, tabulate_submissions(measured, rules).to_csv(index=False))
     return score_scans(measured[str(arguments.submission[0])], rules)
 
 

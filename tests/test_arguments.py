@@ -166,7 +166,7 @@ def test_an_unreadable_recipe_is_named(kind: str, tmp_path: Path) -> None:
         ("--optimizer SGD", "invalid choice: 'SGD'"),
         ("--label_mode both", "--label_mode: invalid choice: 'both' (choose from 'multiclass', 'multilabel')"),
         ("--slice_sampling some", "--slice_sampling: invalid choice: 'some' (choose from 'all', 'balanced')"),
-        ("--preset mine", "--preset: invalid choice: 'mine' (choose from 'mle_bench', 'first_place')"),
+        ("--preset mine", "--preset: invalid choice: 'mine' (choose from 'mle_bench', 'first_place', 'host')"),
         ("--lr_scheduler_kwargs {bad", "expected JSON, got '{bad'"),
         ("--accelerator_config nowhere.json", "nowhere.json"),
         ("--max_steps 0", "--max_steps must be greater than 0, or -1"),

@@ -136,7 +136,8 @@ def describe_fold(run: FoldRun) -> dict[str, object]:
 
 def tabulate_folds(runs: Sequence[FoldRun]) -> pd.DataFrame:
     """Return the scores of all scans, a row per scan and organ, with the fold that held the patient back."""
-    tables = [tabulate_scans(run.scans["eval"]).assign(fold=int(run.fold)) for run in runs]
+    rules = PRESETS[runs[0].facts.competition_preset]
+    tables = [tabulate_scans(run.scans["eval"], rules).assign(fold=int(run.fold)) for run in runs]
     table = pd.concat(tables, ignore_index=True)
     return table[["fold", *table.columns.drop("fold")]]
 

@@ -164,7 +164,9 @@ def write_results(
         trainer.save_metrics("eval", {**evaluation.scores, "competition_preset": trainer.args.preset})
         scans = evaluation.scans["eval"]
         write_scan_scores(evaluation.scans, output_dir / SCANS)
-        write_text(output_dir / SCAN_SCORES, tabulate_scans(scans).to_csv(index=False))
+        write_text(
+            output_dir / SCAN_SCORES, tabulate_scans(scans, PRESETS[facts.competition_preset]).to_csv(index=False)
+        )
         draw_overlay(trainer.model, validation, output_dir / OVERLAY)
         names = [case["scan"] for case in results.cases.values()]
         shown = {scan: compare_fullest_slice(trainer.model, validation, scan) for scan in names}

@@ -55,7 +55,9 @@ def find_intervals(
     Source: Hesterberg, The American Statistician 69 (2015) 371, the expanded percentile interval.
 
     Example:
-        >>> scan = lambda case, dice: ScanScore(case, case, ("liver",), 1, (dice,), (1,), (dice,), (0,))
+        >>> distances = {DEFAULT_RULES.distance: (0.0,)}
+        >>> def scan(case, dice):
+        ...     return ScanScore(case, case, ("liver",), 1, (dice,), (1,), (dice,), (1,), (1,), distances)
         >>> better, worse = ([scan(case, case / 10 + gain) for case in range(8)] for gain in (0.1, 0.0))
         >>> low, high = find_intervals(better)["dice"]
         >>> low < 0.45 < high
@@ -65,7 +67,7 @@ def find_intervals(
     """
     if baseline is not None and {scan.patient for scan in scans} != {scan.patient for scan in baseline}:
         raise ValueError("expected scans of the same patients to compare with; score both on the same split")
-    organs, totals = find_organs([*scans, *(baseline or ())]), total_patients(scans)
+    organs, totals = find_organs([*scans, *(baseline or ())]), total_patients(scans, rules)
     patients = len(totals["dice"])
     if not patients:
         return {}
@@ -76,15 +78,15 @@ def find_intervals(
     # Every score is a ratio of sums over patients. So no scan is scored again: a draw's sums are the patients' sums
     # times the row of `weights`.
     def resample(of: Totals) -> dict[str, np.ndarray]:
-        return scores_from_totals({name: np.tensordot(weights, total, 1) for name, total in of.items()}, organs, rules)
+        return scores_from_totals({name: np.tensordot(weights, total, 1) for name, total in of.items()}, organs)
 
     scores = resample(totals)
     # The baseline has the same draws, so each difference compares the same patients.
     if baseline is not None:
-        others = resample(total_patients(baseline))
+        others = resample(total_patients(baseline, rules))
         scores = {name: values - others[name] for name, values in scores.items() if name in others}
     # The scores of each patient alone. They show how many patients have a score at all: some never show an organ.
-    alone = scores_from_totals(totals, organs, rules)
+    alone = scores_from_totals(totals, organs)
     return {name: expanded_percentiles(values, alone[name]) for name, values in scores.items()}
 
 

@@ -34,6 +34,9 @@ def write_scan_scores(scans: Mapping[str, Sequence[ScanScore]], path: Path) -> N
 
 def parse_record(fields: dict[str, Any]) -> ScanScore:
     """Return one scan from its record."""
+    if "distances" not in fields:
+        # A single distance is not enough for all presets, and nothing in the file tells by which one it was measured.
+        raise ValueError("the scores of an earlier version, which measured the distance of one preset only")
     counts, clinical = fields["label_counts"], fields["clinical"]
     values = {
         # Earlier versions knew Kaggle's organs only, and did not write their names.
@@ -42,7 +45,9 @@ def parse_record(fields: dict[str, Any]) -> ScanScore:
         "dice_sums": tuple(fields["dice_sums"]),
         "dice_numbers": tuple(fields["dice_numbers"]),
         "volume_dice": undefined_to_nan(fields["volume_dice"]),
-        "hausdorff": undefined_to_nan(fields["hausdorff"]),
+        "preds_slices": tuple(fields["preds_slices"]),
+        "target_slices": tuple(fields["target_slices"]),
+        "distances": {way: undefined_to_nan(distances) for way, distances in fields["distances"].items()},
         "label_counts": None if counts is None else np.array(counts),
         "clinical": tuple(dict(zip(organ, undefined_to_nan(list(organ.values())), strict=True)) for organ in clinical),
     }
@@ -61,7 +66,7 @@ def read_scan_scores(path: Path) -> dict[str, list[ScanScore]]:
     Example:
         >>> import tempfile
         >>> nan = math.nan
-        >>> scan = ScanScore(7, "case7_day0", ("liver", "spleen"), 2, (0.1, 0), (1, 0), (0.3, nan), (0.2,))
+        >>> scan = ScanScore(7, "case7_day0", ("liver", "spleen"), 2, (0.1, 0), (1, 0), (0.3, nan), (1, 0), (1, 0), {})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_scan_scores({"eval": [scan]}, Path(folder, "scans.json"))
         ...     copy = read_scan_scores(Path(folder, "scans.json"))["eval"][0]

@@ -345,7 +345,7 @@ def measure_matches(
         unknown = {organ for organ in organs if organ not in scan.sides[0].organs}
         scores = compare_organs(preds, target, scan.grid.spacing_mm if clinical else None)
         names = scan.patient, scan.name, organs
-        return compare_masks(*names, preds, target, rules, clinical=scores, unknown=unknown)
+        return compare_masks(*names, preds, target, rules, clinical=scores, unknown=unknown, presets=True)
 
     measured: list[list[Future[ScanScore]]] = []
     # NumPy and SciPy let other threads run while they compute, and masks need not be copied to another process.

@@ -12,16 +12,16 @@ confidence intervals can draw patients thousands of times without a look at the 
 """
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
-from gi_segmentation.scoring.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, normalised_hausdorff
-from gi_segmentation.scoring.dice import INTERSECTION, PREDICTED, count_pixels, dice_score, sum_and_number
+from gi_segmentation.rules import DEFAULT_RULES, PRESETS, CompetitionRules
+from gi_segmentation.scoring.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, judge_distance, measure_distances
+from gi_segmentation.scoring.dice import INTERSECTION, PREDICTED, TRUE, count_pixels, dice_score, sum_and_number
 
 # Prefix of the clinical scores' names among the totals. `clinical.py` decides which scores there are.
 CLINICAL = "clinical: "
@@ -42,7 +42,10 @@ class ScanScore:
         dice_sums: Per organ, the sum of Dice over the slices with the organ in the prediction, the truth or both.
         dice_numbers: Per organ, the number of these slices.
         volume_dice: Per organ, Dice over the whole scan; NaN if neither mask has the organ.
-        hausdorff: The competition's distance: one of all organs together, or one per organ; NaN if it is skipped.
+        preds_slices: Per organ, the number of slices with the organ in the prediction.
+        target_slices: Per organ, the number of slices with the organ in the truth.
+        distances: The competition's distance for each way to measure it, see `competition.measure_distances`. What
+            empty masks count is not settled here, see `hausdorff`.
         label_counts: Per label, with the background first, the pixels in both masks, predicted and true, at the size
             of the model's input: shape `(labels, 3)`; None if they were not counted.
         clinical: Per organ, the scores of `clinical.compare_organ`, which are empty for an unknown organ; empty if
@@ -57,7 +60,9 @@ class ScanScore:
     dice_sums: tuple[float, ...]
     dice_numbers: tuple[int, ...]
     volume_dice: tuple[float, ...]
-    hausdorff: tuple[float, ...]
+    preds_slices: tuple[int, ...]
+    target_slices: tuple[int, ...]
+    distances: Mapping[str, tuple[float, ...]]
     label_counts: np.ndarray | None = None
     clinical: tuple[dict[str, float], ...] = ()
     unknown: tuple[str, ...] = ()
@@ -72,6 +77,39 @@ class ScanScore:
         """Mean Dice over slices and organs; NaN if all of them are empty in both masks."""
         number = sum(self.dice_numbers)
         return math.fsum(self.dice_sums) / number if number else math.nan
+
+    def hausdorff(self, rules: CompetitionRules) -> tuple[float, ...]:
+        """Return the competition's distance: one of all organs together, or one per organ; NaN if it is left out.
+
+        Raises:
+            ValueError: If the scan was not measured in this way.
+        """
+        if rules.distance not in self.distances:
+            raise ValueError(f"{self.name}: expected a distance {rules.distance!r}, but it has {list(self.distances)}")
+        # Whether the prediction, the truth and the annotators have anything: of all organs together, or of each.
+        sides = [[bool(number) for number in self.preds_slices], [bool(number) for number in self.target_slices]]
+        sides.append(self.known)
+        if rules.hausdorff_over == "union":
+            sides = [[any(side)] for side in sides]
+        # Two empty masks of an unknown organ are no agreement.
+        return tuple(
+            judge_distance(distance, has_preds, has_target, rules) if knows else math.nan
+            for distance, has_preds, has_target, knows in zip(self.distances[rules.distance], *sides, strict=True)
+        )
+
+    def competition_dice(self, rules: CompetitionRules) -> np.ndarray:
+        """Return the sum of Dice and the number of slices that count in the competition, shape `(organs, 2)`."""
+        dice = np.column_stack([self.dice_sums, self.dice_numbers])
+        if rules.target_empty_slices == "ignored":
+            # A slice without the organ in the truth has a Dice of 0, so it is in the number only.
+            dice[:, 1] = self.target_slices
+        elif rules.both_empty == "perfect":
+            # Each slice that is empty in both masks adds a Dice of 1 to the sum, and 1 to the number.
+            dice += ((self.num_slices - np.array(self.dice_numbers)) * self.known)[:, None]
+        if rules.target_empty_scans == "ignored":
+            drawn = np.array(self.target_slices, dtype=bool)
+            dice *= (drawn.any() if rules.hausdorff_over == "union" else drawn)[..., None]
+        return dice
 
     @property
     def key(self) -> tuple[int, str, int, str]:
@@ -91,6 +129,7 @@ def compare_masks(
     label_counts: np.ndarray | None = None,
     clinical: Sequence[dict[str, float]] = (),
     unknown: Collection[str] = (),
+    presets: bool = False,
 ) -> ScanScore:
     """Score a scan.
 
@@ -104,6 +143,7 @@ def compare_masks(
         label_counts: As in `ScanScore`.
         clinical: As in `ScanScore`.
         unknown: Organs that are not known in this scan. What these masks hold of them has no effect.
+        presets: Whether to measure the distances of all presets too, so that the scan can be scored by each of them.
 
     Raises:
         ValueError: If the shapes differ, or do not have a mask for each organ.
@@ -131,13 +171,6 @@ def compare_masks(
     # Shape (organs, D, 3): the counts of every slice. Their sum over the slices gives the Dice of the volume below.
     counts = count_pixels(preds, target)
     dice_sums, dice_numbers = zip(*(sum_and_number(map(dice_score, organ)) for organ in counts.tolist()), strict=True)
-    # For `union`, a pixel counts if any organ has it. A pixel with the wrong organ does not change this distance.
-    if rules.hausdorff_over == "union":
-        pairs = [((np.any(preds, axis=0), np.any(target, axis=0)), known.any())]
-    else:
-        pairs = list(zip(zip(preds, target, strict=True), known, strict=True))
-    # Two empty masks of an unknown organ are no agreement.
-    hausdorff = [normalised_hausdorff(*masks, rules) if knows else math.nan for masks, knows in pairs]
     return ScanScore(
         patient,
         name,
@@ -146,7 +179,9 @@ def compare_masks(
         dice_sums=dice_sums,
         dice_numbers=dice_numbers,
         volume_dice=tuple(map(dice_score, counts.sum(axis=1).tolist())),
-        hausdorff=tuple(hausdorff),
+        preds_slices=tuple(np.count_nonzero(counts[..., PREDICTED], axis=1).tolist()),
+        target_slices=tuple(np.count_nonzero(counts[..., TRUE], axis=1).tolist()),
+        distances=measure_distances(preds, target, [rules, *(PRESETS.values() if presets else ())]),
         label_counts=label_counts,
         clinical=tuple(clinical),
         unknown=tuple(organ for organ in organs if organ in unknown),
@@ -192,15 +227,27 @@ def average_patients(scans: Iterable[ScanScore]) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby(["organ", "case"]).mean()
 
 
-def total_patients(scans: Iterable[ScanScore]) -> Totals:
+def measured_presets(scans: Collection[ScanScore]) -> dict[str, CompetitionRules]:
+    """Return all presets by name if all scans were measured by all of them, else nothing."""
+    ways = {rules.distance for rules in PRESETS.values()}
+    return {**PRESETS} if scans and all(ways <= scan.distances.keys() for scan in scans) else {}
+
+
+def total_patients(scans: Iterable[ScanScore], rules: CompetitionRules = DEFAULT_RULES) -> Totals:
     """Add up the scans of each patient.
+
+    Args:
+        scans: The scans, in any order.
+        rules: How to read the competition's metric.
 
     Returns:
         Arrays with patients on the first axis:
 
         - `dice`, `dice_volume`: sum and number of slice Dice and of volume Dice, shape `(patients, organs, 2)`;
-        - `empty`: number of slices without the organ in both masks, where it is known, shape `(patients, organs, 1)`;
-        - `hausdorff`: sum and number of distances, shape `(patients, 2)`;
+        - `competition_dice`: the same for slice Dice according to the rules, shape `(patients, organs, 2)`;
+        - `hausdorff`: sum and number of distances according to the rules, shape `(patients, 2)`;
+        - `competition_dice_{preset}` and `hausdorff_{preset}`: the same for each preset, if all scans were measured
+          by all presets;
         - `labels`, if all scans have them: counts of pixels, shape `(patients, labels, 3)`;
         - each clinical score, with `CLINICAL` before it: the patient's mean and 1, or 0 and 0 if the patient
           does not have the score, shape `(patients, organs, 2)`.
@@ -211,19 +258,22 @@ def total_patients(scans: Iterable[ScanScore]) -> Totals:
     patients = {name: row for row, name in enumerate(dict.fromkeys(scan.patient for scan in scans))}
     totals = {
         "dice": np.zeros((len(patients), len(organs), 2)),
-        "empty": np.zeros((len(patients), len(organs), 1)),
         "dice_volume": np.zeros((len(patients), len(organs), 2)),
-        "hausdorff": np.zeros((len(patients), 2)),
     }
+    # The scores by the rules asked for have no ending; those by a preset have its name.
+    readings = {"": rules, **{f"_{name}": preset for name, preset in measured_presets(scans).items()}}
+    for ending in readings:
+        totals[f"competition_dice{ending}"] = np.zeros((len(patients), len(organs), 2))
+        totals[f"hausdorff{ending}"] = np.zeros((len(patients), 2))
     if scans and all(scan.label_counts is not None for scan in scans):
         totals["labels"] = np.zeros((len(patients), 1 + len(organs), 3))
     for scan in scans:
         row = patients[scan.patient]
         totals["dice"][row] += np.column_stack([scan.dice_sums, scan.dice_numbers])
-        # The other slices of the scan are empty in both masks.
-        totals["empty"][row, :, 0] += (scan.num_slices - np.array(scan.dice_numbers)) * scan.known
         totals["dice_volume"][row] += [sum_and_number([value]) for value in scan.volume_dice]
-        totals["hausdorff"][row] += sum_and_number(scan.hausdorff)
+        for ending, reading in readings.items():
+            totals[f"competition_dice{ending}"][row] += scan.competition_dice(reading)
+            totals[f"hausdorff{ending}"][row] += sum_and_number(scan.hausdorff(reading))
         if "labels" in totals:
             totals["labels"][row] += scan.label_counts
     for name, column in average_patients(scans).items():
@@ -240,14 +290,13 @@ def divide(total: np.ndarray) -> np.ndarray:
         return total[..., 0] / total[..., 1]
 
 
-def scores_from_totals(totals: Totals, organs: Sequence[str], rules: CompetitionRules) -> dict[str, np.ndarray]:
+def scores_from_totals(totals: Totals, organs: Sequence[str]) -> dict[str, np.ndarray]:
     """Compute the scores from sums.
 
     Args:
         totals: From `total_patients`, added up over patients. The first axis may also hold many such sums, or single
             patients; the scores then have this axis too.
         organs: Names of the organs.
-        rules: How to read the competition's metric.
 
     Returns:
         Scores by name; NaN if there is nothing to score:
@@ -257,24 +306,22 @@ def scores_from_totals(totals: Totals, organs: Sequence[str], rules: Competition
         - `hausdorff_score`: 1 minus the mean distance;
         - `competition_dice`: mean Dice according to the rules;
         - `competition_score`: 0.4 Dice plus 0.6 Hausdorff score, according to the rules;
+        - `hausdorff_score_{preset}`, `competition_dice_{preset}`, `competition_score_{preset}`: the same three for
+          each preset, if all scans were measured by all presets;
         - `macro_f1_seed`: the score of the original project, if labels were counted;
         - `{score}_{organ}`: the clinical scores, means over patients, if they were measured.
     """
-    # A slice that counts as perfect adds a Dice of 1 to the sum, and 1 to the number. So `empty`, with one element on
-    # the last axis, is added to both.
-    with_empty = rules.both_empty == "perfect"
-    competition = totals["dice"] + totals["empty"] if with_empty else totals["dice"]
     scores = {}
     # The axis before the last is organs. Without its sum, the mean is of one organ. With it, every pair of slice and
     # organ counts alike, so an organ in many slices weighs more than an organ in few.
     for name in ("dice", "dice_volume"):
         scores[name] = divide(totals[name].sum(axis=-2))
         scores |= {f"{name}_{organ}": divide(totals[name][..., index, :]) for index, organ in enumerate(organs)}
-    scores["hausdorff_score"] = 1 - divide(totals["hausdorff"])
-    scores["competition_dice"] = divide(competition.sum(axis=-2))
-    scores["competition_score"] = (
-        DICE_WEIGHT * scores["competition_dice"] + HAUSDORFF_WEIGHT * scores["hausdorff_score"]
-    )
+    for ending in [name.removeprefix("hausdorff") for name in totals if name.startswith("hausdorff")]:
+        hausdorff = 1 - divide(totals[f"hausdorff{ending}"])
+        dice = divide(totals[f"competition_dice{ending}"].sum(axis=-2))
+        scores[f"hausdorff_score{ending}"], scores[f"competition_dice{ending}"] = hausdorff, dice
+        scores[f"competition_score{ending}"] = DICE_WEIGHT * dice + HAUSDORFF_WEIGHT * hausdorff
     # F1 of a label is 2 TP / (2 TP + FP + FN), which is the same as Dice: 2 TP over the pixels predicted and true.
     if "labels" in totals:
         common, both = totals["labels"][..., INTERSECTION], totals["labels"][..., PREDICTED:].sum(axis=-1)
@@ -302,5 +349,5 @@ def add_patients(total: np.ndarray) -> np.ndarray:
 def score_scans(scans: Iterable[ScanScore], rules: CompetitionRules = DEFAULT_RULES) -> dict[str, float]:
     """Compute the scores of scans, see `scores_from_totals`. The order of the scans does not change them."""
     scans = list(scans)
-    totals = {name: add_patients(total) for name, total in total_patients(scans).items()}
-    return {name: float(score) for name, score in scores_from_totals(totals, find_organs(scans), rules).items()}
+    totals = {name: add_patients(total) for name, total in total_patients(scans, rules).items()}
+    return {name: float(score) for name, score in scores_from_totals(totals, find_organs(scans)).items()}

@@ -125,7 +125,7 @@ class StreamingScorer:
         clinical = compare_organs(preds, target, spacing_mm if self.clinical else None)
         unknown = find_unknown(encodings)
         return compare_masks(
-            case, scan, self.organs, preds, target, self.rules, label_counts, clinical, unknown=unknown
+            case, scan, self.organs, preds, target, self.rules, label_counts, clinical, unknown, presets=True
         )
 
     def take(self) -> list[ScanScore]:

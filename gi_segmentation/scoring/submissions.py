@@ -114,7 +114,7 @@ def measure_pair(pair: ScanPair, truth: Path, submission: Path, rules: Competiti
         return problems + more
     clinical = compare_organs(preds, target, pair.spacing_mm)
     names = pair.case, pair.name, pair.organs
-    return compare_masks(*names, preds, target, rules, clinical=clinical, unknown=pair.unknown)
+    return compare_masks(*names, preds, target, rules, clinical=clinical, unknown=pair.unknown, presets=True)
 
 
 def read_labels_of(folder: Path) -> LabelFile:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
 from gi_segmentation.scoring.intervals import Gains, Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, average_patients, count_known_scans, find_organs
 
@@ -14,8 +15,12 @@ from gi_segmentation.scoring.scans import ScanScore, average_patients, count_kno
 MAX_COLUMNS = 5
 
 
-def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
+def tabulate_scans(scans: Iterable[ScanScore], rules: CompetitionRules = DEFAULT_RULES) -> pd.DataFrame:
     """List all scores of each scan, one row per scan and organ that is known in it.
+
+    Args:
+        scans: The scans, in any order.
+        rules: How to read the competition's metric.
 
     Returns:
         A table with the columns `case`, `scan`, `organ` and `slices`; `dice`, the mean over the slices with the organ
@@ -24,6 +29,7 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
     """
     rows = []
     for scan in sorted(scans, key=lambda scan: scan.key):
+        hausdorff = scan.hausdorff(rules)
         for index, organ in enumerate(scan.organs):
             if organ in scan.unknown:
                 continue
@@ -39,16 +45,18 @@ def tabulate_scans(scans: Iterable[ScanScore]) -> pd.DataFrame:
                     "dice_slices": number,
                     "volume_dice": scan.volume_dice[index],
                     # A distance of all organs together is a single number, and is in all rows of its scan.
-                    "hausdorff": scan.hausdorff[index if len(scan.hausdorff) > 1 else 0],
+                    "hausdorff": hausdorff[index if len(hausdorff) > 1 else 0],
                     **(scan.clinical[index] if scan.clinical else {}),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def tabulate_submissions(scans: Mapping[str, Sequence[ScanScore]]) -> pd.DataFrame:
+def tabulate_submissions(
+    scans: Mapping[str, Sequence[ScanScore]], rules: CompetitionRules = DEFAULT_RULES
+) -> pd.DataFrame:
     """List all scores of each scan, see `tabulate_scans`. Several submissions have a column with their name."""
-    tables = [tabulate_scans(one) for one in scans.values()]
+    tables = [tabulate_scans(one, rules) for one in scans.values()]
     if len(tables) == 1:
         return tables[0]
     for name, table in zip(scans, tables, strict=True):

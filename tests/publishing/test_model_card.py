@@ -296,9 +296,8 @@ def test_a_run_that_is_not_published_names_its_folder(
 
 
 def scan(name: str, dice: float) -> ScanScore:
-    return ScanScore(
-        name, name, GI_TRACT.names, 1, (dice, 0, 0), (0 if math.isnan(dice) else 1, 0, 0), (dice,) * 3, (0.0,)
-    )
+    slices = (0 if math.isnan(dice) else 1, 0, 0)
+    return ScanScore(name, name, GI_TRACT.names, 1, (dice, 0, 0), slices, (dice,) * 3, slices, slices, {})
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import surface_distance
 from monai.metrics.utils import get_mask_edges, get_surface_distance
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial.distance import directed_hausdorff
 
 from gi_segmentation.rules import PRESETS, CompetitionRules
@@ -78,6 +80,22 @@ class TestHausdorff:
         assert normalised_hausdorff(target, preds) < 1  # the other way round it is no reason
 
 
+def corners_by_definition(mask: np.ndarray) -> np.ndarray:
+    """The corners between voxels inside and outside of a mask: one more than voxels along each axis."""
+    padded = np.pad(mask, 1)
+    sides = [slice(None, -1), slice(1, None)]
+    around = np.stack([padded[place] for place in itertools.product(sides, repeat=3)])
+    return around.any(axis=0) & ~around.all(axis=0)
+
+
+def host_by_definition(preds: np.ndarray, target: np.ndarray) -> float:
+    """The host's distance by distance transforms, with an axis of the unit cube as long as the volume."""
+    spacing = [1 / size for size in preds.shape]
+    borders = [corners_by_definition(mask) for mask in (preds, target)]
+    maps = [distance_transform_edt(~border, sampling=spacing) for border in borders]
+    return max(maps[1][borders[0]].max(), maps[0][borders[1]].max()) / math.sqrt(3)
+
+
 def distance_by_definition(preds: np.ndarray, target: np.ndarray, rules: CompetitionRules) -> float:
     """Distance of two masks, neither empty, from the definition."""
     if rules.oversized == "worst" and preds.sum() > 10 * target.sum():
@@ -86,6 +104,8 @@ def distance_by_definition(preds: np.ndarray, target: np.ndarray, rules: Competi
     diagonal = np.linalg.norm(shape)
     if rules.points == "surface":
         preds, target = (mask & ~binary_erosion(mask) for mask in (preds, target))
+    elif rules.points == "corners":
+        preds, target = (corners_by_definition(mask) for mask in (preds, target))
     unit = shape if rules.normaliser == "unit_cube" else np.ones(3)
     points = [np.argwhere(mask) / unit for mask in (preds, target)]
     distance = directed_hausdorff(*points)[0]
@@ -98,7 +118,7 @@ class TestRules:
     def test_every_choice_agrees_with_the_definition(self) -> None:
         for choice in itertools.product(
             ("symmetric", "preds_to_target"),
-            ("voxels", "surface"),
+            ("voxels", "surface", "corners"),
             ("unit_cube", "volume_diagonal"),
             ("worst", "measured"),
         ):
@@ -114,21 +134,37 @@ class TestRules:
             expected = get_surface_distance(*edges).max() / math.sqrt(sum(size**2 for size in preds.shape))
             assert normalised_hausdorff(preds, target, PRESETS["first_place"]) == pytest.approx(expected, rel=1e-6)
 
-    def test_empty_volumes(self) -> None:
+    def test_host_agrees_with_scipy_and_with_the_package_that_its_code_calls(self) -> None:
+        rules, cubes = PRESETS["host"], replace(PRESETS["host"], normaliser="volume_diagonal")
+        for preds, target in PAIRS:
+            expected = host_by_definition(preds, target)
+            assert normalised_hausdorff(preds, target, rules) == pytest.approx(expected, abs=1e-12)
+            theirs = surface_distance.compute_surface_distances(target, preds, (1, 1, 1))
+            greatest = max(theirs[way].max() for way in ("distances_gt_to_pred", "distances_pred_to_gt"))
+            diagonal = math.sqrt(sum(size**2 for size in preds.shape))
+            assert normalised_hausdorff(preds, target, cubes) == pytest.approx(greatest / diagonal, rel=1e-9)
+
+    @pytest.mark.parametrize(
+        ("rules", "both", "only_target", "only_preds"),
+        [
+            (PRESETS["mle_bench"], math.nan, 1, 1),
+            (PRESETS["first_place"], 0, 1, 1),
+            (PRESETS["host"], math.nan, 1, math.nan),
+            (CompetitionRules(preds_empty="ignored"), math.nan, math.nan, 1),
+            (CompetitionRules(both_empty="perfect", target_empty_scans="ignored"), math.nan, 1, math.nan),
+        ],
+    )
+    def test_empty_volumes(self, rules: CompetitionRules, both: float, only_target: float, only_preds: float) -> None:
         empty, full = np.zeros((2, 3, 4), dtype=bool), np.ones((2, 3, 4), dtype=bool)
-        for rules, both, one in (
-            (PRESETS["mle_bench"], math.nan, 1.0),
-            (PRESETS["first_place"], 0.0, 1.0),
-            (CompetitionRules(one_empty="skipped"), math.nan, math.nan),
-        ):
-            distances = [normalised_hausdorff(*pair, rules) for pair in ((empty, empty), (empty, full), (full, empty))]
-            assert distances == pytest.approx([both, one, one], nan_ok=True)
+        distances = [normalised_hausdorff(*pair, rules) for pair in ((empty, empty), (empty, full), (full, empty))]
+        assert distances == pytest.approx([both, only_target, only_preds], nan_ok=True)
 
     def test_a_hole_counts_by_surfaces_alone(self) -> None:
         target = np.ones((9, 9, 9), dtype=bool)
         preds = target.copy()
         preds[4, 4, 4] = False
-        for points, distance in (("voxels", 1), ("surface", 3)):  # of the voxels around the hole to the outermost
+        # Surface: from the voxels around the hole to the outermost. Corners: from those of the hole to the border.
+        for points, distance in (("voxels", 1), ("surface", 3), ("corners", 4)):
             rules = CompetitionRules(points=points, normaliser="volume_diagonal")  # type: ignore[arg-type]
             assert normalised_hausdorff(preds, target, rules) == pytest.approx(distance / math.sqrt(3 * 81))
 

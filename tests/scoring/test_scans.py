@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from gi_segmentation.labels import GI_TRACT
-from gi_segmentation.rules import PRESETS
+from gi_segmentation.rules import DEFAULT_RULES, PRESETS
 from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.records import read_scan_scores, write_scan_scores
@@ -35,9 +35,10 @@ def random_scans(number: int, seed: int = 0, slices: int = 6) -> list[ScanScore]
 
 def dice_scan(patient: Any, dice: float, name: str = "day0") -> ScanScore:
     """A scan of one slice with a large bowel."""
-    return ScanScore(
-        patient, f"{patient}_{name}", ORGANS, 1, (dice, 0, 0), (1, 0, 0), (dice, math.nan, math.nan), (0.1,)
-    )
+    slices, distances = (1, 0, 0), {DEFAULT_RULES.distance: (0.1,)}
+    volume_dice = (dice, math.nan, math.nan)
+    names = patient, f"{patient}_{name}", ORGANS
+    return ScanScore(*names, 1, (dice, 0, 0), slices, volume_dice, slices, slices, distances)
 
 
 def clinical_scan(patient: int, name: str, **organs: tuple[float, float]) -> ScanScore:
@@ -45,7 +46,8 @@ def clinical_scan(patient: int, name: str, **organs: tuple[float, float]) -> Sca
     values = [organs.get(organ, (math.nan, 0.0)) for organ in ORGANS]
     clinical = tuple({"volume_dice": dice, "hausdorff_mm": distance} for dice, distance in values)
     volume_dice = tuple(dice for dice, _ in values)
-    return ScanScore(patient, name, ORGANS, 1, (0, 0, 0), (0, 0, 0), volume_dice, (math.nan,), clinical=clinical)
+    none, distances = (0, 0, 0), {DEFAULT_RULES.distance: (math.nan,)}
+    return ScanScore(patient, name, ORGANS, 1, none, none, volume_dice, none, none, distances, clinical=clinical)
 
 
 class TestScores:
@@ -141,7 +143,7 @@ class TestUnknownOrgans:
         assert all(math.isnan(scores[name]) for name in others)
         intervals = find_intervals(with_unknown, rules, num_resamples=100)
         assert {name: intervals[name] for name in expected} == find_intervals(known_alone, rules, num_resamples=100)
-        assert set(tabulate_scans(with_unknown)["organ"]) == {"liver", "aorta", "colon"}
+        assert set(tabulate_scans(with_unknown, rules)["organ"]) == {"liver", "aorta", "colon"}
 
     def test_each_scan_counts_for_the_organs_that_it_has(self, tmp_path: Path) -> None:
         target = np.zeros((2, 2, 1, 4), dtype=bool)

@@ -62,7 +62,14 @@ class TestScanScorer:
             labels = sum(counts for (case, day, _), _, counts in slices if f"case{case}_day{day}" == scan)
             expected.append(
                 compare_masks(
-                    rows[0]["case"], scan, GI_TRACT.names, volume, target, label_counts=labels, clinical=clinical
+                    rows[0]["case"],
+                    scan,
+                    GI_TRACT.names,
+                    volume,
+                    target,
+                    label_counts=labels,
+                    clinical=clinical,
+                    presets=True,
                 )
             )
         scores = score_slices(scorer, slices)

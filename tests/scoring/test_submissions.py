@@ -83,7 +83,7 @@ class TestPresets:
         ours = main(command)
         assert ours["dice"] == pytest.approx((2 / 3 + 0) / 2)  # the small bowel is skipped
         assert ours["hausdorff_score"] == pytest.approx(1 - math.hypot(2 / 3, 3 / 4) / math.sqrt(3))  # of the union
-        assert "preset mle_bench: both_empty skipped, hausdorff_over union" in capsys.readouterr().out
+        assert "preset mle_bench: both_empty skipped, target_empty_slices worst, " in capsys.readouterr().out
         theirs = main([*command, "--preset", "first_place"])
         assert theirs["dice"] == ours["dice"], "what the rest of the project calls Dice follows no preset"
         assert theirs["competition_dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
@@ -91,7 +91,7 @@ class TestPresets:
             0.4 * theirs["competition_dice"] + 0.6 * theirs["hausdorff_score"]
         )
         assert theirs["hausdorff_score"] == pytest.approx(1 - (1 / math.sqrt(1 + 9 + 16) + 0 + 1) / 3)
-        assert "preset first_place: both_empty perfect, hausdorff_over organ" in capsys.readouterr().out
+        assert "preset first_place: both_empty perfect, target_empty_slices worst, " in capsys.readouterr().out
 
     def test_each_choice_can_be_made_alone(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         truth = write_table(tmp_path / "train.csv", random_masks(), "segmentation", sizes=True)
