@@ -8,10 +8,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from gi_segmentation.errors import InputError, exit_on_input_error
-from gi_segmentation.inference.arguments import FORMAT_NAMES, Computation, add_prediction_flags, check_prediction_flags
+from gi_segmentation.inference.arguments import (
+    FORMAT_NAMES,
+    Computation,
+    OnError,
+    add_prediction_flags,
+    check_prediction_flags,
+)
 from gi_segmentation.memory import keep_freed_memory
 from gi_segmentation.processes import leaving_no_process_behind
 from gi_segmentation.shortages import PREDICTION
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from gi_segmentation.formats.inputs import InputScan, InputScans, Kind
     from gi_segmentation.inference.batches import PredictionSettings
     from gi_segmentation.inference.members import Member
+    from gi_segmentation.inference.sample_submission import Sample
     from gi_segmentation.schema import FieldOfView
 
 
@@ -79,6 +86,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with --format nifti, write the probabilities before post-processing, too: a NIfTI file per organ",
     )
+    parser.add_argument(
+        "--sample_submission",
+        type=Path,
+        metavar="CSV",
+        help="submission.csv gets the rows of this file, in its order; without rows in it, those of the slices that "
+        "are found, and none is no error",
+    )
+    parser.add_argument(
+        "--on_error",
+        choices=get_args(OnError),
+        default="stop",
+        help="empty: a slice of Kaggle's that cannot be read, or an id without a slice, gets empty rows and a "
+        "warning, and is no error; for a hidden test set, which nobody can repair",
+    )
     parser.add_argument("--list", action="store_true", help="say what was found and what would be written, and stop")
     arguments = check_prediction_flags(parser.parse_args(argv))
     if arguments.folds and (len(arguments.model) > 1 or arguments.revision):
@@ -110,14 +131,13 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     """Predict what lies at a path; see `main`."""
-    from gi_segmentation.formats.inputs import find_scans
     from gi_segmentation.inference.output_folder import check_submission
-    from gi_segmentation.inference.outputs import add_probabilities, choose_formats, leave_out, list_outputs
+    from gi_segmentation.inference.outputs import add_probabilities, list_outputs
+    from gi_segmentation.inference.sample_submission import check_classes, read_sample
 
     output_dir = arguments.output_dir
-    scans = find_scans(path, output_dir, arguments.series)
-    formats = choose_formats(scans, arguments.format, arguments.probabilities)
-    scans = leave_out(scans, formats)
+    sample = read_sample(arguments.sample_submission) if arguments.sample_submission else None
+    scans, formats = find_input(arguments, path, sample)
     submits = "kaggle" in formats.get("kaggle", ())
     # This check comes first, because a prediction may take an hour and must not overwrite an earlier one.
     if submits:
@@ -142,6 +162,8 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     cpu = arguments.device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(days=7))
     members, settings = load(arguments, str(state.device) if state.num_processes > 1 else None, scans.usable)
+    if sample is not None and (line := check_classes(sample, members[0].labels.names)):
+        scans.left_out.append(line)
     if arguments.probabilities:
         formats = add_probabilities(formats, members[0].labels)
         paths = [output_dir / name for name in list_outputs(scans, formats)]
@@ -154,8 +176,50 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
             print("".join(f"{line}\n" for line in scans.left_out), end="")
         # No process writes before the folder is locked.
         state.wait_for_everyone()
-        write_predictions(members, settings, scans.scans, formats, output_dir, state, arguments.format is not None)
+        asked = arguments.format is not None
+        write_predictions(members, settings, scans.scans, formats, output_dir, state, asked, sample)
     return paths
+
+
+def find_input(
+    arguments: argparse.Namespace, path: Path, sample: "Sample | None"
+) -> tuple["InputScans", dict["Kind", list[str]]]:
+    """Find the scans to predict, and the formats to write.
+
+    Args:
+        arguments: The command line.
+        path: Where the scans lie.
+        sample: From `--sample_submission`.
+
+    Returns:
+        The scans; and the formats for each kind of scans.
+
+    Raises:
+        InputError: If the input cannot be used, or if the flags do not fit it.
+    """
+    from gi_segmentation.formats.inputs import find_scans
+    from gi_segmentation.inference.outputs import choose_formats, leave_out
+    from gi_segmentation.inference.sample_submission import choose_sampled, describe_missing
+
+    forgiving = arguments.on_error == "empty"
+    scans = find_scans(path, arguments.output_dir, arguments.series, sample is not None, forgiving)
+    # Without a scan, a submission without rows is all that can be written.
+    formats: dict[Kind, list[str]] = {"kaggle": ["kaggle"]}
+    if scans.scans or arguments.format:
+        formats = choose_formats(scans, arguments.format, arguments.probabilities)
+    if sample is not None and "kaggle" not in formats.get("kaggle", ()):
+        raise InputError("--sample_submission: is for slices of Kaggle's with --format kaggle; leave it out")
+    # An empty segmentation of a patient could be taken for a finding.
+    if forgiving and formats != {"kaggle": ["kaggle"]}:
+        raise InputError("--on_error empty: is for slices of Kaggle's with --format kaggle alone; leave it out")
+    scans = leave_out(scans, formats)
+    if sample is not None:
+        scans = choose_sampled(scans, sample)
+        if missing := describe_missing(sample, scans.scans):
+            if not forgiving:
+                raise InputError(f"--sample_submission {missing}; correct --input, or add --on_error empty")
+            scans.left_out.append(f"warning: empty rows: {missing}")
+    return scans, formats
 
 
 def print_found(scans: "InputScans", formats: Mapping["Kind", Sequence[str]], field_mm: "FieldOfView") -> None:
@@ -208,6 +272,7 @@ def write_predictions(
     output_dir: Path,
     state: "PartialState",
     asked: bool,
+    sample: "Sample | None" = None,
 ) -> None:
     """Predict the share of this process, and print a table of all scans.
 
@@ -219,6 +284,7 @@ def write_predictions(
         output_dir: Folder for the files.
         state: The processes.
         asked: Whether the user named the formats. Then each that cannot be written is an error.
+        sample: From `--sample_submission`.
 
     Raises:
         InputError: If a scan failed, if a file that was asked for could not be written, or as `predict_files`.
@@ -227,13 +293,16 @@ def write_predictions(
     from tqdm.auto import tqdm
 
     from gi_segmentation.inference.output_folder import forget_rows, write_submission
-    from gi_segmentation.inference.prediction import describe_failures, describe_results, predict_files
+    from gi_segmentation.inference.prediction import describe_failures, describe_results, forgive, predict_files
 
     share = scans[state.process_index :: state.num_processes]
     results = []
     for kind, names in formats.items():
         some = [scan for scan in share if scan.kind == kind]
         for result in predict_files(members, some, names, output_dir, settings):
+            result = forgive(result) if settings.on_error == "empty" else result
+            for problem in result.problems:
+                tqdm.write(f"warning: empty rows: {problem}", file=sys.stderr)
             if result.message:
                 tqdm.write(f"{result.name} failed: {result.message}", file=sys.stderr)
             results.append(result)
@@ -242,11 +311,12 @@ def write_predictions(
         return
     order = {scan.name: index for index, scan in enumerate(scans)}
     results.sort(key=lambda result: order[result.name])
-    print(describe_results(results, output_dir))
+    if results:
+        print(describe_results(results, output_dir))
     if not all(result.is_complete(asked) for result in results):
         raise InputError(describe_failures(results, formats.get("kaggle", ())))
     if "kaggle" in formats.get("kaggle", ()):
-        write_submission(scans, output_dir)
+        write_submission(scans, output_dir, members[0].labels.names, sample)
         forget_rows(scans, output_dir)
 
 
@@ -287,7 +357,7 @@ def load(
     if remark:
         print(remark)
     settings = PredictionSettings(
-        arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing
+        arguments.batch_size, arguments.num_workers, arguments.test_time_flips, postprocessing, arguments.on_error
     )
     return members, settings
 

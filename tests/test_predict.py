@@ -7,6 +7,7 @@ A file is complete, or it is not written at all.
 
 import csv
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -21,7 +22,12 @@ from transformers import AutoConfig, AutoModelForImageClassification, SegformerI
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
+from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.batches import PredictionSettings
+from gi_segmentation.inference.members import load_members
+from gi_segmentation.inference.prediction import predict_files
 from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
@@ -367,3 +373,158 @@ def test_an_ensemble_of_two_label_modes_is_refused(scan_dir: Path, tmp_path: Pat
     with pytest.raises(InputError, match=r"expected checkpoints of one label mode, got .*one: background, .*other: l"):
         main(["--model", str(one), str(other), "--input", str(scan_dir), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that sees the neighbours of a slice."""
+    return save_model(tmp_path_factory.mktemp("model") / "model", "segformer", 0, slice_context=1)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, kaggle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    return read_rows(predict(model, kaggle_dir / "train", tmp_path_factory.mktemp("predicted")))
+
+
+class TestHiddenTest:
+    """What Kaggle's notebooks need: the rows of a sample, also for slices that are missing or damaged."""
+
+    @staticmethod
+    def write_sample(path: Path, rows: list[tuple[str, str]], encoding: str = "predicted") -> Path:
+        path.write_text("".join(f"{one},{organ},{rle}\n" for one, organ, rle in [("id", "class", encoding), *(
+            (*row, "") for row in rows)]))  # fmt: skip
+        return path
+
+    @pytest.mark.parametrize("encoding", ["predicted", "segmentation"])
+    def test_the_rows_of_a_sample_come_in_its_order(
+        self,
+        encoding: str,
+        model: Path,
+        whole: list[dict[str, str]],
+        kaggle_dir: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        expected = {(row["id"], row["class"]): row["predicted"] for row in whole}
+        # Shuffled, some twice, without a slice of the first scan, without the last scan, and without a class.
+        last = whole[-1]["id"].rsplit("_slice", 1)[0]
+        rows = [
+            key for key in expected if key[1] != "stomach" and key[0] != whole[3]["id"] and not key[0].startswith(last)
+        ]
+        random.Random(0).shuffle(rows)
+        rows += rows[:5]
+        sample = self.write_sample(tmp_path / "sample.csv", rows, encoding)
+        path = predict(model, kaggle_dir / "train", tmp_path / "out", "--sample_submission", str(sample))
+        found = read_rows(path)
+        assert list(found[0]) == ["id", "class", encoding]
+        assert [(row["id"], row["class"]) for row in found] == rows
+        assert [row[encoding] for row in found] == [expected[row] for row in rows]
+        printed = capsys.readouterr().out
+        assert f"left out: 13 slices that {sample} does not name: {whole[3]['id']}, " in printed
+        assert f"left out: stomach, which {sample} does not name" in printed
+        # The scan that it does not name was not predicted.
+        assert f"\n{last}" not in printed
+
+    @pytest.mark.parametrize("folder", ["missing", "empty"])
+    def test_a_sample_without_rows_and_an_empty_test_set_give_a_header(
+        self, folder: str, model: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        sample = self.write_sample(tmp_path / "sample.csv", [])
+        path = predict(model, tmp_path / folder, tmp_path / "out", "--sample_submission", str(sample))
+        assert path.read_text() == "id,class,predicted\n"
+        assert [one.name for one in path.parent.iterdir()] == ["submission.csv"]
+
+    def test_a_sample_without_rows_takes_the_slices_that_are_there(
+        self, model: Path, whole: list[dict[str, str]], kaggle_dir: Path, tmp_path: Path
+    ) -> None:
+        sample = self.write_sample(tmp_path / "sample.csv", [])
+        flags = ("--sample_submission", str(sample), "--on_error", "empty")
+        assert read_rows(predict(model, kaggle_dir / "train", tmp_path / "out", *flags)) == whole
+
+    def test_ids_without_a_slice_are_an_error_or_empty(
+        self,
+        model: Path,
+        whole: list[dict[str, str]],
+        kaggle_dir: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        rows = [(row["id"], row["class"]) for row in whole[:3]] + [("case999_day1_slice_0001", "stomach")]
+        flags = ("--sample_submission", str(self.write_sample(tmp_path / "sample.csv", rows)))
+        said = "1 of 2 ids have no slice in --input: case999_day1_slice_0001"
+        for folder in (kaggle_dir / "train", tmp_path / "nowhere"):
+            assert "no slice in --input" in message(model, folder, tmp_path / "out", *flags)
+        found = read_rows(predict(model, kaggle_dir / "train", tmp_path / "out", *flags, "--on_error", "empty"))
+        assert found == [*whole[:3], {"id": rows[-1][0], "class": "stomach", "predicted": ""}]
+        assert f"warning: empty rows: {tmp_path / 'sample.csv'}: {said}" in capsys.readouterr().out
+        nothing = predict(model, tmp_path / "nowhere", tmp_path / "none", *flags, "--on_error", "empty")
+        assert [row["predicted"] for row in read_rows(nothing)] == [""] * 4
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("id,class,predicted\na,liver,\n", "rows of the class liver, which the checkpoint does not predict"),
+            ("id,class\n", "expected the columns id, class, and predicted or segmentation, but got id, class"),
+            ("id,class,predicted,more\n", "but got id, class, predicted, more"),
+            ("id;class;predicted\n", "expected values separated by commas"),
+            ("", "it is empty"),
+        ],
+    )
+    def test_a_sample_that_cannot_be_used_is_refused(
+        self, text: str, expected: str, model: Path, kaggle_dir: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "sample.csv").write_text(text)
+        flags = ("--sample_submission", str(tmp_path / "sample.csv"), "--on_error", "empty")
+        assert expected in message(model, kaggle_dir / "train", tmp_path / "out", *flags)
+
+    @pytest.mark.parametrize("num_workers", ["0", "2"])
+    def test_a_damaged_slice_is_empty_and_its_neighbours_see_the_scan_without_it(
+        self,
+        num_workers: str,
+        model: Path,
+        kaggle_dir: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        damaged, without = (Path(shutil.copytree(kaggle_dir / "train", tmp_path / str(name))) for name in (1, 2))
+        # Two neighbours, and a link to nothing.
+        slices = [one.path.relative_to(kaggle_dir / "train") for one in find_slices(kaggle_dir / "train")[0]]
+        for index in (4, 5, 20):
+            (damaged / slices[index]).write_bytes(b"no picture")
+            (without / slices[index]).unlink()
+        (damaged / slices[20]).unlink()
+        (damaged / slices[20]).symlink_to(tmp_path / "nowhere")
+        (damaged / slices[30]).with_name("overview.png").write_bytes(b"")
+        words = ("--num_workers", num_workers, "--batch_size", "3")
+        rows = read_rows(predict(model, without, tmp_path / "2out", *words))
+        expected = {(one["id"], one["class"]): one["predicted"] for one in rows}
+        path = predict(model, damaged, tmp_path / "1out", *words, "--on_error", "empty")
+        found = read_rows(path)
+        assert len(found) == 3 * 48 and len(expected) == 3 * 45
+        assert [one["predicted"] for one in found] == [expected.get((one["id"], one["class"]), "") for one in found]
+        captured = capsys.readouterr()
+        assert captured.err.count("warning: empty rows: ") == 3 and str(damaged / slices[4]) in captured.err
+        assert "overview.png: expected caseN_dayN" in captured.out and "left out of " in captured.out
+
+    def test_only_slices_of_kaggles_may_be_empty(self, model: Path, kaggle_dir: Path, tmp_path: Path) -> None:
+        flags = ("--on_error", "empty", "--format", "kaggle", "nifti")
+        assert "--format kaggle alone" in message(model, kaggle_dir / "train", tmp_path / "out", *flags)
+
+    def test_what_is_done_stays_valid_if_the_rest_may_be_empty(
+        self, model: Path, kaggle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = sorted(kaggle_copy.rglob("*.png"))[1]
+        content = path.read_bytes()
+        path.write_bytes(b"no picture")
+        message(model, kaggle_copy, tmp_path / "out")
+        submission = predict(model, kaggle_copy, tmp_path / "out", "--on_error", "empty")
+        assert "skipped" in capsys.readouterr().out
+        assert len(read_rows(submission)) == 18
+        # The other way round, the empty rows would count as predicted.
+        scans, settings = find_scans(kaggle_copy).scans, PredictionSettings(num_workers=0, on_error="empty")
+        members = load_members([str(model)], None, Computation("cpu"))
+        list(predict_files(members, scans, ["kaggle"], tmp_path / "other", settings))
+        with pytest.raises(InputError, match="on_error was empty and is now None"):
+            list(predict_files(members, scans, ["kaggle"], tmp_path / "other", PredictionSettings(num_workers=0)))
+        path.write_bytes(content)

@@ -44,7 +44,7 @@ class InputScan:
 
     Attributes:
         name: Name of the scan, and of the files that are written for it.
-        slices: Its slices, from head to feet; none if there is a problem.
+        slices: Its slices, from head to feet. If there is a problem: none, or those of Kaggle's that are right.
         problem: Why it cannot be predicted: the whole message for the user. Empty if it can.
         kind: What its files are.
         description: What a DICOM series says of itself.
@@ -117,20 +117,31 @@ class InputScans:
         return sorted({scan.kind for scan in self.scans})
 
 
-def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str] = ()) -> InputScans:
+def find_scans(
+    path: Path,
+    output_dir: Path | None = None,
+    chosen: Sequence[str] = (),
+    may_be_empty: bool = False,
+    skips_faults: bool = False,
+) -> InputScans:
     """List the scans to predict.
 
     Args:
         path: A folder or a file of any kind that `Kind` names.
         output_dir: A folder to pass over if it lies in the input, because it has earlier predictions.
         chosen: UIDs of series, or parts of names or descriptions. Other scans are left out; none: all are taken.
+        may_be_empty: Whether nothing to predict is no error. `left_out` then says what was expected.
+        skips_faults: Whether a file with a wrong name among Kaggle's slices is left out, and not its whole scan.
 
     Raises:
-        InputError: If there is nothing to predict, if slices of Kaggle's lie beside other scans, or if no scan can be
-            used.
+        InputError: If there is nothing to predict and there must be something, if slices of Kaggle's lie beside other
+            scans, or if no scan can be used.
     """
     if not path.exists():
-        raise InputError(f"--input {path}: no such file or folder")
+        missing = f"--input {path}: no such file or folder"
+        if may_be_empty:
+            return InputScans([], [missing])
+        raise InputError(missing)
     root = path if path.is_dir() else path.parent
     files = sort_files(path, output_dir)
     for kind in (one for one in KINDS if files[one]):
@@ -140,6 +151,8 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
     left_out: list[str] = []
     if files["kaggle"]:
         scans = find_kaggle_scans(files["kaggle"], files["broken link"])
+        if skips_faults:
+            scans, left_out = skip_faults(scans)
     else:
         # A packed file beside a series may be one of its slices.
         folders = {one.parent for one in files["dicom"]}
@@ -157,7 +170,10 @@ def find_scans(path: Path, output_dir: Path | None = None, chosen: Sequence[str]
     lost = [one for one in files["broken link"] if not any(str(one) in scan.problem for scan in scans)]
     left_out += describe_left_out({**files, "broken link": lost}, root)
     if not scans:
-        raise InputError("; ".join([describe_nothing(path, bool(files["dicom"])), *left_out]))
+        nothing = describe_nothing(path, bool(files["dicom"]))
+        if may_be_empty:
+            return InputScans([], [nothing, *left_out])
+        raise InputError("; ".join([nothing, *left_out]))
     if chosen:
         scans, others = choose_scans(scans, chosen)
         left_out += others
@@ -324,7 +340,13 @@ def find_kaggle_scans(paths: Iterable[Path], broken: Sequence[Path] = ()) -> lis
         bad.setdefault(scan_folder(path), problem)
     by_scan = {name: add_spacing(group) for name, group in by_scan.items()}
     names = [*by_scan, *sorted(bad.keys() - by_scan.keys())]
-    return [InputScan(name, problem=bad[name]) if name in bad else InputScan(name, by_scan[name]) for name in names]
+    return [InputScan(name, by_scan.get(name, ()), bad.get(name, "")) for name in names]
+
+
+def skip_faults(scans: Iterable[InputScan]) -> tuple[list[InputScan], list[str]]:
+    """Return the scans with the slices that are right, and lines about what is left out of them."""
+    lines = [f"left out of {scan.name}: {scan.problem}" for scan in scans if scan.problem]
+    return [replace(scan, problem="") for scan in scans if scan.slices], lines
 
 
 def add_spacing(slices: list[SliceFile]) -> list[SliceFile]:

@@ -10,6 +10,8 @@ from typing import Literal, get_args
 from gi_segmentation.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
+# What becomes of a slice of Kaggle's that cannot be read.
+OnError = Literal["stop", "empty"]
 # The formats of prediction files that can be chosen, see `inference.outputs`.
 FORMAT_NAMES = ("kaggle", "nifti", "dicom-seg", "rtstruct", "report")
 

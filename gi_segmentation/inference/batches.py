@@ -4,7 +4,7 @@ The slices come from files (`SliceFolder`) or from rows of a dataset (`inference
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from gi_segmentation.data.preprocessing import find_channels, prepare_image, stack_channels
 from gi_segmentation.errors import InputError, describe_fault
 from gi_segmentation.formats.volumes import Slice, read_pixels
+from gi_segmentation.inference.arguments import OnError
 from gi_segmentation.inference.members import Member
 from gi_segmentation.labels import LabelMode
 from gi_segmentation.models.masks import predict_batch, predict_organs
@@ -52,12 +53,15 @@ class PredictionSettings:
         num_workers: Number of processes that read files.
         flips: Whether to average over flipped slices.
         postprocessing: Limits for the components of each scan; None: nothing is removed.
+        on_error: `stop` predicts no scan with a slice that cannot be read. `empty` gives such a slice empty masks.
+            Other slices then see the scan as if it were missing.
     """
 
     batch_size: int = 16
     num_workers: int = 2
     flips: bool = False
     postprocessing: Postprocessing | None = None
+    on_error: OnError = "stop"
 
 
 class SliceFolder(Dataset):
@@ -66,10 +70,11 @@ class SliceFolder(Dataset):
     Args:
         slices: The files. Neighbours are found among them.
         members: The checkpoints. Each has its own input size and its own neighbours.
+        on_error: As in `PredictionSettings`.
     """
 
-    def __init__(self, slices: Sequence[Slice], members: list[Member]) -> None:
-        self.slices = slices
+    def __init__(self, slices: Sequence[Slice], members: list[Member], on_error: OnError = "stop") -> None:
+        self.slices, self.on_error = slices, on_error
         # Worker processes get a copy of this object, and do not need the models.
         self.settings = [(member.processor.size["height"], member.slice_context) for member in members]
         self.scans: dict[str, dict[int, Slice]] = defaultdict(dict)
@@ -100,22 +105,55 @@ class SliceFolder(Dataset):
                     raise self.unreadable[slice_file.scan]
                 scan, native_size = self.scans[slice_file.scan], torch.tensor([slice_file.height, slice_file.width])
                 examples = []
+                if self.on_error == "empty":
+                    self.forget_unreadable(slice_file, lambda one: prepare(one, self.settings[0][0]))
                 for size, slice_context in self.settings:
                     shown = find_channels(scan, slice_file.number, slice_context, slice_file.thickness_mm)
                     images = torch.from_numpy(stack_channels([prepare(one, size) for one in shown]))
                     examples.append({"images": images, "native_size": native_size})
                 items.append(examples)
-            except InputError as error:
-                # Kept and not raised: an exception would end the worker process, and with it all other scans.
-                self.unreadable[slice_file.scan] = error
-                items.append(error)
             except MemoryError:
                 raise
             except Exception as error:
-                fault = InputError(f"{slice_file.path}: {describe_fault(error)}")
-                self.unreadable[slice_file.scan] = fault
+                # Kept and not raised: an exception would end the worker process, and with it all other scans.
+                fault = (
+                    error
+                    if isinstance(error, InputError)
+                    else InputError(f"{slice_file.path}: {describe_fault(error)}")
+                )
+                if self.on_error == "stop":
+                    self.unreadable[slice_file.scan] = fault
                 items.append(fault)
         return items
+
+    def forget_unreadable(self, slice_file: Slice, read: Callable[[Slice], object]) -> None:
+        """Remove slices that cannot be read from those that a slice may have as neighbours.
+
+        Args:
+            slice_file: The slice. If it cannot be read itself, the error is raised.
+            read: Reads a slice.
+        """
+        read(slice_file)
+        scan = self.scans[slice_file.scan]
+        for _, slice_context in self.settings:
+            # In the next round, the nearest one that can be read takes its place, as for a missing slice.
+            while unreadable := [
+                one.number
+                for one in find_channels(scan, slice_file.number, slice_context, slice_file.thickness_mm)
+                if not can_read(one, read)
+            ]:
+                scan.pop(unreadable[0])
+
+
+def can_read(slice_file: Slice, read: Callable[[Slice], object]) -> bool:
+    """Return whether a slice can be read by a function."""
+    try:
+        read(slice_file)
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+    return True
 
 
 class Batch(NamedTuple):

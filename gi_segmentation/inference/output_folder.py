@@ -4,11 +4,12 @@ A record of each scan says what made its files, so that a prediction which was i
 This module does not import PyTorch.
 """
 
+import csv
 import filecmp
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gi_segmentation.errors import InputError, reading
 from gi_segmentation.files import find_files, hash_file, write_json, writing_file
 from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.inference.outputs import RECORDS, SUBMISSION, OutputPlan, output_paths, write_formats
+from gi_segmentation.inference.sample_submission import Sample, slice_ids, write_sampled_rows
 from gi_segmentation.review.predicted_scan import PredictedScan
 
 
@@ -89,8 +91,9 @@ def hash_files(paths: Sequence[Path]) -> str:
     """
     digests = []
     for path in paths:
+        # A broken link counts as an empty file, with `--on_error empty`. Otherwise nobody gets here with one.
         with reading(path, "cannot be read", "copy it again"):
-            digests.append(bytes.fromhex(hash_file(path)))
+            digests.append(bytes.fromhex(hash_file(path)) if path.exists() else b"")
     return "sha256 " + hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
@@ -123,12 +126,16 @@ def write_files(predicted: PredictedScan, plan: OutputPlan, output_dir: Path, ma
     return plan
 
 
-def write_submission(scans: Iterable[InputScan], output_dir: Path) -> Path:
+def write_submission(
+    scans: Sequence[InputScan], output_dir: Path, organs: Sequence[str] = (), sample: Sample | None = None
+) -> Path:
     """Join the rows of all scans to Kaggle's `submission.csv`.
 
     Args:
-        scans: The scans, in order. All have been predicted.
+        scans: The scans, in order.
         output_dir: The folder of the prediction.
+        organs: Names of the organs, for scans without a prediction. They get empty rows.
+        sample: What decides which rows there are; None: the slices of the scans.
 
     Returns:
         The file.
@@ -138,15 +145,28 @@ def write_submission(scans: Iterable[InputScan], output_dir: Path) -> Path:
     """
     path = output_dir / SUBMISSION
     with writing_file(path) as unfinished:
-        with unfinished.open("wb") as file:
-            file.write(b"id,class,predicted\n")
-            for scan in scans:
-                for part in output_paths("kaggle", scan):
-                    with (output_dir / part).open("rb") as rows:
+        sources = [rows_path(scan, output_dir) for scan in scans]
+        if sample is not None and sample.rows:
+            write_sampled_rows(sample, [source for source in sources if source.exists()], unfinished)
+        else:
+            with unfinished.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(("id", "class", sample.encoding if sample else "predicted"))
+                for scan, source in zip(scans, sources, strict=True):
+                    if not source.exists():
+                        writer.writerows((one, organ, "") for one in slice_ids(scan) for organ in organs)
+                        continue
+                    with source.open(newline="", encoding="utf-8") as rows:
                         shutil.copyfileobj(rows, file)
         if path.exists() and not filecmp.cmp(path, unfinished, shallow=False):
             raise InputError(f"{path}: exists; remove it or name another --output_dir")
     return path
+
+
+def rows_path(scan: InputScan, output_dir: Path) -> Path:
+    """Return where the rows of a scan lie until all scans are done."""
+    (path,) = output_paths("kaggle", scan)
+    return output_dir / path
 
 
 def check_submission(output_dir: Path) -> None:
@@ -165,14 +185,16 @@ def check_submission(output_dir: Path) -> None:
 def forget_rows(scans: Sequence[InputScan], output_dir: Path) -> None:
     """Remove the rows of `submission.csv` that were kept per scan, after the whole file was written."""
     for scan in scans:
-        (rows,), path = output_paths("kaggle", scan), record_path(scan, output_dir)
+        rows, path = rows_path(scan, output_dir), record_path(scan, output_dir)
+        if not rows.exists():
+            continue
         record = read_record(path)
-        record["files"].remove(str(rows))
+        record["files"].remove(str(rows.relative_to(output_dir)))
         # First the rows: without a record, the next run would take them for those of somebody else.
-        (output_dir / rows).unlink()
+        rows.unlink()
         if record["files"]:
             write_json(path, record)
         else:
             path.unlink()
-    if not any((output_dir / RECORDS).iterdir()):
+    if (output_dir / RECORDS).is_dir() and not any((output_dir / RECORDS).iterdir()):
         (output_dir / RECORDS).rmdir()

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,20 +36,22 @@ class ScanOutcome:
         name: Name of the scan.
         slices: Number of its slices; 0 if they are not known.
         status: `done`; `partly`, because a format could not be written; `skipped`, because an earlier run has written
-            the same files; or `failed`.
+            the same files; `failed`; or `empty`, because it failed and its rows are empty.
         seconds: Time from the start of its prediction until its files are written.
         files: The files in the output folder.
         message: Why it failed.
         plan: The formats that were written, and those that could not be; None if it failed.
+        problems: Why slices of it have empty masks, if some could not be read.
     """
 
     name: str
     slices: int
-    status: Literal["done", "partly", "skipped", "failed"]
+    status: Literal["done", "partly", "skipped", "failed", "empty"]
     seconds: float = 0.0
     files: list[Path] = field(default_factory=list)
     message: str = ""
     plan: OutputPlan | None = None
+    problems: Sequence[str] = ()
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -119,7 +121,10 @@ def predict_files(
 def describe_prediction(members: Sequence[Member], settings: PredictionSettings) -> dict[str, Any]:
     """Return what decides the masks of a scan, in plain values for a record."""
     limits, field_mm = settings.postprocessing, find_common_field(members)
+    # With `empty`, what an earlier run has predicted without it is right too. So it is compared only without it.
+    strict: dict[str, Any] = {"on_error": None} if settings.on_error == "stop" else {}
     return {
+        **strict,
         "version": __version__,
         "checkpoints": sorted(member.commit for member in members),
         "precision": "bf16" if members[0].bf16 else "fp32",
@@ -169,12 +174,13 @@ def write_result(
     try:
         if isinstance(predicted, InputError):
             raise predicted
+        if predicted.problems:
+            made_by = made_by | {"on_error": "empty"}
         plan = write_files(predicted, plan, output_dir, made_by)
         seconds = time.monotonic() - started
         files = [output_dir / path for path in plan.paths(scan)]
-        return ScanOutcome(
-            scan.name, len(scan.slices), "partly" if plan.refused else "done", seconds, files, plan=plan
-        )
+        status: Literal["done", "partly"] = "partly" if plan.refused else "done"
+        return ScanOutcome(scan.name, len(scan.slices), status, seconds, files, plan=plan, problems=predicted.problems)
     except InputError as error:
         message = str(error)
     except MemoryError:
@@ -187,6 +193,13 @@ def write_result(
             ) from error
         message = f"{scan.name}: {describe_fault(error)}"
     return ScanOutcome(scan.name, len(scan.slices), "failed", time.monotonic() - started, message=message)
+
+
+def forgive(result: ScanOutcome) -> ScanOutcome:
+    """Turn the failure of a scan into a problem. Its rows are empty."""
+    if result.status != "failed":
+        return result
+    return replace(result, status="empty", message="", problems=[f"all of {result.name}: {result.message}"])
 
 
 def describe_results(results: Sequence[ScanOutcome], output_dir: Path) -> str:

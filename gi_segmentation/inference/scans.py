@@ -41,7 +41,8 @@ def predict_scans(
         probabilities: Whether all that a report needs is wanted: probabilities, agreement, and training ranges.
 
     Yields:
-        A scan, and what was predicted; or the error, if one of its files is damaged.
+        A scan, and what was predicted; or the error, if one of its files is damaged. With `settings.on_error` of
+        `empty`, such a slice has empty masks.
 
     Raises:
         InputError: If a configuration has the field of view in another form, or ranges that are wanted.
@@ -57,7 +58,12 @@ def predict_scans(
         members, [one for scan in scans for one in scan.slices], settings, needed, probabilities
     )
     for scan in scans:
-        organs = take_slices(slices, len(scan.slices))
+        organs: list[SliceOrgans] | InputError
+        problems: list[InputError] = []
+        if settings.on_error == "empty":
+            organs, problems = fill_slices(scan, slices, len(labels.names), needed)
+        else:
+            organs = take_slices(slices, len(scan.slices))
         if isinstance(organs, InputError):
             yield scan, organs
             continue
@@ -73,7 +79,8 @@ def predict_scans(
                 yield scan, InputError(f"{scan.name}: {describe_fault(fault)}")
                 continue
         agreement = find_agreement(np.sum(overlaps, axis=0), labels.names) if overlaps else None
-        yield scan, PredictedScan(scan, masks, means if probabilities else None, algorithm, labels, ranges, agreement)
+        means_kept, emptied = means if probabilities else None, [str(problem) for problem in problems]
+        yield scan, PredictedScan(scan, masks, means_kept, algorithm, labels, ranges, agreement, emptied)
         # The next scan needs the memory of this one.
         del organs, masks, means, overlaps
 
@@ -91,12 +98,36 @@ def take_slices(slices: Iterator[SliceOrgans | InputError], number: int) -> list
     return organs if error is None else error
 
 
+def fill_slices(
+    scan: InputScan, slices: Iterator[SliceOrgans | InputError], organs: int, probabilities: bool
+) -> tuple[list[SliceOrgans], list[InputError]]:
+    """Take the slices of a scan, with empty masks for those that could not be read.
+
+    Args:
+        scan: The scan.
+        slices: Where its slices come next.
+        organs: Number of organs.
+        probabilities: Whether the slices have probabilities.
+
+    Returns:
+        The slices, and why some of them are empty.
+    """
+    filled, problems = [], []
+    for one, found in zip(scan.slices, islice(slices, len(scan.slices)), strict=True):
+        if isinstance(found, InputError):
+            problems.append(found)
+            empty = np.zeros((organs, one.height, one.width), bool)
+            found = SliceOrgans(empty, empty.astype(np.float16) if probabilities else None)
+        filled.append(found)
+    return filled, problems
+
+
 def predict_slice_files(
     members: list[Member], files: Sequence[Slice], settings: PredictionSettings, probabilities: bool, agreement: bool
 ) -> Iterator[SliceOrgans | InputError]:
     """Yield, for each slice file, what was predicted or why it was not, with a progress bar."""
-    label_mode = members[0].label_mode
-    for batch, votes in compute_logits(members, SliceFolder(files, members), settings, "Predicting"):
+    label_mode, source = members[0].label_mode, SliceFolder(files, members, settings.on_error)
+    for batch, votes in compute_logits(members, source, settings, "Predicting"):
         means = [one.mean(dim=0) for one in votes]
         organs = predict_slices(batch, means, label_mode, probabilities)
         # One model without flips always agrees with itself.

@@ -32,6 +32,7 @@ class PredictedScan:
         ranges: The scans that the models were trained on; None if the checkpoints do not say it, or nobody needs it.
         agreement: By the name of the organ, the smallest Dice between the common masks, before post-processing, and
             those of one model or one flip alone; None if there is only one, or nobody needs it.
+        problems: Why slices have empty masks, if some could not be read.
     """
 
     scan: InputScan
@@ -41,6 +42,7 @@ class PredictedScan:
     labels: LabelSet
     ranges: TrainingRanges | None = None
     agreement: Mapping[str, float] | None = None
+    problems: Sequence[str] = ()
 
     @property
     def volume(self) -> Volume:
