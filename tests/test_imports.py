@@ -47,7 +47,7 @@ ALLOWED = {
     "review": {"ground", "formats", "data.intensity", "postprocessing"},
     "training": {"ground", "formats.algorithm", "data", "models", "scoring", "review"},
     "inference": {"ground", "formats", "data", "models", "scoring", "postprocessing", "review"},
-    "publishing": {"ground", "data", "models", "scoring", "review", "training", "inference"},
+    "publishing": {"ground", "data", "models", "scoring", "postprocessing", "review", "training", "inference"},
     "cross_validation": {
         *("ground", "formats", "data", "models", "scoring", "postprocessing", "training", "inference", "publishing")
     },

@@ -3,127 +3,101 @@
 Each patient is predicted by the model of the fold that held this patient back. On patients of the training, a model
 makes fewer mistakes, and the limits would be too low.
 
-The search has two steps:
+The search has four steps, see `STEPS`: thresholds, slices by confidence, slices by area, components. The first adds
+pixels, so it comes before those that remove some. Each step goes over the organs and keeps those limits with the
+highest competition score.
 
-1. Predict every scan once, and find the components of each organ. See `predict_held_back_scans`.
-2. For one organ after the other, try a grid of limits, and keep those with the highest competition score.
+The score of limits on the patients from which they were chosen is too good. So the gain of each step is cross-fitted:
+for each patient, the limits are chosen on others. With few patients, all others choose. With many, those of all other
+folds do, which is as good and faster. The limits to publish are chosen on all patients.
 
-The score of limits on the patients from which they were chosen is too good. So the gain is cross-fitted: for the
-patients of each fold, the limits are chosen on the patients of all other folds. The limits to publish are chosen on
-all patients.
+A step is judged by its own gain. If the interval of the gain is not above 0, its limits are dropped, and the next step
+begins without them.
 """
 
 import math
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice, product
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from gi_segmentation.data.dataset_scans import list_dataset_scans, list_slice_spacings
+from gi_segmentation.cross_validation.held_back_scans import THRESHOLDS, HeldBackScan, predict_held_back_scans
 from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
-from gi_segmentation.inference.batches import PredictionSettings, compute_logits, predict_slices
-from gi_segmentation.inference.members import Member, load_members
-from gi_segmentation.inference.splits import read_split
-from gi_segmentation.labels import find_labels
-from gi_segmentation.memory import release_memory
-from gi_segmentation.postprocessing.components import Components, find_components, keep_components, select_components
-from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing, no_postprocessing
-from gi_segmentation.rle import find_unknown, organ_masks
+from gi_segmentation.inference.members import load_members
+from gi_segmentation.postprocessing.limits import Postprocessing, no_postprocessing
 from gi_segmentation.rules import CompetitionRules
-from gi_segmentation.scoring.intervals import Interval, find_intervals
-from gi_segmentation.scoring.scans import ScanScore, compare_masks, score_scans
+from gi_segmentation.scoring.intervals import Gains, compare_scans
+from gi_segmentation.scoring.scans import score_scans
 from gi_segmentation.scoring.tables import format_interval
 
+# The confidence of a slice from which it shows an organ, and of one that stays beside such a slice. A slice with a
+# mask has a confidence above 0.5, or above 0.25 with four labels.
+SLICE_CONFIDENCES = (0.6, 0.7, 0.8, 0.9, 0.95)
+NEIGHBOUR_CONFIDENCES = (1.0, 0.7, 0.5, 0.3)
+# A stomach has 1,000 to 5,000 mm² in most of its slices.
+SLICE_AREAS_MM2 = (0.0, 50.0, 100.0, 200.0, 400.0)
 # A stomach has about 200 ml, and a voxel 0.007 ml. Equal scores take the first limits, so the lowest come first.
 MIN_VOLUMES_ML = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A voxel of a multilabel mask has a probability above 0.5, so lower limits would remove nothing there.
 MIN_CONFIDENCES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
-GRID = tuple(OrganLimits(*limits) for limits in product(MIN_VOLUMES_ML, MIN_CONFIDENCES))
+
+# What each step tries for an organ. The first changes nothing, and of equal scores the first one counts.
+STEPS: dict[str, list[dict[str, float]]] = {
+    "thresholds": [{"threshold": one} for one in THRESHOLDS],
+    "slices by confidence": [
+        {},
+        *(
+            {"min_slice_confidence": high, "min_neighbour_confidence": low}
+            for high, low in product(SLICE_CONFIDENCES, NEIGHBOUR_CONFIDENCES)
+            # A lower limit beside it that is higher would change nothing.
+            if low == 1 or low < high
+        ),
+    ],
+    "slices by area": [{"min_slice_area_mm2": one} for one in SLICE_AREAS_MM2],
+    "components": [
+        {"min_volume_ml": volume, "min_confidence": confidence}
+        for volume, confidence in product(MIN_VOLUMES_ML, MIN_CONFIDENCES)
+    ],
+}
 SCORE = "competition_score"
+# The scores of which a gain is told. The first one decides.
+TOLD = (SCORE, "dice")
+# Up to so many patients, each is left out alone. A fold of the competition's data has as many as 17.
+MAX_LEFT_OUT_ALONE = 30
 
-# For each organ, which components stay, as bytes. Different limits often keep the same components.
-Kept: TypeAlias = tuple[bytes, ...]
+# The patients that take no part in a choice: a patient, or a fold. None: nobody is left out.
+Group: TypeAlias = int | None
 
 
-class PackedArray:
-    """An array in compressed form. Labels and masks of a scan are mostly zeros and shrink to a few per cent.
+@dataclass(frozen=True)
+class LearntStep:
+    """What one step of the search gains on patients that did not choose its limits.
 
-    Args:
-        array: The array to keep.
+    Attributes:
+        name: Key in `STEPS`.
+        settings: The limits after this step, chosen on all patients.
+        gains: For each score of `TOLD`, its value without and with the step, and the 95 % interval of the difference
+            over patients; None if there are fewer than two patients.
+        helps: Whether the whole interval of the competition score is above 0, so that the gain is more than chance.
     """
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.dtype, self.shape = array.dtype, array.shape
-        # Level 1 is the fastest. Higher levels hardly save more on long runs of equal values.
-        self.data = zlib.compress(np.ascontiguousarray(array).data, level=1)
+    name: str
+    settings: Postprocessing
+    gains: Gains
+    helps: bool
 
-    def unpack(self) -> np.ndarray:
-        """Return the array, read-only."""
-        return np.frombuffer(zlib.decompress(self.data), dtype=self.dtype).reshape(self.shape)
-
-
-class HeldBackScan:
-    """A scan with the components of its prediction, and the scores for all limits that were tried so far.
-
-    Only compressed arrays stay in memory. While scores are measured, one scan is unpacked at a time.
-
-    Args:
-        fold: Index of the fold that held the patient back.
-        patient: Number of the patient.
-        name: Name of the scan.
-        components: The predicted components by the name of the organ.
-        target: True masks, bool, shape `(organs, D, H, W)`.
-        unknown: Organs that are not known in this scan.
-    """
-
-    def __init__(
-        self,
-        fold: int,
-        patient: int,
-        name: str,
-        components: Mapping[str, Components],
-        target: np.ndarray,
-        unknown: Collection[str] = (),
-    ) -> None:
-        self.fold, self.patient, self.name, self.unknown = fold, patient, name, unknown
-        self.organs = tuple(components)
-        self.labels = [PackedArray(one.labels) for one in components.values()]
-        self.sizes = [(one.volumes_ml, one.confidences) for one in components.values()]
-        self.target = PackedArray(target)
-        self.scores: dict[Kept, ScanScore] = {}
-
-    def keep(self, settings: Postprocessing) -> Kept:
-        """Return which components stay with these limits."""
-        return tuple(
-            keep_components(*sizes, settings.organs[organ]).tobytes()
-            for organ, sizes in zip(self.organs, self.sizes, strict=True)
-        )
-
-    def measure(self, tried: Iterable[Postprocessing], rules: CompetitionRules) -> None:
-        """Measure the scan for these limits, as far as this was not done yet."""
-        # Hausdorff distances take most of the time of the search. Limits that keep the same components share a score.
-        new = {self.keep(settings) for settings in tried} - self.scores.keys()
-        if not new:
-            return
-        labels, target = [one.unpack() for one in self.labels], self.target.unpack()
-        for kept in new:
-            # The bytes are those of a bool array, so they become one again.
-            preds = [select_components(one, np.frombuffer(k, bool)) for one, k in zip(labels, kept, strict=True)]
-            names = self.patient, self.name, self.organs
-            self.scores[kept] = compare_masks(*names, np.stack(preds), target, rules, unknown=self.unknown)
-        # Otherwise the process would grow, because scans have volumes of many sizes.
-        release_memory()
-
-    def score(self, settings: Postprocessing) -> ScanScore:
-        """Return the score for limits that `measure` has measured."""
-        return self.scores[self.keep(settings)]
+    def describe(self) -> str:
+        """Return a line for the terminal."""
+        gains = [
+            f"{name} {before:.4f} to {after:.4f}, {after - before:+.4f}{format_interval(interval, '+.4f')}"
+            for name, (before, after, interval) in self.gains.items()
+        ]
+        return f"  {self.name}: {'it helps' if self.helps else 'stays off'} ({'; '.join(gains)})"
 
 
 @dataclass(frozen=True)
@@ -133,25 +107,25 @@ class LearntPostprocessing:
     `dataclasses.asdict` gives values that JSON can hold.
 
     Attributes:
-        settings: The limits, chosen on all patients.
+        settings: The limits of all steps that help, chosen on all patients.
+        steps: What each step gains, beside those before it that help.
+        helps: Whether a step helps.
         score_before: Competition score of all patients without post-processing.
-        score_after: Cross-fitted competition score of all patients with post-processing.
-        gain: The difference of the two.
-        interval: 95 % interval of the gain over patients; None if there are fewer than two patients.
-        helps: Whether the whole interval is above 0, so that the gain is more than chance.
+        score_after: Cross-fitted competition score of all patients with the steps that help.
         num_patients: Number of patients.
-        settings_by_fold: For each fold, the limits that were chosen on the other folds. If they differ a lot, the
+        left_out: Who took no part in the choice of limits for a patient: `patient`, or the whole `fold`.
+        settings_by_group: For each of these, the limits that were chosen on all others. If they differ a lot, the
             choice depends on few patients.
     """
 
     settings: Postprocessing
+    steps: tuple[LearntStep, ...]
+    helps: bool
     score_before: float
     score_after: float
-    gain: float
-    interval: Interval | None
-    helps: bool
     num_patients: int
-    settings_by_fold: tuple[Postprocessing, ...] = field(default=())
+    left_out: str
+    settings_by_group: tuple[Postprocessing, ...] = field(default=())
 
     def to_config(self) -> dict[str, dict[str, float]] | None:
         """Return the value for `model.config.postprocessing`; None if post-processing does not help."""
@@ -159,139 +133,136 @@ class LearntPostprocessing:
 
     def describe(self) -> list[str]:
         """Return lines for the terminal."""
-        gain = f"{self.gain:+.4f}{format_interval(self.interval, '+.4f')}"
         verdict = (
-            "it helps, so the published configuration has it, and predict applies it"
+            f"the published configuration has these limits, and predict applies them: {self.settings.describe()}"
             if self.helps
-            else "the interval of the gain is not above 0, so the gain may be chance, and it stays off"
+            else "no interval of a gain is above 0, so each gain may be chance, and post-processing stays off"
         )
         return [
-            f"post-processing, learnt on the predictions of {self.num_patients} held-back patients:",
-            f"  limits: {self.settings.describe()}",
-            f"  competition score: {self.score_before:.4f} to {self.score_after:.4f}, cross-fitted gain {gain}",
+            f"post-processing, learnt on the predictions of {self.num_patients} held-back patients; gains on patients "
+            f"who did not choose (left out: each {self.left_out}):",
+            *(step.describe() for step in self.steps),
             f"  {verdict}",
         ]
 
 
-def predict_held_back_scans(
-    member: Member, dataset: Dataset, fold: int, batch_size: int, num_workers: int
-) -> Iterator[HeldBackScan]:
-    """Predict the scans of a fold at native resolution, and find their components.
+class ScoreTable:
+    """Competition scores of limits that were measured. Different limits often have the same scores of all scans.
 
     Args:
-        member: The checkpoint of the fold, on its device.
-        dataset: The slices of the patients that the fold held back, without a transform.
-        fold: Index of the fold.
-        batch_size: Number of slices in a forward pass.
-        num_workers: Number of processes that read slices.
-
-    Yields:
-        The scans, sorted by case and day.
-
-    Raises:
-        InputError: As `list_dataset_scans` and `find_labels`.
+        rules: How to read the competition's metric.
     """
-    organs = find_labels(dataset.features).names
-    plans = list_dataset_scans(dataset)
-    # The slices of each scan in the order of their numbers, so that those of a scan come one after the other.
-    ordered = dataset.select([plan.rows[number] for plan in plans.values() for number in sorted(plan.rows)])
-    batches = compute_logits([member], read_split([member], ordered), PredictionSettings(batch_size, num_workers))
-    slices = (
-        one
-        for batch, (logits,) in batches
-        for one in predict_slices(batch, [logits[0]], member.label_mode, probabilities=True)
-    )
-    rows = dataset.with_format(None).select_columns(["segmentation", "pixel_spacing"])
-    slice_spacings = list_slice_spacings(dataset)
-    for name, plan in plans.items():
-        numbers = sorted(plan.rows)
-        predicted = list(islice(slices, len(numbers)))
-        # Shapes: a slice is (organs, H, W), and a scan (organs, D, H, W).
-        masks = np.stack([one.masks for one in predicted], axis=1)
-        probabilities = np.stack([one.probabilities for one in predicted if one.probabilities is not None], axis=1)
-        truth = rows[[plan.rows[number] for number in numbers]]
-        target = np.stack([organ_masks(encodings, *plan.size) for encodings in truth["segmentation"]], axis=1)
-        # `plan.spacing_mm` is None for a scan with a gap. But a single voxel has its size in such a scan too.
-        spacing_mm = (slice_spacings[plan.rows[numbers[0]]], *truth["pixel_spacing"][0])
-        components = {
-            organ: find_components(mask, probability, spacing_mm, numbers)
-            for organ, mask, probability in zip(organs, masks, probabilities, strict=True)
-        }
-        unknown = find_unknown(truth["segmentation"])
-        yield HeldBackScan(fold, plan.case, name, components, target, unknown)
+
+    def __init__(self, rules: CompetitionRules) -> None:
+        self.rules = rules
+        self.found: dict[tuple[int, ...], float] = {}
+
+    def score(self, scans: Iterable[HeldBackScan], settings: Postprocessing) -> float:
+        """Return the competition score of scans; minus infinity if there is nothing to score."""
+        scores = [scan.score(settings) for scan in scans]
+        # A scan keeps its scores as long as the search lasts, so no two have one `id`.
+        key = tuple(map(id, scores))
+        if key not in self.found:
+            score = score_scans(scores, self.rules)[SCORE]
+            # NaN would be neither smaller nor larger than other scores, and the choice would depend on the order.
+            self.found[key] = -math.inf if math.isnan(score) else score
+        return self.found[key]
 
 
-def score_settings(scans: Iterable[HeldBackScan], settings: Postprocessing, rules: CompetitionRules) -> float:
-    """Return the competition score of measured scans; minus infinity if there is nothing to score."""
-    score = score_scans((scan.score(settings) for scan in scans), rules)[SCORE]
-    # NaN would be neither smaller nor larger than other scores, and the choice would depend on the order.
-    return -math.inf if math.isnan(score) else score
+def find_groups(scans: Sequence[HeldBackScan]) -> tuple[dict[str, Group], str]:
+    """Return who is left out when limits are chosen for each scan, by the name of the scan: its patient or its fold.
+
+    The second value is `patient` or `fold`.
+    """
+    if len({scan.patient for scan in scans}) <= MAX_LEFT_OUT_ALONE:
+        return {scan.name: scan.patient for scan in scans}, "patient"
+    return {scan.name: scan.fold for scan in scans}, "fold"
 
 
 def choose_settings(
-    scans: Sequence[HeldBackScan], left_out: Iterable[int | None], rules: CompetitionRules
-) -> dict[int | None, Postprocessing]:
-    """Choose limits several times, each time without the patients of one fold, with a progress bar.
+    scans: Sequence[HeldBackScan],
+    groups: dict[str, Group],
+    start: dict[Group, Postprocessing],
+    grid: Sequence[dict[str, float]],
+    rules: CompetitionRules,
+    progress: str = "Trying limits",
+) -> dict[Group, Postprocessing]:
+    """Choose the limits of one step several times, each time without the patients of one group.
 
     Args:
         scans: All scans.
-        left_out: The folds to leave out, one each time; None: no fold.
+        groups: From `find_groups`.
+        start: The limits of the steps before, by the group that is left out; None: nobody is.
+        grid: What is tried for each organ, from `STEPS`.
         rules: How to read the competition's metric.
+        progress: What the progress bar says.
 
     Returns:
-        The chosen limits by the fold that was left out.
+        The chosen limits by the group that was left out.
     """
-    organs = scans[0].organs
-    chosen: dict[int | None, Postprocessing] = dict.fromkeys(left_out, no_postprocessing(organs))
-    with tqdm(total=len(scans) * len(organs), desc="Trying limits", unit="scan") as bar:
+    organs, chosen, table = tuple(scans[0].organs), dict(start), ScoreTable(rules)
+    with tqdm(total=len(scans) * len(organs), desc=progress, unit="scan") as bar:
         for organ in organs:
             # One distance is often that of all organs together. So the limits of an organ are tried with the limits
-            # of the organs before it already in place. A search over three at once would need 36 ** 3 tries.
+            # of the organs before it already in place. All organs at once would need the third power of tries.
             tried = {
-                fold: [Postprocessing({**settings.organs, organ: limits}) for limits in GRID]
-                for fold, settings in chosen.items()
+                group: [
+                    Postprocessing({**settings.organs, organ: replace(settings.organs[organ], **changes)})
+                    for changes in grid
+                ]
+                for group, settings in chosen.items()
             }
             # All limits of all choices are measured while a scan is unpacked. A scan does not need the limits that are
-            # tried without its own fold.
+            # tried without its own group.
             for scan in scans:
-                scan.measure((one for fold, ones in tried.items() if fold != scan.fold for one in ones), rules)
+                own = groups[scan.name]
+                scan.measure((one for group, ones in tried.items() if group != own for one in ones), rules)
                 bar.update()
-            for fold, ones in tried.items():
-                others = [scan for scan in scans if scan.fold != fold]
-                scores = [score_settings(others, one, rules) for one in ones]
-                # `index` finds the first of equal scores. It belongs to the lowest limits, which remove the least.
-                chosen[fold] = ones[scores.index(max(scores))]
+            for group, ones in tried.items():
+                others = [scan for scan in scans if groups[scan.name] != group]
+                scores = [table.score(others, one) for one in ones]
+                # `index` finds the first of equal scores. It belongs to the limits that change the least.
+                chosen[group] = ones[scores.index(max(scores))]
     return chosen
 
 
 def learn_postprocessing(scans: Sequence[HeldBackScan], rules: CompetitionRules) -> LearntPostprocessing:
-    """Choose the limits on all scans, and measure their gain by cross-fitting.
+    """Choose the limits on all scans, and measure the gain of each step by cross-fitting.
 
     Args:
-        scans: The predicted scans of at least two folds.
+        scans: The predicted scans of at least two patients.
         rules: How to read the competition's metric.
     """
-    folds, nothing = sorted({scan.fold for scan in scans}), no_postprocessing(scans[0].organs)
-    chosen = choose_settings(scans, [None, *folds], rules)
+    groups, left_out = find_groups(scans)
+    nothing = no_postprocessing(tuple(scans[0].organs))
+    used: dict[Group, Postprocessing] = dict.fromkeys([None, *sorted(set(groups.values()))], nothing)
     for scan in scans:
-        # The limits for the patients of a fold come from the other folds.
-        scan.measure([nothing, chosen[scan.fold]], rules)
-    # Each patient counts once in both lists. Every score after post-processing is of a patient who did not choose.
-    before = [scan.score(nothing) for scan in scans]
-    after = [scan.score(chosen[scan.fold]) for scan in scans]
-    score_before, score_after = score_scans(before, rules)[SCORE], score_scans(after, rules)[SCORE]
-    # The interval of the difference, over the same draws of patients. The intervals of two scores would overlap even
-    # if every patient gained.
-    interval = find_intervals(after, rules, baseline=before)[SCORE]
+        scan.measure([nothing], rules)
+    first = before = [scan.score(nothing) for scan in scans]
+    steps = []
+    for name, grid in STEPS.items():
+        chosen = choose_settings(scans, groups, used, grid, rules, f"Trying limits ({name})")
+        for scan in scans:
+            # The limits for a patient come from others.
+            scan.measure([chosen[groups[scan.name]]], rules)
+        after = [scan.score(chosen[groups[scan.name]]) for scan in scans]
+        # The interval of the difference, over the same draws of patients. The intervals of two scores would overlap
+        # even if every patient gained.
+        gains = compare_scans(after, before, rules, TOLD)
+        interval = gains[SCORE][2]
+        helps = interval is not None and interval[0] > 0 and chosen[None] != used[None]
+        steps.append(LearntStep(name, chosen[None], gains, helps))
+        if helps:
+            used, before = chosen, after
     return LearntPostprocessing(
-        settings=chosen[None],
-        score_before=score_before,
-        score_after=score_after,
-        gain=score_after - score_before,
-        interval=interval,
-        helps=interval is not None and interval[0] > 0 and chosen[None] != nothing,
+        settings=used[None],
+        steps=tuple(steps),
+        helps=any(step.helps for step in steps),
+        score_before=score_scans(first, rules)[SCORE],
+        score_after=score_scans(before, rules)[SCORE],
         num_patients=len({scan.patient for scan in scans}),
-        settings_by_fold=tuple(chosen[fold] for fold in folds),
+        left_out=left_out,
+        settings_by_group=tuple(settings for group, settings in used.items() if group is not None),
     )
 
 

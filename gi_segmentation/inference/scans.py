@@ -21,7 +21,7 @@ from gi_segmentation.inference.batches import (
 from gi_segmentation.inference.members import Member, find_common_field, find_common_ranges
 from gi_segmentation.labels import LabelMode
 from gi_segmentation.models.masks import predict_masks
-from gi_segmentation.postprocessing.components import remove_components
+from gi_segmentation.postprocessing.cleaning import clean_masks
 from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.review.predicted_scan import PredictedScan
 from gi_segmentation.scoring.dice import dice_score
@@ -52,7 +52,7 @@ def predict_scans(
     labels = members[0].labels
     algorithm = Algorithm({member.name: member.commit for member in members})
     ranges = find_common_ranges(members) if probabilities else None
-    # Post-processing needs the mean probability of each component.
+    # Post-processing needs the probabilities of pixels, slices and components.
     needed = probabilities or settings.postprocessing is not None
     slices = predict_slice_files(
         members, [one for scan in scans for one in scan.slices], settings, needed, probabilities
@@ -72,7 +72,7 @@ def predict_scans(
         overlaps = [one.overlaps for one in organs if one.overlaps is not None]
         if settings.postprocessing is not None:
             try:
-                masks = clean_scan(scan, masks, means, settings.postprocessing)
+                masks = clean_scan(scan, masks, means, settings.postprocessing, members[0].label_mode)
             except MemoryError:
                 raise
             except Exception as fault:
@@ -178,16 +178,21 @@ def find_agreement(overlaps: np.ndarray, organs: Sequence[str]) -> dict[str, flo
 
 
 def clean_scan(
-    scan: InputScan, masks: list[np.ndarray], probabilities: list[np.ndarray], limits: Postprocessing
+    scan: InputScan,
+    masks: list[np.ndarray],
+    probabilities: list[np.ndarray],
+    limits: Postprocessing,
+    label_mode: LabelMode,
 ) -> list[np.ndarray]:
     """Return the masks of the slices of a scan after post-processing; shapes as in `PredictedScan`."""
     first = scan.slices[0]
     # Slices are on the second axis of a volume, (organs, D, H, W).
-    cleaned = remove_components(
+    cleaned = clean_masks(
         np.stack(masks, axis=1),
         np.stack(probabilities, axis=1),
         (first.thickness_mm, *first.pixel_spacing),
         [one.number for one in scan.slices],
         limits,
+        label_mode,
     )
     return list(cleaned.swapaxes(0, 1))

@@ -1,6 +1,6 @@
-"""In: the masks of a scan, and limits. Out: the masks without connected components that are small or doubtful.
+"""In: masks and probabilities of a scan, and limits. Out: masks with faint pixels, without doubtful slices and parts.
 
-`cross_validation.postprocessing_search` learns the limits. No PyTorch.
+`cleaning` applies the limits, and `cross_validation.postprocessing_search` learns them. No PyTorch.
 
 Imports the ground and `scoring.surface`.
 """

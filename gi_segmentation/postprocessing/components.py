@@ -1,4 +1,4 @@
-"""Remove small or doubtful connected components from the masks of a scan.
+"""Find the connected components of the masks of a scan, and which of them are small or doubtful.
 
 A model sometimes marks a few voxels far away from an organ. Such a component hardly changes Dice, but it can decide
 the Hausdorff distance of the whole scan. A component has a volume and a confidence, which is the mean probability over
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
+from gi_segmentation.postprocessing.limits import OrganLimits
 from gi_segmentation.scoring.surface import bounding_box
 
 # Voxels that share a face, an edge or a corner belong to one component: 26 neighbours in 3D. With faces only, a thin
@@ -91,36 +91,3 @@ def select_components(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Return the mask of the components that stay: bool, with the shape of `labels`."""
     # A table lookup: element 0 of the table is for voxels outside the mask.
     return np.concatenate([[False], kept])[labels]
-
-
-def remove_components(
-    masks: np.ndarray,
-    probabilities: np.ndarray,
-    spacing_mm: Sequence[float],
-    numbers: Sequence[int],
-    settings: Postprocessing,
-) -> np.ndarray:
-    """Remove the components of a scan that are below the limits.
-
-    Args:
-        masks: Predicted masks, bool, shape `(organs, D, H, W)`.
-        probabilities: Probability of each organ, float, same shape.
-        spacing_mm: Voxel size (z, y, x) in millimetres.
-        numbers: Numbers of the slices, ascending, shape `(D,)`.
-        settings: The limits of the organs, in the order of the masks.
-
-    Returns:
-        The masks without these components, bool, same shape.
-
-    Example:
-        >>> masks = np.zeros((1, 1, 1, 5), dtype=bool)
-        >>> masks[0, 0, 0, [0, 1, 3]] = True
-        >>> settings = Postprocessing({"stomach": OrganLimits(min_volume_ml=2.0)})
-        >>> remove_components(masks, masks.astype(float), (2.5, 20.0, 20.0), [1], settings)[0].astype(int)
-        array([[[1, 1, 0, 0, 0]]])
-    """
-    cleaned = []
-    for limits, mask, probability in zip(settings.organs.values(), masks, probabilities, strict=True):
-        labels, volumes_ml, confidences = find_components(mask, probability, spacing_mm, numbers)
-        cleaned.append(select_components(labels, keep_components(volumes_ml, confidences, limits)))
-    return np.stack(cleaned)

@@ -21,6 +21,7 @@ from gi_segmentation.inference.members import find_commit
 from gi_segmentation.models.configuration import Task, find_task
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import choose_labels, resize_logits
+from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.publishing.cards import render_card
 from gi_segmentation.publishing.hub import add_files
 from gi_segmentation.publishing.model_card import CARD
@@ -77,6 +78,34 @@ def describe_model(model: PreTrainedModel, processor: SegformerImageProcessorPil
         "image_std": list(processor.image_std),
         "slice_context": getattr(model.config, "slice_context", 0),
         "scaling": "x / (x + mean of x), resized with antialiasing, rounded to multiples of 1 / 65535",
+        "postprocessing": limits.to_config() if (limits := read_limits(model)) else None,
+    }
+
+
+def read_limits(model: PreTrainedModel) -> Postprocessing | None:
+    """Return the limits of post-processing of a checkpoint; None if it has none.
+
+    Raises:
+        InputError: If they have another form.
+    """
+    value = getattr(model.config, "postprocessing", None)
+    try:
+        return None if value is None else Postprocessing.from_config(value, cast(Task, find_task(model.config)).labels)
+    except InputError as error:
+        raise InputError(f"config.json: {error}; correct it, or remove the entry") from error
+
+
+def describe_limits(settings: Postprocessing | None) -> dict[str, Any]:
+    """Return which limits the lines on the card apply, and what they leave out, because it needs a whole scan."""
+    organs = list(settings.organs.values()) if settings else []
+    left_out = []
+    if any(one.min_neighbour_confidence < one.min_slice_confidence for one in organs):
+        left_out.append("the lower limit beside slices that stay")
+    if any(one.min_volume_ml or one.min_confidence for one in organs):
+        left_out.append("the limits for components")
+    return {
+        "gated": any(one.threshold < 1 or one.min_slice_confidence or one.min_slice_area_mm2 for one in organs),
+        "left_out": " and ".join(left_out),
     }
 
 
@@ -172,7 +201,7 @@ def render_section(model: PreTrainedModel, name: str, revision: str | None) -> s
         on_hub=not Path(name).is_dir(),
         label_mode=cast(Task, find_task(model.config)).label_mode,
         slice_context=getattr(model.config, "slice_context", 0),
-        postprocessing=getattr(model.config, "postprocessing", None) is not None,
+        **describe_limits(read_limits(model)),
     )
     return f"{HEADING}\n\n{section.rstrip()}\n"
 

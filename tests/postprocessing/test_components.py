@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from gi_segmentation.postprocessing.components import find_components, remove_components
+from gi_segmentation.postprocessing.cleaning import clean_masks
+from gi_segmentation.postprocessing.components import find_components
 from gi_segmentation.postprocessing.limits import Postprocessing
 from tests.support.postprocessing import limit
 
@@ -22,7 +23,7 @@ def clean_stomach(
         # The other organs have the same mask, and no limits.
         masks[(slice(None), *place)] = True
         probabilities[(slice(None), *place)] = probability
-    cleaned = remove_components(masks, probabilities, ONE_ML, numbers, settings)
+    cleaned = clean_masks(masks, probabilities, ONE_ML, numbers, settings, "multilabel")
     assert cleaned.dtype == bool and np.array_equal(cleaned[:2], masks[:2])
     return {tuple(place) for place in np.argwhere(cleaned[2]).tolist()}
 

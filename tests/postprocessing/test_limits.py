@@ -27,7 +27,11 @@ from tests.support.postprocessing import limit, predict
 
 # These limits remove some of the patches that a tiny random model predicts on the phantom, and keep others.
 LIMITS = Postprocessing(
-    {"large_bowel": OrganLimits(30.0), "small_bowel": OrganLimits(), "stomach": OrganLimits(10.0, 0.55)}
+    {
+        "large_bowel": OrganLimits(min_volume_ml=30.0),
+        "small_bowel": OrganLimits(),
+        "stomach": OrganLimits(min_volume_ml=10.0, min_confidence=0.55),
+    }
 )
 
 
@@ -115,7 +119,7 @@ class TestPredict:
     def test_small_components_disappear_unless_the_flag_keeps_them(
         self, label_mode: str, kaggle_dir: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        settings = Postprocessing({organ: OrganLimits(30.0) for organ in GI_TRACT.names})
+        settings = Postprocessing({organ: OrganLimits(min_volume_ml=30.0) for organ in GI_TRACT.names})
         model, folder = save_with(tmp_path / "model", settings.to_config(), 0, label_mode), kaggle_dir / "train"
         applied = predict([model], folder, tmp_path / "applied", "--batch_size", "5")
         printed = capsys.readouterr().out.splitlines()
@@ -149,7 +153,7 @@ class TestPredict:
         # probability above 0.9999 is rare in a random model.
         files = {}
         for value in (0.0, 0.25, 0.9999):
-            settings = Postprocessing({organ: OrganLimits(0.0, value) for organ in GI_TRACT.names})
+            settings = Postprocessing({organ: OrganLimits(min_confidence=value) for organ in GI_TRACT.names})
             model = save_with(tmp_path / f"{value}", settings.to_config())
             files[value] = predict([model], small_kaggle_dir / "train", tmp_path / f"out {value}")
         assert files[0.0].read_bytes() == files[0.25].read_bytes()

@@ -10,7 +10,10 @@ from gi_segmentation.predict import main
 def limit(min_volume_ml: float = 0.0, min_confidence: float = 0.0) -> Postprocessing:
     """Return limits for the stomach only."""
     return Postprocessing(
-        {**no_postprocessing(GI_TRACT.names).organs, "stomach": OrganLimits(min_volume_ml, min_confidence)}
+        {
+            **no_postprocessing(GI_TRACT.names).organs,
+            "stomach": OrganLimits(min_volume_ml=min_volume_ml, min_confidence=min_confidence),
+        }
     )
 
 
