@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from gi_segmentation.arguments import DataArguments
 from gi_segmentation.command_line import parse_arguments
+from gi_segmentation.cross_validation.progress import FoldsProgress
 from gi_segmentation.data.slices import BUILD_COMMAND, load_slices
 from gi_segmentation.errors import InputError, StoppedError, one_line
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, changed_arguments, read_earlier, read_results
@@ -29,6 +30,8 @@ from gi_segmentation.training.time_limit import PART_FILE
 CONFIG = "config.json"
 # A training that is stopped has this long to save its checkpoint. Most systems give it less.
 STOPPING_S = 300.0
+# The time between two looks at how far a training is.
+WATCHED_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def wait_for_group(group: int) -> None:
             time.sleep(0.1)
 
 
-def run_command(command: Sequence[str], output: IO[str]) -> int:
+def run_command(command: Sequence[str], output: IO[str], watch: Callable[[], None] = lambda: None) -> int:
     """Run a command to its end, and return its exit status.
 
     If this process is stopped, the command and all processes that it started are stopped first. Otherwise they would
@@ -142,6 +145,7 @@ def run_command(command: Sequence[str], output: IO[str]) -> int:
     Args:
         command: The program and its words.
         output: File for all that it prints.
+        watch: What to do each second while it runs.
     """
 
     def stop(number: int, frame: object) -> None:
@@ -153,7 +157,10 @@ def run_command(command: Sequence[str], output: IO[str]) -> int:
     # `accelerate launch` starts more processes. In a session of their own, one signal reaches all of them.
     process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
-        return process.wait()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(WATCHED_S)
+            watch()
     except BaseException:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
@@ -186,9 +193,10 @@ def train_fold(
     recipe: Path,
     flags: Sequence[str],
     config_file: Path | None,
+    progress: FoldsProgress,
     ends_s: float | None = None,
 ) -> None:
-    """Train with one fold held back, by `accelerate launch`, unless this was done before.
+    """Train with one fold held back, by `accelerate launch`.
 
     An interrupted training continues from its last checkpoint, because `run_segmentation.py` does so.
 
@@ -199,6 +207,7 @@ def train_fold(
         recipe: The recipe of all folds.
         flags: More flags for `run_segmentation.py`.
         config_file: Configuration of accelerate; None: its default.
+        progress: Shows how far the trainings are. This fold is the next one there.
         ends_s: When all must have ended, by `time.monotonic`; None: there is no limit.
 
     Raises:
@@ -206,19 +215,16 @@ def train_fold(
         StoppedError: If the time of `--max_hours` ended it.
     """
     folder, log = fold_folder(output_dir, fold), fold_folder(output_dir, fold).with_suffix(".log")
-    if find_results(folder) is not None:
-        print(f"fold {fold}: finished before, in {folder}", flush=True)
-        return
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     launch += ["--config_file", str(config_file)] if config_file else []
     # Of two flags the last one counts. --max_hours is meant for the whole command, and folds before took their share.
     words = fold_words(fold, output_dir, recipe, flags) + find_hours_left(ends_s)
-    print(f"fold {fold}: training; its output goes to {log}", flush=True)
-    start = time.monotonic()
+    progress.say(f"fold {fold}: training; its output goes to {log}")
+    progress.begin()
     output_dir.mkdir(parents=True, exist_ok=True)
     # Appended, because the log of an interrupted training is worth keeping.
     with log.open("a", encoding="utf-8") as file:
-        status = run_command([*launch, "-m", "run_segmentation", *words], file)
+        status = run_command([*launch, "-m", "run_segmentation", *words], file, progress.watch)
     if status:
         with log.open(encoding="utf-8", errors="replace") as file:
             last = "".join(deque(file, maxlen=15)).strip()
@@ -228,9 +234,16 @@ def train_fold(
         )
     if (folder / PART_FILE).exists():
         raise StoppedError(f"part done: fold {fold} ends with --max_hours; the same command goes on from there", 0)
-    facts = read_results(folder)
-    score = f"Dice {facts.scores['eval_dice']:.4f}" if facts.scores else "nothing was held back"
-    print(f"fold {fold}: {score}, {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+    scores, minutes, left = describe_fold(read_results(folder)), progress.minutes, progress.finish()
+    progress.say(f"fold {fold}: {scores}, {minutes:.1f} minutes" + (f"; {left}" if left else ""))
+
+
+def describe_fold(facts: RunResults) -> str:
+    """Return the scores of a fold in a line."""
+    if not facts.scores:
+        return "nothing was held back"
+    named = {"Dice": facts.scores["eval_dice"], "competition score": facts.scores["eval_competition_score"]}
+    return ", ".join(f"{name} {'–' if value is None else format(value, '.4f')}" for name, value in named.items())
 
 
 def train_folds(
@@ -245,8 +258,15 @@ def train_folds(
     # All folds are compared before one of them is trained for hours.
     for fold in folds:
         check_flags(fold, output_dir, recipe, flags)
-    for fold in folds:
-        train_fold(fold, output_dir, recipe, flags, config_file, ends_s)
+    finished = {fold: find_results(fold_folder(output_dir, fold)) for fold in folds}
+    for fold, facts in finished.items():
+        if facts is not None:
+            folder = fold_folder(output_dir, fold)
+            print(f"fold {fold}: finished before, in {folder}; {describe_fold(facts)}", flush=True)
+    left = [fold for fold, facts in finished.items() if facts is None]
+    with FoldsProgress([fold_folder(output_dir, fold) for fold in left], len(folds)) as progress:
+        for fold in left:
+            train_fold(fold, output_dir, recipe, flags, config_file, progress, ends_s)
 
 
 def read_fold(output_dir: Path, fold: str) -> FoldRun:

@@ -98,10 +98,11 @@ def describe_seconds(seconds: float) -> str:
     """Return a time as a person would say it.
 
     Example:
-        >>> describe_seconds(200), describe_seconds(9_000)
-        ('3 minutes', '2.5 hours')
+        >>> describe_seconds(70), describe_seconds(200), describe_seconds(9_000)
+        ('1 minute', '3 minutes', '2.5 hours')
     """
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    minutes = round(seconds / 60)
+    return f"{minutes} minute{'s' * (minutes != 1)}" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 class HeaderCallback(TrainerCallback):

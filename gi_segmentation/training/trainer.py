@@ -70,6 +70,7 @@ from gi_segmentation.training.evaluation import ComputeMetrics
 from gi_segmentation.training.header import HeaderCallback
 from gi_segmentation.training.losses import dice_cross_entropy_loss, find_max_loss
 from gi_segmentation.training.pictures import find_picture_callback
+from gi_segmentation.training.progress import ProgressCallback
 from gi_segmentation.training.sharding import UnusedWeightsCallback, check_optimizer
 from gi_segmentation.training.stopping import TIME_UP, StopCallback, ignore_signals
 from gi_segmentation.training.time_limit import TimeLimit, forget_part, write_part
@@ -438,6 +439,7 @@ def build_trainer(
         EpochCallback(attached_transform(train_dataset)),
         CheckpointCallback(run_args.save_total_limit),
         HeaderCallback(train_dataset, eval_dataset),
+        ProgressCallback(),
     ]
     if run_args.sharding == "FSDP":
         # `accelerate` asks for the embeddings of words, to divide them apart. A SegFormer answers with an error.

@@ -1,0 +1,143 @@
+"""How far a cross-validation is: a bar over its folds in a terminal, and a few lines in a file."""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from gi_segmentation.training.header import describe_seconds
+from gi_segmentation.training.progress import PROGRESS_FILE, read_progress
+
+# From so many seconds of steps on, an estimate is worth something.
+MEASURED_S = 60
+BAR = "{percentage:3.0f}%|{bar:24}| {desc}"
+
+
+def describe_left(seconds: float, folds: int) -> str:
+    """Return the time that remains, as a person would say it.
+
+    Example:
+        >>> describe_left(9_000, 3), describe_left(20, 1)
+        ('about 2.5 hours left for 3 folds', 'less than a minute left for 1 fold')
+    """
+    left = f"about {describe_seconds(seconds)}" if seconds >= 60 else "less than a minute"
+    return f"{left} left for {folds} fold{'s' * (folds != 1)}"
+
+
+def find_time(folder: Path) -> int | None:
+    """Return when the training in a folder has last written how far it is, in nanoseconds; None if it never has."""
+    try:
+        return (folder / PROGRESS_FILE).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def count_steps(folder: Path) -> int:
+    """Return the steps that the training in a folder has done."""
+    found = read_progress(folder)
+    return found.step if found else 0
+
+
+class FoldsProgress(AbstractContextManager):
+    """Shows how far the trainings of a cross-validation are, and how long the rest will take.
+
+    The time of a step is measured: first on the steps of the running fold, and on whole folds, with their start and
+    their scores, as soon as one is finished.
+
+    Args:
+        folders: The output folders of the folds that are not finished, in the order of their trainings.
+        total: Number of all folds.
+        stream: Where the bar goes, if it is a terminal.
+
+    Attributes:
+        folders: The folders of the folds that are not finished. The first one is that of the running fold.
+        seconds: The time of the folds that this command has trained.
+        steps: The steps of these folds.
+    """
+
+    def __init__(self, folders: Sequence[Path], total: int, stream: TextIO | None = None) -> None:
+        self.folders = list(folders)
+        self.total = total
+        self.seconds, self.steps = 0.0, 0
+        # A file gets one estimate before the first fold is finished.
+        self.estimated = False
+        stream = stream or sys.stderr
+        # Some terminals do not know their width. Then it is 80.
+        columns = shutil.get_terminal_size().columns
+        self.bar = tqdm(total=total, bar_format=BAR, file=stream, disable=not stream.isatty(), ncols=columns)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self.bar.clear()
+        print(line, flush=True)
+        self.bar.refresh()
+
+    def begin(self) -> None:
+        """Begin with the next fold."""
+        folder = self.folders[0]
+        self.begun_s = time.monotonic()
+        # An earlier start may have left the file. It says where the training goes on, but not when.
+        self.old, self.first_step = find_time(folder), count_steps(folder)
+        # When a step was first and last read, and which one.
+        self.first: tuple[float, int] | None = None
+        self.last = (self.begun_s, self.first_step)
+        self.show("", 0)
+
+    def watch(self) -> None:
+        """Look how far the running fold is. This is called about once a second."""
+        found, now = read_progress(self.folders[0]), time.monotonic()
+        if found is None or find_time(self.folders[0]) == self.old:
+            return
+        self.first = self.first or (now, found.step)
+        if found.step != self.last[1]:
+            self.last = now, found.step
+        left = self.describe_left(found.max_steps)
+        self.show(f"step {found.step:,} of {found.max_steps:,}", found.step / max(found.max_steps, 1), left)
+        if self.bar.disable and left and not self.estimated and now - self.first[0] >= MEASURED_S:
+            self.estimated = True
+            self.say(left)
+
+    def finish(self) -> str:
+        """Count the running fold as finished, and return how long the others will take; empty if there are none."""
+        found = read_progress(self.folders[0])
+        if found is not None:
+            self.seconds += 60 * self.minutes
+            self.steps += found.step - self.first_step
+        del self.folders[0]
+        self.estimated = True
+        self.show("", 0)
+        return self.describe_left(found.max_steps) if found else ""
+
+    @property
+    def minutes(self) -> float:
+        """The time of the running fold so far."""
+        return (time.monotonic() - self.begun_s) / 60
+
+    def describe_left(self, max_steps: int) -> str:
+        """Return how long the folds that are not finished will take; empty if there are none, or nothing is measured.
+
+        Args:
+            max_steps: The steps of a fold.
+        """
+        seconds, steps = self.seconds, self.steps
+        if not steps and self.first is not None:
+            seconds, steps = self.last[0] - self.first[0], self.last[1] - self.first[1]
+        if steps <= 0 or not self.folders:
+            return ""
+        left = sum(max_steps - count_steps(folder) for folder in self.folders)
+        return describe_left(seconds / steps * left, len(self.folders))
+
+    def show(self, text: str, share: float, left: str = "") -> None:
+        """Move the bar: by the finished folds and a share of the running one."""
+        finished = self.total - len(self.folders)
+        words = [f"{finished} of {self.total} folds finished", text, left]
+        self.bar.n = finished + share
+        self.bar.set_description_str(", ".join(word for word in words if word))
