@@ -91,7 +91,12 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "fold 0: finished before" in done.stdout and "fold 1: finished before" in done.stdout
+    scores = r"Dice 0\.\d{4}, competition score 0\.\d{4}"
+    for fold in FOLDS[:2]:
+        assert re.search(rf"^fold {fold}: finished before, in \S+; {scores}$", done.stdout, re.M)
+    assert re.search(rf"^fold 2: {scores}, [\d.]+ minutes$", done.stdout, re.M)
+    # There is no bar in a file.
+    assert "/3 folds" not in done.stdout + done.stderr
     assert {fold: (folder / f"fold-{fold}" / "run.json").stat().st_mtime_ns for fold in before} == before
     # The third fold went on from its checkpoint.
     assert re.search(r"checkpoint-[2-5]", (folder / "fold-2.log").read_text())

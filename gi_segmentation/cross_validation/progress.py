@@ -15,18 +15,17 @@ from gi_segmentation.training.progress import PROGRESS_FILE, read_progress
 
 # From so many seconds of steps on, an estimate is worth something.
 MEASURED_S = 60
-BAR = "{percentage:3.0f}%|{bar:24}| {desc}"
+BAR = "{percentage:3.0f}%|{bar:12}| {desc}"
 
 
-def describe_left(seconds: float, folds: int) -> str:
+def describe_left(seconds: float) -> str:
     """Return the time that remains, as a person would say it.
 
     Example:
-        >>> describe_left(9_000, 3), describe_left(20, 1)
-        ('about 2.5 hours left for 3 folds', 'less than a minute left for 1 fold')
+        >>> describe_left(9_000), describe_left(20)
+        ('about 2.5 hours left', 'less than a minute left')
     """
-    left = f"about {describe_seconds(seconds)}" if seconds >= 60 else "less than a minute"
-    return f"{left} left for {folds} fold{'s' * (folds != 1)}"
+    return f"about {describe_seconds(seconds)} left" if seconds >= 60 else "less than a minute left"
 
 
 def find_time(folder: Path) -> int | None:
@@ -99,11 +98,11 @@ class FoldsProgress(AbstractContextManager):
         self.first = self.first or (now, found.step)
         if found.step != self.last[1]:
             self.last = now, found.step
-        left = self.describe_left(found.max_steps)
-        self.show(f"step {found.step:,} of {found.max_steps:,}", found.step / max(found.max_steps, 1), left)
+        left = self.find_left(found.max_steps)
+        self.show(f"step {found.step:,}/{found.max_steps:,}", found.step / max(found.max_steps, 1), left)
         if self.bar.disable and left and not self.estimated and now - self.first[0] >= MEASURED_S:
             self.estimated = True
-            self.say(left)
+            self.say(f"{left} for {self.count_folds()}")
 
     def finish(self) -> str:
         """Count the running fold as finished, and return how long the others will take; empty if there are none."""
@@ -114,14 +113,19 @@ class FoldsProgress(AbstractContextManager):
         del self.folders[0]
         self.estimated = True
         self.show("", 0)
-        return self.describe_left(found.max_steps) if found else ""
+        left = self.find_left(found.max_steps) if found else ""
+        return f"{left} for {self.count_folds()}" if left else ""
+
+    def count_folds(self) -> str:
+        """Return the number of folds that are not finished, in words."""
+        return f"{len(self.folders)} fold{'s' * (len(self.folders) != 1)}"
 
     @property
     def minutes(self) -> float:
         """The time of the running fold so far."""
         return (time.monotonic() - self.begun_s) / 60
 
-    def describe_left(self, max_steps: int) -> str:
+    def find_left(self, max_steps: int) -> str:
         """Return how long the folds that are not finished will take; empty if there are none, or nothing is measured.
 
         Args:
@@ -133,11 +137,11 @@ class FoldsProgress(AbstractContextManager):
         if steps <= 0 or not self.folders:
             return ""
         left = sum(max_steps - count_steps(folder) for folder in self.folders)
-        return describe_left(seconds / steps * left, len(self.folders))
+        return describe_left(seconds / steps * left)
 
     def show(self, text: str, share: float, left: str = "") -> None:
         """Move the bar: by the finished folds and a share of the running one."""
         finished = self.total - len(self.folders)
-        words = [f"{finished} of {self.total} folds finished", text, left]
+        words = [f"{finished}/{self.total} folds", text, left]
         self.bar.n = finished + share
         self.bar.set_description_str(", ".join(word for word in words if word))
