@@ -155,6 +155,7 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
     from accelerate import PartialState
 
     from gi_segmentation.files import LOCK_FILE, writing_to
+    from gi_segmentation.inference.duration import estimate_hidden_test
 
     # Started by `accelerate launch`, there are several processes. Started alone, this is the only one. A process waits
     # at the end for all others, which may take hours longer.
@@ -173,7 +174,10 @@ def predict_input(arguments: argparse.Namespace, path: Path) -> list[Path]:
             # While the checkpoints were loaded, another prediction may have ended.
             if submits:
                 check_submission(output_dir)
-            print("".join(f"{line}\n" for line in scans.left_out), end="")
+            print("".join(f"{line}\n" for line in scans.left_out), end="", flush=True)
+            if sample is not None and not sample.rows and not scans.scans:
+                # Nobody sees the notebook again when Kaggle runs it on the hidden test set.
+                print(estimate_hidden_test(members, settings, state.num_processes), flush=True)
         # No process writes before the folder is locked.
         state.wait_for_everyone()
         asked = arguments.format is not None

@@ -18,12 +18,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageClassification, SegformerImageProcessorPil, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    SegformerImageProcessorPil,
+    pipeline,
+)
 
 from gi_segmentation.arguments import ModelArguments
 from gi_segmentation.errors import InputError
 from gi_segmentation.formats.inputs import find_scans
 from gi_segmentation.formats.kaggle.folder import find_slices
+from gi_segmentation.inference import duration
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import load_members
@@ -151,6 +158,51 @@ class TestSubmission:
             pixels += masks[0].size
         # Random weights are the worst case, because their logits are close to each other.
         assert (0 < differing < 0.01 * pixels) if units else differing == 0
+
+    def test_fp16_changes_few_pixels_and_is_recorded(
+        self, submission: Path, checkpoint: Path, kaggle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = ("--num_workers", "0", "--precision", "fp16")
+        rows = read_rows(predict(checkpoint, kaggle_dir / "train", tmp_path, *flags))
+        assert "computes on cpu in 16 bits (fp16)" in capsys.readouterr().out
+        whole = read_rows(submission)
+        assert sum(one["predicted"] != other["predicted"] for one, other in zip(rows, whole, strict=True)) > 0
+        sizes = {s.id: (s.height, s.width) for s in find_slices(kaggle_dir / "train")[0]}
+        different = [
+            np.mean(decode(one["predicted"], *sizes[one["id"]]) != decode(other["predicted"], *sizes[one["id"]]))
+            for one, other in zip(rows, whole, strict=True)
+        ]
+        # fp16 has three more bits than bf16, see the test above.
+        assert np.mean(different) < 0.002
+
+    def test_numbers_too_large_for_fp16_are_computed_again_in_32_bits(
+        self, scan_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folder = save_model(tmp_path / "model", "segformer", 0)
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+        with torch.no_grad():
+            model.decode_head.classifier.weight *= 1e6
+        model.save_pretrained(folder)
+        exact = predict(folder, scan_dir, tmp_path / "exact")
+        again = predict(folder, scan_dir, tmp_path / "again", "--num_workers", "0", "--precision", "fp16")
+        assert again.read_bytes() == exact.read_bytes() and any(row["predicted"] for row in read_rows(again))
+        assert caplog.text.count("too large for fp16") == 1
+
+    def test_a_long_prediction_says_how_long_it_will_take(
+        self,
+        checkpoint: Path,
+        scan_dir: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(duration, "MEASURED_S", 0)
+        monkeypatch.setattr(duration, "SHORT_S", 0)
+        predict(checkpoint, scan_dir, tmp_path, "--num_workers", "0", "--batch_size", "4")
+        assert (
+            len(re.findall(r"about 0:\d\d:\d\d for 12 slices \([\d.e+]+ slices a second\)", capsys.readouterr().out))
+            == 1
+        )
 
     @pytest.mark.parametrize("batch_size", ["1", "5", "48"])
     def test_the_batch_size_changes_only_ties(
@@ -426,14 +478,18 @@ class TestHiddenTest:
         assert f"\n{last}" not in printed
 
     @pytest.mark.parametrize("folder", ["missing", "empty"])
-    def test_a_sample_without_rows_and_an_empty_test_set_give_a_header(
-        self, folder: str, model: Path, tmp_path: Path
+    def test_a_sample_without_rows_and_an_empty_test_set_give_a_header_and_an_estimate(
+        self, folder: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "empty").mkdir()
         sample = self.write_sample(tmp_path / "sample.csv", [])
         path = predict(model, tmp_path / folder, tmp_path / "out", "--sample_submission", str(sample))
         assert path.read_text() == "id,class,predicted\n"
         assert [one.name for one in path.parent.iterdir()] == ["submission.csv"]
+        said = re.search(
+            r"hidden test set of 50 scans: about (\d+:\d\d:\d\d) for 7,200 slices", capsys.readouterr().out
+        )
+        assert said and said[1] > "0:00:00"
 
     def test_a_sample_without_rows_takes_the_slices_that_are_there(
         self, model: Path, whole: list[dict[str, str]], kaggle_dir: Path, tmp_path: Path

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from gi_segmentation.errors import InputError
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # What becomes of a slice of Kaggle's that cannot be read.
 OnError = Literal["stop", "empty"]
 # The formats of prediction files that can be chosen, see `inference.outputs`.
@@ -22,8 +22,8 @@ class Computation:
 
     Attributes:
         device: Device for the models; None: the GPU if there is one.
-        precision: `fp32` computes in 32 bits, and `bf16` in 16 bits where PyTorch's autocast does so; `auto` takes
-            `bf16` where the device has units for it.
+        precision: `fp32` computes in 32 bits, and `bf16` and `fp16` in 16 bits where PyTorch's autocast does so.
+            `auto` takes `bf16` where the device has units for it, and else `fp16` on a GPU that has units for that.
         fast_head: Whether to compute the head of a SegFormer in another order, which is faster.
     """
 
@@ -56,7 +56,8 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Precision),
         default="fp32",
         help="compute in 32 or in 16 bits, which is faster and changes some masks; "
-        "auto: in 16 bits where the GPU or the processor has units for it (AMX)",
+        "fp16 is for GPUs without bfloat16, such as a T4 or P100; auto: bf16 or fp16 where the GPU or the processor "
+        "has units for it (AMX)",
     )
     parser.add_argument(
         "--no_fast_head",

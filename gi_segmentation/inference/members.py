@@ -1,8 +1,10 @@
 """Load the checkpoints that predict, one or several for an ensemble, and read their configurations."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,7 +17,7 @@ from gi_segmentation.errors import InputError, hub_errors, list_some
 from gi_segmentation.formats.algorithm import hash_weights
 from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.formats.volumes import FIELD_MM
-from gi_segmentation.inference.arguments import Computation
+from gi_segmentation.inference.arguments import Computation, Precision
 from gi_segmentation.internals import speed_up_segformer_head
 from gi_segmentation.labels import LabelMode, LabelSet
 from gi_segmentation.models.configuration import Task, find_task, read_field_mm
@@ -25,6 +27,8 @@ from gi_segmentation.postprocessing.limits import Postprocessing
 from gi_segmentation.review.ranges import TrainingRanges, join_ranges
 from gi_segmentation.schema import FieldOfView
 from gi_segmentation.shortages import find_shortage
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # Labels of a checkpoint that a message names.
@@ -38,7 +42,7 @@ class Member:
     Attributes:
         name: Folder or Hub id of the checkpoint, and after an @ its revision if one was named.
         model: The model, on its device.
-        bf16: Whether it computes in 16 bits where autocast does so.
+        dtype: What it computes in where autocast does so: `torch.bfloat16` or `torch.float16`; None: 32 bits.
         processor: Its image processor.
         slice_context: Distance to the slices for the first and the last channel; 0: all channels show the slice.
         labels: The names of its organs, and their colours.
@@ -48,7 +52,7 @@ class Member:
 
     name: str
     model: PreTrainedModel
-    bf16: bool
+    dtype: torch.dtype | None
     processor: SegformerImageProcessorPil
     slice_context: int
     labels: LabelSet
@@ -67,8 +71,13 @@ class Member:
         """
         pixel_values = normalize(images.to(self.model.device), self.processor)
         axes = find_flips(self.labels) if flips else FLIPS[:1]
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
-            return flip_logits(self.model, pixel_values, axes)
+        with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = flip_logits(self.model, pixel_values, axes)
+        # The numbers of fp16 end at 65,504. What comes behind them would be an empty mask, and no error.
+        if self.dtype == torch.float16 and not logits.isfinite().all():
+            warn_of_overflow(self.name)
+            logits = flip_logits(self.model, pixel_values, axes)
+        return logits
 
 
 def load_members(names: list[str], revision: str | None, computation: Computation) -> list[Member]:
@@ -128,8 +137,14 @@ def load_member(name: str, revision: str | None, computation: Computation) -> Me
     if computation.fast_head:
         speed_up_segformer_head(model)
     commit = find_commit(name, revision) or hash_weights(Path(name))
-    bf16 = computation.precision == "bf16" or (computation.precision == "auto" and has_bf16_units(model.device))
-    return Member(title, model, bf16, processor, context, labels, label_mode, commit)
+    dtype = find_dtype(computation.precision, model.device)
+    return Member(title, model, dtype, processor, context, labels, label_mode, commit)
+
+
+@cache
+def warn_of_overflow(name: str) -> None:
+    """Say once that numbers of a checkpoint are too large for fp16."""
+    logger.warning("%s: numbers too large for fp16; such batches are computed again in 32 bits", name)
 
 
 def find_commit(name: str, revision: str | None) -> str | None:
@@ -141,12 +156,34 @@ def find_commit(name: str, revision: str | None) -> str | None:
     return Path(path).parent.name if isinstance(path, str) else None
 
 
-def has_bf16_units(device: torch.device) -> bool:
-    """Return whether a device has units that multiply matrices of 16-bit numbers (bfloat16)."""
+def find_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit numbers that a precision means on a device; None: 32 bits."""
+    if precision != "auto":
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # On a CPU these units are called AMX.
-    return device.type == "cpu" and processor_has("amx_bf16")
+        return find_gpu_dtype(torch.cuda.get_device_capability(device))
+    # On a CPU the units that multiply matrices of bfloat16 are called AMX.
+    return torch.bfloat16 if device.type == "cpu" and processor_has("amx_bf16") else None
+
+
+def find_gpu_dtype(capability: tuple[int, int]) -> torch.dtype | None:
+    """Return the 16-bit numbers that a GPU computes faster than 32 bits; None if there are none.
+
+    PyTorch also offers bfloat16 on older GPUs, where it is emulated and slow. So the compute capability decides.
+
+    Args:
+        capability: The compute capability of the GPU.
+
+    Source: CUDA C++ Programming Guide, table "Throughput of Native Arithmetic Instructions". A GPU of 6.1 multiplies
+    64 times fewer numbers of fp16 than of 32 bits.
+
+    Example:
+        >>> [find_gpu_dtype(one) for one in ((8, 0), (7, 5), (6, 0), (6, 1))]  # A100, T4, P100, GTX 1080
+        [torch.bfloat16, torch.float16, torch.float16, None]
+    """
+    if capability >= (8, 0):
+        return torch.bfloat16
+    return torch.float16 if capability >= (7, 0) or capability == (6, 0) else None
 
 
 def processor_has(capability: str) -> bool:
@@ -156,9 +193,15 @@ def processor_has(capability: str) -> bool:
     return bool(capabilities.get(capability))
 
 
+def precision_name(member: Member) -> str:
+    """Return what `--precision` calls the numbers that a checkpoint computes in."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(member.dtype or torch.float32, "fp32")
+
+
 def describe_computation(members: Sequence[Member]) -> str:
     """Return a line that tells the user where and in which precision the checkpoints are computed."""
-    bits = "16 bits (bf16)" if members[0].bf16 else "32 bits"
+    name = precision_name(members[0])
+    bits = "32 bits" if name == "fp32" else f"16 bits ({name})"
     return f"computes on {members[0].model.device} in {bits}"
 
 

@@ -17,7 +17,7 @@ from gi_segmentation.errors import InputError, describe_fault, list_some, one_li
 from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.formats.volumes import FIELD_MM, check_volumes
 from gi_segmentation.inference.batches import PredictionSettings
-from gi_segmentation.inference.members import Member, find_common_field
+from gi_segmentation.inference.members import Member, find_common_field, precision_name
 from gi_segmentation.inference.output_folder import check_records, is_done, write_files
 from gi_segmentation.inference.outputs import OutputPlan, find_format, plan_outputs
 from gi_segmentation.inference.scans import predict_scans
@@ -127,7 +127,7 @@ def describe_prediction(members: Sequence[Member], settings: PredictionSettings)
         **strict,
         "version": __version__,
         "checkpoints": sorted(member.commit for member in members),
-        "precision": "bf16" if members[0].bf16 else "fp32",
+        "precision": precision_name(members[0]),
         "test_time_flips": settings.flips,
         "postprocessing": None if limits is None else limits.to_config(),
         # Earlier records have no such entry. A file has no tuples.

@@ -18,6 +18,7 @@ from gi_segmentation.inference.batches import (
     compute_logits,
     predict_slices,
 )
+from gi_segmentation.inference.duration import Estimate
 from gi_segmentation.inference.members import Member, find_common_field, find_common_ranges
 from gi_segmentation.labels import LabelMode
 from gi_segmentation.models.masks import predict_masks
@@ -127,6 +128,7 @@ def predict_slice_files(
 ) -> Iterator[SliceOrgans | InputError]:
     """Yield, for each slice file, what was predicted or why it was not, with a progress bar."""
     label_mode, source = members[0].label_mode, SliceFolder(files, members, settings.on_error)
+    estimate = Estimate(len(files))
     for batch, votes in compute_logits(members, source, settings, "Predicting"):
         means = [one.mean(dim=0) for one in votes]
         organs = predict_slices(batch, means, label_mode, probabilities)
@@ -137,6 +139,7 @@ def predict_slice_files(
         predicted = iter(organs)
         for problem in batch.problems:
             yield next(predicted) if problem is None else problem
+        estimate.add(len(batch.problems))
 
 
 def count_overlaps(votes: list[torch.Tensor], means: list[torch.Tensor], label_mode: LabelMode) -> np.ndarray:

@@ -61,7 +61,7 @@ def predict_split(
     """
     transform = attached_transform(dataset)
     context, mode = transform.slices.slice_context, transform.label_mode
-    member = Member("", model, False, transform.processor, context, find_labels(dataset.features), mode, "")
+    member = Member("", model, None, transform.processor, context, find_labels(dataset.features), mode, "")
     settings = PredictionSettings(batch_size, num_workers=0)
     for batch, votes in compute_logits([member], StackDataset(dataset), settings, progress):
         # The first logits are those without a flip.
