@@ -83,7 +83,7 @@ def draw_panels(panels: Sequence[Panel], labels: LabelSet, columns: int, width: 
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     # An entry of the legend takes about so many inches: its line, and its letters.
-    entry = 0.6 + 0.08 * max(len(organ) for organ in labels.names)
+    entry = 0.68 + 0.085 * max(len(organ) for organ in labels.names)
     legend_columns = max(1, min(len(labels), int(width * columns / entry)))
     legend_rows = math.ceil(len(labels) / legend_columns)
     # `Figure`, and not `pyplot`, which keeps every figure in memory and may look for a screen. The extra height is for

@@ -42,6 +42,6 @@ class ProgressCallback(TrainerCallback):
             # It serves an estimate only. A full disk has better ways to end a training.
             with contextlib.suppress(OSError):
                 progress = Progress(state.global_step, state.max_steps)
-                write_json(Path(args.output_dir) / PROGRESS_FILE, progress._asdict())
+                write_json(Path(str(args.output_dir)) / PROGRESS_FILE, progress._asdict())
 
     on_train_begin = on_log = write

@@ -46,8 +46,9 @@ def test_a_darker_slice_looks_darker() -> None:
     assert dark[0].max() < bright[0].min() and dark[1] == bright[1] == (0, 1)
 
 
-def test_a_legend_of_thirty_organs_stays_within_the_figure(tmp_path: Path) -> None:
-    labels = LabelSet(tuple(f"an organ with a long name {number}" for number in range(30)))
+@pytest.mark.parametrize("name", ["an organ with a long name", "organ number"])
+def test_a_legend_of_thirty_organs_stays_within_the_figure(name: str, tmp_path: Path) -> None:
+    labels = LabelSet(tuple(f"{name} {number}" for number in range(30)))
     shown = Panel(np.full((8, 8), 0.5), np.zeros((30, 8, 8), dtype=bool), "no organ")
     for columns in (1, 4):
         figure = draw_panels([shown] * columns, labels, columns)
