@@ -103,6 +103,8 @@ PRESETS: dict[Preset, CompetitionRules] = {
         oversized="measured",
     ),
 }
+# The scores that depend on the rules. Those by a preset have its name as an ending, as in `competition_score_host`.
+READ_BY_RULES = ("competition_dice", "hausdorff_score", "competition_score")
 # The default of every `--preset`, of the model card and of the metric: the rules of the public grader.
 DEFAULT_PRESET: Preset = "mle_bench"
 DEFAULT_RULES = PRESETS[DEFAULT_PRESET]

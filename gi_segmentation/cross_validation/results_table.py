@@ -15,7 +15,7 @@ from gi_segmentation.publishing.eval_results import FLIP_SCORE
 from gi_segmentation.publishing.facts import read_results
 from gi_segmentation.publishing.model_card import list_model_index_results
 from gi_segmentation.schema import SCAN_SLICES
-from gi_segmentation.scoring.tables import format_interval
+from gi_segmentation.scoring.tables import format_by_preset, format_interval
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 # What stands below the table.
@@ -130,6 +130,13 @@ def format_table(results: Mapping[str, dict[str, Any]], originals: Mapping[str, 
     if done:
         facts, preset = done[0]["facts"], done[0]["preset"]
         split, slices = facts.split_hash[:12], facts.splits["validation"]["slices"]
+        # A recipe that failed has no scores. Without flips is the first entry, as in `table_row`.
+        alone = {
+            recipe: [next(iter(result[name].values())) for name in ("scores", "intervals")]
+            for recipe, result in results.items()
+            if "facts" in result
+        }
+        lines += ["", format_by_preset({recipe: (one, around) for recipe, (one, around) in alone.items()}, "recipe")]
         lines += ["", NOTE.format(split=split, slices=slices, preset=preset, scan=SCAN_SLICES, device=facts.device)]
     return "\n".join(lines) + "\n"
 

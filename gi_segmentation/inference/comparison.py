@@ -20,7 +20,7 @@ from gi_segmentation.schema import SCAN_SLICES
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.scans import ScanScore, count_known_scans, score_scans
 from gi_segmentation.scoring.streaming import StreamingScorer
-from gi_segmentation.scoring.tables import format_interval
+from gi_segmentation.scoring.tables import format_by_preset, format_interval
 
 
 def ways_to_predict(members: list[Member], logits: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
@@ -144,4 +144,5 @@ def format_comparison(described: dict[str, Any]) -> str:
         ends = [format_interval(intervals[name], ".3f") for name in columns]
         cells = [value + interval for value, interval in zip(values, ends, strict=True)]
         lines.append(f"| {way} | {' | '.join(cells)} | {gain:+.4f}{format_interval(around, '+.4f')} |")
-    return "\n".join(lines)
+    rows = {way: (described["scores"][way], described["intervals"][way]) for way in described["scores"]}
+    return "\n".join([*lines, "", format_by_preset(rows)])

@@ -92,8 +92,28 @@ def describe_measurement(facts: "RunResults", score: str) -> str:
     return ", ".join([*notes, f"split hash {facts.split_hash[:12]}"])
 
 
+def list_measured(facts: "RunResults") -> dict[str, str]:
+    """Return the score of each task for which a run has one, by the id of the task.
+
+    The scores of every preset follow from one prediction, so a run takes part in the tasks of all presets.
+    """
+    own = {
+        name_task(score, facts.competition_preset): score
+        for score in list_scores(facts.label_set)
+        if score in facts.scores
+    }
+    others = {
+        name_task(score, preset): f"{score}_{preset}"
+        for score in OF_THE_PRESET
+        for preset in PRESETS
+        # Earlier versions have the scores of the run's own preset only.
+        if f"{score}_{preset}" in facts.scores
+    }
+    return others | own
+
+
 def list_entries(facts: "RunResults", repo_id: str, branch: str | None = None) -> list[EvalResultEntry]:
-    """Return an entry for each score of a run.
+    """Return an entry for each task for which a run has a score.
 
     Args:
         facts: The facts of the run.
@@ -101,7 +121,7 @@ def list_entries(facts: "RunResults", repo_id: str, branch: str | None = None) -
         branch: Its branch; None: the main branch.
 
     Returns:
-        The entries in the order of `run.json`. There are none if the run has no scores, as with `--fold all`, or if
+        The entries in the order of the tasks. There are none if the run has no scores, as with `--fold all`, or if
         its dataset is a local folder.
     """
     # The id of a dataset is required, and it must be one of the Hub. Only such a name has a slash: `facts` keeps just
@@ -110,11 +130,11 @@ def list_entries(facts: "RunResults", repo_id: str, branch: str | None = None) -
         return []
     # The format asks for a commit. A branch or a tag may move, so another dataset could be there tomorrow.
     revision = str(facts.arguments.get("dataset_revision", ""))
-    scores = list_scores(facts.label_set)
+    measured = list_measured(facts)
     return [
         EvalResultEntry(
             dataset_id=facts.dataset,
-            task_id=name_task(score, facts.competition_preset),
+            task_id=task,
             # As many digits as in the card, so that both show the same number.
             value=round(value, 4),
             dataset_revision=revision if re.fullmatch("[0-9a-f]{40}", revision) else None,
@@ -125,9 +145,9 @@ def list_entries(facts: "RunResults", repo_id: str, branch: str | None = None) -
             source_name="Model card",
             notes=describe_measurement(facts, score),
         )
-        for score, value in facts.scores.items()
+        for task in list_tasks(facts.label_set)
         # An entry must have a number, but a score may have had nothing to measure.
-        if score in scores and value is not None
+        if (score := measured.get(task)) is not None and (value := facts.scores[score]) is not None
     ]
 
 

@@ -20,7 +20,7 @@ from gi_segmentation.publishing.population import KAGGLE_TITLE
 from gi_segmentation.rules import PRESETS
 from gi_segmentation.schema import SLICE_THICKNESS_MM
 from gi_segmentation.scoring.intervals import CONFIDENCE, NUM_RESAMPLES
-from gi_segmentation.scoring.tables import MAX_COLUMNS, format_clinical
+from gi_segmentation.scoring.tables import MAX_COLUMNS, format_clinical, format_presets
 from gi_segmentation.training.header import PRECISIONS
 
 # Names of files in the output folder.
@@ -224,6 +224,7 @@ def make_card(
         ],
         organ_scores=[f"eval_{name}_{organ}" for name in ("dice", "dice_volume") for organ in facts.organs],
         channels=facts.label_set.channels(facts.label_mode),
+        presets_table=format_presets(facts.scores, facts.intervals, facts.competition_preset, "eval_"),
         competition_rules=asdict(PRESETS[facts.competition_preset]),
         slice_thickness_mm=SLICE_THICKNESS_MM,
         confidence=CONFIDENCE,

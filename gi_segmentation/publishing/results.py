@@ -47,11 +47,11 @@ from gi_segmentation.publishing.model_card import (
 )
 from gi_segmentation.publishing.options import PublicationOptions
 from gi_segmentation.publishing.repository import RefusedError
-from gi_segmentation.rules import PRESETS, Preset
+from gi_segmentation.rules import PRESETS, READ_BY_RULES, Preset
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.records import write_scan_scores
 from gi_segmentation.scoring.scans import ScanScore
-from gi_segmentation.scoring.tables import describe_clinical, format_interval, tabulate_scans
+from gi_segmentation.scoring.tables import describe_clinical, format_interval, format_presets, tabulate_scans
 from gi_segmentation.training.trainer import Evaluation, SegmentationTrainer
 
 # The files that `from_pretrained` needs.
@@ -99,6 +99,7 @@ def describe_scores(evaluation: Evaluation, preset: Preset, labels: LabelSet) ->
         return {"scores": {}, "intervals": {}, "clinical": {}, "cases": {}}
     rules = PRESETS[preset]
     keys = [*score_names(labels), SEED_SCORE, *([FLIP_SCORE] if "eval_flips" in evaluation.scans else [])]
+    keys += [f"eval_{name}_{one}" for one in PRESETS for name in READ_BY_RULES]
     # Intervals have the names of their scores, such as `eval_dice` and `eval_flips_dice`.
     intervals = {
         f"{prefix}_{name}": interval
@@ -337,6 +338,8 @@ def format_run_scores(facts: RunResults) -> list[str]:
     for key, name in score_titles(facts).items():
         score, interval = facts.scores[key], format_interval(facts.intervals[key], ".3f")
         lines.append(f"  {'   none' if score is None else format(score, '7.4f')}  {name}{interval}")
+    if table := format_presets(facts.scores, facts.intervals, facts.competition_preset, "eval_"):
+        lines += ["the same predictions by every preset:", table]
     patients = facts.splits["validation"]["patients"]
     # One patient does not show how far the scores vary from patient to patient.
     lines.append(

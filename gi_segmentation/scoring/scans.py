@@ -107,8 +107,8 @@ class ScanScore:
             # Each slice that is empty in both masks adds a Dice of 1 to the sum, and 1 to the number.
             dice += ((self.num_slices - np.array(self.dice_numbers)) * self.known)[:, None]
         if rules.target_empty_scans == "ignored":
-            drawn = np.array(self.target_slices, dtype=bool)
-            dice *= (drawn.any() if rules.hausdorff_over == "union" else drawn)[..., None]
+            drawn = [bool(number) for number in self.target_slices]
+            dice *= np.array([any(drawn)] if rules.hausdorff_over == "union" else drawn)[:, None]
         return dice
 
     @property
@@ -230,7 +230,8 @@ def average_patients(scans: Iterable[ScanScore]) -> pd.DataFrame:
 def measured_presets(scans: Collection[ScanScore]) -> dict[str, CompetitionRules]:
     """Return all presets by name if all scans were measured by all of them, else nothing."""
     ways = {rules.distance for rules in PRESETS.values()}
-    return {**PRESETS} if scans and all(ways <= scan.distances.keys() for scan in scans) else {}
+    measured = scans and all(ways <= scan.distances.keys() for scan in scans)
+    return {str(name): rules for name, rules in PRESETS.items()} if measured else {}
 
 
 def total_patients(scans: Iterable[ScanScore], rules: CompetitionRules = DEFAULT_RULES) -> Totals:

@@ -28,7 +28,7 @@ from gi_segmentation.schema import find_voxel_size_mm, scan_name
 from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.scans import ScanScore, compare_masks, count_known_scans, score_scans
-from gi_segmentation.scoring.tables import format_interval
+from gi_segmentation.scoring.tables import format_interval, format_presets
 
 # Python's `int` and `float` also accept "1_0", "-3", "nan" and digits of other scripts.
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,30})?")
@@ -341,4 +341,6 @@ def format_submission(scans: list[ScanScore], rules: CompetitionRules, preset: s
     for name in ("dice", *known, "hausdorff_score", "competition_dice", "competition_score"):
         fewer = f" (known in {known[name]} of {len(scans)} scans)" if known.get(name, len(scans)) < len(scans) else ""
         lines.append(f"{scores[name]:8.4f}  {name}{format_interval(intervals[name], '.4f')}{fewer}")
+    # The same masks by every preset. A choice that replaces one of the preset has no effect here.
+    lines += ["", format_presets(scores, intervals, preset)]
     return "\n".join(lines)

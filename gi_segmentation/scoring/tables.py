@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gi_segmentation.rules import DEFAULT_RULES, CompetitionRules
+from gi_segmentation.rules import DEFAULT_RULES, PRESETS, READ_BY_RULES, CompetitionRules
 from gi_segmentation.scoring.intervals import Gains, Interval, find_intervals
 from gi_segmentation.scoring.scans import ScanScore, average_patients, count_known_scans, find_organs
 
@@ -99,6 +99,54 @@ def describe_clinical(scans: Sequence[ScanScore]) -> dict[str, Any]:
         },
         **({"known": known_scans} if min(known_scans.values(), default=0) < len(measured) else {}),
     }
+
+
+def format_presets(
+    scores: Mapping[str, float | None], intervals: Mapping[str, Interval | None], chosen: str, prefix: str = ""
+) -> str:
+    """Format the competition's score by every preset as a Markdown table; an empty text if they were not measured.
+
+    Args:
+        scores: Scores by name, from `scans.score_scans`; None or NaN if there is nothing to score.
+        intervals: Their intervals.
+        chosen: The preset of the headline number, which is marked.
+        prefix: What stands before the names of the scores, such as `eval_`.
+
+    Example:
+        >>> scores = {f"{name}_{preset}": 0.5 for name in READ_BY_RULES for preset in PRESETS}
+        >>> print(format_presets(scores, {}, "host").splitlines()[-1])
+        | **host** | 0.5000 | 0.5000 | 0.5000 |
+    """
+    keys = {preset: [f"{prefix}{name}_{preset}" for name in READ_BY_RULES] for preset in PRESETS}
+    if any(key not in scores for names in keys.values() for key in names):
+        return ""
+    lines = ["| preset | its Dice | 1 − its distance | competition score |", "|---|---|---|---|"]
+    for preset, names in keys.items():
+        values = [math.nan if (score := scores[key]) is None else score for key in names]
+        cells = [
+            "none" if math.isnan(value) else f"{value:.4f}{format_interval(intervals.get(key), '.3f')}"
+            for key, value in zip(names, values, strict=True)
+        ]
+        lines.append(f"| {f'**{preset}**' if preset == chosen else preset} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_by_preset(
+    rows: Mapping[str, tuple[Mapping[str, float], Mapping[str, Interval | None]]], heading: str = ""
+) -> str:
+    """Format the competition scores of several predictions by every preset as a Markdown table.
+
+    Args:
+        rows: Scores and intervals of each prediction, from `scans.score_scans` and `intervals.find_intervals`.
+        heading: What the predictions are.
+    """
+    keys = [f"competition_score_{preset}" for preset in PRESETS]
+    lines = [f"| {heading} | {' | '.join(f'competition score, {preset}' for preset in PRESETS)} |"]
+    lines.append("|---" * (len(keys) + 1) + "|")
+    for name, (scores, intervals) in rows.items():
+        cells = [f"{scores[key]:.4f}{format_interval(intervals[key], '.3f')}" for key in keys]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def describe_values(values: Sequence[float], interval: Interval | None) -> dict[str, Any]:

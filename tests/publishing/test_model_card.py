@@ -27,8 +27,8 @@ from gi_segmentation.publishing.facts import RUN_FILE, RunResults, read_results
 from gi_segmentation.publishing.figures import fullest_slice
 from gi_segmentation.publishing.model_card import list_model_index_results, make_card, score_titles, write_card
 from gi_segmentation.publishing.population import name_dataset
-from gi_segmentation.publishing.results import pick_cases
-from gi_segmentation.rules import PRESETS
+from gi_segmentation.publishing.results import format_run_scores, pick_cases
+from gi_segmentation.rules import PRESETS, READ_BY_RULES
 from gi_segmentation.scoring.scans import ScanScore
 from loopback_hub import check_card
 from tests.support.models import save_model
@@ -162,6 +162,20 @@ def test_each_score_in_the_model_index_says_how_it_was_measured(run_dir: Path, f
             assert result.metric_args.items() >= asdict(PRESETS["first_place"]).items()
         elif key != "eval_macro_f1_seed":
             assert result.metric_args["both_empty"] == "skipped"
+
+
+def test_the_card_and_the_summary_have_the_scores_of_every_preset(run_dir: Path, facts: dict[str, Any]) -> None:
+    results = read_results(run_dir)
+    card, summary = (run_dir / "README.md").read_text(), "\n".join(format_run_scores(results))
+    for preset in PRESETS:
+        scores = [facts["scores"][f"eval_{name}_{preset}"] for name in READ_BY_RULES]
+        marked = "**first_place**" if preset == "first_place" else preset
+        row = rf"\| {re.escape(marked)} \| " + r"[^|]* \| ".join(f"{score:.4f}" for score in scores)
+        assert re.search(row, card) and re.search(row, summary)
+    assert facts["scores"]["eval_competition_score"] == facts["scores"]["eval_competition_score_first_place"]
+    # The facts of an earlier version have the scores of one preset only, and their card has no such table.
+    earlier = {key: score for key, score in results.scores.items() if not key.endswith(tuple(PRESETS))}
+    assert "| host |" not in make_card(replace(results, scores=earlier), "tester/model", "other")
 
 
 def test_the_card_has_the_sections_of_aid_rt(run_dir: Path) -> None:

@@ -1,7 +1,9 @@
 """From scans to scores and their intervals: by hand, against scikit-learn, in any order, and covering the truth."""
 
+import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from gi_segmentation.errors import InputError
 from gi_segmentation.labels import GI_TRACT
-from gi_segmentation.rules import DEFAULT_RULES, PRESETS
+from gi_segmentation.rules import DEFAULT_RULES, PRESETS, READ_BY_RULES, CompetitionRules
 from gi_segmentation.scoring.clinical import compare_organs
 from gi_segmentation.scoring.intervals import find_intervals
 from gi_segmentation.scoring.records import read_scan_scores, write_scan_scores
@@ -118,6 +121,109 @@ class TestScores:
         assert 1 - rows["hausdorff"].mean() == pytest.approx(scores["hausdorff_score"])
         stomach = rows[rows["organ"] == "stomach"]
         assert stomach["volume_dice"].mean() == pytest.approx(scores["dice_volume_stomach"])
+
+
+class TestEmptyTruth:
+    """What a prediction counts where the truth is empty."""
+
+    # Two scans of two slices of 1x4 pixels. First scan: large bowel on slice 1, found; on slice 2 only predicted;
+    # small bowel in no mask; stomach on both slices, missed on slice 2. Second scan: only a stomach that is not there.
+    @staticmethod
+    def measured(wrong_pixels: int = 1) -> list[ScanScore]:
+        target, preds = np.zeros((2, 3, 2, 1, 4), dtype=bool), np.zeros((2, 3, 2, 1, 4), dtype=bool)
+        target[0, 0, 0, 0, 0] = preds[0, 0, :, 0, 0] = target[0, 2, :, 0, 3] = preds[0, 2, 0, 0, 3] = True
+        preds[1, 2, 0, 0, :wrong_pixels] = True
+        return [compare_masks("a", f"scan{n}", ORGANS, preds[n], target[n], presets=True) for n in range(2)]
+
+    @pytest.mark.parametrize(
+        ("choices", "dice", "hausdorff"),
+        [
+            # Dice: 1 and 0 of the large bowel, 1 and 0 of the stomach; 0 in the second scan.
+            ({}, 2 / 5, (1 / 2, math.nan, 1 / 2, math.nan, math.nan, 1)),
+            # Of the slices with truth: 1; 1 and 0.
+            ({"target_empty_slices": "ignored"}, 2 / 3, (1 / 2, math.nan, 1 / 2, math.nan, math.nan, 1)),
+            ({"target_empty_scans": "ignored"}, 2 / 4, (1 / 2, math.nan, 1 / 2, math.nan, math.nan, math.nan)),
+            ({"target_empty_slices": "ignored", "target_empty_scans": "ignored"}, 2 / 3, None),
+            # Both masks are empty on two slices of the first scan, and on five of the second.
+            ({"both_empty": "perfect"}, (2 + 7) / 12, (1 / 2, 0, 1 / 2, 0, 0, 1)),
+            ({"both_empty": "perfect", "target_empty_slices": "ignored"}, 2 / 3, None),
+            # The small bowel of the first scan and the whole second one are left out, although nothing is wrong there.
+            ({"both_empty": "perfect", "target_empty_scans": "ignored"}, 2 / 4, None),
+        ],
+    )
+    def test_by_hand(self, choices: Any, dice: float, hausdorff: tuple[float, ...] | None) -> None:
+        rules = replace(PRESETS["host"], target_empty_slices="worst", target_empty_scans="worst")
+        rules, scans = replace(rules, **choices), self.measured()
+        assert score_scans(scans, rules)["competition_dice"] == pytest.approx(dice)
+        if hausdorff is not None:
+            # The corners of one slice too many, or too few, are one of two slices away.
+            expected = [value / math.sqrt(3) if value == 1 / 2 else value for value in hausdorff]
+            found = [distance for scan in scans for distance in scan.hausdorff(rules)]
+            assert found == pytest.approx(expected, nan_ok=True)
+
+    def test_a_scan_of_all_organs_together_is_ignored_as_a_whole(self) -> None:
+        rules = CompetitionRules(target_empty_scans="ignored")
+        first, second = self.measured()
+        both, alone = score_scans([first, second], rules), score_scans([first], rules)
+        assert [both[name] for name in READ_BY_RULES] == [alone[name] for name in READ_BY_RULES]
+        assert score_scans([first, second])["hausdorff_score"] < score_scans([first])["hausdorff_score"]
+
+    @pytest.mark.parametrize("over", ["union", "organ"])
+    @pytest.mark.parametrize("both_empty", ["skipped", "perfect"])
+    def test_what_is_ignored_changes_nothing_whatever_is_predicted(self, over: Any, both_empty: Any) -> None:
+        rng = np.random.default_rng(0)
+        rules = replace(PRESETS["host"], hausdorff_over=over, both_empty=both_empty)
+        names = ["hausdorff_score", "competition_dice", "competition_score"]
+        for _ in range(10):
+            target = rng.random((3, 4, 6, 7)) < rng.choice([0, 0.3], (3, 4, 1, 1))
+            target[0, 0, 0, 0] = True
+            drawn = compare_masks("a", "drawn", ORGANS, rng.random(target.shape) < 0.2, target, rules)
+            expected = score_scans([drawn], rules)
+            for share in (0, 0.01, 0.5):
+                preds, nothing = rng.random(target.shape) < share, np.zeros_like(target)
+                scans = [drawn, compare_masks("b", "nothing", ORGANS, preds, nothing, rules)]
+                found = score_scans(scans, rules)
+                assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+        # Slices without the organ: another prediction there changes Dice neither.
+        more = target | (~target.any(axis=(2, 3))[..., None, None] & (rng.random(target.shape) < 0.5))
+        scores = [score_scans([compare_masks("a", "a", ORGANS, one, target, rules)], rules) for one in (target, more)]
+        assert scores[0]["competition_dice"] == scores[1]["competition_dice"] == 1 and scores[1]["dice"] < 1
+
+
+class TestAllPresets:
+    def test_one_measurement_gives_the_scores_of_each_preset_alone(self, tmp_path: Path) -> None:
+        rng, together, alone = np.random.default_rng(1), [], {preset: [] for preset in PRESETS}  # type: ignore[var-annotated]
+        for patient in range(4):
+            target = rng.random((3, 4, 6, 7)) < rng.choice([0, 0.3], (3, 4, 1, 1))
+            masks = (rng.random(target.shape) < rng.choice([0, 0.2], (3, 1, 1, 1)), target)
+            together.append(compare_masks(patient, "scan", ORGANS, *masks, presets=True))
+            for preset, rules in PRESETS.items():
+                alone[preset].append(compare_masks(patient, "scan", ORGANS, *masks, rules))
+        write_scan_scores({"eval": together}, tmp_path / "scans.json")
+        scores, copies = score_scans(together), read_scan_scores(tmp_path / "scans.json")["eval"]
+        assert score_scans(copies) == pytest.approx(scores, abs=0, nan_ok=True)
+        intervals = find_intervals(together, num_resamples=50)
+        for preset, rules in PRESETS.items():
+            expected = score_scans(alone[preset], rules)
+            assert not any(name.endswith(preset) for name in expected), "only one was measured"
+            around = find_intervals(alone[preset], rules, num_resamples=50)
+            for name in READ_BY_RULES:
+                assert scores[f"{name}_{preset}"] == expected[name] and 0 < expected[name] < 1
+                assert intervals[f"{name}_{preset}"] == around[name]
+
+    def test_rules_that_were_not_measured(self) -> None:
+        empty = np.zeros((1, 1, 2, 2), dtype=bool)
+        with pytest.raises(ValueError, match="a: expected a distance 'organ symmetric corners unit_cube measured'"):
+            score_scans([compare_masks(1, "a", ("liver",), empty, empty)], PRESETS["host"])
+
+    def test_the_records_of_an_earlier_version_say_what_to_do(self, tmp_path: Path) -> None:
+        path = tmp_path / "scans.json"
+        write_scan_scores({"eval": [dice_scan(1, 0.5)]}, path)
+        records = json.loads(path.read_text())
+        del records["eval"][0]["distances"]
+        path.write_text(json.dumps({"eval": [{**records["eval"][0], "hausdorff": [0.1]}]}))
+        with pytest.raises(InputError, match=r"of an earlier version.*; run the same training command again"):
+            read_scan_scores(path)
 
 
 class TestUnknownOrgans:

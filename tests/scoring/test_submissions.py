@@ -91,7 +91,15 @@ class TestPresets:
             0.4 * theirs["competition_dice"] + 0.6 * theirs["hausdorff_score"]
         )
         assert theirs["hausdorff_score"] == pytest.approx(1 - (1 / math.sqrt(1 + 9 + 16) + 0 + 1) / 3)
-        assert "preset first_place: both_empty perfect, target_empty_slices worst, " in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "preset first_place: both_empty perfect, target_empty_slices worst, " in shown
+        # All presets stand side by side, whichever is chosen. For the host, the stomach is nowhere in the truth. The
+        # large bowel has a Dice of 2/3, and its outline ends one of four pixels too far.
+        host = (2 / 3, 1 - 1 / 4 / math.sqrt(3))
+        row = (*host, 0.4 * host[0] + 0.6 * host[1])
+        assert f"| host | {' | '.join(f'{value:.4f}' for value in row)} |" in shown
+        assert f"| **first_place** | {theirs['competition_dice']:.4f} | " in shown
+        assert f"| mle_bench | {ours['competition_dice']:.4f} | {ours['hausdorff_score']:.4f} | " in shown
 
     def test_each_choice_can_be_made_alone(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         truth = write_table(tmp_path / "train.csv", random_masks(), "segmentation", sizes=True)
