@@ -104,7 +104,9 @@ def describe_clinical(scans: Sequence[ScanScore]) -> dict[str, Any]:
 def format_presets(
     scores: Mapping[str, float | None], intervals: Mapping[str, Interval | None], chosen: str, prefix: str = ""
 ) -> str:
-    """Format the competition's score by every preset as a Markdown table; an empty text if they were not measured.
+    """Format the competition's score by every preset as a Markdown table; an empty text if a score is missing.
+
+    Earlier versions measured one preset only.
 
     Args:
         scores: Scores by name, from `scans.score_scans`; None or NaN if there is nothing to score.
@@ -114,7 +116,7 @@ def format_presets(
 
     Example:
         >>> scores = {f"{name}_{preset}": 0.5 for name in READ_BY_RULES for preset in PRESETS}
-        >>> print(format_presets(scores, {}, "host").splitlines()[-1])
+        >>> print(format_presets(scores, dict.fromkeys(scores), "host").splitlines()[-1])
         | **host** | 0.5000 | 0.5000 | 0.5000 |
     """
     keys = {preset: [f"{prefix}{name}_{preset}" for name in READ_BY_RULES] for preset in PRESETS}
@@ -124,7 +126,7 @@ def format_presets(
     for preset, names in keys.items():
         values = [math.nan if (score := scores[key]) is None else score for key in names]
         cells = [
-            "none" if math.isnan(value) else f"{value:.4f}{format_interval(intervals.get(key), '.3f')}"
+            "none" if math.isnan(value) else f"{value:.4f}{format_interval(intervals[key], '.3f')}"
             for key, value in zip(names, values, strict=True)
         ]
         lines.append(f"| {f'**{preset}**' if preset == chosen else preset} | {' | '.join(cells)} |")
