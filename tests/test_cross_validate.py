@@ -195,7 +195,7 @@ def test_the_publication_has_a_branch_for_each_fold(
     assert f'AutoModelForSemanticSegmentation.from_pretrained("{MODEL_ID}", revision="fold-1")' in fold
     # The limits travel with every branch if they help, and with none otherwise.
     learnt = facts["postprocessing"]
-    assert learnt["num_patients"] == 4 and "**Post-processing.**" in main.text
+    assert learnt["num_patients"] == 4 and "**Post-processing**" in main.text
     for branch in ("main", "fold-0"):
         config = api.hf_hub_download(MODEL_ID, "config.json", local_dir=tmp_path / branch, revision=branch)
         assert ("postprocessing" in json.loads(Path(config).read_text())) is learnt["helps"]
