@@ -95,7 +95,7 @@ def run_build(arguments: argparse.Namespace) -> int:
     if arguments.license and not re.fullmatch(r"[A-Za-z0-9.-]+", arguments.license):
         raise InputError(f"--license: expected an identifier of the Hub like cc-by-4.0, but got {arguments.license!r}")
     # Patients of a hospital. The card of such data without a licence says that nobody may see it in public.
-    own = (arguments.kaggle_dir / LABEL_FILE).is_file()
+    own = any((folder / LABEL_FILE).is_file() for folder in arguments.kaggle_dir)
     if arguments.push_to_hub and options.private is False and own and not arguments.license:
         raise InputError(
             "--hub_private_repo false: nobody has stated a licence of this data, so it must stay private; add "
@@ -203,6 +203,13 @@ def add_phantom_flags(phantom: argparse.ArgumentParser) -> None:
 
 def add_build_flags(make: argparse.ArgumentParser) -> None:
     """Add the flags that only `build` has."""
+    make.add_argument(
+        "--kaggle_dir",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="the unpacked Kaggle download, or a phantom; or several such folders, each with other patients",
+    )
     make.add_argument("--output_dir", type=Path, default=Path("gi_tract"), help="folder for the dataset")
     make.add_argument("--num_folds", type=int, default=5, help="number of folds that the patients are split into")
     make.add_argument("--fold", type=int, default=0, help="the fold that becomes the validation split")
@@ -275,7 +282,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_build_flags(make)
     make.set_defaults(run=run_build)
 
-    for command in (series, check, make):
+    for command in (series, check):
         command.add_argument(
             "--kaggle_dir", type=Path, required=True, help="the unpacked Kaggle download, or a phantom"
         )

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import re
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
@@ -172,7 +173,7 @@ def share_progress(counter: Synchronized) -> None:
     progress = counter
 
 
-def write_file(scans: list[KaggleScan], path: Path, csv_path: Path) -> Inspection:
+def write_file(scans: list[KaggleScan], path: Path) -> Inspection:
     """Check scans and write them to a Parquet file. After the first problem, the rest is only checked."""
     found = Inspection()
     schema = dataset_features(scans[0].labels, own=scans[0].facts is not None).arrow_schema
@@ -182,7 +183,7 @@ def write_file(scans: list[KaggleScan], path: Path, csv_path: Path) -> Inspectio
             found.counts.update(scans=1)
             for start in range(0, len(scan.slices), SLICES_PER_GROUP):
                 group = scan.slices[start : start + SLICES_PER_GROUP]
-                inspection, slices = inspect_slices(scan, group, csv_path)
+                inspection, slices = inspect_slices(scan, group)
                 found.add(inspection)
                 found.counts.update(synthetic=sum(is_synthetic(checked.image) for checked in slices))
                 if not found.problems:
@@ -193,14 +194,11 @@ def write_file(scans: list[KaggleScan], path: Path, csv_path: Path) -> Inspectio
     return found
 
 
-def write_splits(
-    splits: dict[str, list[KaggleScan]], kaggle_dir: Path, data: Path, num_proc: int
-) -> dict[str, Inspection]:
+def write_splits(splits: dict[str, list[KaggleScan]], data: Path, num_proc: int) -> dict[str, Inspection]:
     """Check and write all scans in several processes, to files of the form that the Hub uses.
 
     Args:
         splits: The scans of each split.
-        kaggle_dir: Folder with `train.csv`.
         data: Where `SPLIT-00000-of-00001.parquet` and so on are written.
         num_proc: Number of processes.
 
@@ -225,8 +223,7 @@ def write_splits(
         tqdm(total=number, desc="Writing the dataset", unit="slice") as bar,
         process_pool(num_proc, share_progress, counter) as pool,
     ):
-        csv_path = kaggle_dir / "train.csv"
-        written = [pool.submit(write_file, scans, path, csv_path) for _, scans, path in files]
+        written = [pool.submit(write_file, scans, path) for _, scans, path in files]
         while (state := wait(written, timeout=0.2)).not_done:
             # An error of one file ends the build before the others are written.
             for inspection in state.done:
@@ -284,18 +281,18 @@ def dataset_card(report: BuildReport, content_hash: str) -> str:
 
 
 def build(
-    kaggle_dir: Path,
+    kaggle_dirs: Path | Sequence[Path],
     output_dir: Path,
     config: GiTractConfig | None = None,
     num_proc: int | None = None,
     card: CardOptions | None = None,
 ) -> BuildReport:
-    """Build the dataset folder from a Kaggle folder.
+    """Build the dataset folder from Kaggle folders.
 
     A build that is stopped half-way leaves at most a hidden folder beside `output_dir`. The next build removes it.
 
     Args:
-        kaggle_dir: Folder with `train.csv` and `train/`.
+        kaggle_dirs: A folder with `train.csv` and `train/`, or several of them, each with other patients.
         output_dir: Where the dataset is written. An earlier build there is replaced.
         config: How to split the patients.
         num_proc: Number of processes; None takes one per core.
@@ -312,8 +309,9 @@ def build(
     check_utf8("--output_dir", output_dir)
     # The folder itself is replaced at the end, so the lock is beside it.
     with writing_to(output_dir, output_dir.with_name(f".{output_dir.name}.lock")):
+        folders = [kaggle_dirs] if isinstance(kaggle_dirs, Path) else kaggle_dirs
         return build_alone(
-            kaggle_dir, output_dir, config or GiTractConfig(), num_proc or count_cores(), card or CardOptions()
+            folders, output_dir, config or GiTractConfig(), num_proc or count_cores(), card or CardOptions()
         )
 
 
@@ -323,17 +321,17 @@ def count_drawn(scans: list[KaggleScan]) -> Counter[str]:
 
 
 def build_alone(
-    kaggle_dir: Path, output_dir: Path, config: GiTractConfig, num_proc: int, card: CardOptions
+    kaggle_dirs: Sequence[Path], output_dir: Path, config: GiTractConfig, num_proc: int, card: CardOptions
 ) -> BuildReport:
     """Build the dataset folder while no other build does; arguments, result and errors as `build`."""
     # Leftovers come first: they may contain the earlier dataset, which the check must then see.
     clear_leftovers(output_dir, alone=True)
     check_dataset_dir(output_dir)
     # Names and CSV are checked first, which is quick. Then every image is read.
-    scans, excluded = read_training_scans(kaggle_dir, config)
-    splits = divide_scans(scans, kaggle_dir, config)
+    scans, excluded = read_training_scans(kaggle_dirs, config)
+    splits = divide_scans(scans, kaggle_dirs, config)
     with writing_folder(output_dir, alone=True) as dataset_dir:
-        found = write_splits(splits, kaggle_dir, dataset_dir / "data", num_proc)
+        found = write_splits(splits, dataset_dir / "data", num_proc)
         report = BuildReport(
             output_dir=output_dir,
             config=config,

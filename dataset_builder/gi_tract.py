@@ -141,26 +141,66 @@ def slice_row(checked: CheckedSlice, scan: KaggleScan) -> dict[str, Any]:
     return row
 
 
-def read_training_scans(kaggle_dir: Path, config: GiTractConfig) -> tuple[list[KaggleScan], list[KaggleScan]]:
-    """List the annotated scans of a Kaggle folder.
+def read_folders(kaggle_dirs: Sequence[Path], split: str) -> list[KaggleScan]:
+    """List the scans of a split of one or several Kaggle folders, sorted by case and day.
+
+    Args:
+        kaggle_dirs: The folders.
+        split: `train`, or `test`, which not every folder needs to have.
+
+    Raises:
+        KaggleDataError: If a CSV or file names have problems, a patient is in two folders, or the folders do not have
+            the same organs.
+    """
+    scans: list[KaggleScan] = []
+    problems: list[str] = []
+    folders: dict[int, Path] = {}  # the folder of each patient
+    for kaggle_dir in kaggle_dirs:
+        if split not in list_splits(kaggle_dir):
+            continue
+        found, more = read_kaggle_scans(kaggle_dir, split)
+        problems += more
+        # Two folders may have given one number to two patients, or one patient may be in both. Nothing can tell which.
+        problems += [
+            f"{kaggle_dir}: {split} has patient case{case}, which is in {folders[case]}, too; remove the patient from "
+            f"one of the folders, or give it another number if it is another one"
+            for case in sorted({scan.case for scan in found} & folders.keys())
+        ]
+        folders |= {scan.case: kaggle_dir for scan in found}
+        scans += found
+    # A folder without `labels.json` has Kaggle's organs. Its slices have a place in the dataset for fewer facts.
+    if len({(scan.labels, scan.facts is None) for scan in scans}) > 1:
+        problems.append(
+            f"{', '.join(map(str, kaggle_dirs))}: expected the same organs in all folders, and {LABEL_FILE} in all or "
+            f"in none of them"
+        )
+    if problems:
+        raise KaggleDataError(problems)
+    return sorted(scans, key=lambda scan: (scan.case, scan.slices[0].day))
+
+
+def read_training_scans(
+    kaggle_dirs: Sequence[Path], config: GiTractConfig
+) -> tuple[list[KaggleScan], list[KaggleScan]]:
+    """List the annotated scans of Kaggle folders.
 
     Returns:
         The scans to keep, and the faulty ones that are left out.
 
     Raises:
-        KaggleDataError: If the CSV or file names have problems.
+        KaggleDataError: As `read_folders`.
     """
-    scans, problems = read_kaggle_scans(kaggle_dir)
-    if problems:
-        raise KaggleDataError(problems)
+    scans = read_folders(kaggle_dirs, "train")
     # The list is that of Kaggle's patients. Others may have the same numbers.
     listed = [scan for scan in scans if scan.name in FAULTY_SCANS and scan.facts is None]
     faulty = [] if config.include_faulty_scans else listed
     return [scan for scan in scans if scan not in faulty], faulty
 
 
-def divide_scans(scans: list[KaggleScan], kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[KaggleScan]]:
-    """Divide annotated scans into splits, and add the split `test` if the Kaggle folder has one.
+def divide_scans(
+    scans: list[KaggleScan], kaggle_dirs: Sequence[Path], config: GiTractConfig
+) -> dict[str, list[KaggleScan]]:
+    """Divide annotated scans into splits, and add the split `test` if a Kaggle folder has one.
 
     Returns:
         The scans of each split: `train`, `validation` and perhaps `test`. Those of `train` and `validation` know their
@@ -178,18 +218,16 @@ def divide_scans(scans: list[KaggleScan], kaggle_dir: Path, config: GiTractConfi
         "train": [scan for scan in scans if scan.fold != config.fold],
         "validation": [scan for scan in scans if scan.fold == config.fold],
     }
-    if "test" in list_splits(kaggle_dir):
-        splits["test"], problems = read_kaggle_scans(kaggle_dir, "test")
-        if problems:
-            raise KaggleDataError(problems)
+    if test := read_folders(kaggle_dirs, "test"):
+        splits["test"] = test
     return splits
 
 
 def read_splits(kaggle_dir: Path, config: GiTractConfig) -> dict[str, list[KaggleScan]]:
     """Read a Kaggle folder and divide its scans: `read_training_scans`, then `divide_scans`."""
     # Faulty scans are left out before the patients are divided, so they have no influence on the folds.
-    scans, _ = read_training_scans(kaggle_dir, config)
-    return divide_scans(scans, kaggle_dir, config)
+    scans, _ = read_training_scans([kaggle_dir], config)
+    return divide_scans(scans, [kaggle_dir], config)
 
 
 class GiTract(datasets.GeneratorBasedBuilder):
@@ -214,10 +252,9 @@ class GiTract(datasets.GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, scans: list[KaggleScan]) -> Iterator[tuple[Key, dict[str, Any]]]:
-        csv_path = Path(self.config.data_dir) / "train.csv"
         for scan_index, scan in enumerate(scans):
             for slice_index, slice_file in enumerate(scan.slices):
-                checked, problems = check_slice(scan, slice_file, csv_path)
+                checked, problems = check_slice(scan, slice_file)
                 if problems:
                     raise KaggleDataError(problems)
                 # A key says from which element of the list a row comes, here a scan, and its place in it. `datasets`

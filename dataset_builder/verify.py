@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,13 +51,12 @@ class CheckedSlice(NamedTuple):
     runs: dict[str, Runs]
 
 
-def check_slice(scan: KaggleScan, slice_file: SliceFile, csv_path: Path) -> tuple[CheckedSlice, list[str]]:
+def check_slice(scan: KaggleScan, slice_file: SliceFile) -> tuple[CheckedSlice, list[str]]:
     """Read the image and the encodings of a slice.
 
     Args:
         scan: Its scan.
         slice_file: The slice.
-        csv_path: The file of the annotations, which the messages name.
 
     Returns:
         The slice, and its problems. The encodings of an image with a problem are not checked.
@@ -71,17 +69,16 @@ def check_slice(scan: KaggleScan, slice_file: SliceFile, csv_path: Path) -> tupl
     # The test split has no annotations. If a training slice has no rows, that is reported with the problems of the
     # CSV, so there is nothing to add here.
     organs = scan.annotations[slice_file.id] if scan.annotations else {}
-    runs, problems = read_segmentation(organs, slice_file, csv_path, scan.drawn) if organs else ({}, [])
+    runs, problems = read_segmentation(organs, slice_file, scan.csv_path, scan.drawn) if organs else ({}, [])
     return CheckedSlice(slice_file, image, runs), problems
 
 
-def inspect_slices(scan: KaggleScan, slices: list[SliceFile], csv_path: Path) -> tuple[Inspection, list[CheckedSlice]]:
+def inspect_slices(scan: KaggleScan, slices: list[SliceFile]) -> tuple[Inspection, list[CheckedSlice]]:
     """Read slices of a scan, and check their images and annotations.
 
     Args:
         scan: The scan.
         slices: Some of its slices.
-        csv_path: The file of the annotations, which the messages name.
 
     Returns:
         Problems and counts of the slices, and what was read of them.
@@ -90,7 +87,7 @@ def inspect_slices(scan: KaggleScan, slices: list[SliceFile], csv_path: Path) ->
     read = []
     for slice_file in slices:
         organs = scan.annotations[slice_file.id] if scan.annotations else {}
-        checked, problems = check_slice(scan, slice_file, csv_path)
+        checked, problems = check_slice(scan, slice_file)
         read.append(checked)
         found.problems += problems
         if not organs:
@@ -105,19 +102,18 @@ def inspect_slices(scan: KaggleScan, slices: list[SliceFile], csv_path: Path) ->
     return found, read
 
 
-def inspect_scan(scan: KaggleScan, csv_path: Path) -> Inspection:
+def inspect_scan(scan: KaggleScan) -> Inspection:
     """Inspect a scan, and keep only its problems and counts: a process sends them back, and never images."""
-    found, _ = inspect_slices(scan, scan.slices, csv_path)
+    found, _ = inspect_slices(scan, scan.slices)
     found.counts.update(scans=1)
     return found
 
 
-def inspect_scans(scans: list[KaggleScan], csv_path: Path, num_proc: int | None, description: str) -> Inspection:
+def inspect_scans(scans: list[KaggleScan], num_proc: int | None, description: str) -> Inspection:
     """Inspect scans in several processes, with a progress bar.
 
     Args:
         scans: The scans to read.
-        csv_path: The file of their annotations, which the messages name.
         num_proc: Number of processes; None takes one per core.
         description: Text of the progress bar.
 
@@ -127,10 +123,9 @@ def inspect_scans(scans: list[KaggleScan], csv_path: Path, num_proc: int | None,
     total = Inspection()
     workers = min(num_proc or count_cores(), len(scans))
     slices = sum(len(scan.slices) for scan in scans)
-    inspect = partial(inspect_scan, csv_path=csv_path)
     with tqdm(total=slices, desc=description, unit="slice") as bar, process_pool(max(workers, 1)) as pool:
         # `map` gives the results in the order of the scans, so the list of problems is the same for any `num_proc`.
-        for scan, found in zip(scans, pool.map(inspect, scans), strict=True):
+        for scan, found in zip(scans, pool.map(inspect_scan, scans), strict=True):
             total.add(found)
             bar.update(len(scan.slices))
     return total
@@ -155,7 +150,7 @@ def verify(kaggle_dir: Path, num_proc: int | None = None) -> Inspection:
             # A fault of `labels.json` is found with each split.
             total.problems += [problem for problem in error.problems if problem not in total.problems]
             continue
-        found = inspect_scans(scans, kaggle_dir / "train.csv", num_proc, description=f"Checking {split}")
+        found = inspect_scans(scans, num_proc, description=f"Checking {split}")
         # Problems of the CSV come before those of single slices.
         found.problems[:0] = problems
         if split == "test":

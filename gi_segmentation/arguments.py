@@ -20,7 +20,7 @@ from gi_segmentation.rules import DEFAULT_PRESET, Preset
 from gi_segmentation.schema import ALL_FOLDS
 
 MIN_IMAGE_SIZE = 32  # pixels; the deepest feature maps have 1/32 of the input's side
-SliceSampling: TypeAlias = Literal["all", "balanced"]
+SliceSampling: TypeAlias = Literal["all", "balanced", "patients"]
 LogPictures: TypeAlias = Literal["local", "all", "none"]
 Sharding: TypeAlias = Literal["FSDP", "DeepSpeed"]
 
@@ -170,7 +170,9 @@ class DataArguments:
         default="balanced",
         metadata=DATA | {"help": "all: an epoch contains every slice once. balanced: an epoch has the same number of "
                                  "slices, drawn at random; slices without organs and slices with each organ are drawn "
-                                 "equally often. docs/benchmark_notes.md explains the default."},
+                                 "equally often. patients: every patient is drawn equally often, and so are these "
+                                 "groups in each patient; for patients with unequal numbers of slices. "
+                                 "docs/benchmark_notes.md has figures."},
     )  # fmt: skip
     augmentation: bool = field(default=True, metadata=DATA | {"help": "Change the training slices at random."})
     strong_augmentation: bool = field(

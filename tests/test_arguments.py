@@ -165,7 +165,7 @@ def test_an_unreadable_recipe_is_named(kind: str, tmp_path: Path) -> None:
         ("--augmentation perhaps", "Truthy value expected"),
         ("--optimizer SGD", "invalid choice: 'SGD'"),
         ("--label_mode both", "--label_mode: invalid choice: 'both' (choose from 'multiclass', 'multilabel')"),
-        ("--slice_sampling some", "--slice_sampling: invalid choice: 'some' (choose from 'all', 'balanced')"),
+        ("--slice_sampling some", "invalid choice: 'some' (choose from 'all', 'balanced', 'patients')"),
         ("--preset mine", "--preset: invalid choice: 'mine' (choose from 'mle_bench', 'first_place', 'host')"),
         ("--lr_scheduler_kwargs {bad", "expected JSON, got '{bad'"),
         ("--accelerator_config nowhere.json", "nowhere.json"),

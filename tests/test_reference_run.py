@@ -1,4 +1,4 @@
-"""`reference_runs/gi_tract.sh`, on a phantom: from the zip to a repository with a branch per fold."""
+"""The reference runs, on a phantom: from the data to models with scores of all patients."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from loopback_hub import LoopbackHub
+from tests.support.encoders import write_encoder
 from tests.support.models import write_base
 from tests.support.processes import ROOT
 
@@ -53,3 +54,52 @@ def test_from_the_zip_to_a_branch_per_fold(kaggle_dir: Path, tmp_path: Path, hub
         slurm = {**environment, "SLURM_ARRAY_TASK_ID": number, "RECIPE": "recipes/upernet-convnext-small.yaml"}
         done = subprocess.run(job, cwd=ROOT, env=slurm, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_without_a_gpu_from_two_folders_to_an_ensemble(kaggle_dir: Path, tmp_path: Path) -> None:
+    patients = sorted(path.name for path in (kaggle_dir / "train").iterdir())
+    header, *lines = (kaggle_dir / "train.csv").read_text().splitlines()
+    for folder, names in (("first", patients[::2]), ("second", patients[1::2])):
+        for name in names:
+            shutil.copytree(kaggle_dir / "train" / name, tmp_path / folder / "train" / name)
+        kept = [line for line in lines if line.split("_")[0] in names]
+        (tmp_path / folder / "train.csv").write_text("\n".join([header, *kept]) + "\n")
+    write_encoder(tmp_path / "encoder", "convnextv2")
+    script = str(ROOT / "reference_runs" / "without_gpu.sh")
+    flags = ["--backbone", str(tmp_path / "encoder"), *TINY.split()]
+    command = [script, str(tmp_path / "first"), str(tmp_path / "second"), "--", *flags]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "RUN_DIR": str(tmp_path / "run"),
+        "NUM_FOLDS": "2",
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "4 patients, each scored once, by a model that never saw this patient in training:" in done.stdout
+
+    # The last line is a command that predicts with all three models.
+    words = done.stdout.splitlines()[-1].split(": ", 1)[1].split()
+    assert [Path(word).name for word in words if "fold-" in word] == ["fold-all", "fold-0", "fold-1"]
+    words = [sys.executable, *words[1 : words.index("--input")]]
+    scan = next((kaggle_dir / "train" / patients[0]).iterdir())
+    predict = [*words, "--input", str(scan), "--output_dir", str(tmp_path / "masks"), "--format", "png"]
+    assert subprocess.run(predict, cwd=ROOT, env=environment, capture_output=True, timeout=120).returncode == 0
+
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and again.stdout.count("finished before") == 3, again.stdout + again.stderr
+
+    # One training that fails fails the run, with what it says.
+    broken = [*command[:-2], "--image_size", "16"]
+    failed = subprocess.run(
+        broken,
+        cwd=tmp_path,
+        env={**environment, "RUN_DIR": str(tmp_path / "broken")},
+        capture_output=True,
+        timeout=120,
+    )
+    assert failed.returncode != 0 and b"--image_size" in failed.stderr
+    without = subprocess.run([script, "--", "--seed", "1"], capture_output=True, text=True, timeout=20)
+    assert without.returncode == 2 and without.stderr.startswith("usage: ")

@@ -1,12 +1,17 @@
 """The choice of the training slices of an epoch."""
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
+from gi_segmentation.arguments import SliceSampling
+from gi_segmentation.data.transforms import attached_transform
 from gi_segmentation.labels import find_labels
 
 # Row groups whose slices are mixed with each other. With more of them, a batch has slices of more scans, and a process
@@ -14,36 +19,102 @@ from gi_segmentation.labels import find_labels
 WINDOW_GROUPS = 16
 
 
-class BalancedSampler(Sampler[int]):
-    """Draws as many slices per epoch as there are, from groups equally often.
+def balance_groups(organs: np.ndarray) -> np.ndarray:
+    """Return weights of slices that draw slices without any organ and slices with each organ equally often.
 
-    The groups are: slices without any organ, and slices with each of the organs. With three organs these are four
-    groups. A slice with two organs is in two of them. An unknown organ counts as absent. Slices are drawn with
-    replacement, so some come twice in an epoch and others not at all.
+    With three organs these are four groups. A slice with two organs is in two of them.
 
     Args:
-        organs: Which organs each slice shows: bool, shape `(slices, organs)`.
+        organs: Which organs each slice shows: bool, shape `(slices, organs)`. An unknown organ counts as absent.
+
+    Returns:
+        float64, shape `(slices,)`. Their sum is the number of groups that have slices.
+
+    Example:
+        >>> balance_groups(np.array([[True], [False], [False]]))
+        array([1. , 0.5, 0.5])
+    """
+    # Each slice gets the weight 1 / n from a group of n slices, so every group has a total weight of 1. A slice in two
+    # groups gets the sum of both weights. An empty group adds nothing, and `clip` prevents 0 / 0.
+    groups = np.column_stack([~organs.any(axis=1), organs])
+    return (groups / groups.sum(axis=0).clip(min=1)).sum(axis=1)
+
+
+def balance_patients(organs: np.ndarray, cases: np.ndarray) -> np.ndarray:
+    """Return weights of slices that draw every patient equally often, and in a patient every group equally often.
+
+    Args:
+        organs: As in `balance_groups`.
+        cases: The patient of each slice, shape `(slices,)`.
+
+    Returns:
+        float64, shape `(slices,)`. Their sum is the number of patients.
+
+    Example:
+        >>> balance_patients(np.array([[True], [False], [False], [True]]), np.array([7, 7, 7, 9]))
+        array([0.5 , 0.25, 0.25, 1.  ])
+    """
+    weights = np.zeros(len(cases))
+    for case in np.unique(cases):
+        slices = cases == case
+        balanced = balance_groups(organs[slices])
+        weights[slices] = balanced / balanced.sum()
+    return weights
+
+
+class WeightedSampler(Sampler[tuple[int, int]]):
+    """Draws as many slices per epoch as there are, in proportion to their weights.
+
+    Slices are drawn with replacement, so some come several times in an epoch and others not at all. A draw is the row
+    of the slice, and how often the slice was drawn before in this epoch.
+
+    Args:
+        weights: float64, shape `(slices,)`.
         seed: Seed of the draws.
         epoch: The number of the epoch, one int64, as `SliceTransform` has it.
     """
 
-    def __init__(self, organs: np.ndarray, seed: int, epoch: torch.Tensor) -> None:
-        # Each slice gets the weight 1 / n from a group of n slices, so every group has a total weight of 1. A slice in
-        # two groups gets the sum of both weights. An empty group adds nothing, and `clip` prevents 0 / 0.
-        groups = np.column_stack([~organs.any(axis=1), organs])
-        self.weights = torch.from_numpy((groups / groups.sum(axis=0).clip(min=1)).sum(axis=1))
+    def __init__(self, weights: np.ndarray, seed: int, epoch: torch.Tensor) -> None:
+        self.weights = torch.from_numpy(weights)
         self.seed = seed
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.weights)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         # Seed and epoch alone fix the draws: all processes must draw the same slices before they share them out, and a
         # resumed run must repeat the draws of an uninterrupted one.
         seed = np.random.SeedSequence([self.seed, int(self.epoch)]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
-        yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
+        earlier: Counter[int] = Counter()
+        for row in torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist():
+            yield row, earlier[row]
+            earlier[row] += 1
+
+
+class RepeatedSlices(TorchDataset[dict[str, Any]]):
+    """The slices of an epoch in which a slice can come several times, each time with other random changes.
+
+    Args:
+        dataset: Slices with a `SliceTransform` attached.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.transform = attached_transform(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Return the examples of some draws of `WeightedSampler`."""
+        rows, earlier = (list(values) for values in zip(*draws, strict=True))
+        with self.transform.repeating(earlier):
+            return self.dataset.__getitems__(rows)
 
 
 class StreamingSampler(Sampler[int]):
@@ -73,7 +144,7 @@ class StreamingSampler(Sampler[int]):
         return len(self.groups)
 
     def __iter__(self) -> Iterator[int]:
-        # As in `BalancedSampler`, seed and epoch alone fix the order.
+        # As in `WeightedSampler`, seed and epoch alone fix the order.
         generator = np.random.default_rng([self.seed, int(self.epoch)])
         # The place of each slice's group in the shuffled list of groups.
         turn = generator.permutation(self.groups.max(initial=-1) + 1)[self.groups]
@@ -100,3 +171,18 @@ def shown_organs(dataset: Dataset) -> np.ndarray:
     # decoded.
     organs = find_labels(dataset.features).names
     return np.array([[bool(masks[organ]) for organ in organs] for masks in dataset.with_format(None)["segmentation"]])
+
+
+def weigh_slices(dataset: Dataset, slice_sampling: SliceSampling) -> np.ndarray | None:
+    """Return the weights with which slices are drawn; None: each of them comes once per epoch.
+
+    Args:
+        dataset: The training slices.
+        slice_sampling: As in `DataArguments`.
+    """
+    if slice_sampling == "all":
+        return None
+    organs = shown_organs(dataset)
+    if slice_sampling == "balanced":
+        return balance_groups(organs)
+    return balance_patients(organs, np.array(dataset.with_format(None)["case"]))

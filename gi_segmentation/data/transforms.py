@@ -1,7 +1,8 @@
 """From prepared slices to the tensors of a batch: augmentation, normalisation, labels."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -110,12 +111,29 @@ class SliceTransform:
         # Worker processes that live through all epochs have a copy of this object. A plain number would stay 0 in
         # their copies; they see a change in shared memory.
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.earlier: Sequence[int] | None = None
 
-    def change(self, slice_id: str, pixels: np.ndarray, organs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @contextmanager
+    def repeating(self, earlier: Sequence[int]) -> Iterator[None]:
+        """Change the slices that are read in this block otherwise than when they were read before in this epoch.
+
+        Args:
+            earlier: How often each of them was read before.
+        """
+        self.earlier = earlier
+        try:
+            yield
+        finally:
+            self.earlier = None
+
+    def change(
+        self, slice_id: str, earlier: int, pixels: np.ndarray, organs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Augment a slice.
 
         Args:
             slice_id: Its id.
+            earlier: How often it was read before in this epoch.
             pixels: As `PreparedSlices.read` returns them, as well as `organs`.
             organs: The organ bits.
 
@@ -124,9 +142,10 @@ class SliceTransform:
         """
         if self.augment is None:
             return pixels, organs
-        # Seed, epoch and slice fix the changes. They do not depend on the order of slices, on the worker process,
-        # or on an interruption. `hash` of a string differs from process to process; a checksum does not.
-        seed = zlib.crc32(f"{self.seed} {int(self.epoch)} {slice_id}".encode())
+        # Seed, epoch, slice and repetition fix the changes. They do not depend on the order of slices, on the worker
+        # process, or on an interruption. `hash` of a string differs from process to process; a checksum does not.
+        key = self.seed, int(self.epoch), slice_id, *([earlier] if earlier else [])
+        seed = zlib.crc32(" ".join(map(str, key)).encode())
         # The augmentation works on intensities of 0 to 1. It works on the size of the model's input, which is smaller
         # than most slices and so takes less time.
         intensity, organs = self.augment(to_intensity(pixels), organs, seed)
@@ -136,7 +155,8 @@ class SliceTransform:
         """Transform rows. `datasets` passes and expects a list of values for each column."""
         names = list(zip(rows["scan"], rows["slice"], strict=True))
         found = self.slices.read(names)
-        changed = [self.change(slice_id, *one) for slice_id, one in zip(rows["id"], found, strict=True)]
+        earlier = self.earlier or [0] * len(names)
+        changed = [self.change(*key, *one) for *key, one in zip(rows["id"], earlier, found, strict=True)]
         # PyTorch takes only arrays that can be written to and run forwards through memory. The organ bits of the cache
         # cannot be written to, and a flip may run backwards. Such arrays are copied.
         images, organs = (

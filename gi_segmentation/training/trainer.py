@@ -28,8 +28,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from gi_segmentation.arguments import DataArguments, RunArguments
-from gi_segmentation.data.sampling import BalancedSampler, StreamingSampler, shown_organs
+from gi_segmentation.arguments import DataArguments, RunArguments, SliceSampling
+from gi_segmentation.data.sampling import RepeatedSlices, StreamingSampler, WeightedSampler, weigh_slices
 from gi_segmentation.data.streaming import is_index, number_groups
 from gi_segmentation.data.transforms import SliceTransform, attached_transform
 from gi_segmentation.errors import InputError, StoppedError
@@ -98,7 +98,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
     """`Trainer` for semantic segmentation of slices of many sizes.
 
     Args:
-        balanced: Whether to draw the training slices by `BalancedSampler`.
+        slice_sampling: How to draw the training slices, as in `DataArguments`.
         *args: The same as those of `Trainer`.
         **kwargs: The same as those of `Trainer`.
 
@@ -120,9 +120,9 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
     args: RunArguments
     model: PreTrainedModel
 
-    def __init__(self, *args: Any, balanced: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, slice_sampling: SliceSampling = "all", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.balanced = balanced
+        self.slice_sampling: SliceSampling = slice_sampling
         self.transform = attached_transform(cast(Dataset, self.train_dataset))
         self.label_mode: LabelMode = self.transform.label_mode
         self.max_loss = find_max_loss(self.transform.slices.labels)
@@ -142,8 +142,8 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             loaders = max(self.args.dataloader_num_workers, 1) * self.args.world_size
             settings = loaders, find_train_batch_size(self), self.args.seed, self.transform.epoch
             return StreamingSampler(number_groups(dataset), *settings)
-        if self.balanced:
-            return BalancedSampler(shown_organs(dataset), self.args.seed, self.transform.epoch)
+        if (weights := weigh_slices(dataset, self.slice_sampling)) is not None:
+            return WeightedSampler(weights, self.args.seed, self.transform.epoch)
         return RandomSampler(dataset)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -155,10 +155,11 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # `Trainer` has its own method for this, with `--dataloader_drop_last`. But that flag also drops the last batch
         # of an evaluation, so validation slices would not be scored.
         dataset, batch_size = cast(Dataset, self.train_dataset), find_train_batch_size(self)
-        loader = DataLoader(
-            dataset,
+        sampler = self.train_sampler()
+        loader: DataLoader = DataLoader(
+            RepeatedSlices(dataset) if isinstance(sampler, WeightedSampler) else cast(Any, dataset),
             batch_size,
-            sampler=self.train_sampler(),
+            sampler=sampler,
             collate_fn=self.data_collator,
             drop_last=len(dataset) > 1 and len(dataset) % batch_size == 1,
             num_workers=self.args.dataloader_num_workers,
@@ -459,7 +460,7 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=metrics,
         callbacks=callbacks,
-        balanced=data_args.slice_sampling == "balanced",
+        slice_sampling=data_args.slice_sampling,
     )
     # `Trainer` makes the callbacks of `--report_to`.
     for callback in find_picture_callback(eval_dataset, metrics, trainer.callback_handler.callbacks, run_args):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,42 @@ def test_a_test_split_has_neither_annotation_nor_segmentation(kaggle_copy: Path,
         assert row["annotation"] is None and row["segmentation"] is None and row["fold"] is None
     images = {row["id"]: row["image"]["bytes"] for row in splits["test"]}
     assert images == {row["id"]: row["image"]["bytes"] for row in splits["train"] + splits["validation"]}
+
+
+def copy_patients(kaggle_dir: Path, folder: Path, patients: Sequence[str]) -> None:
+    """Make a Kaggle folder of some patients of another one."""
+    for patient in patients:
+        shutil.copytree(kaggle_dir / "train" / patient, folder / "train" / patient)
+    header, *lines = (kaggle_dir / "train.csv").read_text().splitlines()
+    kept = [line for line in lines if line.split("_")[0] in patients]
+    (folder / "train.csv").write_text("\n".join([header, *kept]) + "\n")
+
+
+def test_several_folders_give_the_dataset_of_one_with_all_patients(kaggle_dir: Path, tmp_path: Path) -> None:
+    first, second, third, fourth = sorted(path.name for path in (kaggle_dir / "train").iterdir())
+    # Not in the order of the patients.
+    copy_patients(kaggle_dir, tmp_path / "a", (second, third))
+    copy_patients(kaggle_dir, tmp_path / "b", (first, fourth))
+    words = ["--num_folds", "2", "--num_proc", "1", "--output_dir", str(tmp_path / "several")]
+    assert main(["build", "--kaggle_dir", str(tmp_path / "a"), str(tmp_path / "b"), *words]) == 0
+    build(kaggle_dir, tmp_path / "one", HALVES, num_proc=1)
+    assert contents(tmp_path / "several" / "data") == contents(tmp_path / "one" / "data")
+
+
+def test_a_patient_in_two_folders_is_refused(
+    kaggle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient = sorted(path.name for path in (kaggle_copy / "train").iterdir())[0]
+    again = tmp_path / "again"
+    copy_patients(kaggle_copy, again, [patient])
+    with pytest.raises(SystemExit, match="1"):
+        main(["build", "--kaggle_dir", str(kaggle_copy), str(again), "--output_dir", str(tmp_path / "built")])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error"))
+    assert line == (
+        f"error: {again}: train has patient {patient}, which is in {kaggle_copy}, too; remove the patient from one of "
+        f"the folders, or give it another number if it is another one"
+    )
+    assert not (tmp_path / "built").exists()
 
 
 def test_the_summary_and_the_card_state_the_right_counts(

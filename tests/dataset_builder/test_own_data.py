@@ -186,6 +186,14 @@ def test_an_undamaged_folder_has_no_problems(own_dir: Path) -> None:
     assert verify(own_dir, num_proc=1).problems == []
 
 
+def test_folders_with_other_organs_are_refused(own_dir: Path, kaggle_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(KaggleDataError) as error:
+        build([own_dir, kaggle_dir], tmp_path / "built", HALVES, num_proc=1)
+    assert error.value.problems[-1] == (
+        f"{own_dir}, {kaggle_dir}: expected the same organs in all folders, and labels.json in all or in none of them"
+    )
+
+
 def test_data_of_a_single_patient_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_phantom(tmp_path / "kaggle", 1, 2, 2, num_proc=1, num_labels=1)
     with pytest.raises(SystemExit, match="1"):

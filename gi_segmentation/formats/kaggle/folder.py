@@ -48,6 +48,7 @@ class KaggleScan:
         case: Number of the patient.
         slices: Sorted by number.
         annotations: By slice id and organ; None if the split has no annotations.
+        csv_path: The file of the annotations, which messages name.
         labels: The organs of the whole folder.
         facts: What `labels.json` says of it; None in a folder without this file.
         fold: Number of the fold of its patient; None before the patients are divided.
@@ -57,6 +58,7 @@ class KaggleScan:
     case: int
     slices: list[SliceFile]
     annotations: dict[str, dict[str, Annotation]] | None = field(default=None, repr=False)
+    csv_path: Path = Path("train.csv")
     labels: LabelSet = GI_TRACT
     facts: ScanFacts | None = None
     fold: int | None = None
@@ -152,6 +154,7 @@ def group_scans(
     slices: list[SliceFile],
     annotations: dict[str, dict[str, Annotation]] | None,
     label_file: LabelFile | None = None,
+    csv_path: Path = Path("train.csv"),
 ) -> list[KaggleScan]:
     """Group sorted slices into scans, and add the annotations of their slices, and what `labels.json` says of them."""
     labels = label_file.labels if label_file else GI_TRACT
@@ -164,6 +167,7 @@ def group_scans(
             case=members[0].case,
             slices=members,
             annotations=None if annotations is None else {s.id: annotations.get(s.id, {}) for s in members},
+            csv_path=csv_path,
             labels=labels,
             facts=label_file.scans.get(name) if label_file else None,
         )
@@ -218,10 +222,10 @@ def read_kaggle_scans(kaggle_dir: Path, split: str = "train") -> tuple[list[Kagg
         )
     elif annotations is not None:
         problems += find_unmatched_slices(slices, annotations, folder, csv_path)
-    scans = group_scans(slices, annotations, label_file)
+    scans = group_scans(slices, annotations, label_file, csv_path)
     if label_file:
         problems += find_unnamed_scans(scans, label_file, kaggle_dir, split)
-        checked = [check_rows(scan, csv_path) for scan in scans]
+        checked = [check_rows(scan) for scan in scans]
         scans = [scan for scan, _ in checked]
         problems += [problem for _, found in checked for problem in found]
     return scans, problems
@@ -241,7 +245,7 @@ def find_unnamed_scans(scans: Sequence[KaggleScan], label_file: LabelFile, kaggl
     return problems
 
 
-def check_rows(scan: KaggleScan, csv_path: Path) -> tuple[KaggleScan, list[str]]:
+def check_rows(scan: KaggleScan) -> tuple[KaggleScan, list[str]]:
     """Compare the rows of a scan with the organs that `labels.json` calls unknown in it.
 
     Returns:
@@ -255,12 +259,12 @@ def check_rows(scan: KaggleScan, csv_path: Path) -> tuple[KaggleScan, list[str]]
     # Without any row, the problem is another one, and it was found before.
     missing = [organ for organ in scan.drawn if organ not in rows] if rows else []
     problems = [
-        f"{csv_path}: no row of {organ} on any slice of {scan.name}; add a row for each slice, or add {organ} to its "
-        f"`unknown` in {LABEL_FILE}"
+        f"{scan.csv_path}: no row of {organ} on any slice of {scan.name}; add a row for each slice, or add {organ} to "
+        f"its `unknown` in {LABEL_FILE}"
         for organ in missing
     ]
     problems += [
-        f"{csv_path}, row {min(rows[organ])}: {LABEL_FILE} calls {organ} unknown in {scan.name}, but "
+        f"{scan.csv_path}, row {min(rows[organ])}: {LABEL_FILE} calls {organ} unknown in {scan.name}, but "
         f"{len(rows[organ])} of its {len(scan.slices)} slices have a row of it; remove these rows, or {organ} from "
         f"its `unknown`"
         for organ in scan.labels.names
