@@ -59,9 +59,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--postprocessing",
         action="store_true",
-        help="learn from the held-back patients which faint pixels of an organ to add, and which slices and components "
-        "to remove; if a step helps beyond its interval, the published configuration has its limits, and predict "
-        "applies them",
+        help="learn from the held-back patients which faint pixels of an organ to add, and which slices and "
+        "components to remove; if a step helps beyond its interval, the published configuration has its limits, and "
+        "predict applies them",
     )
     parser.add_argument(
         "--push_to_hub",
