@@ -79,6 +79,15 @@ NOT_RUN = {
     "tests/models/test_encoders.py makes such a folder where timm is installed",
     "accelerate launch --config_file accelerate_configs/cpu.yaml run_segmentation.py --config "
     "recipes/upernet-efficientnet-lite0.yaml --output_dir runs/upernet-lite0": "needs the folder of the line above",
+    "pip install -e .[kaggle]": "needs a package registry; the extra is looked up",
+    "python -m gi_segmentation.kaggle_package --user YOUR_NAME --output_dir package": "needs a package registry; "
+    "tests/test_kaggle_notebooks.py runs it where there is one",
+    "python -m gi_segmentation.kaggle_package --user YOUR_NAME --output_dir submission --model runs/upernet-320 "
+    "runs/other": "needs a package registry; tests/test_kaggle_package.py packs checkpoints",
+    "kaggle datasets create -p package/dataset --dir-mode zip": "needs an account; tests/test_kaggle_package.py lets "
+    "the client read the metadata",
+    "kaggle kernels push -p package/training": "needs an account; the same test",
+    "kaggle kernels push -p package/submission": "needs an account; the same test",
     f"kaggle competitions download -c {KAGGLE_ZIP}": "needs an account; a zip of a phantom lies in its place",
     "hf auth login": "asks for a token; HF_TOKEN has one here",
     "jupyter lab notebooks/visualisation.ipynb": "serves until it is stopped; test_notebook.py executes the notebook",

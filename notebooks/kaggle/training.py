@@ -105,9 +105,8 @@ else:
         *("--save_total_limit", 1, "--max_hours", HOURS - (time.time() - STARTED) / 3600, *FLAGS),
     )
 
-# %% [markdown]
-# ## And now?
-#
-# - **Not finished:** run this notebook again, with the output of this version as an input.
-# - **Finished:** run the submission notebook. For a better score, train further folds (`FOLD` above); the submission
-#   averages all that it finds.
+# %%
+if (run / "part_done.json").exists():
+    print("Not finished: run this notebook again, with the output of this version as an input.")
+else:
+    print("Finished: run the submission notebook. Or train another fold (FOLD above); it averages all that it finds.")
