@@ -22,7 +22,7 @@ SOURCES = (
     *("gi_segmentation", "dataset_builder", "loopback_hub", "model_cards"),
 )
 # These belong together and to the driver of the GPU. So the machine's own are used, whatever a package asks for.
-OF_THE_MACHINE = ("torch", "torchvision")
+OF_THE_MACHINE = re.compile(r"torch|torchvision|triton|(nvidia|cuda)-.*")
 # The oldest and the newest glibc of the wheels: 2.28 is older than that of any Linux that still gets updates.
 GLIBC = range(5, 29)
 # What the tools say when they reach no package index.
@@ -138,8 +138,10 @@ def find_missing(wheel: Path, extra: str, packages: Mapping[str, str], python_ve
         folder = Path(name)
         requirement, overrides, chosen = (folder / name for name in ("in.txt", "overrides.txt", "out.txt"))
         requirement.write_text(f"gi-segmentation{f'[{extra}]' if extra else ''} @ {wheel.as_uri()}\n")
-        # No machine has a Python below 3, so these are needed by nobody.
-        overrides.write_text("".join(f'{name}; python_version < "3"\n' for name in OF_THE_MACHINE))
+        # The versions must fit to the machine's PyTorch, whose builds for GPUs no index has. No machine has a Python
+        # below 3, so torchvision is needed by nobody.
+        torch = packages["torch"].split("+")[0]
+        overrides.write_text(f'torch=={torch}\ntorchvision; python_version < "3"\n')
         # uv keeps the versions of an earlier output, as long as they fit.
         chosen.write_text("".join(f"{name}=={version}\n" for name, version in packages.items()))
         words = (
@@ -149,7 +151,8 @@ def find_missing(wheel: Path, extra: str, packages: Mapping[str, str], python_ve
         )
         run_tool(words, "choosing the packages")
         found = re.findall(r"^([\w.-]+)==(\S+)$", chosen.read_text(), re.M)
-    return {name: version for name, version in found if packages.get(canonical(name)) != version}
+    wanted = {name: version for name, version in found if not OF_THE_MACHINE.fullmatch(name)}
+    return {name: version for name, version in wanted.items() if packages.get(name) != version}
 
 
 def download_wheels(versions: Mapping[str, str], python_version: str, folder: Path) -> None:
