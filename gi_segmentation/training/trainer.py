@@ -288,6 +288,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
             + (f" or in the {since - 1} steps before" if since > 1 else "")
             + f" (learning rate {learning_rate:.3g}); the last good checkpoint is {good or 'none'}; start anew in "
             f"another --output_dir with a lower --learning_rate, or more warm-up"
+            + (", or in 32 bits (--mixed_precision no)" if self.accelerator.mixed_precision == "fp16" else "")
             + (f", from --model_name_or_path {good}" if good else "")
         )
 
