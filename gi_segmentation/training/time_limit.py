@@ -18,13 +18,13 @@ from gi_segmentation.files import write_json
 PART_FILE = "part_done.json"
 # What was measured may take so many times as long when it comes again.
 SPREAD = 1.5
-# Seconds until the processes and their launcher have ended.
-ENDING_S = 20.0
+# Seconds for the start of the launcher, which no process knows, and for the end of all processes.
+ENDING_S = 60.0
 # The first checkpoint of a start is not measured yet. It is taken to have so many numbers of 4 bytes for each weight
 # of the model (two sets of weights, two moments of the optimizer), and the disk to write so many bytes a second.
 NUMBERS, SLOW_DISK = 4, 20e6
-# The final evaluation, with surface distances, takes so many times as long as one in the training. For a small model on
-# a CPU it was 2.6 times, and a larger model adds the same to both.
+# The final evaluation, with surface distances, takes so many times as long as one in the training. For a tiny model on
+# a CPU it was 2.6 times. A larger model adds the same to both.
 FINAL = 3
 # An evaluation with flips has so many forward passes.
 FLIPPED_PASSES = 4
