@@ -297,12 +297,12 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         self.check_loss()
         super().log(logs, *args, **kwargs)
 
-    def evaluate(self, *args: Any, flips: bool = False, clinical: bool = False, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: Any, flips: bool = False, thorough: bool = False, **kwargs: Any) -> dict[str, float]:
         """Score the weights that would be published: averaged if `--ema_decay` is set, without the auxiliary head.
 
         Args:
             flips: Whether to average logits over flipped slices.
-            clinical: Whether to add the scores in millimetres.
+            thorough: Whether to add the scores by all presets, and those in millimetres.
             *args: The same as those of `Trainer.evaluate`.
             **kwargs: The same as those of `Trainer.evaluate`.
 
@@ -312,7 +312,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # `Trainer` evaluates first and saves a checkpoint afterwards. So this check protects both.
         self.check_loss()
         self.with_flips = flips
-        cast(ComputeMetrics, self.compute_metrics).scorer.restart(clinical)
+        cast(ComputeMetrics, self.compute_metrics).scorer.restart(thorough)
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
             return super().evaluate(*args, **kwargs)
 
@@ -584,8 +584,8 @@ def train(trainer: SegmentationTrainer, started_s: float | None = None) -> Evalu
         raise InputError("no checkpoint was scored: train for at least one evaluation (--eval_strategy, --eval_steps)")
     # During the training only the fast scores are computed. Surface distances take longer, so they come once, here.
     metrics = cast(ComputeMetrics, trainer.compute_metrics)
-    scores, scans = trainer.evaluate(clinical=True), {"eval": metrics.scans}
+    scores, scans = trainer.evaluate(thorough=True), {"eval": metrics.scans}
     if trainer.args.test_time_flips:
-        scores |= trainer.evaluate(metric_key_prefix="eval_flips", flips=True, clinical=True)
+        scores |= trainer.evaluate(metric_key_prefix="eval_flips", flips=True, thorough=True)
         scans["eval_flips"] = metrics.scans
     return Evaluation(scores, scans)
