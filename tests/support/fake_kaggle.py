@@ -1,7 +1,7 @@
 """A machine like that of a Kaggle notebook: its folders, its packages, and no network. Only root can make one.
 
 The notebook runs in namespaces of its own: `/kaggle` is a folder of the test there, with read-only inputs, `/tmp` of
-the notebook is empty, and there is no network.
+the notebook is empty, and there is no network. What it installs is gone when it ends.
 """
 
 import json
@@ -29,7 +29,8 @@ mount --bind "$TREE" /kaggle
 mount --bind /kaggle/input /kaggle/input
 mount -o remount,bind,ro /kaggle/input
 mkdir -p /tmp/gi_segmentation
-mount --bind "$SCRATCH" /tmp/gi_segmentation
+mount --bind "$SCRATCH/tmp" /tmp/gi_segmentation
+mount -t overlay overlay -o "lowerdir=$IMAGE,upperdir=$SCRATCH/image,workdir=$SCRATCH/work" "$IMAGE"
 exec "$@"
 """
 
@@ -69,7 +70,7 @@ class FakeKaggle:
 
     def __init__(self, folder: Path, python: Path, old_mounts: bool = False) -> None:
         self.folder, self.input, self.working = folder, folder / "kaggle" / "input", folder / "kaggle" / "working"
-        self.old_mounts = old_mounts
+        self.old_mounts, self.image = old_mounts, python.parents[1]
         self.input.mkdir(parents=True)
         kernel = folder / "jupyter" / "kernels" / "image"
         kernel.mkdir(parents=True)
@@ -89,12 +90,14 @@ class FakeKaggle:
 
     def start(self, notebook: Path) -> subprocess.Popen[str]:
         """Start a notebook with an empty `/kaggle/working`."""
-        for folder in (self.working, self.folder / "scratch"):
+        scratch = self.folder / "scratch"
+        for folder in (self.working, scratch):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+        for folder in (self.working, *(scratch / name for name in ("tmp", "image", "work"))):
+            folder.mkdir(parents=True)
         Path("/kaggle").mkdir(exist_ok=True)
         environment = {**os.environ, "JUPYTER_PATH": str(self.folder / "jupyter"), "PATH": self.path}
-        environment |= {"TREE": str(self.folder / "kaggle"), "SCRATCH": str(self.folder / "scratch")}
+        environment |= {"TREE": str(self.folder / "kaggle"), "SCRATCH": str(scratch), "IMAGE": str(self.image)}
         # The caches and settings of this machine, and the code in this folder, are not there.
         for name in ("HF_HOME", "PYTHONPATH", "VIRTUAL_ENV", "PIP_FIND_LINKS"):
             environment.pop(name, None)
