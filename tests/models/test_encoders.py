@@ -373,7 +373,7 @@ class TestEfficientNet:
         import timm
 
         torch.manual_seed(0)
-        tensors = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+        tensors = timm.create_model(efficientnet.ARCHITECTURE, pretrained=False).state_dict()
         renamed = {f"layer{index}.{name.split('.')[-1]}": value for index, (name, value) in enumerate(tensors.items())}
         torch.save(renamed, tmp_path / "weights.pth")
         return tmp_path / "weights.pth"
