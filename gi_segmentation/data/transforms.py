@@ -155,8 +155,8 @@ class SliceTransform:
         """Transform rows. `datasets` passes and expects a list of values for each column."""
         names = list(zip(rows["scan"], rows["slice"], strict=True))
         found = self.slices.read(names)
-        earlier = self.earlier or [0] * len(names)
-        changed = [self.change(*key, *one) for *key, one in zip(rows["id"], earlier, found, strict=True)]
+        keys = zip(rows["id"], self.earlier or [0] * len(names), strict=True)
+        changed = [self.change(*key, *one) for key, one in zip(keys, found, strict=True)]
         # PyTorch takes only arrays that can be written to and run forwards through memory. The organ bits of the cache
         # cannot be written to, and a flip may run backwards. Such arrays are copied.
         images, organs = (
