@@ -1,6 +1,7 @@
 """An ONNX file computes what PyTorch does, and the lines on its card give the masks of `predict` without PyTorch."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gi_segmentation import predict
 from gi_segmentation.errors import InputError
 from gi_segmentation.export import main
 from gi_segmentation.labels import GI_TRACT, LabelSet
+from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing
 from gi_segmentation.publishing import onnx_model
 from gi_segmentation.rle import decode
 from loopback_hub import LoopbackHub
@@ -27,10 +29,18 @@ import re, sys
 from pathlib import Path
 sys.modules.update(torch=None, transformers=None, gi_segmentation=None)
 code = re.search(r"```python\\n(.*?)```", Path("README.md").read_text(), re.S)[1]
-assert len([line for line in code.splitlines() if line.strip()]) <= 20
+assert len([line for line in code.splitlines() if line.strip()]) <= 28
 exec(re.sub(r"slice_(?=.*png)", f"{sys.argv[1]}/slice_", code).replace("slice_0001", "slice_0070"))
 numpy.save("mask.npy", mask)
 """
+
+
+def predict_slice(model: Path, scan_dir: Path, output_dir: Path) -> dict[str, str]:
+    """Return what `predict` writes for slice 70, by organ."""
+    words = ["--model", str(model), "--input", str(scan_dir), "--output_dir", str(output_dir), "--num_workers", "0"]
+    (path,) = predict.main([*words, "--device", "cpu", "--precision", "fp32"])
+    with path.open(newline="") as file:
+        return {row["class"]: row["predicted"] for row in csv.DictReader(file) if row["id"].endswith("0070")}
 
 
 def compare_with_predict(
@@ -41,10 +51,7 @@ def compare_with_predict(
     done = run_python(["-c", CARD_LINES, str(slices)], cwd=card_dir)
     assert done.returncode == 0, done.stderr
     mask = np.load(card_dir / "mask.npy")
-    words = ["--model", str(model), "--input", str(scan_dir), "--output_dir", str(card_dir), "--num_workers", "0"]
-    (path,) = predict.main([*words, "--device", "cpu", "--precision", "fp32"])
-    with path.open(newline="") as file:
-        rows = {row["class"]: row["predicted"] for row in csv.DictReader(file) if row["id"].endswith("0070")}
+    rows = predict_slice(model, scan_dir, card_dir)
     masks = mask if mask.ndim == 3 else mask == np.arange(1, len(labels) + 1)[:, None, None]
     predicted = np.stack([decode(rows[organ], *masks.shape[1:]) for organ in labels.names])
     assert predicted.any(axis=(1, 2)).sum() > 1, "several organs are predicted"
@@ -75,6 +82,32 @@ def test_the_cards_lines_give_the_masks_of_predict_without_pytorch(
     assert f"labels in 0 of {NUM_COMPARED:,} pixels" in capsys.readouterr().out
     assert [path.name for path in (model / "onnx").iterdir()] == ["model.onnx"]
     compare_with_predict(model, model, scan_dir, run_python, labels)
+
+
+@pytest.mark.parametrize("label_mode", ["multiclass", "multilabel"])
+def test_the_cards_lines_apply_the_limits_for_pixels_and_slices(
+    label_mode: str, scan_dir: Path, tmp_path: Path, run_python: RunPython
+) -> None:
+    # A scan of one slice, because a gate looks at the slices beside it too.
+    (alone,) = scan_dir.rglob("slice_0070*.png")
+    folder = tmp_path / "scan" / alone.parent.relative_to(scan_dir)
+    folder.mkdir(parents=True)
+    shutil.copy(alone, folder)
+    before = save_model(tmp_path / "before", "segformer", 0, label_mode)
+    plain = predict_slice(before, tmp_path / "scan", tmp_path / "plain")
+    model = save_model(tmp_path / "model", "segformer", 0, label_mode)
+    # The first organ gets faint pixels, the second one is too doubtful, and the third one stays.
+    limits = [OrganLimits(threshold=0.1), OrganLimits(min_slice_confidence=0.999), OrganLimits(min_volume_ml=0.001)]
+    config = json.loads((model / "config.json").read_text())
+    config["postprocessing"] = Postprocessing(dict(zip(GI_TRACT.names, limits, strict=True))).to_config()
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "README.md").write_text(CARD)
+    main(["--model", str(model), "--output_dir", str(model)])
+    assert "The lines leave out the limits for components, which" in (model / "README.md").read_text()
+    compare_with_predict(model, model, tmp_path / "scan", run_python)
+    cleaned = predict_slice(model, tmp_path / "scan", tmp_path / "cleaned")
+    assert len(cleaned["large_bowel"]) != len(plain["large_bowel"]) and plain["small_bowel"] and plain["stomach"]
+    assert not cleaned["small_bowel"] and cleaned["stomach"]
 
 
 def test_the_file_and_its_section_are_published_in_one_commit(

@@ -3,8 +3,9 @@
 Each patient is predicted by the model of the fold that held this patient back. On patients of the training, a model
 makes fewer mistakes, and the limits would be too low.
 
-The search has four steps, see `STEPS`: thresholds, slices by confidence, slices by area, components. The first adds
-pixels, so it comes before those that remove some. Each step goes over the organs and keeps those limits with the
+The search has four steps, see `STEPS`: slices by confidence, thresholds, slices by area, components. The confidence of
+a slice does not depend on the threshold, and where slices stay empty, a lower threshold adds nothing wrong. Areas and
+components change with the threshold, so they come last. Each step goes over the organs and keeps those limits with the
 highest competition score.
 
 The score of limits on the patients from which they were chosen is too good. So the gain of each step is cross-fitted:
@@ -36,9 +37,9 @@ from gi_segmentation.scoring.scans import score_scans
 from gi_segmentation.scoring.tables import format_interval
 
 # The confidence of a slice from which it shows an organ, and of one that stays beside such a slice. A slice with a
-# mask has a confidence above 0.5, or above 0.25 with four labels.
-SLICE_CONFIDENCES = (0.6, 0.7, 0.8, 0.9, 0.95)
-NEIGHBOUR_CONFIDENCES = (1.0, 0.7, 0.5, 0.3)
+# mask has a confidence above 0.5, or above 0.25 with four labels; below that, only thresholds can fill it.
+SLICE_CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+NEIGHBOUR_CONFIDENCES = (1.0, 0.5, 0.3, 0.2, 0.1)
 # A stomach has 1,000 to 5,000 mm² in most of its slices.
 SLICE_AREAS_MM2 = (0.0, 50.0, 100.0, 200.0, 400.0)
 # A stomach has about 200 ml, and a voxel 0.007 ml. Equal scores take the first limits, so the lowest come first.
@@ -48,7 +49,6 @@ MIN_CONFIDENCES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 # What each step tries for an organ. The first changes nothing, and of equal scores the first one counts.
 STEPS: dict[str, list[dict[str, float]]] = {
-    "thresholds": [{"threshold": one} for one in THRESHOLDS],
     "slices by confidence": [
         {},
         *(
@@ -58,6 +58,7 @@ STEPS: dict[str, list[dict[str, float]]] = {
             if low == 1 or low < high
         ),
     ],
+    "thresholds": [{"threshold": one} for one in THRESHOLDS],
     "slices by area": [{"min_slice_area_mm2": one} for one in SLICE_AREAS_MM2],
     "components": [
         {"min_volume_ml": volume, "min_confidence": confidence}

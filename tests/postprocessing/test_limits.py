@@ -44,7 +44,26 @@ def save_with(folder: Path, value: Any, seed: int = 0, label_mode: str = "multic
     return folder
 
 
+GATE = OrganLimits(
+    threshold=0.2,
+    min_slice_confidence=0.4,
+    min_neighbour_confidence=0.3,
+    min_slice_area_mm2=50.0,
+)
+
+
 class TestConfiguration:
+    def test_a_gate_is_written_only_where_it_changes_something(self) -> None:
+        settings = Postprocessing({**LIMITS.organs, "small_bowel": GATE})
+        written = json.loads(json.dumps(settings.to_config(), sort_keys=True))
+        assert Postprocessing.from_config(written, GI_TRACT) == settings
+        # What the first version wrote is read as before, and what it can read is written as before.
+        assert written["stomach"] == {"min_confidence": 0.55, "min_volume_ml": 10.0}
+        assert list(settings.to_config()["small_bowel"]) == [
+            "threshold", "min_slice_confidence", "min_neighbour_confidence", "min_slice_area_mm2", "min_volume_ml",
+            "min_confidence",
+        ]  # fmt: skip
+
     def test_limits_travel_in_the_configuration(self, tmp_path: Path) -> None:
         model = AutoModelForSemanticSegmentation.from_pretrained(save_model(tmp_path / "one", "segformer", 0))
         model.config.postprocessing = LIMITS.to_config()
@@ -61,6 +80,14 @@ class TestConfiguration:
             ("a\nb" * 200, "postprocessing: expected a dictionary"),
             ({"stomach": {}}, "postprocessing: expected a dictionary"),
             ({"liver": LIMITS.to_config()["stomach"]}, "postprocessing: expected a dictionary"),
+            (
+                "stomach.min_slice_confidence=1.5",
+                "stomach.min_slice_confidence: expected a number of 0 to 1, but got 1.5",
+            ),
+            ("stomach.threshold=NaN", "but got nan"),
+            ("stomach.threshold=[0.5]", "but got [0.5]"),
+            ("stomach.min_neighbour_confidence=false", "but got False"),
+            ("stomach.min_slice_area_mm2=1e7", "expected a number of 0 to 1e+06, but got 10000000.0"),
             ("stomach=3", "postprocessing.stomach: expected a dictionary with the keys min_volume_ml, min_confidence"),
             ("stomach.min_size=3", "postprocessing.stomach: expected a dictionary"),
             ('stomach.min_volume_ml="1"', "postprocessing.stomach.min_volume_ml: expected a number of 0 to 100000"),
