@@ -17,7 +17,7 @@ begins without them.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -170,7 +170,7 @@ class ScoreTable:
         return self.found[key]
 
 
-def find_groups(scans: Sequence[HeldBackScan]) -> tuple[dict[str, Group], str]:
+def find_groups(scans: Sequence[HeldBackScan]) -> tuple[dict[str, int], str]:
     """Return who is left out when limits are chosen for each scan, by the name of the scan: its patient or its fold.
 
     The second value is `patient` or `fold`.
@@ -182,7 +182,7 @@ def find_groups(scans: Sequence[HeldBackScan]) -> tuple[dict[str, Group], str]:
 
 def choose_settings(
     scans: Sequence[HeldBackScan],
-    groups: dict[str, Group],
+    groups: Mapping[str, int],
     start: dict[Group, Postprocessing],
     grid: Sequence[dict[str, float]],
     rules: CompetitionRules,

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from gi_segmentation import compare
 from gi_segmentation.arguments import DataArguments
-from gi_segmentation.cross_validation.held_back_scans import HeldBackScan, predict_held_back_scans
+from gi_segmentation.cross_validation.held_back_scans import THRESHOLDS, HeldBackScan, predict_held_back_scans
 from gi_segmentation.cross_validation.postprocessing_search import (
     MAX_LEFT_OUT_ALONE,
     STEPS,
@@ -30,8 +30,9 @@ from gi_segmentation.errors import InputError
 from gi_segmentation.inference.arguments import Computation
 from gi_segmentation.inference.members import load_members
 from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet
-from gi_segmentation.postprocessing.limits import no_postprocessing
+from gi_segmentation.postprocessing.limits import OrganLimits, Postprocessing, no_postprocessing
 from gi_segmentation.rules import DEFAULT_RULES, PRESETS, CompetitionRules
+from gi_segmentation.scoring.scans import score_scans
 from tests.support.models import save_model
 from tests.support.own_data import SLICE_SPACING_MM, build_own_dataset
 from tests.support.postprocessing import limit, predict
@@ -225,29 +226,42 @@ class TestFolds:
     def test_the_scores_equal_those_of_predict_and_score(
         self, label_mode: str, dataset_dir: Path, kaggle_dir: Path, tmp_path: Path
     ) -> None:
-        rows: dict[str, list[str]] = {}
-        folds = []
+        settings = Postprocessing(
+            {
+                "large_bowel": OrganLimits(threshold=0.2, min_volume_ml=10.0),
+                "small_bowel": OrganLimits(min_slice_confidence=0.6, min_neighbour_confidence=0.5),
+                "stomach": OrganLimits(threshold=0.3, min_slice_area_mm2=400.0, min_confidence=0.4),
+            }
+        )
+        nothing = no_postprocessing(GI_TRACT.names)
+        scans: list[HeldBackScan] = []
+        folds, rows = [], {"before": ["id,class,predicted"], "after": ["id,class,predicted"]}
         for fold in (0, 1):
             held = load_slices(DataArguments(dataset_name=str(dataset_dir), fold=str(fold)))["validation"]
-            folds.append((save_model(tmp_path / f"fold-{fold}", "segformer", fold, label_mode), held))
-        learnt = learn_from_folds(folds, PRESETS["mle_bench"], "cpu", batch_size=5, num_workers=0)
-        assert learnt.num_patients == 4 and len(learnt.settings_by_fold) == 2
-        # The other way: `predict` with the limits in config.json, and the command that scores a submission.
-        for way, flags in (("before", ["--no_postprocessing"]), ("after", [])):
-            for (folder, held), settings in zip(folds, learnt.settings_by_fold, strict=True):
-                config = AutoConfig.from_pretrained(folder)
-                config.postprocessing = settings.to_config()
-                config.save_pretrained(folder)
+            folder = save_model(tmp_path / f"fold-{fold}", "segformer", fold, label_mode)
+            folds.append((folder, held))
+            (member,) = load_members([str(folder)], None, Computation("cpu"))
+            scans += predict_held_back_scans(member, held, fold, 5, 0)
+            # The other way: `predict` with the limits in config.json, and the command that scores a submission.
+            config = AutoConfig.from_pretrained(folder)
+            config.postprocessing = settings.to_config()
+            config.save_pretrained(folder)
+            for way, flags in (("before", ["--no_postprocessing"]), ("after", [])):
                 path = predict([folder], kaggle_dir / "train", tmp_path / f"{way}-{folder.name}", *flags)
-                head, *lines = path.read_text().splitlines()
-                rows.setdefault(way, [head])
+                _, *lines = path.read_text().splitlines()
                 rows[way] += [line for line in lines if line.split(",")[0] in set(held["id"])]
+        for way, limits in (("before", nothing), ("after", settings)):
+            for scan in scans:
+                scan.measure([limits], DEFAULT_RULES)
+            expected = score_scans([scan.score(limits) for scan in scans])["competition_score"]
             (tmp_path / f"{way}.csv").write_text("\n".join(rows[way]) + "\n")
-        for way, expected in (("before", learnt.score_before), ("after", learnt.score_after)):
             scores = score_submission(kaggle_dir / "train.csv", tmp_path / f"{way}.csv", kaggle_dir, num_proc=1)
             assert scores["competition_score"] == pytest.approx(expected, rel=1e-4), way
-        # A random model predicts patches everywhere, and limits remove some of them.
-        assert learnt.settings != no_postprocessing(GI_TRACT.names)
+        assert rows["before"] != rows["after"]
+        learnt = learn_from_folds(folds, DEFAULT_RULES, "cpu", batch_size=5, num_workers=0)
+        assert learnt.num_patients == len(learnt.settings_by_group) == 4
+        before = score_scans([scan.score(nothing) for scan in scans])["competition_score"]
+        assert learnt.score_before == pytest.approx(before)
 
     def test_own_organs_some_of_them_unknown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         labels = LabelSet(("liver", "spleen", "left kidney", "aorta", "colon"))
@@ -262,7 +276,10 @@ class TestFolds:
         scans = list(predict_held_back_scans(member, concatenate_datasets([held for _, held in folds]), 0, 6, 0))
         assert [scan.unknown for scan in scans] == [{"spleen"}, {"spleen", "aorta"}, set(), set()]
         # Each voxel of a label has the size that the folder says.
-        voxels, (volumes_ml, _) = (scans[0].labels[0].unpack() > 0).sum(), scans[0].sizes[0]
+        liver = scans[0].organs["liver"]
+        liver.keep(OrganLimits(min_volume_ml=0.1))
+        ((volumes_ml, _),) = liver.sizes.values()
+        voxels = (liver.levels.unpack() == len(THRESHOLDS)).sum()
         assert volumes_ml.sum() == pytest.approx(voxels * 1.5 * 1.5 * SLICE_SPACING_MM / 1000) and voxels > 0
         words = ["--model", str(folds[0][0]), "--dataset_name", str(own), "--device", "cpu", "--num_workers", "0"]
         scores = compare.main([*words, "--split", "train"])
