@@ -93,7 +93,9 @@ else:
 launch = ["--num_machines", 1, "--num_processes", max(gpus, 1), "--dynamo_backend", "no"]
 launch += ["--mixed_precision", PRECISION if gpus else "no", *(["--multi_gpu"] if gpus > 1 else [])]
 
-start = ["--backbone" if "backbone" in recipe else "--model_name_or_path", package / "start"]
+start = []
+if (package / "start").exists():
+    start = ["--backbone" if "backbone" in recipe else "--model_name_or_path", package / "start"]
 run = WORKING / f"fold-{FOLD}"
 if (run / "model.safetensors").exists():
     print(run, "is finished")
