@@ -209,7 +209,7 @@ def find_input(
     scans = find_scans(path, arguments.output_dir, arguments.series, sample is not None, forgiving)
     # Without a scan, a submission without rows is all that can be written.
     formats: dict[Kind, list[str]] = {"kaggle": ["kaggle"]}
-    if scans.scans or arguments.format:
+    if scans.scans or arguments.format not in (None, ["kaggle"]):
         formats = choose_formats(scans, arguments.format, arguments.probabilities)
     if sample is not None and "kaggle" not in formats.get("kaggle", ()):
         raise InputError("--sample_submission: is for slices of Kaggle's with --format kaggle; leave it out")

@@ -483,7 +483,8 @@ class TestHiddenTest:
     ) -> None:
         (tmp_path / "empty").mkdir()
         sample = self.write_sample(tmp_path / "sample.csv", [])
-        path = predict(model, tmp_path / folder, tmp_path / "out", "--sample_submission", str(sample))
+        flags = ("--sample_submission", str(sample), "--format", "kaggle")
+        path = predict(model, tmp_path / folder, tmp_path / "out", *flags)
         assert path.read_text() == "id,class,predicted\n"
         assert [one.name for one in path.parent.iterdir()] == ["submission.csv"]
         said = re.search(
