@@ -8,8 +8,8 @@
 # where it stopped.
 #
 # It trains a model on all patients and one for each fold, JOBS at a time, each with one core. The models of the folds
-# score the patients that they never saw. All models together are the ensemble that predicts best; nothing was chosen
-# on the patients whose scores are printed.
+# score the patients that they never saw, and the post-processing is learnt from these predictions. The model of all
+# patients, with this post-processing if it helps, is the one to predict with. No checkpoint is chosen by its scores.
 #
 # Settings from the environment, with their defaults:
 #   RUN_DIR=runs/without_gpu        folder of everything that the run writes
@@ -47,6 +47,4 @@ how=(--fold %fold%)
 how=(--collect --postprocessing)
 cross_validate env
 
-members=("$run_dir/cv/fold-all")
-for ((fold = 0; fold < folds; fold++)); do members+=("$run_dir/cv/fold-$fold"); done
-echo "predict with all of them: python -m gi_segmentation.predict --model ${members[*]} --input ... --output_dir ..."
+echo "predict with: python -m gi_segmentation.predict --model $run_dir/cv --input ... --output_dir ..."
