@@ -104,7 +104,9 @@ def test_a_split_that_cannot_be_scored_is_refused(dataset_dir: Path, tmp_path: P
 
 
 def test_an_organ_without_a_score_has_none_in_the_table() -> None:
+    presets = {"mle_bench": 0.75, "first_place": 0.5, "host": 0.25}
     scores = {"dice": 0.5, "dice_left_kidney": math.nan, "dice_volume": 0.25, "competition_score": 0.75}
+    scores |= {f"competition_score_{preset}": score for preset, score in presets.items()}
     described = {
         "organs": {"left_kidney": 0},
         "num_scans": 2,
@@ -112,6 +114,8 @@ def test_an_organ_without_a_score_has_none_in_the_table() -> None:
         "intervals": {"a": dict.fromkeys(scores)},
         "gains": {"a": (0.5, 0.0, None)},
     }
-    heading, _, row = format_comparison(described).splitlines()
+    heading, _, row, _, by_preset, _, scores_by_preset = format_comparison(described).splitlines()
     assert "| left kidney (known in 0 of 2 scans) |" in heading
     assert row == "| a | 0.5000 | none | 0.2500 | 0.7500 | +0.0000 |"
+    assert all(preset in by_preset for preset in presets)
+    assert scores_by_preset == "| a | 0.7500 | 0.5000 | 0.2500 |"

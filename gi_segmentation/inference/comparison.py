@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections import defaultdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +58,7 @@ def compare_members(
         The scores of the scans, by way; and the seconds that the first checkpoint alone needs for `SCAN_SLICES`
         slices, without the time to read them.
     """
-    scorers: dict[str, StreamingScorer] = defaultdict(partial(StreamingScorer, dataset, rules))
+    scorers: dict[str, StreamingScorer] = {}
     seconds, number, label_mode = 0.0, 0, members[0].label_mode
     organs = len(find_labels(dataset.features))
     settings = PredictionSettings(batch_size, num_workers, flips=True)
@@ -71,6 +69,9 @@ def compare_members(
         for way, chosen in ways_to_predict(members, [one.cpu() for one in logits]).items():
             packed = pack_masks(predict_batch(chosen, label_mode, examples["native_size"])).numpy()
             label_counts = count_labels(chosen, label_mode, labels, examples.get("known")).numpy()
+            if way not in scorers:
+                scorers[way] = StreamingScorer(dataset, rules)
+                scorers[way].restart(presets=True)
             for one in zip(examples["slice_id"].tolist(), packed, label_counts, strict=True):
                 scorers[way].add(*one)
         # The time of a usual scan is enough, so only the first slices are predicted a second time for it.

@@ -58,17 +58,17 @@ class StreamingScorer:
         self.thread = ThreadPoolExecutor(1)
         self.restart()
 
-    def restart(self, thorough: bool = False) -> None:
+    def restart(self, clinical: bool = False, presets: bool = False) -> None:
         """Discard all slices that were added so far, and get ready for a new evaluation.
 
         Args:
-            thorough: Whether to add the distances of all presets, which takes three times as long, and the scores in
-                millimetres. A scan with a gap between its slices gets none in millimetres.
+            clinical: Whether to add the scores in millimetres. A scan with a gap between its slices gets none.
+            presets: Whether to measure the distances of all presets. It takes three times as long.
         """
         # An evaluation that was interrupted may have left scans behind.
         for waiting in self.scans.values():
             waiting.cancel()
-        self.thorough = thorough
+        self.clinical, self.presets = clinical, presets
         self.scans = {}
         self.preds: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self.label_counts: dict[str, np.ndarray] = {}
@@ -123,10 +123,10 @@ class StreamingScorer:
             preds[:, place] = np.unpackbits(slices[number], count=math.prod(shape)).view(bool).reshape(shape)
             target[:, place] = organ_masks(encodings[place], height, width)
         # Millimetres need the true distance between slices. A scan with a gap has no voxel size, see `DatasetScan`.
-        clinical = compare_organs(preds, target, spacing_mm if self.thorough else None)
+        clinical = compare_organs(preds, target, spacing_mm if self.clinical else None)
         unknown = find_unknown(encodings)
         return compare_masks(
-            case, scan, self.organs, preds, target, self.rules, label_counts, clinical, unknown, self.thorough
+            case, scan, self.organs, preds, target, self.rules, label_counts, clinical, unknown, self.presets
         )
 
     def take(self) -> list[ScanScore]:

@@ -312,7 +312,7 @@ class SegmentationTrainer(CheckpointLoading, Trainer):
         # `Trainer` evaluates first and saves a checkpoint afterwards. So this check protects both.
         self.check_loss()
         self.with_flips = flips
-        cast(ComputeMetrics, self.compute_metrics).scorer.restart(thorough)
+        cast(ComputeMetrics, self.compute_metrics).scorer.restart(clinical=thorough, presets=thorough)
         with exchanged_weights(self.model, self.average), without_auxiliary_head(self.model):
             return super().evaluate(*args, **kwargs)
 

@@ -48,7 +48,7 @@ def score_slices(scorer: StreamingScorer, slices: list[Slice]) -> dict[str, floa
 class TestScanScorer:
     def test_scores_are_those_of_the_whole_volumes(self, validation: Dataset) -> None:
         scorer, slices, expected = StreamingScorer(validation), list(predicted_slices(validation)), []
-        scorer.restart(thorough=True)
+        scorer.restart(clinical=True, presets=True)
         for scan in validation.unique("scan"):
             rows = validation.filter(lambda row, scan=scan: row["scan"] == scan)
             assert rows["slice"] == sorted(rows["slice"])
@@ -124,7 +124,7 @@ class TestScanScorer:
     def test_a_gap_between_slices_gives_no_millimetres(self, validation: Dataset) -> None:
         gap = validation.filter(lambda row: row["slice"] != 5)
         scorer = StreamingScorer(gap)
-        scorer.restart(thorough=True)
+        scorer.restart(clinical=True)
         scores = score_slices(scorer, list(predicted_slices(gap)))
         assert 0.5 < scores["dice"] < 1 and "hausdorff_mm_stomach" not in scores
 

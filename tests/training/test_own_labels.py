@@ -23,7 +23,8 @@ from gi_segmentation.labels import GI_TRACT, LabelMode, LabelSet, find_labels
 from gi_segmentation.models.configuration import Task, find_task, read_field_mm
 from gi_segmentation.models.loading import load_checkpoint
 from gi_segmentation.models.masks import find_flips
-from gi_segmentation.publishing.figures import compare_slice, fullest_slice, score_slice
+from gi_segmentation.publishing.figures import compare_slice, fullest_slice
+from gi_segmentation.training.pictures import score_slice
 from gi_segmentation.training.training_ranges import find_field_mm, find_training_ranges
 from run_segmentation import main
 from tests.support.models import STEADY, save_model
