@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 
 from loopback_hub import LoopbackHub
 from tests.support.encoders import write_encoder
+from tests.support.kaggle import copy_patients, list_patients
 from tests.support.models import write_base
 from tests.support.processes import ROOT
 
@@ -58,13 +59,9 @@ def test_from_the_zip_to_a_branch_per_fold(kaggle_dir: Path, tmp_path: Path, hub
 
 @pytest.mark.long
 def test_without_a_gpu_from_two_folders_to_a_model_of_all_patients(kaggle_dir: Path, tmp_path: Path) -> None:
-    patients = sorted(path.name for path in (kaggle_dir / "train").iterdir())
-    header, *lines = (kaggle_dir / "train.csv").read_text().splitlines()
-    for folder, names in (("first", patients[::2]), ("second", patients[1::2])):
-        for name in names:
-            shutil.copytree(kaggle_dir / "train" / name, tmp_path / folder / "train" / name)
-        kept = [line for line in lines if line.split("_")[0] in names]
-        (tmp_path / folder / "train.csv").write_text("\n".join([header, *kept]) + "\n")
+    patients = list_patients(kaggle_dir)
+    copy_patients(kaggle_dir, tmp_path / "first", patients[::2])
+    copy_patients(kaggle_dir, tmp_path / "second", patients[1::2])
     write_encoder(tmp_path / "encoder", "convnextv2")
     script = str(ROOT / "reference_runs" / "without_gpu.sh")
     flags = ["--backbone", str(tmp_path / "encoder"), *TINY.split()]

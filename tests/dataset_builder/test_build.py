@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from gi_segmentation.publishing.eval_results import list_tasks
 from gi_segmentation.rle import decode, encode
 from gi_segmentation.schema import dataset_features
 from loopback_hub import Fault, LoopbackHub, check_card
+from tests.support.kaggle import copy_patients, list_patients
 from tests.support.processes import RunPython, hold, processes_of
 
 HALVES = GiTractConfig(num_folds=2)
@@ -298,17 +298,8 @@ def test_a_test_split_has_neither_annotation_nor_segmentation(kaggle_copy: Path,
     assert images == {row["id"]: row["image"]["bytes"] for row in splits["train"] + splits["validation"]}
 
 
-def copy_patients(kaggle_dir: Path, folder: Path, patients: Sequence[str]) -> None:
-    """Make a Kaggle folder of some patients of another one."""
-    for patient in patients:
-        shutil.copytree(kaggle_dir / "train" / patient, folder / "train" / patient)
-    header, *lines = (kaggle_dir / "train.csv").read_text().splitlines()
-    kept = [line for line in lines if line.split("_")[0] in patients]
-    (folder / "train.csv").write_text("\n".join([header, *kept]) + "\n")
-
-
 def test_several_folders_give_the_dataset_of_one_with_all_patients(kaggle_dir: Path, tmp_path: Path) -> None:
-    first, second, third, fourth = sorted(path.name for path in (kaggle_dir / "train").iterdir())
+    first, second, third, fourth = list_patients(kaggle_dir)
     # Not in the order of the patients.
     copy_patients(kaggle_dir, tmp_path / "a", (second, third))
     copy_patients(kaggle_dir, tmp_path / "b", (first, fourth))
@@ -321,7 +312,7 @@ def test_several_folders_give_the_dataset_of_one_with_all_patients(kaggle_dir: P
 def test_a_patient_in_two_folders_is_refused(
     kaggle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    patient = sorted(path.name for path in (kaggle_copy / "train").iterdir())[0]
+    patient = list_patients(kaggle_copy)[0]
     again = tmp_path / "again"
     copy_patients(kaggle_copy, again, [patient])
     with pytest.raises(SystemExit, match="1"):
