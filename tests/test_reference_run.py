@@ -83,7 +83,7 @@ def test_without_a_gpu_from_two_folders_to_a_model_of_all_patients(kaggle_dir: P
     weights = (tmp_path / "run" / "cv" / "fold-all" / "model.safetensors").read_bytes()
     assert Path(words[-1], "model.safetensors").read_bytes() == weights
     scan = next((kaggle_dir / "train" / patients[0]).iterdir())
-    predict = [*words, "--input", str(scan), "--output_dir", str(tmp_path / "masks"), "--format", "png"]
+    predict = [*words, "--input", str(scan), "--output_dir", str(tmp_path / "masks"), "--format", "kaggle"]
     assert subprocess.run(predict, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode == 0
 
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
