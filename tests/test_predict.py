@@ -568,6 +568,20 @@ class TestHiddenTest:
         flags = ("--on_error", "empty", "--format", "kaggle", "nifti")
         assert "--format kaggle alone" in message(model, kaggle_dir / "train", tmp_path / "out", *flags)
 
+    def test_a_fault_of_the_output_folder_empties_no_scan(
+        self, model: Path, kaggle_copy: Path, tmp_path: Path
+    ) -> None:
+        scans, members = find_scans(kaggle_copy).scans, load_members([str(model)], None, Computation("cpu"))
+        settings = PredictionSettings(num_workers=0, on_error="empty")
+        list(predict_files(members, scans, ["kaggle"], tmp_path / "out", settings))
+        # Somebody has repaired a slice between two runs.
+        first, second = (one.path for one in scans[0].slices[:2])
+        first.write_bytes(second.read_bytes())
+        assert "has predictions of another scan" in message(
+            model, kaggle_copy, tmp_path / "out", "--on_error", "empty"
+        )
+        assert not (tmp_path / "out" / "submission.csv").exists()
+
     def test_what_is_done_stays_valid_if_the_rest_may_be_empty(
         self, model: Path, kaggle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -21,6 +21,10 @@ from gi_segmentation.inference.sample_submission import Sample, slice_ids, write
 from gi_segmentation.review.predicted_scan import PredictedScan
 
 
+class OutputConflictError(InputError):
+    """The output folder has files that do not belong to a scan. The scan itself may be whole."""
+
+
 def check_records(output_dir: Path, made_by: dict[str, Any]) -> None:
     """Check that everything in an output folder was made by the same models with the same settings.
 
@@ -66,17 +70,19 @@ def is_done(scan: InputScan, files: Sequence[Path], output_dir: Path) -> bool:
     """Return whether an earlier run has written the files of a scan.
 
     Raises:
-        InputError: If a file exists that no earlier run has written, or if the scan has other content than then.
+        OutputConflictError: If a file exists that no earlier run has written, or if the scan has other content than
+            then.
+        InputError: If a file of the scan cannot be read.
     """
     path = record_path(scan, output_dir)
     record = read_record(path) if path.exists() else {"files": []}
     recorded = [output_dir / name for name in record["files"]]
     if foreign := [file for file in files if file.exists() and file not in recorded]:
-        raise InputError(f"{foreign[0]}: exists; remove it or name another --output_dir")
+        raise OutputConflictError(f"{foreign[0]}: exists; remove it or name another --output_dir")
     if not recorded:
         return False
     if record["input"] != hash_files(scan.paths):
-        raise InputError(
+        raise OutputConflictError(
             f"{scan.paths[0]}: {output_dir} has predictions of another scan with the name {scan.name}; "
             f"name another --output_dir"
         )

@@ -18,7 +18,7 @@ from gi_segmentation.formats.inputs import InputScan
 from gi_segmentation.formats.volumes import FIELD_MM, check_volumes
 from gi_segmentation.inference.batches import PredictionSettings
 from gi_segmentation.inference.members import Member, find_common_field, precision_name
-from gi_segmentation.inference.output_folder import check_records, is_done, write_files
+from gi_segmentation.inference.output_folder import OutputConflictError, check_records, is_done, write_files
 from gi_segmentation.inference.outputs import OutputPlan, find_format, plan_outputs
 from gi_segmentation.inference.scans import predict_scans
 from gi_segmentation.memory import release_memory
@@ -88,7 +88,8 @@ def predict_files(
         is predicted.
 
     Raises:
-        InputError: If the folder has files of other models or settings, or if nothing can be written to it.
+        InputError: If the folder has files of other models or settings, or if nothing can be written to it; with
+            `settings.on_error` of `empty` also if it has other files for a scan.
     """
     made_by = describe_prediction(members, settings)
     check_records(output_dir, made_by)
@@ -138,7 +139,11 @@ def describe_prediction(members: Sequence[Member], settings: PredictionSettings)
 def check_scan(
     scan: InputScan, formats: Sequence[str], output_dir: Path, settings: PredictionSettings
 ) -> ScanOutcome | OutputPlan:
-    """Return the result of a scan that need not or cannot be predicted, or what will be written for it."""
+    """Return the result of a scan that need not or cannot be predicted, or what will be written for it.
+
+    Raises:
+        OutputConflictError: If the folder has other files for this scan, and failed scans get empty rows.
+    """
     try:
         if scan.problem:
             raise InputError(scan.problem)
@@ -150,6 +155,9 @@ def check_scan(
         if is_done(scan, files, output_dir):
             return ScanOutcome(scan.name, len(scan.slices), "skipped", files=files, plan=plan)
     except InputError as error:
+        # With `empty`, the rows of a scan that can be read would become empty because of the folder.
+        if isinstance(error, OutputConflictError) and settings.on_error == "empty":
+            raise
         return ScanOutcome(scan.name, len(scan.slices), "failed", message=str(error))
     except MemoryError:
         raise

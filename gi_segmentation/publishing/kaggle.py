@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,13 @@ def write_package(plan: PackagePlan, output_dir: Path) -> str:
         Lines for the user: what is in it, how large it is, and what to do next.
 
     Raises:
-        InputError: If something in the plan cannot be used, if the folder has files, or if a download fails.
+        InputError: If something in the plan cannot be used, if the folder has files, if a package is missing, or if a
+            download fails.
     """
     check_names(plan)
+    # It is needed last, after minutes of downloads.
+    if find_spec("jupytext") is None:
+        raise InputError("needs jupytext, which is not installed; run `pip install -e .[kaggle]`")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise InputError(f"--output_dir {output_dir}: expected a new folder, but this one has files; name another one")
     packages = read_packages(plan.image_packages)

@@ -94,8 +94,11 @@ def run_tool(words: Sequence[object], purpose: str) -> None:
         return
     said = " ".join(done.stderr.split())
     # The end has the reason, and before it may be many warnings.
-    reason = "the package index cannot be reached" if NO_NETWORK.search(said) else f"... {said[-600:]}"
-    raise InputError(f"{purpose} failed: {reason}; it needs the internet once: run the command again")
+    if NO_NETWORK.search(said):
+        reason = "the package index cannot be reached; it needs the internet once: run the command again"
+    else:
+        reason = f"... {said[-600:]}"
+    raise InputError(f"{purpose} failed: {reason}")
 
 
 def build_own_wheel(folder: Path) -> Path:
