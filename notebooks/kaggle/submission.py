@@ -51,6 +51,8 @@ python("pip", "install", "--quiet", "--no-index", "--find-links", wheels, "--req
 import torch
 
 models = [path.parent for path in [*find("models/*/model*.safetensors"), *find("fold-*/model*.safetensors")]]
+if not models:
+    raise FileNotFoundError("No checkpoint among the inputs: add the output of a training that is finished.")
 print("checkpoints:", *models, sep="\n")
 gpus = torch.cuda.device_count()
 launch = ["--num_machines", 1, "--num_processes", max(gpus, 1), "--dynamo_backend", "no", "--mixed_precision", "no"]
