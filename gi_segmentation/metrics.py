@@ -246,7 +246,7 @@ class GiTractScores(evaluate.Metric):
             ValueError: As `add_batch`, or if only one of predictions and references is given, or if the preset is not
                 known.
         """
-        if preset not in rules.PRESETS:
+        if preset not in list(rules.PRESETS):
             raise ValueError(f"expected a preset of {', '.join(rules.PRESETS)}, but got {preset!r}")
         if predictions is not None and references is not None:
             self.add_batch(predictions=predictions, references=references, scans=scans, slices=slices)

@@ -66,9 +66,10 @@ class FoldsProgress(AbstractContextManager):
         # A file gets one estimate before the first fold is finished.
         self.estimated = False
         stream = stream or sys.stderr
-        # Some terminals do not know their width. Then it is 80.
-        columns = shutil.get_terminal_size().columns
-        self.bar = tqdm(total=total, bar_format=BAR, file=stream, disable=not stream.isatty(), ncols=columns)
+        # Some terminals do not know their size. Then it is 80 x 24, and tqdm, which would take 0 rows, shows the bar.
+        columns, rows = shutil.get_terminal_size()
+        hidden = not (stream.isatty() and self.folders)
+        self.bar = tqdm(total=total, bar_format=BAR, file=stream, disable=hidden, ncols=columns, nrows=rows)
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
@@ -96,6 +97,8 @@ class FoldsProgress(AbstractContextManager):
         if found is None or find_time(self.folders[0]) == self.old:
             return
         self.first = self.first or (now, found.step)
+        # A training that was killed goes on from its last checkpoint, which lies before its last log line.
+        self.first_step = min(self.first_step, found.step)
         if found.step != self.last[1]:
             self.last = now, found.step
         left = self.find_left(found.max_steps)

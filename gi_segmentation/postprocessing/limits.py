@@ -144,10 +144,15 @@ def check_entries(name: str, value: Any, keys: Sequence[str], optional: Sequence
     """
     # A key that is not known here is an error too. A later version may have one more limit, and without this limit the
     # masks would not be the promised ones.
-    if not isinstance(value, dict) or not set(keys) <= set(value) <= {*keys, *optional}:
-        also = f" (and perhaps {', '.join(optional)})" if optional else ""
-        # `repr` writes a line break as \n, so the message stays one line.
-        raise InputError(f"{name}: expected a dictionary with the keys {', '.join(keys)}{also}, but got {value!r:.80}")
+    expected = f"{name}: expected a dictionary with the keys {', '.join(keys)}"
+    expected += f" (and perhaps {', '.join(optional)})" if optional else ""
+    # `repr` writes a line break as \n, so the message stays one line.
+    if not isinstance(value, dict):
+        raise InputError(f"{expected}, but got {value!r:.80}")
+    if missing := [key for key in keys if key not in value]:
+        raise InputError(f"{expected}, but it lacks {', '.join(missing)}")
+    if unknown := [key for key in value if key not in (*keys, *optional)]:
+        raise InputError(f"{expected}, but got {unknown[0]!r:.80}")
     return value
 
 

@@ -70,22 +70,23 @@ def pick_slices(dataset: Dataset, number: int) -> list[int]:
     for index, row in enumerate(dataset.with_format(None).select_columns(["case", "scan", "segmentation"])):
         if any(row["segmentation"].values()):
             scans[row["case"], row["scan"]].append(index)
-    # Each scan gives the same number of slices. The scans with the most slices that show an organ come first, but a
-    # second scan of a patient only after the first ones of all patients. Sorting keeps the order of equals.
+    # Each scan gives the same number of slices; if that does not come out even, the first scans give one more. The scans
+    # with the most slices that show an organ come first, but a second scan of a patient only after the first ones of
+    # all patients. Sorting keeps the order of equals.
     turns: Counter[int] = Counter()
     ordered = []
     for (case, _), members in sorted(scans.items(), key=lambda item: len(item[1]), reverse=True):
         ordered.append((turns[case], members))
         turns[case] += 1
     ordered.sort(key=itemgetter(0))
-    share = math.ceil(number / len(scans))
+    share, more = divmod(number, len(scans))
     chosen: list[int] = []
-    for _, members in ordered:
+    for place, (_, members) in enumerate(ordered[:number]):
         # Evenly spaced positions without the two ends, because an organ is small on its first and last slice. If there
         # are few slices, rounding gives the same position twice. `dict.fromkeys` then keeps it once, in order.
-        positions = np.linspace(0, len(members) - 1, share + 2)[1:-1].round()
+        positions = np.linspace(0, len(members) - 1, share + (place < more) + 2)[1:-1].round()
         chosen += [members[position] for position in dict.fromkeys(positions.astype(int).tolist())]
-    return chosen[:number]
+    return chosen
 
 
 def read_row(dataset: Dataset, index: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,37 @@ def test_a_file_that_is_no_progress_says_nothing(tmp_path: Path) -> None:
     for text in ("", "[]", '{"step": 1}', "{"):
         (tmp_path / PROGRESS_FILE).write_text(text)
         assert read_progress(tmp_path) is None
+
+
+def test_steps_that_are_done_again_after_a_killed_training_count(tmp_path: Path, clock: Clock) -> None:
+    # It was killed after step 90, and its last checkpoint is that of step 40.
+    folders = [tmp_path / "fold-0", tmp_path / "fold-1"]
+    write_step(folders[0], 90)
+    with FoldsProgress(folders, total=2, stream=io.StringIO()) as shown:
+        shown.begin()
+        write_step(folders[0], 40)
+        shown.watch()
+        clock.now += 60 * 12
+        write_step(folders[0], 100)
+        shown.watch()
+        # 60 steps took 12 minutes, and the other fold has 100.
+        assert shown.finish() == "about 20 minutes left for 1 fold"
+
+
+def test_a_terminal_that_does_not_know_its_size_shows_the_bar(tmp_path: Path) -> None:
+    # As in a container. `openpty` gives a terminal of 0 rows and 0 columns.
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal, FoldsProgress([tmp_path / "fold-0"], total=1, stream=terminal) as shown:
+        shown.begin()
+        seen = b""
+        while b"0/1 folds" not in seen:
+            assert select.select([ours], [], [], 10)[0]
+            seen += os.read(ours, 1000)
+    os.close(ours)
+
+
+def test_without_a_fold_to_train_there_is_no_bar() -> None:
+    terminal = Terminal()
+    with FoldsProgress([], total=2, stream=terminal):
+        pass
+    assert terminal.getvalue() == ""

@@ -79,7 +79,8 @@ class TestConfiguration:
             ([], "postprocessing: expected a dictionary with the keys large_bowel, small_bowel, stomach, but got []"),
             ("a\nb" * 200, "postprocessing: expected a dictionary"),
             ({"stomach": {}}, "postprocessing: expected a dictionary"),
-            ({"liver": LIMITS.to_config()["stomach"]}, "postprocessing: expected a dictionary"),
+            ({"stomach": LIMITS.to_config()["stomach"]}, "but it lacks large_bowel, small_bowel"),
+            ({**LIMITS.to_config(), "liver": LIMITS.to_config()["stomach"]}, "stomach, but got 'liver'"),
             (
                 "stomach.min_slice_confidence=1.5",
                 "stomach.min_slice_confidence: expected a number of 0 to 1, but got 1.5",
@@ -89,7 +90,7 @@ class TestConfiguration:
             ("stomach.min_neighbour_confidence=false", "but got False"),
             ("stomach.min_slice_area_mm2=1e7", "expected a number of 0 to 1e+06, but got 10000000.0"),
             ("stomach=3", "postprocessing.stomach: expected a dictionary with the keys min_volume_ml, min_confidence"),
-            ("stomach.min_size=3", "postprocessing.stomach: expected a dictionary"),
+            ("stomach.min_size=3", "min_slice_area_mm2), but got 'min_size'"),
             ('stomach.min_volume_ml="1"', "postprocessing.stomach.min_volume_ml: expected a number of 0 to 100000"),
             ("stomach.min_volume_ml=true", "but got True"),
             ("stomach.min_volume_ml=-1", "but got -1"),

@@ -64,6 +64,11 @@ def test_slices_come_from_different_patients_before_a_second_scan_of_one() -> No
     assert pick_slices(rows, number=4) == [2, 11, 13, 7]
 
 
+def test_no_patient_is_left_out_if_there_are_fewer_patients_than_slices() -> None:
+    rows = slices((1, "a", 0, 7), (2, "b", 0, 5), (3, "c", 0, 3))
+    assert pick_slices(rows, number=4) == [2, 4, 9, 13]
+
+
 def test_slices_of_one_scan_are_spread_over_the_organs() -> None:
     assert pick_slices(slices((1, "a", 10, 9)), number=3) == [12, 14, 16]
 
