@@ -70,7 +70,7 @@ def pick_slices(dataset: Dataset, number: int) -> list[int]:
     for index, row in enumerate(dataset.with_format(None).select_columns(["case", "scan", "segmentation"])):
         if any(row["segmentation"].values()):
             scans[row["case"], row["scan"]].append(index)
-    # Each scan gives the same number of slices; if that does not come out even, the first scans give one more. The scans
+    # Each scan gives the same number of slices; what is left over comes one each from the first scans. Those
     # with the most slices that show an organ come first, but a second scan of a patient only after the first ones of
     # all patients. Sorting keeps the order of equals.
     turns: Counter[int] = Counter()
