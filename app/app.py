@@ -319,6 +319,8 @@ def predict_and_show(members: "list[Member]", path: Path, max_bytes: int) -> lis
             release_memory()
     if not shown:
         raise problems[0]
+    if postprocessing is not None:
+        gr.Info(f"Post-processing of the model: {html.escape(postprocessing.describe(), quote=False)}", duration=None)
     for line in scans.left_out:
         gr.Info(html.escape(public_text(line), quote=False), duration=None)
     for problem in problems:

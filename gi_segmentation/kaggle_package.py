@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gi_segmentation.errors import exit_on_input_error
+from gi_segmentation.errors import InputError, exit_on_input_error
 from gi_segmentation.processes import leaving_no_process_behind
 
 # Under this folder of a clone are the files that a package is made of.
@@ -11,7 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line.
+
+    Raises:
+        InputError: If flags contradict each other.
+    """
     parser = argparse.ArgumentParser(
         "python -m gi_segmentation.kaggle_package",
         description=__doc__,
@@ -29,8 +33,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--recipe",
         type=Path,
-        default=ROOT / "recipes" / "segformer-b4.yaml",
-        help="recipe of the training notebook; its pre-trained checkpoint is packed too",
+        help="recipe of the training notebook; its pre-trained checkpoint is packed too; None: segformer-b4",
     )
     parser.add_argument("--title", default="GI tract segmentation", help="the beginning of all titles on Kaggle")
     parser.add_argument(
@@ -40,7 +43,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="output of `pip freeze` in a notebook of Kaggle with a GPU; only what it lacks is packed",
     )
     parser.add_argument("--python_version", default="3.12", help="the Python there")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.model and arguments.recipe:
+        raise InputError("--recipe is for a package that trains; leave it out, or --model")
+    arguments.recipe = arguments.recipe or ROOT / "recipes" / "segformer-b4.yaml"
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -291,7 +291,8 @@ def write_predictions(
         sample: From `--sample_submission`.
 
     Raises:
-        InputError: If a scan failed, if a file that was asked for could not be written, or as `predict_files`.
+        InputError: If a scan failed, if all of them are empty, if a file that was asked for could not be written, or
+            as `predict_files`.
     """
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
@@ -319,6 +320,8 @@ def write_predictions(
         print(describe_results(results, output_dir))
     if not all(result.is_complete(asked) for result in results):
         raise InputError(describe_failures(results, formats.get("kaggle", ())))
+    if results and all(one.status == "empty" for one in results):
+        raise InputError("--on_error empty: expected some slices that can be read, but got none; see the warnings")
     if "kaggle" in formats.get("kaggle", ()):
         write_submission(scans, output_dir, members[0].labels.names, sample)
         forget_rows(scans, output_dir)

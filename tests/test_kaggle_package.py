@@ -15,6 +15,7 @@ from kagglesdk.datasets.types.dataset_api_service import ApiCreateDatasetRespons
 from requests.exceptions import HTTPError
 
 from gi_segmentation.errors import InputError
+from gi_segmentation.kaggle_package import parse_arguments
 from gi_segmentation.publishing.kaggle import (
     IMAGE_PACKAGES,
     PackagePlan,
@@ -181,3 +182,10 @@ def test_the_wheel_has_every_module(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(build_own_wheel(tmp_path)).namelist())
     sources = {path.relative_to(ROOT).as_posix() for name in SOURCES for path in (ROOT / name).rglob("*.py")}
     assert sources | {"run_segmentation.py", "model_cards/model_card.md"} <= names
+
+
+def test_a_recipe_is_for_a_package_that_trains(tmp_path: Path) -> None:
+    words = ["--user", "someone", "--output_dir", str(tmp_path / "package"), "--model", "runs/a"]
+    with pytest.raises(InputError, match="--recipe is for a package that trains"):
+        parse_arguments([*words, "--recipe", str(RECIPE)])
+    assert parse_arguments(words[:4]).recipe.is_file()

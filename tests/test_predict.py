@@ -39,6 +39,7 @@ from gi_segmentation.labels import GI_TRACT
 from gi_segmentation.models.loading import load_model
 from gi_segmentation.predict import main
 from gi_segmentation.rle import decode, encode
+from gi_segmentation.schema import slice_name
 from tests.support.models import FAMILIES, ID2LABEL, MAX_TIES, SIZE, save_model
 from tests.support.processes import ROOT
 from tests.support.scoring import score_submission
@@ -521,7 +522,7 @@ class TestHiddenTest:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("id,class,predicted\na,liver,\n", "rows of the class liver, which the checkpoint does not predict"),
+            ("id,class,predicted\nID,liver,\n", "rows of the class liver, which the checkpoint does not predict"),
             ("id,class\n", "expected the columns id, class, and predicted or segmentation, but got id, class"),
             ("id,class,predicted,more\n", "but got id, class, predicted, more"),
             ("id;class;predicted\n", "expected values separated by commas"),
@@ -531,7 +532,8 @@ class TestHiddenTest:
     def test_a_sample_that_cannot_be_used_is_refused(
         self, text: str, expected: str, model: Path, kaggle_dir: Path, tmp_path: Path
     ) -> None:
-        (tmp_path / "sample.csv").write_text(text)
+        first = find_slices(kaggle_dir / "train")[0][0]
+        (tmp_path / "sample.csv").write_text(text.replace("ID", slice_name(first.scan, first.number)))
         flags = ("--sample_submission", str(tmp_path / "sample.csv"), "--on_error", "empty")
         assert expected in message(model, kaggle_dir / "train", tmp_path / "out", *flags)
 
@@ -563,6 +565,17 @@ class TestHiddenTest:
         captured = capsys.readouterr()
         assert captured.err.count("warning: empty rows: ") == 3 and str(damaged / slices[4]) in captured.err
         assert "overview.png: expected caseN_dayN" in captured.out and "left out of " in captured.out
+
+    def test_a_submission_is_not_empty_as_a_whole(self, model: Path, kaggle_copy: Path, tmp_path: Path) -> None:
+        sample = self.write_sample(tmp_path / "sample.csv", [("case999_day1_slice_0001", "stomach")])
+        flags = ("--on_error", "empty", "--sample_submission", str(sample))
+        assert "expected ids of the slices in --input" in message(model, kaggle_copy, tmp_path / "out", *flags)
+        for path in kaggle_copy.rglob("*.png"):
+            path.write_bytes(b"no picture")
+        # The second time, nothing counts as predicted before.
+        for _ in range(2):
+            assert "but got none; see the warnings" in message(model, kaggle_copy, tmp_path / "out", *flags[:2])
+        assert not (tmp_path / "out" / "submission.csv").exists()
 
     def test_only_slices_of_kaggles_may_be_empty(self, model: Path, kaggle_dir: Path, tmp_path: Path) -> None:
         flags = ("--on_error", "empty", "--format", "kaggle", "nifti")

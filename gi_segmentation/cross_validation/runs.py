@@ -18,6 +18,7 @@ from gi_segmentation.command_line import parse_arguments
 from gi_segmentation.cross_validation.progress import FoldsProgress
 from gi_segmentation.data.slices import BUILD_COMMAND, load_slices
 from gi_segmentation.errors import InputError, StoppedError, one_line
+from gi_segmentation.files import write_json
 from gi_segmentation.publishing.facts import RUN_FILE, RunResults, changed_arguments, read_earlier, read_results
 from gi_segmentation.publishing.results import SCANS
 from gi_segmentation.schema import ALL_FOLDS
@@ -254,7 +255,10 @@ def train_folds(
     config_file: Path | None,
     ends_s: float | None = None,
 ) -> None:
-    """Train several folds, one after another; arguments and errors as `train_fold` and `check_flags`."""
+    """Train several folds, one after another; arguments and errors as `train_fold` and `check_flags`.
+
+    If the time of `--max_hours` ends before all are trained, a file in `output_dir` says so.
+    """
     # All folds are compared before one of them is trained for hours.
     for fold in folds:
         check_flags(fold, output_dir, recipe, flags)
@@ -264,9 +268,19 @@ def train_folds(
             folder = fold_folder(output_dir, fold)
             print(f"fold {fold}: finished before, in {folder}; {describe_fold(facts)}", flush=True)
     left = [fold for fold, facts in finished.items() if facts is None]
+    # A training notes by itself that a part is left. It cannot note that the next training has not begun.
+    part = output_dir / PART_FILE if len(folds) > 1 else None
+    if part:
+        part.unlink(missing_ok=True)
     with FoldsProgress([fold_folder(output_dir, fold) for fold in left], len(folds)) as progress:
-        for fold in left:
-            train_fold(fold, output_dir, recipe, flags, config_file, progress, ends_s)
+        for number, fold in enumerate(left, len(folds) - len(left)):
+            try:
+                train_fold(fold, output_dir, recipe, flags, config_file, progress, ends_s)
+            except StoppedError:
+                if part:
+                    output_dir.mkdir(parents=True, exist_ok=True)
+                    write_json(part, {"folds": number, "of": len(folds)})
+                raise
 
 
 def read_fold(output_dir: Path, fold: str) -> FoldRun:

@@ -182,6 +182,8 @@ def write_result(
     try:
         if isinstance(predicted, InputError):
             raise predicted
+        if len(predicted.problems) == len(scan.slices):
+            raise InputError(f"none of its slices can be read, the first because: {predicted.problems[0]}")
         if predicted.problems:
             made_by = made_by | {"on_error": "empty"}
         plan = write_files(predicted, plan, output_dir, made_by)

@@ -74,11 +74,19 @@ def choose_sampled(scans: InputScans, sample: Sample) -> InputScans:
     """Leave out the scans that a sample does not name, and say which slices have no rows.
 
     A scan of which it names some slices stays whole, because these may need the others as neighbours.
+
+    Raises:
+        InputError: If there are slices, but it names none of them.
     """
     # Without rows, the sample says nothing about ids. A scan with a problem has no slices that it could name.
     if not sample.rows:
         return scans
     chosen = [scan for scan in scans.scans if scan.problem or not sample.ids.keys().isdisjoint(slice_ids(scan))]
+    if scans.scans and not chosen:
+        raise InputError(
+            f"--sample_submission {sample.path}: expected ids of the slices in --input, like "
+            f"{slice_ids(scans.scans[0])[0]}, but got {list_some(list(sample.ids))}; name the sample of this input"
+        )
     extra = [one for scan in scans.usable for one in slice_ids(scan) if one not in sample.ids]
     line = f"left out: {len(extra)} slice{'s' * (len(extra) > 1)} that {sample.path} does not name: {list_some(extra)}"
     return replace(scans, scans=chosen, left_out=[*scans.left_out, *[line] * bool(extra)])

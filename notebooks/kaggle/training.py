@@ -66,10 +66,16 @@ if not (SCRATCH / "gi_tract").exists():
 # ## Take over the last part
 #
 # If the output of an earlier version of this notebook is among the inputs, its folders are copied, because a training
-# goes on in its own folder, and inputs are read-only.
+# goes on in its own folder, and inputs are read-only. Of two outputs of one fold, that with more steps is taken.
+
 
 # %%
-for run in find("fold-*/run.json"):
+def steps_done(run: Path) -> int:
+    """Return the steps of the last checkpoint beside a run.json."""
+    return max((int(folder.name.split("-")[1]) for folder in run.parent.glob("checkpoint-*[0-9]")), default=0)
+
+
+for run in sorted(find("fold-*/run.json"), key=steps_done, reverse=True):
     if not (WORKING / run.parent.name).exists():
         print("goes on from", run.parent)
         copytree(run.parent, WORKING / run.parent.name, copy_function=copyfile)
