@@ -34,7 +34,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def freeze(scratch: Path) -> Path:
     """The packages of Kaggle's image, with this machine's PyTorch."""
-    text = re.sub(r"^torch==.*$", f"torch=={torch.__version__}", IMAGE_PACKAGES.read_text(), flags=re.M)
+    text = re.sub(r"^torch==.*$", f"torch=={torch.__version__.split('+')[0]}", IMAGE_PACKAGES.read_text(), flags=re.M)
     path = scratch / "freeze.txt"
     path.write_text(re.sub(r"^torchvision==.*\n", "", text, flags=re.M))
     return path
