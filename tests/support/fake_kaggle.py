@@ -98,8 +98,9 @@ class FakeKaggle:
         Path("/kaggle").mkdir(exist_ok=True)
         environment = {**os.environ, "JUPYTER_PATH": str(self.folder / "jupyter"), "PATH": self.path}
         environment |= {"TREE": str(self.folder / "kaggle"), "SCRATCH": str(scratch), "IMAGE": str(self.image)}
-        # The caches and settings of this machine, and the code in this folder, are not there.
-        for name in ("HF_HOME", "PYTHONPATH", "VIRTUAL_ENV", "PIP_FIND_LINKS"):
+        # The caches and settings of this machine, and the code in this folder, are not there. In a test, a notebook
+        # would not keep what programs print that it starts.
+        for name in ("HF_HOME", "PYTHONPATH", "VIRTUAL_ENV", "PIP_FIND_LINKS", "PYTEST_CURRENT_TEST"):
             environment.pop(name, None)
         enter = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", ENTER, "bash"]
         run = [str(Path(sys.executable).parent / "jupyter-execute"), "--kernel_name=image", "--timeout=3000"]
